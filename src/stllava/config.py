@@ -1,0 +1,344 @@
+"""Every option, defined once: these classes are the YAML schema, the flags, `--help` and the Python API.
+
+A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` takes
+an environment variable. Unknown keys are refused.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from stllava.errors import StllavaError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+O = TypeVar("O", bound="Options")  # noqa: E741
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
+class Options(BaseModel):
+    """Base of all options: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SamplingOptions(Options):
+    """How text is sampled."""
+
+    temperature: Rate = 1.2
+    """Softmax temperature; 0 is greedy."""
+    top_k: NonNegativeInt = 100
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Keep the smallest set of tokens whose probability reaches p."""
+    max_new_tokens: PositiveInt = 300
+    """Longest completion, in tokens."""
+
+
+class GroupRates(Options):
+    """Peak learning rate of each part of the model; 0 freezes that part."""
+
+    language: Rate = 2e-4
+    """Language model (its LoRA, where one is used)."""
+    projector: Rate = 2e-5
+    """Projector from image features to the language model."""
+    vision: Rate = 5e-5
+    """Vision tower (its LoRA, where one is used)."""
+
+
+class LoraOptions(Options):
+    """Low-rank adapters; they are merged into the weights when the stage ends."""
+
+    language_rank: NonNegativeInt = 0
+    """Rank on the language model's linear layers; 0 trains them in full."""
+    vision_rank: NonNegativeInt = 0
+    """Rank on the vision tower's linear layers; 0 trains them in full."""
+    alpha_per_rank: PositiveFloat = 2.0
+    """LoRA's alpha divided by the rank."""
+    dropout: Share = 0.05
+    """Dropout before the adapters."""
+
+
+class TrainingOptions(Options):
+    """What sft and dpo share."""
+
+    epochs: PositiveFloat = 1.0
+    """Passes over the data."""
+    batch_size: PositiveInt = 8
+    """Images a forward: all that is learned about one image is one sequence."""
+    accumulate: PositiveInt = 1
+    """Forwards an optimizer step."""
+    learning_rate: GroupRates = GroupRates()
+    """Peak learning rates by part."""
+    lora: LoraOptions = LoraOptions()
+    """Low-rank adapters."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls."""
+    warmup: Share = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Rate = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the device has it natively, else float32."""
+
+
+class SftOptions(TrainingOptions):
+    """Instruction tuning with self-questioning (stage 1)."""
+
+    sq_r: Share = 0.5
+    """Probability that a user turn but the first becomes the virtual user's, whose question is learned."""
+
+
+class DpoOptions(TrainingOptions):
+    """Learning from preferences (stage 2): DPO + NLL on the chosen answer + replay of stage-1 conversations."""
+
+    beta: PositiveFloat = 0.1
+    """Strength of the pull to the reference policy."""
+    nll: Rate = 1.0
+    """Weight of the chosen answer's negative log-likelihood per token; 0 with replay 0 is the paper's plain recipe."""
+    replay: Rate = 1.0
+    """Weight of the replayed stage-1 loss per token; 0 replays nothing."""
+    replay_images: NonNegativeInt = 4
+    """Images with stage-1 conversations replayed in each forward."""
+    sq_r: Share = 0.5
+    """Self-questioning in the replayed conversations."""
+
+
+class AskOptions(Options):
+    """The policy describes each image, then asks about it as the virtual user."""
+
+    questions: PositiveInt = 5
+    """Questions an image."""
+    describe: str = "Describe the image."
+    """What the user says to get the description."""
+    description: SamplingOptions = SamplingOptions(temperature=0.0)
+    """How the description is sampled."""
+    sampling: SamplingOptions = SamplingOptions(top_k=300)
+    """How questions are sampled."""
+    chunk: PositiveInt = 64
+    """Images decoded together and written at once."""
+
+
+class AnswerOptions(Options):
+    """The policy answers each question K times, alone with the image."""
+
+    k: Annotated[int, Field(ge=2)] = 4
+    """Answers a question."""
+    sampling: SamplingOptions = SamplingOptions(temperature=1.5, max_new_tokens=1024)
+    """How answers are sampled."""
+    chunk: PositiveInt = 128
+    """Questions decoded together and written at once."""
+
+
+class JudgeOptions(Options):
+    """An expert scores the answers."""
+
+    expert: Literal["oracle", "reference"] = "oracle"
+    """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question."""
+    chunk: PositiveInt = 64
+    """Questions judged and written at once."""
+
+
+class PairOptions(Options):
+    """Best answer against worst; ties and abstentions never become pairs."""
+
+    margin: PositiveFloat = 0.5
+    """Smallest difference of scores that makes a pair."""
+
+
+class EvaluateOptions(Options):
+    """Greedy answers on benchmarks, scored."""
+
+    sampling: SamplingOptions = SamplingOptions(temperature=0.0, max_new_tokens=64)
+    """How answers are sampled: greedy unless you have a reason."""
+    chunk: PositiveInt = 128
+    """Samples decoded together and written at once."""
+
+
+class PhantomData(Options):
+    """Synthetic phantoms with known truth, generated from the run's seed."""
+
+    kind: Literal["phantom"] = "phantom"
+    """Synthetic radiology phantoms."""
+    labelled: PositiveInt = 100
+    """Images with conversations for sft."""
+    unlabelled: PositiveInt = 800
+    """Images the policy asks itself about."""
+    validation: PositiveInt = 80
+    """Held-out images that choose the best round."""
+    test: PositiveInt = 200
+    """Held-out images that measure it."""
+    size: Annotated[int, Field(ge=32)] = 128
+    """Width and height in pixels."""
+
+
+class VqaRadData(Options):
+    """VQA-RAD in its public JSON: train.json, test.json and images/."""
+
+    kind: Literal["vqa-rad"]
+    """The VQA-RAD folder."""
+    folder: Path
+    """Folder that holds train.json, test.json and images/."""
+    labelled: PositiveInt = 60
+    """Training images whose questions and answers sft sees."""
+    validation: PositiveInt = 30
+    """Training images held out to choose the best round."""
+
+
+class FilesData(Options):
+    """Your own images, conversations and samples."""
+
+    kind: Literal["files"]
+    """Your own files."""
+    images: Path
+    """The image root: every image path is relative to it and stays inside it."""
+    conversations: Path
+    """LLaVA-style JSON, or JSONL of Conversation records, for sft."""
+    validation: Path
+    """JSONL of Sample records that choose the best round."""
+    benchmarks: dict[str, Path] = {}
+    """JSONL of Sample records by name, measured for every policy."""
+    references: Path | None = None
+    """JSONL of Sample records the reference expert may look at; never a benchmark."""
+    unlabelled: Path | None = None
+    """Folder inside the image root to ask about; the whole root when absent."""
+
+
+Data = Annotated[PhantomData | VqaRadData | FilesData, Field(discriminator="kind")]
+
+
+class SmallModel(Options):
+    """The small LLaVA that is built from nothing, with a tokenizer trained on the labelled conversations."""
+
+    image_size: PositiveInt = 64
+    """Width and height the processor makes of an image, in pixels."""
+    patch_size: PositiveInt = 8
+    """Width and height of a patch; each becomes one image token."""
+    vision_width: PositiveInt = 128
+    """Hidden size of the vision tower."""
+    vision_layers: PositiveInt = 4
+    """Layers of the vision tower."""
+    language_width: PositiveInt = 128
+    """Hidden size of the language model."""
+    language_layers: PositiveInt = 4
+    """Layers of the language model."""
+    heads: PositiveInt = 4
+    """Attention heads of both."""
+    vocabulary: Annotated[int, Field(ge=300)] = 1024
+    """Most tokens of the byte-level BPE vocabulary."""
+    context: PositiveInt = 1024
+    """Longest sequence in tokens."""
+
+
+class RunOptions(Options):
+    """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
+
+    name: str
+    """Name of the experiment, shown in the report."""
+    seed: NonNegativeInt = 0
+    """Seed of data, model and sampling."""
+    data: Data
+    """Where images, conversations and benchmarks come from."""
+    model: str = "small"
+    """small: build the small LLaVA; else the folder or name of a transformers image-text-to-text model."""
+    small: SmallModel = SmallModel()
+    """Shape of the small LLaVA."""
+    sft: SftOptions = SftOptions()
+    """Stage 1."""
+    ask: AskOptions = AskOptions()
+    """Questions."""
+    answer: AnswerOptions = AnswerOptions()
+    """Answers."""
+    judge: JudgeOptions = JudgeOptions()
+    """Verdicts."""
+    pair: PairOptions = PairOptions()
+    """Preferences."""
+    dpo: DpoOptions = DpoOptions()
+    """Stage 2."""
+    evaluate: EvaluateOptions = EvaluateOptions()
+    """Benchmarks."""
+    rounds: PositiveInt = 3
+    """Most rounds of self-training."""
+    patience: PositiveInt = 1
+    """Stop after so many rounds in a row that do not beat the best one on the validation split."""
+    baselines: bool = True
+    """Score the majority and question-only baselines too."""
+    allow_overlap: bool = False
+    """Go on although benchmark images are among the training images; the report says so."""
+    max_bad: Share = 0.05
+    """Largest share of unusable images or rows before the run stops; fewer are counted and left out."""
+
+
+def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) -> RunOptions:
+    """Read a recipe, with `overrides` laid over it."""
+    return validate(RunOptions, _merge(_read(path), overrides or {}), source=str(path))
+
+
+def validate(kind: type[O], values: JsonValue, *, source: str) -> O:
+    """Options from plain values; an unknown or ill-typed key is refused by name."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"]]
+        key = ".".join(parts)
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], sorted(_keys(kind)), n=1)
+            raise StllavaError(
+                f"{source}: unknown key {key!r}",
+                expected="only options that exist",
+                remedy=f"Did you mean {near[0]!r}?" if near else "See `stllava run --help` for all of them.",
+            ) from None
+        raise StllavaError(
+            f"{source}: {key} is {first['input']!r}", expected=first["msg"], remedy="Mend that value."
+        ) from None
+
+
+def _keys(kind: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    for name, field in kind.model_fields.items():
+        names.add(name)
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                names |= _keys(part)
+    return names
+
+
+def _read(path: Path) -> dict[str, JsonValue]:
+    if not path.is_file():
+        raise StllavaError(f"no recipe {path}", expected="a YAML file", remedy=f"The recipes shipped are in {RECIPES}.")
+    try:
+        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", _environment, path.read_text()))
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise StllavaError(f"{path} is not YAML: {problem}", expected="a YAML mapping", remedy="Mend that line.") from None
+    if not isinstance(values, dict):
+        raise StllavaError(f"{path} holds {type(values).__name__}", expected="a YAML mapping", remedy="See recipes/phantom.yaml.")
+    base = values.pop("base", None)
+    return _merge(_read(path.parent / str(base)), values) if base is not None else values
+
+
+def _environment(match: re.Match[str]) -> str:
+    value = os.environ.get(match[1])
+    if not value:
+        raise StllavaError(
+            f"the recipe uses ${{{match[1]}}}, which is not set",
+            expected="an environment variable",
+            remedy=f"export {match[1]}=…",
+        )
+    return value
+
+
+def _merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,16 @@
+"""What can go wrong through no fault of the code: one class the user sees, one for a single bad item."""
+
+
+class StllavaError(Exception):
+    """A user error: says what was found, what was expected and what to do; the CLI prints it and exits with 2."""
+
+    def __init__(self, found: str, *, expected: str, remedy: str) -> None:
+        super().__init__(f"{found}; expected {expected}. {remedy}")
+
+
+class ItemError(Exception):
+    """One image or row that cannot be used; `cause` is a short word counted in the manifest."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause

@@ -1,0 +1,279 @@
+"""Every record that crosses a stage border: frozen, strict, one JSON line each on disk.
+
+An `id` is the hash of the content that makes the record what it is (`content_id`), never a count or a path of this
+machine, so the same work gives the same ids wherever and however often it runs. Images are POSIX paths relative to
+the image root of their data set; pixels are never embedded.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+Role = Literal["system", "user", "virtual_user", "assistant"]
+QuestionKind = Literal["open", "closed"]
+
+
+def content_id(*parts: JsonValue) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of the parts' canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Keyed(Record):
+    """A record with an id of its own."""
+
+    id: str
+    """What makes it this record, hashed with `content_id`."""
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Role
+    """Who speaks; `virtual_user` is the model asking about the image itself (SQ-LLaVA's VUSER)."""
+    content: str
+    """The text, without image placeholders: the images come first in the first user turn."""
+
+
+class Image(Keyed):
+    """An unlabelled image that the policy will ask about."""
+
+    id: str
+    """Hash of the path."""
+    path: str
+    """Relative to the image root."""
+
+
+class Conversation(Keyed):
+    """Labelled turns about images: what sft learns from."""
+
+    id: str
+    """Hash of images and messages, or the id the data set gave it."""
+    images: tuple[str, ...]
+    """Paths relative to the image root; shown in the first user turn."""
+    messages: tuple[Message, ...]
+    """The turns in order, the first one a user's (or a system message before it)."""
+
+
+class Sampling(Record):
+    """How text was sampled."""
+
+    temperature: float
+    """0 means greedy."""
+    top_k: int
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float
+    """Keep the smallest set of tokens whose probability reaches p; 1 keeps all."""
+    max_new_tokens: int
+    """Longest completion, in tokens."""
+    seed: int
+    """Seed of the run; each chunk derives its own from it and the ids in it."""
+
+
+class Question(Keyed):
+    """A question the policy asked about an image."""
+
+    id: str
+    """Hash of images, text and policy."""
+    images: tuple[str, ...]
+    """Paths relative to the image root."""
+    text: str
+    """The question itself."""
+    description: str
+    """What the policy said of the image before it asked."""
+    policy: str
+    """Fingerprint of the weights that asked."""
+    sampling: Sampling
+    """How it was sampled."""
+
+
+class Answers(Keyed):
+    """K answers of the policy to one question, each given alone with the image."""
+
+    id: str
+    """Hash of question id, completions and policy."""
+    question_id: str
+    """The question answered."""
+    images: tuple[str, ...]
+    """Paths relative to the image root."""
+    question: str
+    """Text of the question."""
+    completions: tuple[str, ...]
+    """The K answers in the order they were sampled; equal texts are kept."""
+    policy: str
+    """Fingerprint of the weights that answered."""
+    sampling: Sampling
+    """How they were sampled."""
+
+
+class Judgment(Keyed):
+    """An expert's verdict on one set of answers."""
+
+    id: str
+    """Hash of answers id, expert and prompt."""
+    answers_id: str
+    """The answers judged."""
+    scores: tuple[float, ...] | None
+    """One score per completion, higher is better; None when there is no verdict."""
+    cause: str | None
+    """Why there is no verdict (abstained, unparsed, refused, failed); None when there is one."""
+    reason: str
+    """The expert's grounds in words."""
+    expert: str
+    """Which expert judged."""
+    prompt_hash: str
+    """Hash of the rubric or rule the expert applied."""
+    raw: tuple[str, ...] = ()
+    """Raw replies in every order asked; empty for experts that send none."""
+    usage: dict[str, int] = {}
+    """Tokens or calls used, by name."""
+    cost: float = 0.0
+    """What it cost, in US dollars."""
+
+
+class Lineage(Record):
+    """Where a preference comes from."""
+
+    question_id: str
+    answers_id: str
+    judgment_id: str
+
+
+class Preference(Keyed):
+    """One pair to learn from."""
+
+    id: str
+    """Hash of prompt, chosen, rejected and lineage."""
+    images: tuple[str, ...]
+    """Paths relative to the image root."""
+    prompt: tuple[Message, ...]
+    """The turns before the answer."""
+    chosen: str
+    """The better answer."""
+    rejected: str
+    """The worse answer."""
+    margin: float
+    """Difference of their scores, above 0."""
+    lineage: Lineage
+    """Question, answers and judgment behind it."""
+
+
+class Sample(Keyed):
+    """One benchmark question with its reference answers."""
+
+    id: str
+    """Hash of benchmark, image, question and targets, or the benchmark's own id."""
+    image: str
+    """Path relative to the image root."""
+    question: str
+    """The question as published."""
+    targets: tuple[str, ...]
+    """Reference answers, any of which is right."""
+    kind: QuestionKind
+    """closed: a choice such as yes or no; open: free text."""
+    split: str
+    """Name of the split it belongs to."""
+
+
+class Prediction(Keyed):
+    """A policy's answer to a sample, with what is needed to score it again."""
+
+    id: str
+    """Hash of sample id and policy."""
+    sample_id: str
+    """The sample answered."""
+    image: str
+    """Path relative to the image root; intervals are clustered by it."""
+    question: str
+    """The question asked."""
+    targets: tuple[str, ...]
+    """Reference answers."""
+    kind: QuestionKind
+    """open or closed."""
+    completion: str
+    """What the policy said."""
+    policy: str
+    """Fingerprint of the weights, or the name of a baseline."""
+
+
+class Score(Record):
+    """One number of one policy on one benchmark, with its 95 % interval."""
+
+    policy: str
+    """Name of the policy in the run: sft, round-1, …, or of a baseline."""
+    benchmark: str
+    """Name of the benchmark."""
+    metric: str
+    """Name of the metric."""
+    value: float
+    """Between 0 and 1."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    n: int
+    """Samples it is the mean of."""
+
+
+class Difference(Record):
+    """The paired difference of two policies on the same samples, with its 95 % interval."""
+
+    policy: str
+    """The policy whose gain is measured."""
+    against: str
+    """The policy it is compared with."""
+    benchmark: str
+    """Name of the benchmark."""
+    metric: str
+    """Name of the metric."""
+    value: float
+    """Mean of policy minus mean of against."""
+    low: float
+    """Lower end of the 95 % interval, resampled by image."""
+    high: float
+    """Upper end of the 95 % interval."""
+    n: int
+    """Samples both answered."""
+
+
+class Manifest(Record):
+    """What a stage did; written last, so its presence means that the output is whole."""
+
+    stage: str
+    """Name of the stage."""
+    config: dict[str, JsonValue]
+    """The stage's options, all of them."""
+    inputs: dict[str, str]
+    """Hash of each input by name."""
+    outputs: dict[str, str]
+    """Hash of each output file by name."""
+    counts_in: int
+    """Items read."""
+    counts_out: int
+    """Items written."""
+    dropped: dict[str, int]
+    """Items that went in and did not come out, by cause."""
+    measures: dict[str, float]
+    """Other figures of the stage by name, such as rates and shares."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    """Series of (step, value), such as the loss."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader of the report."""
+    versions: dict[str, str]
+    """Versions of Python and the packages that shape results."""
+    commit: str
+    """Git commit of stllava, or an empty string outside a checkout."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Wall time of the process that finished the stage, after its last resume."""
+    device: str
+    """Where it ran."""

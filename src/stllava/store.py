@@ -1,0 +1,311 @@
+"""The disk: JSONL files, manifests, resume and locks. No other file knows the layout of a stage's folder.
+
+A stage's folder while it is written:
+
+    plan.json                what is being made: stage, options, input hashes
+    parts/<chunk id>.jsonl   finished chunks: one line of counts, then the records
+    lock                     held by the one process that writes
+
+and when it is whole: `<name>.jsonl` (or the files of a policy) and, written last, `manifest.json`.
+Every file appears whole or not at all (written beside, synced, renamed), so a kill or a full disk loses at most
+the chunk at work.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from stllava.errors import StllavaError
+from stllava.progress import Progress
+from stllava.records import Keyed, Manifest, Record, content_id
+
+R = TypeVar("R", bound=Record)
+I = TypeVar("I", bound=Keyed)  # noqa: E741
+O = TypeVar("O", bound=Record)  # noqa: E741
+
+Existing = Literal["resume", "replace", "error"]
+"""What to do when the output is already there, whole or in part."""
+
+MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    if not path.is_file():
+        raise StllavaError(f"no file {path}", expected="an existing file", remedy="Check the path.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(path) from error
+        raise
+
+
+def full_disk(path: Path) -> StllavaError:
+    """The error of a disk without room."""
+    return StllavaError(
+        f"no space left while writing {path}",
+        expected="free space on that disk",
+        remedy="Make room and run the same command again: finished work is kept and skipped.",
+    )
+
+
+def to_jsonl(records: Iterable[Record]) -> str:
+    """One record a line."""
+    return "".join(record.model_dump_json() + "\n" for record in records)
+
+
+def read_jsonl(path: Path, kind: type[R]) -> list[R]:
+    """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
+    if not path.is_file():
+        raise StllavaError(f"no file {path}", expected=f"a JSONL file of {kind.__name__} records", remedy="Check the path.")
+    records: list[R] = []
+    lines: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = kind.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise StllavaError(
+                    f"{path}, line {number}: {first['msg']}{f' at {where!r}' if where else ''}",
+                    expected=f"one {kind.__name__} record in JSON a line",
+                    remedy="Mend or remove that line.",
+                ) from None
+            if isinstance(record, Keyed):
+                key = record.id
+                if key in lines:
+                    raise StllavaError(
+                        f"{path}, line {number}: id {key!r} stands in line {lines[key]} already",
+                        expected="each id once",
+                        remedy="Remove one of the two lines.",
+                    )
+                lines[key] = number
+            records.append(record)
+    return records
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished stage; without one the output is not whole and is refused."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StllavaError(
+            f"{folder} has no {MANIFEST}",
+            expected="the folder of a finished stage",
+            remedy="Run that stage (again): it goes on where it stopped.",
+        )
+    return Manifest.model_validate_json(path.read_text())
+
+
+def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
+    """The records `<name>.jsonl` of a finished stage, checked against its manifest."""
+    manifest = read_manifest(folder)
+    path = folder / f"{name}.jsonl"
+    if file_hash(path) != manifest.outputs.get(path.name):
+        raise StllavaError(
+            f"{path} is not the file that its manifest names",
+            expected="the output as the stage wrote it",
+            remedy="Restore the file, or delete its folder and run the stage again.",
+        )
+    return read_jsonl(path, kind)
+
+
+def output_hash(folder: Path) -> str:
+    """One hash for all outputs of a finished stage."""
+    return content_id(dict(sorted(read_manifest(folder).outputs.items())))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StllavaError(
+                f"{folder} is in use by another process",
+                expected="one writer a folder",
+                remedy="Wait for it to end, or name another folder.",
+            ) from None
+        yield
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that shape results."""
+    names = ("stllava", "torch", "transformers", "peft", "accelerate", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+@cache
+def commit() -> str:
+    """The git commit of the checkout this package runs from, with `+changes` where it differs; empty elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+class Stage:
+    """A stage's output folder from plan to manifest. `manifest` is set from the start when the work is already done."""
+
+    def __init__(self, name: str, to: Path, config: BaseModel, *, inputs: Mapping[str, str], existing: Existing) -> None:
+        self.name, self.to = name, to
+        self.config: dict[str, JsonValue] = config.model_dump(mode="json")
+        self.inputs = dict(inputs)
+        self.manifest: Manifest | None = None
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._clock = time.monotonic()
+        plan: dict[str, JsonValue] = {"stage": name, "config": self.config, "inputs": {**self.inputs}}
+        planned = to / PLAN
+        if planned.is_file():
+            self._meet(json.loads(planned.read_text()), plan, existing)
+        elif to.exists() and any(entry.name != LOCK for entry in to.iterdir()):
+            raise StllavaError(
+                f"{to} holds files that are not of stllava", expected="an empty or new folder", remedy="Name another folder."
+            )
+        if not planned.is_file():
+            write_whole(planned, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+        if (to / MANIFEST).is_file():
+            self.manifest = read_manifest(to)
+
+    def _meet(self, old: JsonValue, new: Mapping[str, JsonValue], existing: Existing) -> None:
+        if existing == "replace":
+            for entry in self.to.iterdir():
+                if entry.name != LOCK:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            return
+        if existing == "error":
+            raise StllavaError(
+                f"{self.to} has output already", expected="a new folder", remedy="Set existing to resume or replace."
+            )
+        if old != new:
+            raise StllavaError(
+                f"{self.to} holds the output of other options or inputs: {first_difference(old, dict(new))}",
+                expected="the same work",
+                remedy="Name another folder, or set existing to replace.",
+            )
+
+    def map_chunks(
+        self,
+        items: Sequence[I],
+        work: Callable[[Sequence[I], int], tuple[list[O], Counter[str]]],
+        *,
+        kind: type[O],
+        size: int,
+        seed: int,
+        unit: str,
+    ) -> tuple[list[O], Counter[str]]:
+        """Run `work(chunk, chunk_seed)` over fixed chunks of the items and keep each result on disk as it is made.
+
+        Chunks are cut before anything is skipped and seeded from `seed` and their ids, so that a resumed stage gives
+        the records of an uninterrupted one. Returns all records in order and the counts of dropped items by cause.
+        """
+        records: list[O] = []
+        counts: Counter[str] = Counter()
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        names = [content_id(seed, [item.id for item in chunk]) for chunk in chunks]
+        paths = [self.to / PARTS / f"{name}.jsonl" for name in names]
+        done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path.is_file())
+        with Progress(self.name, len(items), unit=unit, done=done) as progress:
+            for chunk, name, path in zip(chunks, names, paths, strict=True):
+                if path.is_file():
+                    head, *lines = path.read_text().splitlines()
+                    made, dropped = [kind.model_validate_json(line) for line in lines], Counter(json.loads(head))
+                else:
+                    made, dropped = work(chunk, int(name[:8], 16))
+                    write_whole(path, json.dumps(dropped, sort_keys=True) + "\n" + to_jsonl(made))
+                    progress.advance(len(chunk))
+                records += made
+                counts += dropped
+        return records, counts
+
+    def write_records(self, name: str, records: Iterable[Record]) -> None:
+        """Write `<name>.jsonl`."""
+        write_whole(self.to / f"{name}.jsonl", to_jsonl(records))
+
+    def finish(
+        self,
+        *,
+        counts_in: int,
+        counts_out: int,
+        dropped: Mapping[str, int] | None = None,
+        measures: Mapping[str, float] | None = None,
+        curves: Mapping[str, list[tuple[float, float]]] | None = None,
+        notes: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> Manifest:
+        """Write the manifest: from here on the output is whole."""
+        kept = {PLAN, LOCK, MANIFEST}
+        files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
+        names = {path: path.relative_to(self.to).as_posix() for path in files}
+        manifest = Manifest(
+            stage=self.name,
+            config=self.config,
+            inputs=self.inputs,
+            outputs={
+                name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(PARTS + "/")
+            },
+            counts_in=counts_in,
+            counts_out=counts_out,
+            dropped=dict(sorted((dropped or {}).items())),
+            measures=dict(measures or {}),
+            curves=dict(curves or {}),
+            notes=tuple(notes),
+            versions=versions(),
+            commit=commit(),
+            started=self.started,
+            seconds=round(time.monotonic() - self._clock, 3),
+            device=device,
+        )
+        write_whole(self.to / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        shutil.rmtree(self.to / PARTS, ignore_errors=True)
+        self.manifest = manifest
+        return manifest
+
+
+def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:
+    """Where two JSON values first differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return f"{path or 'value'} was {json.dumps(old)}, now {json.dumps(new)}"

@@ -296,9 +296,7 @@ def validate(kind: type[O], values: JsonValue, *, source: str) -> O:
                 expected="only options that exist",
                 remedy=f"Did you mean {near[0]!r}?" if near else "See `stllava run --help` for all of them.",
             ) from None
-        raise StllavaError(
-            f"{source}: {key} is {first['input']!r}", expected=first["msg"], remedy="Mend that value."
-        ) from None
+        raise StllavaError(f"{source}: {key} is {first['input']!r}", expected=first["msg"], remedy="Mend that value.") from None
 
 
 def _keys(kind: type[BaseModel]) -> set[str]:
@@ -320,7 +318,9 @@ def _read(path: Path) -> dict[str, JsonValue]:
         problem = " ".join(str(error).split())
         raise StllavaError(f"{path} is not YAML: {problem}", expected="a YAML mapping", remedy="Mend that line.") from None
     if not isinstance(values, dict):
-        raise StllavaError(f"{path} holds {type(values).__name__}", expected="a YAML mapping", remedy="See recipes/phantom.yaml.")
+        raise StllavaError(
+            f"{path} holds {type(values).__name__}", expected="a YAML mapping", remedy="See recipes/phantom.yaml."
+        )
     base = values.pop("base", None)
     return _merge(_read(path.parent / str(base)), values) if base is not None else values
 

@@ -277,3 +277,24 @@ class Manifest(Record):
     """Wall time of the process that finished the stage, after its last resume."""
     device: str
     """Where it ran."""
+
+
+class Outcome(Record):
+    """What a run came to; `outcome.json` in the run directory, read by the report."""
+
+    name: str
+    """Name of the experiment."""
+    policies: tuple[str, ...]
+    """Policies trained, in order: sft, round-1, …"""
+    baselines: tuple[str, ...]
+    """Baselines scored beside them."""
+    best: str
+    """The policy with the highest validation score."""
+    sentences: tuple[str, ...]
+    """What was decided after each round and why the run stopped."""
+    notes: tuple[str, ...]
+    """What a reader must know: how the expert judged, shared images, dropped input."""
+    scores: tuple[Score, ...]
+    """Every policy and baseline on every benchmark and on validation."""
+    differences: tuple[Difference, ...]
+    """Paired gains over the sft policy."""

@@ -177,7 +177,11 @@ def commit() -> str:
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=False,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

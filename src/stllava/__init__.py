@@ -20,7 +20,7 @@ _HOME = {
     "run": "stllava.pipeline",
     "StllavaError": "stllava.errors",
 }
-__all__ = [*_HOME]  # noqa: PLE0604
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -85,6 +85,8 @@ class TrainingOptions(Options):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
+    save_steps: NonNegativeInt = 200
+    """Optimizer steps between checkpoints, from which a killed stage goes on; 0 keeps none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device has it natively, else float32."""
 

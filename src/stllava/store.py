@@ -42,6 +42,7 @@ O = TypeVar("O", bound=Record)  # noqa: E741
 Existing = Literal["resume", "replace", "error"]
 """What to do when the output is already there, whole or in part."""
 
+FULL_BYTES = 1 << 20
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
 
 
@@ -65,8 +66,26 @@ def write_whole(path: Path, data: str | bytes) -> None:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise full_disk(path) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the system says that the disk or the quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Name a full disk as what it is, though torch and safetensors hide it in errors of their own."""
+    try:
+        yield
+    except StllavaError:
+        raise
+    except Exception as error:
+        if is_full(error) or shutil.disk_usage(folder).free < FULL_BYTES:
+            raise full_disk(folder) from error
         raise
 
 
@@ -276,10 +295,12 @@ class Stage:
         curves: Mapping[str, list[tuple[float, float]]] | None = None,
         notes: Sequence[str] = (),
         device: str = "cpu",
+        files: Sequence[Path] | None = None,
     ) -> Manifest:
-        """Write the manifest: from here on the output is whole."""
+        """Write the manifest: from here on the output is whole. It names `files`, or all there are in the folder."""
         kept = {PLAN, LOCK, MANIFEST}
-        files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
+        if files is None:
+            files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
         names = {path: path.relative_to(self.to).as_posix() for path in files}
         manifest = Manifest(
             stage=self.name,

@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` runs the whole loop, `make test` checks everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+PRESET ?= anchored
+
+# Real data for tests and benches, where it lies beside the checkout; otherwise they skip and say so.
+ifneq ($(wildcard ../shared/data/vqa_rad/train.json),)
+export STLLAVA_VQA_RAD ?= $(abspath ../shared/data/vqa_rad)
+endif
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test check bench
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## make the virtual environment with the exact versions of constraints.txt
+
+# torch first and by itself: its CPU build is asked for by exact version.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup ## run the whole loop on synthetic phantoms (SEED=0, PRESET=anchored or plain)
+	$(BIN)/stllava demo --seed $(SEED) --preset $(PRESET)
+
+test: check ## lint, types and all tests
+	$(BIN)/pytest
+
+check: setup ## lint and strict types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## kill and resume runs, and compare them byte for byte
+	$(BIN)/python bench/kill.py

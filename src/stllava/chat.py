@@ -1,0 +1,38 @@
+"""A conversation with a policy about one image, in the terminal."""
+
+import sys
+from pathlib import Path
+
+from stllava.config import SamplingOptions
+from stllava.errors import ItemError, StllavaError
+from stllava.model.load import load_policy
+from stllava.records import Message
+from stllava.tree.decode import complete, request
+
+GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=512)
+
+
+def talk(policy: Path, image: Path, *, question: str | None) -> None:
+    """Answer `question`, or every line typed until an empty one; earlier turns stay in the conversation."""
+    loaded = load_policy(policy)
+    turns: list[Message] = []
+    while True:
+        asked = question if question is not None else _read_line()
+        if not asked:
+            return
+        turns.append(Message(role="user", content=asked))
+        try:
+            ready = request(loaded, turns, images=(image.name,), root=image.parent, speaker="assistant")
+            ((said,),) = complete(loaded, [ready], k=1, sampling=GREEDY, seed=0)
+        except ItemError as error:
+            raise StllavaError(str(error), expected="a readable image", remedy="Name another file.") from error
+        sys.stdout.write(said + "\n")
+        turns.append(Message(role="assistant", content=said))
+        if question is not None:
+            return
+
+
+def _read_line() -> str:
+    sys.stdout.write("> ")
+    sys.stdout.flush()
+    return sys.stdin.readline().strip()

@@ -1,0 +1,72 @@
+"""The command line: one subcommand a verb. Torch is imported by the stages that need it, not here.
+
+stllava demo                    the whole loop on synthetic phantoms
+stllava run RECIPE.yaml         the whole loop on your data
+stllava ask --help              the options of one stage
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stllava.errors import StllavaError
+
+COMMANDS = {
+    "demo": "Run the whole loop on synthetic phantoms and print its table.",
+    "run": "Run the whole loop of a recipe.",
+    "sft": "Stage 1: tune a model on conversations, teaching it to ask as well.",
+    "ask": "Let a policy ask questions about images.",
+    "answer": "Let a policy answer the questions, K times each.",
+    "judge": "Let an expert score the answers.",
+    "pair": "Make preferences: best answer against worst.",
+    "dpo": "Stage 2: teach a policy the preferences.",
+    "evaluate": "Score a policy on a benchmark.",
+    "report": "Write a run's report.html and summary.json again.",
+    "chat": "Talk with a policy about an image.",
+}
+USAGE = (
+    "usage: stllava COMMAND [options]\n\nA general vision-language model becomes a medical one by asking itself.\n\ncommands:\n"
+)
+
+
+def usage() -> str:
+    """The text of `stllava --help`."""
+    lines = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
+    return USAGE + lines + "\n`stllava COMMAND --help` lists the options of a command.\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; user errors are printed without a traceback and end with exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(), end="")
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from stllava import __version__
+
+        print(__version__)
+        return
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        if words[0] not in COMMANDS:
+            raise StllavaError(
+                f"no command {words[0]!r}", expected=f"one of {', '.join(COMMANDS)}", remedy="See stllava --help."
+            )
+        from stllava import commands
+
+        command: Callable[[list[str]], None] = commands.RUNNERS[words[0]]
+        command(words[1:])
+    except StllavaError as error:
+        print(f"stllava: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        from stllava.store import full_disk, is_full
+
+        if not is_full(error):
+            raise
+        print(f"stllava: {full_disk(Path(error.filename or '.'))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstllava: stopped; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,188 @@
+"""What each subcommand does: flags are read off the functions they call, so an option is defined once."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from tyro.conf import AvoidSubcommands, Positional, arg
+
+from stllava.config import RECIPES, RunOptions, load_recipe
+from stllava.errors import StllavaError
+from stllava.progress import clock
+from stllava.records import Manifest, Outcome, Score
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask
+from stllava.stages.dpo import dpo
+from stllava.stages.evaluate import evaluate
+from stllava.stages.judge import judge
+from stllava.stages.pair import pair
+from stllava.stages.sft import sft
+from stllava.store import Existing
+
+T = TypeVar("T")
+
+
+def parse(function: Callable[..., T], words: list[str], *, name: str, options: object = inspect.Parameter.empty) -> T:
+    """Call a function with what the flags say; its parameter `options` gives its fields as flags without a prefix."""
+    signature = inspect.signature(function, eval_str=True)
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "options":
+            bare: object = Annotated.__class_getitem__((parameter.annotation, arg(name="")))  # type: ignore[attr-defined]
+            parameters.append(parameter.replace(annotation=bare, kind=inspect.Parameter.KEYWORD_ONLY, default=options))
+        else:
+            parameters.append(parameter)
+
+    def call(**values: object) -> T:
+        return function(**values)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = function.__doc__
+    return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+
+
+def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:
+    """The command of one stage, which prints what went in and came out."""
+
+    def command(words: list[str]) -> None:
+        manifest = parse(function, words, name=function.__name__)
+        dropped = ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items())
+        print(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
+        if dropped:
+            print(f"  left out: {dropped}")
+        for name, value in manifest.measures.items():
+            print(f"  {name}: {value:.4g}")
+
+    return command
+
+
+def run_command(words: list[str]) -> None:
+    """`stllava run RECIPE [flags]`: the recipe's values are the flags' defaults."""
+    if not words or words[0].startswith("-"):
+        if not words or words[0] not in ("-h", "--help"):
+            raise StllavaError("no recipe", expected="stllava run RECIPE.yaml", remedy=f"The recipes shipped are in {RECIPES}.")
+        recipe, rest = RECIPES / "phantom.yaml", words
+    else:
+        recipe, rest = Path(words[0]), words[1:]
+
+    def run_recipe(options: RunOptions, *, to: Path | None = None, existing: Existing = "resume") -> None:
+        """Run the whole loop of a recipe; every key of the recipe is a flag.
+
+        Args:
+            options: What the recipe says.
+            to: The run directory; runs/NAME-SEED when not given.
+            existing: What to do with a run directory that is there: resume, replace, or error.
+        """
+        start(options, to=to, existing=existing)
+
+    parse(run_recipe, rest, name="run RECIPE", options=load_recipe(recipe))
+
+
+def demo_command(words: list[str]) -> None:
+    """`stllava demo`: the phantom recipe, or its plain preset."""
+
+    def demo(
+        *,
+        seed: int = 0,
+        preset: Literal["anchored", "plain"] = "anchored",
+        to: Path | None = None,
+        existing: Existing = "resume",
+    ) -> None:
+        """Run the whole loop on synthetic phantoms with an expert that knows their truth.
+
+        Args:
+            seed: Changes data, model and sampling.
+            preset: anchored, the default recipe; plain, the paper's.
+            to: The run directory; runs/NAME-SEED when not given.
+            existing: What to do with a run directory that is there: resume, replace, or error.
+        """
+        recipe = {"anchored": "phantom.yaml", "plain": "phantom-plain.yaml"}[preset]
+        start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
+
+    parse(demo, words, name="demo")
+
+
+def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:
+    """Run the loop and print its table."""
+    from stllava.pipeline import run
+
+    slug = re.sub(r"[^a-z0-9]+", "-", options.name.lower()).strip("-")
+    folder = to if to is not None else Path("runs") / f"{slug}-{options.seed}"
+    outcome = run(options, to=folder, existing=existing)
+    print(table(outcome))
+    print(f"\n{folder / 'report.html'}")
+
+
+def table(outcome: Outcome) -> str:
+    """Policies × metrics of every benchmark with 95 % intervals in percent, the gains over sft, and what was decided."""
+    lines = [outcome.name]
+    for benchmark in dict.fromkeys(score.benchmark for score in outcome.scores):
+        cells: dict[tuple[str, str], Score] = {
+            (score.policy, score.metric): score for score in outcome.scores if score.benchmark == benchmark
+        }
+        metrics = list(dict.fromkeys(metric for _, metric in cells))
+        sizes = {metric: next(score.n for (_, name), score in cells.items() if name == metric) for metric in metrics}
+        lines += ["", f"{benchmark:<16}" + "".join(f"{f'{metric} (n={sizes[metric]})':>30}" for metric in metrics)]
+        for policy in dict.fromkeys(name for name, _ in cells):
+            mark = " *" if policy == outcome.best else ""
+            row = [cells.get((policy, metric)) for metric in metrics]
+            lines.append(f"{policy + mark:<16}" + "".join(f"{_cell(score):>30}" for score in row))
+    for gain in outcome.differences:
+        if gain.policy == outcome.best:
+            points = f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+            lines += (
+                ["", f"{gain.policy} against {gain.against} on {gain.benchmark}:"] if gain.metric == "closed_accuracy" else []
+            )
+            lines.append(f"  {gain.metric:<18} {points}")
+    return "\n".join([*lines, "", *outcome.sentences, *outcome.notes])
+
+
+def _cell(score: Score | None) -> str:
+    return "" if score is None else f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def report_command(words: list[str]) -> None:
+    """`stllava report RUN`."""
+
+    def write(run: Positional[Path]) -> None:
+        """Write report.html and summary.json of a finished run again.
+
+        Args:
+            run: The run directory.
+        """
+        from stllava.report.page import report
+
+        print(report(run))
+
+    parse(write, words, name="report")
+
+
+def chat_command(words: list[str]) -> None:
+    """`stllava chat POLICY IMAGE`."""
+
+    def chat(policy: Positional[Path], image: Positional[Path], *, question: str | None = None) -> None:
+        """Talk with a policy about an image; an empty line ends.
+
+        Args:
+            policy: Folder of the policy.
+            image: The image.
+            question: Ask this one question and end.
+        """
+        from stllava.chat import talk
+
+        talk(policy, image, question=question)
+
+    parse(chat, words, name="chat")
+
+
+RUNNERS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo_command,
+    "run": run_command,
+    "report": report_command,
+    "chat": chat_command,
+    **{function.__name__: stage(function) for function in (sft, ask, answer, judge, pair, dpo, evaluate)},
+}

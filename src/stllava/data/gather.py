@@ -1,0 +1,214 @@
+"""Collects a data set from where it comes from: phantoms that are drawn, the VQA-RAD folder, or your own files.
+
+Reads and checks everything, decoding every image once; writes nothing but phantoms. `prepare` writes the result.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stllava.config import FilesData, PhantomData, VqaRadData
+from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
+from stllava.data.conversations import conversation, read_conversations
+from stllava.data.folder import images_in
+from stllava.data.images import check_image
+from stllava.data.phantom import generate
+from stllava.errors import ItemError, StllavaError
+from stllava.metrics.robust import normalise
+from stllava.progress import track
+from stllava.records import Conversation, Image, Message, Sample, content_id
+from stllava.store import file_hash, read_jsonl
+
+_NAMED = 5
+
+
+@dataclass
+class Gathered:
+    """A data set in memory, with what was left out of it and why."""
+
+    hashes: dict[str, str]
+    """Content hash of every usable image, by path."""
+    conversations: list[Conversation]
+    """What sft learns from."""
+    images: list[Image]
+    """What the policy asks itself about."""
+    validation: list[Sample]
+    """What chooses the best round."""
+    benchmarks: dict[str, list[Sample]]
+    """What measures it, by name."""
+    references: list[Sample] | None = None
+    """What the reference expert may look at."""
+    read: int = 0
+    """Rows and unlabelled images that were read."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Those of them that were left out, by cause."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the reader of the results."""
+
+    def learned(self) -> set[str]:
+        """Hashes of the images that weights or verdicts depend on."""
+        paths = {path for row in self.conversations for path in row.images} | {image.path for image in self.images}
+        return {self.hashes[path] for path in paths | {sample.image for sample in self.references or ()}}
+
+
+def gather_phantoms(options: PhantomData, *, seed: int, to: Path) -> Gathered:
+    """Draw phantoms into `to` and read them back."""
+    generate(options, seed=seed, to=to)
+    conversations, images = read_jsonl(to / "conversations.jsonl", Conversation), read_jsonl(to / "images.jsonl", Image)
+    validation, test = (read_jsonl(to / f"{name}.jsonl", Sample) for name in ("validation", "phantom"))
+    root = to / "images"
+    hashes = {path.relative_to(root).as_posix(): file_hash(path) for path in root.rglob("*.png")}
+    read = len(conversations) + len(images) + len(validation) + len(test)
+    return Gathered(hashes, conversations, images, validation, {"phantom": test}, read=read)
+
+
+def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathered:
+    """Split the training images by seed: labelled, validation, and the rest to ask about with reference answers.
+
+    A training row that repeats another, or a test question about the same image, is left out.
+    """
+    both = read_vqa_rad(options.folder)
+    hashes, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
+    dropped: Counter[str] = Counter()
+    notes: list[str] = []
+    train, test = _usable(both.train, bad, dropped), _usable(both.test, bad, dropped)
+    asked = {(row.image, normalise(row.question)) for row in test}
+    known = len(train)
+    train = [row for row in train if (row.image, normalise(row.question)) not in asked]
+    if len(train) < known:
+        dropped["question of the test split"] = known - len(train)
+        notes.append(
+            f"Training questions left out because the test split asks them about the same image: {known - len(train)}."
+        )
+    # The later of two equal rows stands in the dict, at the place of the first.
+    rows = list({(row.image, normalise(row.question), normalise(row.targets[0])): row for row in train}.values())
+    if len(rows) < len(train):
+        dropped["repeated"] = len(train) - len(rows)
+    images = sorted({row.image for row in rows}, key=lambda image: content_id("split", seed, image))
+    if len(images) <= options.labelled + options.validation:
+        raise StllavaError(
+            f"VQA-RAD has {len(images)} usable training images, {options.labelled} + {options.validation} are set aside",
+            expected="some left to ask about",
+            remedy="Lower data.labelled or data.validation.",
+        )
+    held = images[options.labelled : options.labelled + options.validation]
+    rest = images[options.labelled + options.validation :]
+    kinds = Counter(row.kind for row in test)
+    if kinds != VQA_RAD_TEST:
+        notes.append(
+            f"The test split has {kinds['open']} open and {kinds['closed']} closed questions, the published one "
+            f"{VQA_RAD_TEST['open']} and {VQA_RAD_TEST['closed']}."
+        )
+    return Gathered(
+        hashes,
+        _conversations(images[: options.labelled], rows, seed=seed),
+        [Image(id=content_id("image", image), path=image) for image in sorted(rest)],
+        [row.model_copy(update={"split": "validation"}) for row in rows if row.image in set(held)],
+        {"vqa-rad": test},
+        references=[row for row in rows if row.image in set(rest)],
+        read=len(both.train) + len(both.test),
+        dropped=dropped,
+        notes=notes,
+    )
+
+
+def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
+    """Read your own files.
+
+    When the whole image root is to be asked about, that means all images but those of validation and benchmarks.
+    """
+    talks, dropped = read_conversations(options.conversations)
+    _refuse_rows(options.conversations, dropped, len(talks) + dropped.total(), max_bad=max_bad)
+    found = images_in(options.images, options.unlabelled)
+    sets = {"validation": options.validation, **{f"benchmark {name}": path for name, path in options.benchmarks.items()}}
+    if options.references is not None:
+        sets["references"] = options.references
+    samples = {name: read_jsonl(path, Sample) for name, path in sets.items()}
+    read = len(talks) + dropped.total() + len(found) + sum(map(len, samples.values()))
+    every = [row.image for rows in samples.values() for row in rows] + [image.path for image in found]
+    every += [path for talk in talks for path in talk.images]
+    hashes, bad = _check_images(options.images, every, max_bad=max_bad)
+    notes = []
+    for name, rows in samples.items():
+        samples[name] = _usable(rows, bad, dropped)
+        if len(samples[name]) < len(rows):
+            notes.append(f"{len(rows) - len(samples[name])} of {len(rows)} samples of {name} cannot be used and are left out.")
+    for talk in talks:
+        dropped.update([bad[path].cause for path in talk.images if path in bad][:1])
+    talks = [talk for talk in talks if not any(path in bad for path in talk.images)]
+    dropped.update(bad[image.path].cause for image in found if image.path in bad)
+    images = [image for image in found if image.path not in bad]
+    if options.unlabelled is None:
+        held = {hashes[row.image] for name, rows in samples.items() if name != "references" for row in rows}
+        kept = [image for image in images if hashes[image.path] not in held]
+        dropped["held out"] = len(images) - len(kept)
+        images = kept
+    for what, left in (("conversations", talks), ("images to ask about", images), *samples.items()):
+        if not left:
+            raise StllavaError(f"no usable {what} are left", expected="at least one", remedy="Check data's paths and files.")
+    benchmarks = {name: samples[f"benchmark {name}"] for name in options.benchmarks}
+    references = samples.get("references")
+    return Gathered(hashes, talks, images, samples["validation"], benchmarks, references, read, +dropped, notes)
+
+
+def _conversations(images: Sequence[str], rows: Sequence[Sample], *, seed: int) -> list[Conversation]:
+    """For every image one conversation for each of its questions, and one of all in seeded order."""
+    made: list[Conversation] = []
+    for image in sorted(images):
+        about = [row for row in rows if row.image == image]
+        turns = {
+            row.id: (Message(role="user", content=row.question), Message(role="assistant", content=row.targets[0]))
+            for row in about
+        }
+        made += [conversation((image,), pair) for pair in turns.values()]
+        if len(about) > 1:
+            order = sorted(turns, key=lambda key: content_id("turns", seed, key))
+            made.append(conversation((image,), tuple(message for key in order for message in turns[key])))
+    return made
+
+
+def _usable(rows: Iterable[Sample], bad: Mapping[str, ItemError], dropped: Counter[str]) -> list[Sample]:
+    """The samples with a usable image, a question and a target; the others are counted by cause."""
+    kept: list[Sample] = []
+    for row in rows:
+        if row.image in bad:
+            dropped[bad[row.image].cause] += 1
+        elif not row.question.strip() or not any(target.strip() for target in row.targets):
+            dropped["empty text"] += 1
+        else:
+            kept.append(row)
+    return kept
+
+
+def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[dict[str, str], dict[str, ItemError]]:
+    """Content hashes of the usable images and the errors of the others, both by path."""
+    hashes: dict[str, str] = {}
+    bad: dict[str, ItemError] = {}
+    every = sorted(set(paths))
+    for path in track(every, "check", len(every), unit="images"):
+        try:
+            check_image(root, path)
+        except ItemError as error:
+            bad[path] = error
+        else:
+            hashes[path] = file_hash(root / path)
+    if len(bad) > max_bad * len(every):
+        named = ", ".join(f"{path!r} ({error.cause})" for path, error in list(bad.items())[:_NAMED])
+        raise StllavaError(
+            f"{len(bad)} of {len(every)} images below {root} cannot be used: {named}{', …' if len(bad) > _NAMED else ''}",
+            expected=f"at most {max_bad:.0%}",
+            remedy="Mend these files or the rows that name them, or raise max_bad.",
+        )
+    return hashes, bad
+
+
+def _refuse_rows(path: Path, dropped: Mapping[str, int], total: int, *, max_bad: float) -> None:
+    bad = sum(dropped.values())
+    if bad > max_bad * total:
+        causes = ", ".join(f"{count} × {cause}" for cause, count in sorted(dropped.items()))
+        raise StllavaError(
+            f"{bad} of {total} rows of {path} cannot be used: {causes}",
+            expected=f"at most {max_bad:.0%}",
+            remedy="Mend these rows, or raise max_bad.",
+        )

@@ -1,0 +1,95 @@
+"""Reads image files safely: every pixel that reaches a model or is trusted at import comes through `open_image`.
+
+Paths are relative to an image root and may not leave it; a header that announces a huge image is refused before
+anything is allocated; what is wrong with a file is an `ItemError` whose cause is one of `CAUSES`.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stllava.errors import ItemError
+
+CAUSES = ("missing", "empty", "truncated", "not-an-image", "too-large", "outside-root", "unreadable")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_PIXELS = 64_000_000
+
+# Only these decoders run: Pillow's EPS reader would start Ghostscript on whatever a folder holds.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_DEPTHS = (255, 4095, 65535)
+
+
+def open_image(root: Path, relative: str) -> Image.Image:
+    """The image as 8-bit RGB, upright by its EXIF orientation and fully decoded; raises `ItemError`."""
+    path = _locate(root, relative)
+    with warnings.catch_warnings():
+        # Pillow warns of damaged metadata, which does not matter here, and of decompression bombs, which does.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return _decode(path, relative)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise ItemError("too-large", f"{relative} announces far more than {MAX_PIXELS:,} pixels") from None
+        except UnidentifiedImageError:
+            with path.open("rb") as file:
+                known = file.read(8).startswith(_SIGNATURES)
+            if known:
+                raise ItemError("truncated", f"{relative} begins like an image, but its header is not whole") from None
+            raise ItemError("not-an-image", f"{relative} is not an image of a known format") from None
+        except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError) as error:
+            cause = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "unreadable"
+            raise ItemError(cause, f"{relative} cannot be decoded: {error}") from error
+
+
+def check_image(root: Path, relative: str) -> None:
+    """Raise the `ItemError` that `open_image` would raise: the whole file is decoded, since headers do not tell."""
+    open_image(root, relative)
+
+
+def _locate(root: Path, relative: str) -> Path:
+    """The file behind a relative path, once it is known to be a non-empty file inside the root."""
+    try:
+        if Path(relative).is_absolute():
+            raise ItemError("outside-root", f"{relative} is absolute; image paths are relative to {root}")
+        path = (root / relative).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise ItemError("outside-root", f"{relative} leaves the image root {root}")
+        if not path.exists():
+            raise ItemError("missing", f"{relative} does not exist in {root}")
+        # Opening a pipe or a device could wait forever.
+        if not path.is_file():
+            raise ItemError("unreadable", f"{relative} is not a file")
+        if path.stat().st_size == 0:
+            raise ItemError("empty", f"{relative} has no bytes")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ItemError("unreadable", f"{relative!r} cannot be reached: {error}") from error
+    return path
+
+
+def _decode(path: Path, relative: str) -> Image.Image:
+    Image.init()  # Pillow registers some of these formats only when asked to.
+    with Image.open(path, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ItemError("too-large", f"{relative} has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return (_to_eight_bits(upright) if upright.mode in _DEEP_MODES else upright).convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """A deep greyscale image in mode L: linear, black at 0, white at the end of its range.
+
+    The range is the smallest of 8, 12 and 16 bits (for floats also 0 to 1) that holds the brightest pixel, because
+    scanners store 12 bits in 16; Pillow's own conversion cuts everything above 255.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    values -= min(float(values.min()), 0.0)
+    brightest = float(values.max())
+    ranges = (1, *_DEPTHS) if image.mode == "F" else _DEPTHS
+    white = next((end for end in ranges if brightest <= end), brightest)
+    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))

@@ -1,0 +1,172 @@
+"""The kinds of question about phantoms: their wordings, and how a question is understood again.
+
+Reads and writes nothing. Every wording of a kind has the same slots, and each question belongs to one kind only.
+"""
+
+import re
+from dataclasses import dataclass
+
+from stllava.data.phantom_truth import FINDINGS, LEVELS, MODALITIES, ORGANS, SIDES, SIZES
+
+REGIONS = tuple(FINDINGS)
+NAMES = (*dict.fromkeys(finding for findings in FINDINGS.values() for finding in findings), "abnormality")
+SPELLINGS = {"an": "a", "xray": "x-ray", "x ray": "x-ray", "radiograph": "x-ray", "mri": "mr", "tumour": "tumor"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a question asks: a template and the words in its slots."""
+
+    template: str
+    finding: str | None = None
+    side: str | None = None
+    level: str | None = None
+    size: str | None = None
+    modality: str | None = None
+    region: str | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """One kind of question in several wordings with the same slots."""
+
+    wordings: tuple[str, ...]
+    presupposes: bool = False
+    """Whether it speaks of a finding as a given."""
+    closed: bool = False
+    """Whether the answer is yes or no."""
+    general: bool = False
+    """Whether any image of that region and modality has the same answer."""
+
+
+TEMPLATES: dict[str, Template] = {
+    "modality": Template(
+        ("what is the imaging modality?", "what kind of scan is this?", "how was this image taken?"), general=True
+    ),
+    "region": Template(
+        ("which part of the body is shown?", "what body part is this?", "which region is imaged?"), general=True
+    ),
+    "system": Template(("which organ system is shown?", "what organ system is imaged?"), general=True),
+    "is modality": Template(
+        ("is this a {modality}?", "is this a {modality} image?", "was this image taken with {modality}?"),
+        closed=True,
+        general=True,
+    ),
+    "is region": Template(
+        ("is this the {region}?", "does the image show the {region}?", "is this a image of the {region}?"),
+        closed=True,
+        general=True,
+    ),
+    "normal": Template(("is the image normal?", "is this a normal image?", "does everything look normal?"), closed=True),
+    "any": Template(
+        ("is there any abnormality?", "does the image show any abnormality?", "is anything abnormal?"), closed=True
+    ),
+    "what": Template(("what abnormality is seen?", "what is the abnormal finding?", "what is abnormal in this image?")),
+    "presence": Template(
+        ("is there a {finding}?", "does the image show a {finding}?", "can a {finding} be seen?"), closed=True
+    ),
+    "place": Template(
+        (
+            "is there a {finding} in the {side} {level} {organ}?",
+            "does the {side} {level} {organ} contain a {finding}?",
+            "can a {finding} be seen in the {side} {level} {organ}?",
+        ),
+        closed=True,
+    ),
+    "what at": Template(
+        (
+            "what abnormality is in the {side} {level} {organ}?",
+            "what is seen in the {side} {level} {organ}?",
+            "what does the {side} {level} {organ} show?",
+        )
+    ),
+    "report": Template(
+        ("what is the complete finding?", "how would you report the finding?", "what is the finding and where is it?")
+    ),
+    "several": Template(
+        ("is there more than one {finding}?", "are there several {findings}?", "are there multiple {findings}?"), closed=True
+    ),
+    "side": Template(
+        ("on which side is the {finding}?", "which side is the {finding} on?", "what side is the {finding} on?"), True
+    ),
+    "level": Template(
+        ("at which level is the {finding}?", "how high is the {finding}?", "what level is the {finding} at?"), True
+    ),
+    "where": Template(
+        ("where is the {finding}?", "where is the {finding} located?", "what is the location of the {finding}?"), True
+    ),
+    "size": Template(("how large is the {finding}?", "what size is the {finding}?", "how big is the {finding}?"), True),
+    "count": Template(
+        ("how many {findings} are there?", "how many {findings} can be seen?", "what is the number of {findings}?"), True
+    ),
+    "tone": Template(
+        ("is the {finding} brighter or darker than its surroundings?", "does the {finding} look brighter or darker?"), True
+    ),
+    "is side": Template(("is the {finding} on the {side} side?", "is the {finding} on the {side}?"), True, True),
+    "is level": Template(
+        ("is the {finding} at the {level} level?", "does the {finding} lie in the {level} third?"), True, True
+    ),
+    "is size": Template(
+        ("is the {finding} {size}?", "is it a {size} {finding}?", "would you call the {finding} {size}?"), True, True
+    ),
+}
+
+
+def plural(finding: str) -> str:
+    """More than one of them."""
+    return {"mass": "masses", "abnormality": "abnormalities"}.get(finding, f"{finding}s")
+
+
+SLOTS: dict[str, dict[str, str]] = {
+    "finding": {name: name for name in NAMES},
+    "findings": {plural(name): name for name in NAMES},
+    "side": {side: side for side in SIDES},
+    "level": {level: level for level in LEVELS},
+    "size": {size: size for size in SIZES},
+    "modality": {modality: modality for modality in MODALITIES},
+    "region": {region: region for region in REGIONS},
+    "organ": {organ: region for region, organ in ORGANS.items()},
+}
+"""Each slot's words and what they mean."""
+FIELDS = {"findings": "finding", "organ": "region"}
+
+
+def normal(text: str) -> str:
+    """Lower case, one spelling, no punctuation but inner hyphens, single blanks."""
+    words = " ".join(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", text.lower()))
+    return re.sub(r"\b(x ray|an|xray|radiograph|mri|tumour)\b(?!-)", lambda match: SPELLINGS[match[1]], words)
+
+
+def _pattern(wording: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", wording.removesuffix("?"))
+    slots = [f"(?P<{part}>{'|'.join(SLOTS[part])})" if number % 2 else part for number, part in enumerate(parts)]
+    return re.compile("".join(slots))
+
+
+PATTERNS = [(name, _pattern(wording)) for name, template in TEMPLATES.items() for wording in template.wordings]
+
+
+def understand(question: str) -> Query | None:
+    """What a question asks, whatever its case, punctuation and blanks; None where it is none of ours."""
+    text = normal(question)
+    for name, pattern in PATTERNS:
+        if match := pattern.fullmatch(text):
+            return Query(name, **{FIELDS.get(slot, slot): SLOTS[slot][word] for slot, word in match.groupdict().items()})
+    return None
+
+
+def word(query: Query, wording: str) -> str:
+    """The question in that wording."""
+    finding, region = query.finding or "", query.region
+    organ = next((organ for home, organ in ORGANS.items() if home == region), "")
+    text = wording.format(
+        finding=finding,
+        findings=plural(finding),
+        side=query.side,
+        level=query.level,
+        size=query.size,
+        modality=query.modality,
+        region=region,
+        organ=organ,
+    )
+    return re.sub(r"\ba (?=[aeio]|x-ray|mr\b)", "an ", text)

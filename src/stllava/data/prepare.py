@@ -1,0 +1,190 @@
+"""Brings a run's data into one form: conversations, images to ask about, validation, benchmarks, references.
+
+    from stllava.data.prepare import prepare
+    data = prepare(options.data, seed=0, to=Path("run/data"))
+
+Reads the options of phantoms, the VQA-RAD folder or your own files. Writes `conversations.jsonl`, `images.jsonl`,
+`validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know (`truths.jsonl` for phantoms,
+`references.jsonl` for other data) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stllava.config import Data, FilesData, PhantomData, VqaRadData
+from stllava.data.benchmarks import vqa_rad_files
+from stllava.data.folder import images_in
+from stllava.data.gather import Gathered, gather_files, gather_phantoms, gather_vqa_rad
+from stllava.errors import StllavaError
+from stllava.records import Manifest, content_id
+from stllava.store import MANIFEST, Existing, Stage, file_hash, locked
+
+_TAKEN = frozenset({"conversations", "images", "validation", "references", "truths"})
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A run's data on disk, whole and checked."""
+
+    image_root: Path
+    """What every image path is relative to."""
+    conversations: Path
+    """JSONL of `Conversation`: what sft learns from."""
+    images: Path
+    """JSONL of `Image`: what the policy asks itself about."""
+    validation: Path
+    """JSONL of `Sample`: what chooses the best round."""
+    benchmarks: dict[str, Path]
+    """JSONL of `Sample` by name: what measures it."""
+    truth: Path | None
+    """JSONL of what the expert may know: `Truth` of the unlabelled phantoms, else reference `Sample`s; None without."""
+    notes: tuple[str, ...]
+    """What a reader of the results must know of the data."""
+    manifest: Manifest
+    """Counts and causes."""
+
+
+def prepare(
+    options: Data,
+    *,
+    seed: int,
+    to: Path,
+    allow_overlap: bool = False,
+    max_bad: float = 0.05,
+    existing: Existing = "resume",
+) -> DataSet:
+    """Write the data set into `to`, or return the one that is there.
+
+    Benchmark images among the training images are refused unless `allow_overlap`, and unusable images or rows when
+    they are more than the share `max_bad`. Your input is read and checked before anything is written, so that mending
+    it needs no other folder.
+    """
+    with locked(to):
+        benchmarks = _benchmark_names(options)
+        inputs = _inputs(options, seed=seed)
+        if existing != "replace" and (to / MANIFEST).is_file():
+            manifest = Stage("data", to, options, inputs=inputs, existing=existing).manifest
+            if manifest is not None:
+                _refuse_overlap(benchmarks, manifest.measures, allow_overlap=allow_overlap)
+                return _data_set(options, to, manifest)
+        if isinstance(options, PhantomData):
+            stage = Stage("data", to, options, inputs=inputs, existing=existing)
+            gathered = gather_phantoms(options, seed=seed, to=to)
+        elif isinstance(options, VqaRadData):
+            gathered = gather_vqa_rad(options, seed=seed, max_bad=max_bad)
+        else:
+            gathered = gather_files(options, max_bad=max_bad)
+        measures = _measures(gathered)
+        _refuse_overlap(benchmarks, measures, allow_overlap=allow_overlap)
+        if not isinstance(options, PhantomData):
+            stage = Stage("data", to, options, inputs=inputs, existing=existing)
+            _write(stage, gathered)
+        manifest = stage.finish(
+            counts_in=gathered.read,
+            counts_out=gathered.read - gathered.dropped.total(),
+            dropped=gathered.dropped,
+            measures=measures,
+            notes=[*gathered.notes, *_overlap_notes(benchmarks, measures, standard=isinstance(options, VqaRadData))],
+        )
+        return _data_set(options, to, manifest)
+
+
+def _benchmark_names(options: Data) -> tuple[str, ...]:
+    if not isinstance(options, FilesData):
+        return (options.kind,)
+    for name in options.benchmarks:
+        if name in _TAKEN or not name.replace("-", "").replace("_", "").isalnum():
+            raise StllavaError(
+                f"a benchmark is named {name!r}",
+                expected=f"letters, digits, - and _, and none of {', '.join(sorted(_TAKEN))}",
+                remedy="Give it another name in data.benchmarks.",
+            )
+    return tuple(options.benchmarks)
+
+
+def _inputs(options: Data, *, seed: int) -> dict[str, str]:
+    """What decides the data set beside its options: the seed, the files' hashes, the names of the images."""
+    inputs = {"seed": str(seed)}
+    if isinstance(options, VqaRadData):
+        inputs |= {split: file_hash(path) for split, path in vqa_rad_files(options.folder).items()}
+    elif isinstance(options, FilesData):
+        files = {"conversations": options.conversations, "validation": options.validation}
+        files |= {f"benchmark {name}": path for name, path in options.benchmarks.items()}
+        if options.references is not None:
+            files["references"] = options.references
+        inputs |= {name: file_hash(path) for name, path in files.items()}
+        inputs["unlabelled"] = content_id([image.path for image in images_in(options.images, options.unlabelled)])
+    return inputs
+
+
+def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
+    truth = to / ("truths.jsonl" if isinstance(options, PhantomData) else "references.jsonl")
+    return DataSet(
+        image_root=_image_root(options, to),
+        conversations=to / "conversations.jsonl",
+        images=to / "images.jsonl",
+        validation=to / "validation.jsonl",
+        benchmarks={name: to / f"{name}.jsonl" for name in _benchmark_names(options)},
+        truth=truth if truth.name in manifest.outputs else None,
+        notes=manifest.notes,
+        manifest=manifest,
+    )
+
+
+def _image_root(options: Data, to: Path) -> Path:
+    if isinstance(options, PhantomData):
+        return to / "images"
+    return options.folder if isinstance(options, VqaRadData) else options.images
+
+
+def _write(stage: Stage, gathered: Gathered) -> None:
+    stage.write_records("conversations", gathered.conversations)
+    stage.write_records("images", gathered.images)
+    stage.write_records("validation", gathered.validation)
+    for name, samples in gathered.benchmarks.items():
+        stage.write_records(name, samples)
+    if gathered.references is not None:
+        stage.write_records("references", gathered.references)
+
+
+def _measures(gathered: Gathered) -> dict[str, float]:
+    """Counts by name; a set's shared images are those that the training side has too, told by content."""
+    measures: dict[str, float] = {
+        "conversations": len(gathered.conversations),
+        "labelled_images": len({path for row in gathered.conversations for path in row.images}),
+        "unlabelled_images": len(gathered.images),
+        "references": len(gathered.references or ()),
+    }
+    learned = gathered.learned()
+    chosen = learned | {gathered.hashes[row.image] for row in gathered.validation}
+    for name, rows in {"validation": gathered.validation, **gathered.benchmarks}.items():
+        kinds, images = Counter(row.kind for row in rows), {row.image for row in rows}
+        seen = learned if name == "validation" else chosen
+        measures |= {f"{name}_open": kinds["open"], f"{name}_closed": kinds["closed"], f"{name}_images": len(images)}
+        measures[f"{name}_shared_images"] = sum(gathered.hashes[path] in seen for path in images)
+    return measures
+
+
+def _refuse_overlap(benchmarks: Sequence[str], measures: Mapping[str, float], *, allow_overlap: bool) -> None:
+    for name in benchmarks:
+        shared, total = int(measures[f"{name}_shared_images"]), int(measures[f"{name}_images"])
+        if shared and not allow_overlap:
+            raise StllavaError(
+                f"{shared} of {total} images of the benchmark {name} are also among the training images",
+                expected="a benchmark with images of its own",
+                remedy="Take them out of the training data, or set allow_overlap: the report then says so.",
+            )
+
+
+def _overlap_notes(benchmarks: Sequence[str], measures: Mapping[str, float], *, standard: bool) -> list[str]:
+    notes: list[str] = []
+    for name in ("validation", *benchmarks):
+        shared, total = int(measures[f"{name}_shared_images"]), int(measures[f"{name}_images"])
+        if shared and name == "validation":
+            notes.append(f"{shared} of {total} validation images are also learned from: the choice of a round is less sure.")
+        elif shared:
+            why = "the standard split" if standard else "allowed by allow_overlap"
+            notes.append(f"{shared} of {total} test images of {name} are also among the training images ({why}).")
+    return notes

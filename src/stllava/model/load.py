@@ -1,0 +1,181 @@
+"""A policy: a model, its processor, and how both turn images and text into tokens. Weights are safetensors only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging as transformers_logging
+
+from stllava.data.images import open_image
+from stllava.errors import StllavaError
+from stllava.model.prompt import ChatProcessor
+from stllava.records import content_id
+from stllava.store import MANIFEST, file_hash, read_manifest
+
+transformers_logging.disable_progress_bar()
+
+IMAGE_CACHE_BYTES = 1 << 30
+TEXT_CACHE_ENTRIES = 1 << 16
+NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
+
+def best_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 natively; CPUs are taken not to."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The start of a prompt, up to and including the images: what all questions about them share."""
+
+    text: str
+    """Prompt text with one image place per image; empty when there are no images."""
+    images: tuple[str, ...]
+    """Paths relative to `root`."""
+    root: Path
+    """The image root."""
+    blank: bool = False
+    """Show grey in place of each image: what the question alone gives away."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prefix as the model takes it."""
+
+    ids: tuple[int, ...]
+    """Token ids, image places expanded."""
+    inputs: dict[str, torch.Tensor]
+    """Everything else the processor made of the images, such as pixel_values; batches join along the first axis."""
+
+
+@dataclass
+class Policy:
+    """A model that sees and speaks."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    _cache: dict[Prefix, Encoded] = field(default_factory=dict, repr=False)
+    _tokens: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _cached_bytes: int = 0
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        return cast(PreTrainedTokenizerBase, self.processor.tokenizer)
+
+    @property
+    def chat(self) -> ChatProcessor:
+        """The processor as prompts see it."""
+        return cast(ChatProcessor, self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a turn."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the language model was made for, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of a stretch of prompt text."""
+        known = self._tokens.get(text)
+        if known is None:
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(self._tokens) < TEXT_CACHE_ENTRIES:
+                self._tokens[text] = known
+        return known
+
+    def encode(self, prefix: Prefix) -> Encoded:
+        """Tokens and image tensors of a prefix; raises ItemError for an image that cannot be used."""
+        known = self._cache.get(prefix)
+        if known is not None:
+            return known
+        pictures = [open_image(prefix.root, path) for path in prefix.images]
+        if prefix.blank:
+            pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
+        made = self.processor(text=[prefix.text], images=pictures, return_tensors="pt", add_special_tokens=False)
+        inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
+        encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs)
+        size = sum(value.nbytes for value in inputs.values())
+        if self._cached_bytes + size <= IMAGE_CACHE_BYTES:
+            self._cached_bytes += size
+            self._cache[prefix] = encoded
+        return encoded
+
+    def join(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The image inputs of a batch, on the model's device and in its precision."""
+        names = sorted({name for one in encoded for name in one.inputs})
+        joined = {name: torch.cat([one.inputs[name] for one in encoded]).to(self.device) for name in names}
+        return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in joined.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write a plain transformers folder: safetensors, configuration, processor."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def placed(model: nn.Module) -> PreTrainedModel:
+    """The model on the best device, ready to be used."""
+    return cast(PreTrainedModel, model.to(best_device()).eval())
+
+
+def load_policy(path: Path | str, *, dtype: torch.dtype | None = None) -> Policy:
+    """Load a policy from a transformers folder or hub name; pickled weights are refused."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise StllavaError(
+                f"{folder} has no config.json",
+                expected="the folder of a finished sft or dpo stage, or of a transformers model",
+                remedy="Check the path; a stage that was stopped goes on when it is run again.",
+            )
+        if not list(folder.glob("*.safetensors")):
+            raise StllavaError(
+                f"{folder} has no .safetensors file",
+                expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
+                remedy="Convert them with transformers' save_pretrained.",
+            )
+    device = best_device()
+    wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(device) else torch.float32)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=wanted, use_safetensors=True)
+        processor = AutoProcessor.from_pretrained(str(path), backend="pil")
+    except (OSError, ValueError) as error:
+        raise StllavaError(
+            f"{path} does not load: {' '.join(str(error).split())[:300]}",
+            expected="an image-text-to-text model of transformers with its processor",
+            remedy="Check the name or folder.",
+        ) from error
+    return Policy(placed(model), processor)
+
+
+def fingerprint(folder: Path | str) -> str:
+    """Hash of a policy's weights: the same weights have the same name wherever they lie."""
+    path = Path(folder)
+    if not path.is_dir():
+        return content_id("hub", str(folder))
+    if (path / MANIFEST).is_file():
+        hashes = read_manifest(path).outputs
+    else:
+        hashes = {file.name: file_hash(file) for file in path.glob("*.safetensors")}
+    return content_id({name: value for name, value in sorted(hashes.items()) if name.endswith(".safetensors")})

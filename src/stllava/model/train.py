@@ -1,0 +1,214 @@
+"""Training on trees with `transformers.Trainer`: sft and dpo differ in their items and their loss only.
+
+Trainer gives devices, distribution, precision, accumulation and checkpoints; what is ours is the batch (trees), the
+loss, one learning rate a part, the curves and the progress display.
+"""
+
+import json
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from stllava.config import TrainingOptions
+from stllava.model.adapters import merged, optimizer_groups, prepare_model
+from stllava.model.load import Policy, native_bfloat16
+from stllava.progress import Progress
+
+Item = TypeVar("Item")
+Batch = dict[str, Tensor]
+Counts = Mapping[str, float]
+Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
+"""From model, batch and the counts of the whole optimizer step to the loss to add up and figures to draw."""
+POINTS = 120
+
+
+class Items(Dataset[Item]):
+    """What is learned, one entry a set of images; `at(index, epoch)` may draw differently each epoch."""
+
+    def __init__(self, size: int, at: Callable[[int, int], Item]) -> None:
+        self.size, self.at, self.epoch = size, at, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Item:
+        return self.at(index, self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch, after a resume too."""
+        self.epoch = epoch
+
+
+def fit(
+    policy: Policy,
+    items: Items[Item],
+    *,
+    collate: Callable[[Sequence[Item]], Batch],
+    count: Callable[[Batch], dict[str, float]],
+    loss: Loss,
+    options: TrainingOptions,
+    seed: int,
+    work: Path,
+    label: str,
+) -> dict[str, list[tuple[float, float]]]:
+    """Train the policy in place and return its curves; checkpoints go to `work`, and a newest whole one is resumed."""
+    device = policy.device
+    half = options.precision == "bfloat16" or (options.precision == "auto" and native_bfloat16(device))
+    set_seed(seed)
+    model = prepare_model(policy.model, options)
+    steps = max(1, math.ceil(len(items) / (options.batch_size * options.accumulate))) * options.epochs
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=options.learning_rate.language,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup,
+        max_grad_norm=options.max_grad_norm,
+        bf16=half,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=max(1, int(steps / POINTS)),
+        save_strategy="steps" if options.save_steps else "no",
+        save_steps=options.save_steps or 500,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        label_names=["labels"],
+    )
+    trainer = TreeTrainer(
+        model=cast(Any, model),
+        args=arguments,
+        train_dataset=items,
+        data_collator=cast(Any, collate),
+        callbacks=[Display(label)],
+        options=options,
+        loss=loss,
+        count=count,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=newest_whole_checkpoint(work))
+    policy.model = merged(trainer.accelerator.unwrap_model(trainer.model)).eval()
+    return trainer.curves()
+
+
+class TreeTrainer(Trainer):
+    """A Trainer whose loss is a function of log-probabilities, normalised over the whole optimizer step."""
+
+    def __init__(
+        self, *, options: TrainingOptions, loss: Loss, count: Callable[[Batch], dict[str, float]], **arguments: Any
+    ) -> None:
+        self.options, self.loss, self.count = options, loss, count
+        self.step_counts: dict[str, float] = {}
+        self.figures: dict[str, list[float]] = defaultdict(list)
+        super().__init__(**arguments)
+        self.loss_is_scaled_for_ga = True
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with one learning rate a part."""
+        if self.optimizer is None:
+            groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
+            self.optimizer = torch.optim.AdamW(cast(Any, groups))
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
+        """Collect the forwards of one optimizer step and count over all of them and all devices what the loss divides by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        totals: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            for name, value in self.count(batch).items():
+                totals[name] += value
+        processes = self.accelerator.num_processes
+        if processes > 1:
+            names = sorted(totals)
+            local = torch.tensor([[totals[name] for name in names]], device=device)
+            shared = self.accelerator.gather(local).sum(dim=0) / processes
+            totals.update(zip(names, shared.tolist(), strict=True))
+        self.step_counts = totals
+        return batches, None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """This forward's part of the step's loss."""
+        loss, figures = self.loss(model, inputs, self.step_counts)
+        for name, value in figures.items():
+            self.figures[name].append(value)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the figures since the last log."""
+        means = {name: sum(values) / len(values) for name, values in self.figures.items() if values}
+        self.figures.clear()
+        super().log({**logs, **means}, start_time)
+
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Loss and figures over steps."""
+        wanted = ("epoch", "step", "learning_rate", "train_runtime", "train_loss", "total_flos")
+        series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for entry in self.state.log_history:
+            for name, value in entry.items():
+                if name not in wanted and not name.startswith("train_") and isinstance(value, int | float):
+                    series[name].append((float(entry["step"]), round(float(value), 6)))
+        return dict(series)
+
+
+class Display(TrainerCallback):
+    """The progress line of a training."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.progress: Progress | None = None
+        self.last = ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the line."""
+        if state.is_world_process_zero:
+            self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remember the newest loss."""
+        if logs is not None and "loss" in logs:
+            self.last = f"loss {logs['loss']:.3f}"
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move on."""
+        if self.progress is not None:
+            self.progress.advance(extra=self.last)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the line."""
+        if self.progress is not None:
+            self.progress.__exit__(None, None, None)
+
+
+def newest_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint whose state, which Trainer writes last, can be read; broken ones are removed."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for folder in found:
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+        else:
+            return str(folder)
+    return None

@@ -1,0 +1,171 @@
+"""The whole loop: sft, then rounds of ask, answer, judge, pair, dpo, each evaluated; keep the best, stop when it is over.
+
+Writes one folder a stage under the run directory, then `outcome.json`, `summary.json` and `report.html`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stllava.config import RunOptions
+from stllava.data.prepare import DataSet, prepare
+from stllava.metrics.score import compare
+from stllava.records import Difference, Manifest, Outcome, Prediction, Score
+from stllava.report.page import report
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask
+from stllava.stages.dpo import dpo
+from stllava.stages.evaluate import evaluate, majority
+from stllava.stages.judge import judge
+from stllava.stages.pair import pair
+from stllava.stages.sft import sft
+from stllava.store import Existing, Stage, locked, read_records, write_whole
+
+
+def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
+    """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on."""
+    with locked(to):
+        stage = Stage("run", to, options, inputs={}, existing=existing)
+        if stage.manifest is not None:
+            return Outcome.model_validate_json((to / "outcome.json").read_text())
+        loop = Loop(options, to)
+        outcome = loop.turn()
+        write_whole(to / "outcome.json", outcome.model_dump_json(indent=1) + "\n")
+        report(to)
+        files = [to / name for name in ("outcome.json", "summary.json", "report.html")]
+        stage.finish(counts_in=options.rounds, counts_out=loop.finished, measures=loop.measures, files=files)
+        return outcome
+
+
+@dataclass
+class Loop:
+    """One run on its way: where things lie and what has been decided so far."""
+
+    options: RunOptions
+    to: Path
+    sentences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+    policies: dict[str, Path] = field(default_factory=dict)
+    finished: int = 0
+
+    def turn(self) -> Outcome:
+        """All stages in order; returns what came of them."""
+        options = self.options
+        data = prepare(
+            options.data, seed=options.seed, to=self.to / "data", allow_overlap=options.allow_overlap, max_bad=options.max_bad
+        )
+        self.notes += data.notes
+        self.policies["sft"] = self.to / "sft"
+        sft(
+            options.sft,
+            model=starting_model(options, data, self.to / "model"),
+            conversations=data.conversations,
+            images=data.image_root,
+            to=self.policies["sft"],
+            seed=options.seed,
+        )
+        best, values = "sft", {"sft": self.value("sft", data)}
+        fruitless = 0
+        for number in range(1, options.rounds + 1):
+            name = f"round-{number}"
+            if not self.round(name, self.policies[best], data):
+                break
+            self.finished, values[name] = number, self.value(name, data)
+            gain = values[name] - values[best]
+            change = f"changed validation from {values[best]:.3f} ({best}) to {values[name]:.3f}"
+            self.sentences.append(f"{name} {change}; it {'is kept as the best so far' if gain > 0 else 'did not help'}.")
+            best, fruitless = (name, 0) if gain > 0 else (best, fruitless + 1)
+            if fruitless >= options.patience:
+                self.sentences.append(f"Stopped after {name}: {fruitless} round(s) in a row did not beat {best} on validation.")
+                break
+        else:
+            self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
+        self.sentences.append(f"{best} is the best policy: its validation score of {values[best]:.3f} is the highest.")
+        return self.measure(best, data)
+
+    def round(self, name: str, policy: Path, data: DataSet) -> bool:
+        """One round of self-training from `policy`; False, with a sentence, when it made no pair to learn from."""
+        options, at, seed = self.options, self.to / name, self.options.seed
+        questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
+        asked = ask(options.ask, policy=policy, images=data.images, root=data.image_root, to=questions, seed=seed)
+        answer(options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
+        judged = judge(options.judge, answers=answers, truth=data.truth, to=judgments, seed=seed)
+        paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
+        fresh = asked.counts_in - asked.dropped.get("repeated", 0)
+        valid = judged.measures["verdicts"] / fresh if fresh else 0.0
+        self.measures[f"{name}/valid_share"] = valid
+        self.notes += [note for note in judged.notes if note not in self.notes]
+        self.sentences.append(
+            f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a verdict "
+            f"({valid:.1%} of all but repeats); {paired.counts_out} became pairs."
+        )
+        if not paired.counts_out:
+            self.sentences.append(f"Stopped in {name}: there was no pair to learn from ({_causes(paired)}).")
+            return False
+        self.policies[name] = at / "dpo"
+        dpo(
+            options.dpo,
+            policy=policy,
+            preferences=pairs,
+            images=data.image_root,
+            conversations=data.conversations,
+            to=self.policies[name],
+            seed=seed,
+        )
+        return True
+
+    def value(self, name: str, data: DataSet) -> float:
+        """The mean of the policy's validation metrics: what rounds are compared by."""
+        scores = self.evaluate(name, data.validation, data)
+        return sum(score.value for score in scores) / len(scores)
+
+    def evaluate(self, name: str, samples: Path, data: DataSet, *, blank: bool = False) -> list[Score]:
+        """A policy's scores on a benchmark."""
+        policy = self.policies["sft" if blank else name]
+        to = self.to / "evaluate" / name / samples.stem
+        evaluate(self.options.evaluate, policy=policy, samples=samples, root=data.image_root, to=to, name=name, blank=blank)
+        return read_records(to, "scores", Score)
+
+    def measure(self, best: str, data: DataSet) -> Outcome:
+        """Every policy and baseline on every benchmark, and the gains over sft."""
+        scores: list[Score] = []
+        differences: list[Difference] = []
+        baselines = ("majority", "question-only") if self.options.baselines else ()
+        for samples in (*data.benchmarks.values(), data.validation):
+            for name in self.policies:
+                scores += self.evaluate(name, samples, data)
+                if name != "sft":
+                    mine, sfts = (
+                        read_records(self.to / "evaluate" / which / samples.stem, "predictions", Prediction)
+                        for which in (name, "sft")
+                    )
+                    differences += compare(mine, sfts, policy=name, against="sft", benchmark=samples.stem)
+            if baselines:
+                to = self.to / "evaluate" / "majority" / samples.stem
+                majority(self.options.evaluate, known=data.validation, samples=samples, to=to)
+                scores += read_records(to, "scores", Score)
+                scores += self.evaluate("question-only", samples, data, blank=True)
+        return Outcome(
+            name=self.options.name,
+            policies=tuple(self.policies),
+            baselines=baselines,
+            best=best,
+            sentences=tuple(self.sentences),
+            notes=tuple(self.notes),
+            scores=tuple(scores),
+            differences=tuple(differences),
+        )
+
+
+def starting_model(options: RunOptions, data: DataSet, to: Path) -> str:
+    """The model that sft starts from: the small one, built here, or the one the options name."""
+    if options.model != "small":
+        return options.model
+    from stllava.model.small import build_small
+
+    build_small(options.small, conversations=data.conversations, to=to, seed=options.seed)
+    return str(to)
+
+
+def _causes(manifest: Manifest) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items()) or "nothing was judged"

@@ -1,0 +1,102 @@
+"""Reads a run directory into typed values: everything the report shows comes from here, nothing from elsewhere."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stllava.config import FilesData, RunOptions, VqaRadData, validate
+from stllava.errors import StllavaError
+from stllava.records import Answers, Judgment, Manifest, Outcome, Prediction, Preference, Question
+from stllava.store import read_manifest, read_records
+
+ROUND_STAGES = ("ask", "answer", "judge", "pair", "dpo")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of self-training as far as it went; stages that did not run are absent."""
+
+    name: str
+    manifests: dict[str, Manifest]
+    questions: tuple[Question, ...]
+    answers: tuple[Answers, ...]
+    judgments: tuple[Judgment, ...]
+    preferences: tuple[Preference, ...]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory, read."""
+
+    options: RunOptions
+    outcome: Outcome
+    manifests: dict[str, Manifest]
+    """Every stage's manifest by its folder, in the order of the run: data, sft, round-1/ask, …"""
+    rounds: tuple[Round, ...]
+    predictions: dict[str, dict[str, tuple[Prediction, ...]]]
+    """By benchmark, then by policy or baseline."""
+    images: Path
+    """The image root."""
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Trained policies, then baselines: the order of every table and chart."""
+        return (*self.outcome.policies, *self.outcome.baselines)
+
+
+def gather(run: Path) -> RunFiles:
+    """Read a finished run directory; a stage folder without a manifest is refused."""
+    options = validate(RunOptions, json.loads(_text(run / "run.json")), source=str(run / "run.json"))
+    try:
+        outcome = Outcome.model_validate_json(_text(run / "outcome.json"))
+    except ValidationError as error:
+        raise StllavaError(
+            f"{run / 'outcome.json'}: {error.errors()[0]['msg']}",
+            expected="the outcome that `stllava run` wrote",
+            remedy="Delete it and run the same command again: finished work is kept.",
+        ) from None
+    manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
+    rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
+    for part in rounds:
+        manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
+    predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
+    for policy in (*outcome.policies, *outcome.baselines):
+        for folder in sorted(path for path in (run / "evaluate" / policy).glob("*") if path.is_dir()):
+            manifests[f"evaluate/{policy}/{folder.name}"] = read_manifest(folder)
+            records = tuple(read_records(folder, "predictions", Prediction))
+            predictions.setdefault(folder.name, {})[policy] = records
+    return RunFiles(options, outcome, manifests, rounds, predictions, image_root(run, options))
+
+
+def image_root(run: Path, options: RunOptions) -> Path:
+    """Where the run's image paths start."""
+    match options.data:
+        case VqaRadData():
+            return options.data.folder
+        case FilesData():
+            return options.data.images
+    return run / "data" / "images"
+
+
+def _round(folder: Path) -> Round:
+    manifests = {stage: read_manifest(folder / stage) for stage in ROUND_STAGES if (folder / stage).is_dir()}
+    return Round(
+        name=folder.name,
+        manifests=manifests,
+        questions=tuple(read_records(folder / "ask", "questions", Question)) if "ask" in manifests else (),
+        answers=tuple(read_records(folder / "answer", "answers", Answers)) if "answer" in manifests else (),
+        judgments=tuple(read_records(folder / "judge", "judgments", Judgment)) if "judge" in manifests else (),
+        preferences=tuple(read_records(folder / "pair", "preferences", Preference)) if "pair" in manifests else (),
+    )
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise StllavaError(
+            f"no file {path}",
+            expected="the directory of a finished run",
+            remedy="Run `stllava run` to the end first: it goes on where it stopped.",
+        )
+    return path.read_text()

@@ -1,0 +1,277 @@
+"""Writes `summary.json` and `report.html` into a finished run directory, from its files alone.
+
+The page is one file: no script, no request of any kind (its own content security policy forbids both), thumbnails
+inside. The same files give the same bytes: every time on the page comes from a manifest.
+
+    from stllava.report.page import report
+    report(Path("runs/phantom-0"))
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import JsonValue
+
+from stllava.records import Difference, Manifest, Score
+from stllava.report import words
+from stllava.report.charts import Dot, Line, difference_chart, interval_chart, line_chart
+from stllava.report.gallery import self_asked, shares, tally, tested
+from stllava.report.gather import ROUND_STAGES, Round, RunFiles, gather
+from stllava.store import write_whole
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline difference."""
+
+    label: str
+    meaning: str
+    difference: Difference
+    before: Score | None
+    after: Score | None
+    verdict: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy's score on one metric, with its gain over sft where there is one."""
+
+    score: Score | None
+    gain: Difference | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """One benchmark: a chart and a column of the table for each metric."""
+
+    benchmark: str
+    metrics: tuple[str, ...]
+    counts: tuple[int | None, ...]
+    """Samples by metric; None where policies differ in it."""
+    charts: tuple[Markup, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One bar of a round's funnel; `kept` and the lost sum to what went in."""
+
+    label: str
+    kept: int
+    lost: tuple[tuple[str, int], ...]
+
+    @property
+    def total(self) -> int:
+        """What went in."""
+        return self.kept + sum(count for _, count in self.lost)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its name."""
+
+    label: str
+    chart: Markup
+
+
+def report(run: Path) -> Path:
+    """Write the run's `summary.json` and `report.html`; returns the path of the page."""
+    files = gather(run)
+    write_whole(run / "summary.json", json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
+    page = run / "report.html"
+    write_whole(page, render(files))
+    return page
+
+
+def summarize(run: RunFiles) -> dict[str, JsonValue]:
+    """The run's numbers, for programs."""
+    outcome = run.outcome
+    return {
+        "name": outcome.name,
+        "seed": run.options.seed,
+        "best": outcome.best,
+        "rows": [score.model_dump(mode="json") for score in outcome.scores],
+        "differences": [difference.model_dump(mode="json") for difference in outcome.differences],
+        "sentences": list(outcome.sentences),
+        "notes": list(outcome.notes),
+        "stages": {
+            name: {
+                "in": manifest.counts_in,
+                "out": manifest.counts_out,
+                "dropped": {**manifest.dropped},
+                "measures": {**manifest.measures},
+                "seconds": manifest.seconds,
+                "device": manifest.device,
+            }
+            for name, manifest in run.manifests.items()
+        },
+    }
+
+
+def render(run: RunFiles) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "points": words.points,
+        "policy": words.policy_label,
+        "metric": words.metric_label,
+        "plain": words.plain,
+        "duration": words.duration,
+        "measure": lambda value, name: words.measure(name, value),
+    }
+    names = words.benchmarks(run.outcome.scores)
+    funnels = [(part.name, funnel(part)) for part in run.rounds]
+    everything = list(run.manifests.values())
+    return environment.get_template("page.html.jinja").render(
+        run=run,
+        outcome=run.outcome,
+        summary=words.summary(run.outcome, len(run.rounds)),
+        tiles=tiles(run),
+        tables=[table(run, name) for name in names],
+        validation=words.VALIDATION,
+        start=words.START,
+        funnels=funnels,
+        widest=max((step.total for _, steps in funnels for step in steps), default=1) or 1,
+        measures=measures(run),
+        figures=figures(run),
+        self_asked=self_asked(run),
+        shares=shares(len(run.rounds)),
+        tally=tally(run, names[0], words.challenger(run.outcome)) if names else None,
+        tested=tested(run, names[0]) if names else [],
+        recipe=yaml.safe_dump(run.options.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        devices=words.devices(everything),
+        commits=words.commits(everything),
+        started=min(manifest.started for manifest in everything),
+        seconds=sum(manifest.seconds for manifest in everything),
+        stage_notes=[(name, note) for name, manifest in run.manifests.items() for note in manifest.notes],
+        versions=run.manifests["sft"].versions,
+    )
+
+
+def tiles(run: RunFiles) -> list[Tile]:
+    """The headline differences, all on one axis."""
+    rows = words.headline(run.outcome)
+    reach = max((abs(bound) for row in rows for bound in (row.low, row.high)), default=0.0)
+    extent = next((step for step in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5) if reach <= step), 1.0)
+    made = []
+    for row in rows:
+        title = f"{words.metric_label(row.metric)}: {words.points(row.value)} points, "
+        title += f"95 % interval {words.points(row.low)} to {words.points(row.high)}"
+        made.append(
+            Tile(
+                label=words.metric_label(row.metric),
+                meaning=words.METRICS[row.metric][1] if row.metric in words.METRICS else "",
+                difference=row,
+                before=words.score_of(run.outcome, row.against, row.benchmark, row.metric),
+                after=words.score_of(run.outcome, row.policy, row.benchmark, row.metric),
+                verdict=words.judge_gain(row),
+                chart=difference_chart(title, row.value, row.low, row.high, extent=extent),
+            )
+        )
+    return made
+
+
+def table(run: RunFiles, benchmark: str) -> Table:
+    """One benchmark's scores, charts and gains over sft."""
+    outcome = run.outcome
+    scores = [score for score in outcome.scores if score.benchmark == benchmark]
+    metrics = words.in_order((score.metric for score in scores), list(words.METRICS))
+    names = words.in_order((score.policy for score in scores), run.policies)
+    gains = {(row.policy, row.metric): row for row in outcome.differences if row.benchmark == benchmark}
+    found = {(score.policy, score.metric): score for score in scores}
+    shades = ramp(outcome.policies)
+    charts, counts = [], []
+    for metric in metrics:
+        sizes = {score.n for score in scores if score.metric == metric}
+        counts.append(sizes.pop() if len(sizes) == 1 else None)
+        dots = [
+            Dot(words.policy_label(name), score.value, score.low, score.high, shades.get(name), best=name == outcome.best)
+            for name in names
+            if (score := found.get((name, metric)))
+        ]
+        charts.append(interval_chart(f"{words.metric_label(metric)} on {benchmark}, in percent", dots))
+    rows = []
+    for name in names:
+        cells = [Cell(found.get((name, metric)), gains.get((name, metric)), name == outcome.best) for metric in metrics]
+        rows.append((name, tuple(cells)))
+    return Table(benchmark, tuple(metrics), tuple(counts), tuple(charts), tuple(rows))
+
+
+def ramp(policies: Sequence[str]) -> dict[str, float]:
+    """Where each policy stands between the first (0) and the last (1)."""
+    return {name: place / max(len(policies) - 1, 1) for place, name in enumerate(policies)}
+
+
+def funnel(part: Round) -> list[Step]:
+    """Questions asked, answered, judged and paired, with what was lost at each and why."""
+    steps = []
+    labels = {"ask": "Questions kept", "answer": "Questions answered", "pair": "Pairs made"}
+    for stage in ROUND_STAGES[:-1]:
+        if stage not in part.manifests:
+            continue
+        manifest = part.manifests[stage]
+        if stage == "judge":
+            causes = Counter(manifest.dropped)
+            causes |= Counter(judgment.cause or "no cause given" for judgment in part.judgments if judgment.scores is None)
+            kept = sum(judgment.scores is not None for judgment in part.judgments)
+            steps.append(Step("Verdicts given", kept, _largest(causes)))
+        else:
+            steps.append(Step(labels[stage], manifest.counts_out, _largest(Counter(manifest.dropped))))
+    return steps
+
+
+def _largest(causes: Counter[str]) -> tuple[tuple[str, int], ...]:
+    rows = sorted(causes.items(), key=lambda row: (-row[1], row[0]))
+    return tuple((words.plain(cause).lower(), count) for cause, count in rows if count)
+
+
+def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Every figure the rounds' stages recorded: by stage, one row a figure, one column a round."""
+    made = []
+    for stage in ROUND_STAGES:
+        columns = [part.manifests[stage].measures if stage in part.manifests else {} for part in run.rounds]
+        names = dict.fromkeys(name for column in columns for name in column)
+        rows = [
+            (words.plain(name), [words.measure(name, column[name]) if name in column else "–" for column in columns])
+            for name in names
+        ]
+        if rows:
+            made.append((stage, rows))
+    return made
+
+
+def figures(run: RunFiles) -> list[tuple[str, list[Figure]]]:
+    """The learning curves: sft's, then dpo's with one line a round."""
+    shades = ramp(run.outcome.policies)
+    learned = [(part.name, part.manifests["dpo"]) for part in run.rounds if "dpo" in part.manifests]
+    groups = [("sft", _figures([(words.START, run.manifests["sft"])], shades)), ("dpo", _figures(learned, shades))]
+    return [(name, group) for name, group in groups if group]
+
+
+def _figures(stages: Sequence[tuple[str, Manifest]], shades: dict[str, float]) -> list[Figure]:
+    names = words.in_order((name for _, manifest in stages for name in manifest.curves), list(words.CURVES))
+    made = []
+    for name in names:
+        label = words.CURVES[name] if name in words.CURVES else words.plain(name)
+        lines = [
+            Line(words.policy_label(policy), tuple(manifest.curves[name]), shades.get(policy, 1.0))
+            for policy, manifest in stages
+            if name in manifest.curves
+        ]
+        made.append(Figure(label, line_chart(f"{label} by step", lines, share="accuracy" in name)))
+    return made

@@ -1,0 +1,158 @@
+"""Numbers and names as the report writes them, and the sentences it makes of them."""
+
+from collections.abc import Iterable, Sequence
+
+from stllava.records import Difference, Manifest, Outcome, Score
+
+VALIDATION = "validation"
+START = "sft"
+UNIT = "\u00a0%"
+VERBS = {"better": "rose", "worse": "fell", "level": "did not measurably change"}
+
+METRICS = {
+    "open_exact_match": ("Open exact match", "free-text answers equal to the reference"),
+    "closed_accuracy": ("Closed accuracy", "yes/no and choice questions answered right"),
+    "open_recall": ("Open recall", "share of the reference’s words found in free-text answers"),
+}
+"""Label and meaning of each metric, the headline metric first."""
+
+CURVES = {
+    "loss": "Loss",
+    "reward_accuracy": "Reward accuracy",
+    "reward_margin": "Reward margin",
+    "chosen_logp": "Log-probability of the chosen answer",
+    "rejected_logp": "Log-probability of the rejected answer",
+}
+"""Label of each curve, in the order they are drawn; others follow by name."""
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name for readers."""
+    return METRICS[metric][0] if metric in METRICS else plain(metric)
+
+
+def policy_label(policy: str) -> str:
+    """round-1 becomes round 1, kept on one line; other names stay."""
+    return policy.replace("round-", "round\u00a0")
+
+
+def plain(name: str) -> str:
+    """A snake_case name as words."""
+    words = name.replace("_", " ").replace("-", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def percent(value: float) -> str:
+    """A share in percent, one decimal, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, always signed."""
+    text = f"{100 * value:+.1f}"
+    return text[1:] if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def measure(name: str, value: float) -> str:
+    """A stage's figure: shares and rates in percent, whole numbers whole, the rest to four digits."""
+    if 0 <= value <= 1 and any(word in name for word in ("share", "rate", "accuracy")):
+        return f"{percent(value)}{UNIT}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text on one line, cut at a length."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The distinct names, known ones first and in their order, the others by name."""
+    found = set(names)
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
+def benchmarks(scores: Sequence[Score]) -> list[str]:
+    """Names of the benchmarks in the order scored, the validation split last."""
+    return sorted(dict.fromkeys(score.benchmark for score in scores), key=lambda name: name == VALIDATION)
+
+
+def judge_gain(difference: Difference) -> str:
+    """better, worse or level: what the interval of a paired difference allows one to say."""
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "level"
+
+
+def challenger(outcome: Outcome) -> str:
+    """The policy whose gain over sft is the headline: the best, or the last one when none beat sft."""
+    return outcome.best if outcome.best != START else outcome.policies[-1]
+
+
+def headline(outcome: Outcome) -> list[Difference]:
+    """The challenger's paired differences on the first benchmark, the headline metric first."""
+    names = benchmarks(outcome.scores)
+    rows = [
+        row
+        for row in outcome.differences
+        if names and row.benchmark == names[0] and row.policy == challenger(outcome) and row.against == START
+    ]
+    order = in_order((row.metric for row in rows), list(METRICS))
+    return sorted(rows, key=lambda row: order.index(row.metric))
+
+
+def score_of(outcome: Outcome, policy: str, benchmark: str, metric: str) -> Score | None:
+    """One score, or None where it was not taken."""
+    for score in outcome.scores:
+        if (score.policy, score.benchmark, score.metric) == (policy, benchmark, metric):
+            return score
+    return None
+
+
+def summary(outcome: Outcome, rounds: int) -> str:
+    """What the run came to: one paragraph made from its numbers alone."""
+    tried = f"{rounds} {'round' if rounds == 1 else 'rounds'} of self-training"
+    text = (
+        f"After {tried} the validation split chose {policy_label(outcome.best)}."
+        if outcome.best != START
+        else f"{tried} ran without a policy that beats sft on the validation split."
+    )
+    rows = headline(outcome)
+    if not rows:
+        return f"{text} No later policy was measured against the sft policy, so there is no gain to report."
+    first, *others = rows
+    split = "validation split" if first.benchmark == VALIDATION else f"held-out benchmark {first.benchmark}"
+    before = score_of(outcome, first.against, first.benchmark, first.metric)
+    after = score_of(outcome, first.policy, first.benchmark, first.metric)
+    span = f" from {percent(before.value)} to {percent(after.value)}{UNIT}" if before and after else ""
+    text += (
+        f" On the {split}, {policy_label(first.policy)} compared with sft: {metric_label(first.metric).lower()} "
+        f"{VERBS[judge_gain(first)]}{span}, a difference of {points(first.value)} points (95{UNIT} interval of the paired "
+        f"difference {points(first.low)} to {points(first.high)}, n = {first.n:,})."
+    )
+    clauses = [
+        f"{metric_label(row.metric).lower()} {VERBS[judge_gain(row)]}, "
+        f"{points(row.value)} points ({points(row.low)} to {points(row.high)}, n = {row.n:,})"
+        for row in others
+    ]
+    rest = "; ".join(clauses)
+    return text + (f" {rest[:1].upper()}{rest[1:]}." if rest else "")
+
+
+def devices(manifests: Iterable[Manifest]) -> str:
+    """Where the stages ran, each place once."""
+    return ", ".join(dict.fromkeys(manifest.device for manifest in manifests))
+
+
+def commits(manifests: Iterable[Manifest]) -> list[str]:
+    """The commits the stages ran from, each once and shortened; `+changes` marks a checkout with uncommitted changes."""
+    parts = [manifest.commit.partition("+") for manifest in manifests if manifest.commit]
+    return list(dict.fromkeys(f"{name[:10]}{plus}{mark}" for name, plus, mark in parts))

@@ -1,0 +1,73 @@
+"""The policy answers each question K times, every time alone with the image.
+
+Reads questions; writes `answers.jsonl`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from stllava.config import AnswerOptions
+from stllava.errors import ItemError
+from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
+from stllava.store import Existing, Stage, locked, output_hash, read_records
+
+
+def answer(
+    options: AnswerOptions, *, policy: Path, questions: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
+) -> Manifest:
+    """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`."""
+    from stllava.model.load import fingerprint, load_policy
+    from stllava.tree.decode import Request, complete, request
+
+    with locked(to):
+        name = fingerprint(policy)
+        inputs = {"policy": name, "questions": output_hash(questions), "seed": str(seed)}
+        stage = Stage("answer", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        asked = read_records(questions, "questions", Question)
+        loaded = load_policy(policy)
+        how = Sampling(**options.sampling.model_dump(), seed=seed)
+
+        def work(chunk: Sequence[Question], chunk_seed: int) -> tuple[list[Answers], Counter[str]]:
+            dropped: Counter[str] = Counter()
+            requests: list[Request] = []
+            kept: list[Question] = []
+            for question in chunk:
+                turn = [Message(role="user", content=question.text)]
+                try:
+                    alone = request(loaded, turn, images=question.images, root=root, speaker="assistant")
+                    loaded.encode(alone.prefix)
+                except ItemError as error:
+                    dropped[f"image {error.cause}"] += 1
+                else:
+                    requests.append(alone)
+                    kept.append(question)
+            said = complete(loaded, requests, k=options.k, sampling=options.sampling, seed=chunk_seed)
+            return [
+                Answers(
+                    id=content_id("answers", question.id, list(completions), name),
+                    question_id=question.id,
+                    images=question.images,
+                    question=question.text,
+                    completions=completions,
+                    policy=name,
+                    sampling=how,
+                )
+                for question, completions in zip(kept, said, strict=True)
+            ], dropped
+
+        answers, dropped = stage.map_chunks(asked, work, kind=Answers, size=options.chunk, seed=seed, unit="questions")
+        stage.write_records("answers", answers)
+        texts = [len(set(one.completions)) for one in answers]
+        return stage.finish(
+            counts_in=len(asked),
+            counts_out=len(answers),
+            dropped=dropped,
+            measures={
+                "answers_a_question": float(options.k),
+                "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,
+            },
+            device=str(loaded.device),
+        )

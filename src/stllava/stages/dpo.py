@@ -1,0 +1,72 @@
+"""Stage 2: learning from preferences.
+
+Reads a policy, preferences and, for replay, the conversations of stage 1; writes the next policy. The reference is
+the starting policy: its log-probabilities are computed once, before the first step.
+"""
+
+from pathlib import Path
+
+from stllava.config import DpoOptions
+from stllava.data.conversations import read_conversations
+from stllava.errors import StllavaError
+from stllava.records import Conversation, Manifest, Preference
+from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_records
+
+
+def dpo(
+    options: DpoOptions,
+    *,
+    policy: Path,
+    preferences: Path,
+    images: Path,
+    to: Path,
+    conversations: Path | None = None,
+    seed: int = 0,
+    existing: Existing = "resume",
+) -> Manifest:
+    """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`."""
+    from stllava.model.load import fingerprint, load_policy
+    from stllava.model.train import Items, fit
+    from stllava.tree.lessons import Lessons
+    from stllava.tree.preferences import Choices
+
+    if options.replay > 0 and options.replay_images > 0 and conversations is None:
+        raise StllavaError(
+            "dpo is to replay stage-1 conversations and has none",
+            expected="--conversations",
+            remedy="Name the file that sft learned from, or set replay to 0.",
+        )
+    with locked(to):
+        replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
+        inputs = {"policy": fingerprint(policy), "preferences": output_hash(preferences), "seed": str(seed)}
+        inputs |= {"conversations": file_hash(replayed)} if replayed is not None else {}
+        stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        loaded = load_policy(policy)
+        read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
+        lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed) if read else None
+        pairs = read_records(preferences, "preferences", Preference)
+        choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
+        choices.measure_reference()
+        with disk_errors(to):
+            curves = fit(
+                loaded,
+                Items(len(choices), choices.item),
+                collate=choices.collate,
+                count=choices.count,
+                loss=choices.loss,
+                options=options,
+                seed=seed,
+                work=to / PARTS / "training",
+                label="dpo",
+            )
+            loaded.save(to)
+        return stage.finish(
+            counts_in=len(pairs),
+            counts_out=len(pairs) - choices.dropped.total(),
+            dropped=choices.dropped,
+            measures={"images": float(len(choices)), "replayed_images": float(len(lessons.groups) if lessons else 0)},
+            curves=curves,
+            device=str(loaded.device),
+        )

@@ -1,0 +1,72 @@
+"""Stage 1: instruction tuning that also teaches asking.
+
+Reads conversations and a model; writes a policy: a plain transformers folder. `stllava sft --help` lists the options.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stllava.config import SftOptions
+from stllava.data.conversations import read_conversations
+from stllava.records import Manifest
+from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def sft(
+    options: SftOptions,
+    *,
+    model: str,
+    conversations: Path,
+    images: Path,
+    to: Path,
+    seed: int = 0,
+    existing: Existing = "resume",
+) -> Manifest:
+    """Tune `model` on `conversations` (JSONL records or LLaVA JSON) about images under `images`; write a policy to `to`."""
+    from stllava.model.load import fingerprint, load_policy
+    from stllava.model.train import Items, fit
+    from stllava.tree.forward import collate
+    from stllava.tree.lessons import Lessons
+
+    with locked(to):
+        inputs = {"model": fingerprint(model), "conversations": file_hash(conversations), "seed": str(seed)}
+        stage = Stage("sft", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        read, dropped = read_conversations(conversations)
+        policy = load_policy(model)
+        lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed)
+        with disk_errors(to):
+            curves = fit(
+                policy,
+                Items(len(lessons.groups), lessons.tree),
+                collate=lambda trees: collate(policy, trees),
+                count=lambda batch: {"tokens": float(len(batch["labels"]))},
+                loss=negative_log_likelihood,
+                options=options,
+                seed=seed,
+                work=to / PARTS / "training",
+                label="sft",
+            )
+            policy.save(to)
+        return stage.finish(
+            counts_in=len(read) + dropped.total(),
+            counts_out=len(read) - lessons.dropped.total(),
+            dropped=dropped + lessons.dropped,
+            measures={"images": float(len(lessons.groups))},
+            curves=curves,
+            device=str(policy.device),
+        )
+
+
+def negative_log_likelihood(
+    model: "nn.Module", batch: "dict[str, Tensor]", counts: "Mapping[str, float]"
+) -> "tuple[Tensor, dict[str, float]]":
+    """This forward's share of the mean negative log-likelihood of the step's learned tokens."""
+    from stllava.tree.forward import token_log_probabilities
+
+    return -token_log_probabilities(model, batch).sum() / counts["tokens"], {}

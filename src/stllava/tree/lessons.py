@@ -1,0 +1,62 @@
+"""Labelled conversations as trees: what sft learns from and dpo replays."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from stllava.errors import ItemError, StllavaError
+from stllava.model.load import Policy, Prefix
+from stllava.model.prompt import segments, self_question
+from stllava.records import Conversation, content_id
+from stllava.tree.forward import Tree, grow, longest
+
+
+class Lessons:
+    """All conversations about one set of images become one tree, the images computed once.
+
+    Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context) are left
+    out and counted in `dropped`.
+    """
+
+    def __init__(self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int) -> None:
+        self.policy, self.sq_r, self.seed = policy, sq_r, seed
+        self.dropped: Counter[str] = Counter()
+        groups: dict[Prefix, list[Conversation]] = {}
+        for conversation in conversations:
+            pieces = segments(policy.chat, conversation.messages, images=len(conversation.images))
+            head = pieces[0].text if conversation.images else ""
+            prefix = Prefix(head, conversation.images, images)
+            cause = self._fault(prefix, conversation)
+            if cause is None:
+                groups.setdefault(prefix, []).append(conversation)
+            else:
+                self.dropped[cause] += 1
+        self.groups = list(groups.items())
+        if not self.groups:
+            raise StllavaError(
+                f"none of {len(conversations)} conversations can be learned from ({dict(self.dropped)})",
+                expected="conversations with an answer to learn, usable images, within the model's context",
+                remedy="Check the conversations and the image root.",
+            )
+
+    def tree(self, index: int, epoch: int) -> Tree:
+        """The tree of one set of images, its virtual-user turns drawn anew each epoch."""
+        prefix, conversations = self.groups[index]
+        chains = []
+        for conversation in conversations:
+            draw = random.Random(content_id(self.seed, epoch, conversation.id))
+            turns = [draw.random() < self.sq_r for _ in conversation.messages]
+            pieces = segments(self.policy.chat, self_question(conversation.messages, turns), images=len(prefix.images))
+            chains.append(pieces[1:] if prefix.images else pieces)
+        return grow(self.policy, prefix, chains)
+
+    def _fault(self, prefix: Prefix, conversation: Conversation) -> str | None:
+        if not any(message.role == "assistant" for message in conversation.messages):
+            return "nothing to learn"
+        pieces = segments(self.policy.chat, conversation.messages, images=len(prefix.images))
+        try:
+            tree = grow(self.policy, prefix, [pieces[1:] if prefix.images else pieces])
+            return "longer than the context" if longest(self.policy, tree) > self.policy.context else None
+        except ItemError as error:
+            return error.cause

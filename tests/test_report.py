@@ -1,0 +1,393 @@
+"""The report page, on a small made-up run directory with drawn images."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from stllava.config import PhantomData, RunOptions
+from stllava.errors import StllavaError
+from stllava.records import (
+    Answers,
+    Difference,
+    Judgment,
+    Lineage,
+    Message,
+    Outcome,
+    Prediction,
+    Preference,
+    Question,
+    Sampling,
+    Score,
+    content_id,
+)
+from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
+from stllava.report.gallery import same, thumbnail
+from stllava.report.page import report
+from stllava.report.words import percent, points
+from stllava.store import Stage, write_whole
+
+HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
+FINDINGS = ("nodule", "effusion", "mass", "consolidation", "hemorrhage", "opacity")
+SIDES = ("left", "right")
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+class NoOptions(BaseModel):
+    """A stage without options."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run directory and what was put into it."""
+
+    run: Path
+    outcome: Outcome
+
+
+def draw(path: Path, seed: int) -> None:
+    """A grey disk with a bright spot and speckle: enough to look like a scan at thumbnail size."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    body = 70.0 * ((x / 0.85) ** 2 + (y / 0.95) ** 2 < 1)
+    for side in (-1, 1):
+        body -= 45.0 * (((x - side * 0.38) / 0.27) ** 2 + ((y + 0.05) / 0.6) ** 2 < 1)
+    a, b = rng.uniform(-0.5, 0.5, 2)
+    body += 110.0 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.01)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((body + rng.normal(20, 6, body.shape)).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def stage(name: str, to: Path) -> Stage:
+    return Stage(name, to, NoOptions(), inputs={}, existing="error")
+
+
+def wave(n: int, start: float, end: float, seed: int) -> list[tuple[float, float]]:
+    """A noisy curve from start to end."""
+    rng = np.random.default_rng(seed)
+    return [
+        (float(step), float(end + (start - end) * math.exp(-4 * step / n) + rng.normal(0, abs(start - end) / 20)))
+        for step in range(1, n + 1)
+    ]
+
+
+def build_round(run: Path, number: int, images: list[str], *, pairs: bool = True) -> None:
+    """One round: every tenth verdict is an abstention, every fifth a tie."""
+    folder, rng = run / f"round-{number}", np.random.default_rng(number)
+    questions, answers, judgments, preferences = [], [], [], []
+    causes: Counter[str] = Counter()
+    for place, path in enumerate(images):
+        finding, side = FINDINGS[int(rng.integers(6))], SIDES[int(rng.integers(2))]
+        text = f"On which side is the {finding}?" if place % 2 else f"Is there a {finding} in the {side} lung?"
+        right, wrong = (side, SIDES[side == "left"]) if place % 2 else ("yes", "no")
+        ask = Question(
+            id=content_id(number, path), images=(path,), text=text, policy="p", sampling=HOT,
+            description=f"Chest X-ray, frontal view, with a {finding} on the {side}.",
+        )  # fmt: skip
+        said = (right, wrong, right, EVIL if place == 0 else f"the {finding} is on the {side}")
+        given = Answers(
+            id=content_id(ask.id), question_id=ask.id, images=(path,), question=text, completions=said, policy="p", sampling=HOT
+        )
+        abstained, tie = place % 10 == 9, place % 5 == 3
+        judged = Judgment(
+            id=content_id(given.id),
+            answers_id=given.id,
+            scores=None if abstained else (0.5,) * 4 if tie else (1.0, 0.0, 1.0, 0.5),
+            cause="abstained" if abstained else None,
+            reason="The truth does not decide this." if abstained else f"The phantom has a {finding} on the {side}.",
+            expert="oracle",
+            prompt_hash="h",
+        )
+        questions.append(ask)
+        answers.append(given)
+        judgments.append(judged)
+        causes["no verdict"] += abstained
+        causes["tie"] += tie and not abstained
+        if pairs and not abstained and not tie:
+            chosen, rejected = said[0], said[1]
+            lineage = Lineage(question_id=ask.id, answers_id=given.id, judgment_id=judged.id)
+            prompt = (Message(role="user", content=text),)
+            preferences.append(
+                Preference(
+                    id=content_id(judged.id), images=(path,), prompt=prompt, chosen=chosen, rejected=rejected,
+                    margin=1.0, lineage=lineage,
+                )
+            )  # fmt: skip
+    made = stage("ask", folder / "ask")
+    made.write_records("questions", questions)
+    made.finish(
+        counts_in=len(images) + 5, counts_out=len(images), dropped={"repeated": 4, "empty": 1}, measures={"valid_share": 0.953}
+    )
+    made = stage("answer", folder / "answer")
+    made.write_records("answers", answers)
+    made.finish(counts_in=len(images), counts_out=len(images), measures={"distinct_answers": 3.1})
+    made = stage("judge", folder / "judge")
+    made.write_records("judgments", judgments)
+    made.finish(counts_in=len(images), counts_out=len(images), measures={"verdict_share": 0.9})
+    made = stage("pair", folder / "pair")
+    made.write_records("preferences", preferences)
+    made.finish(counts_in=len(images), counts_out=len(preferences), dropped=causes if pairs else {"tie": len(images)})
+    if pairs:
+        curves = {
+            "loss": wave(120, 1.4 - 0.1 * number, 0.7 - 0.1 * number, number),
+            "reward_accuracy": [(step, min(max(value, 0.0), 1.0)) for step, value in wave(120, 0.45, 0.86, number + 9)],
+            "reward_margin": wave(120, -0.05, 1.1 + 0.2 * number, number + 20),
+            "chosen_logp": wave(120, -9.0, -5.5 + number / 2, number + 30),
+        }
+        stage("dpo", folder / "dpo").finish(counts_in=len(preferences), counts_out=1, curves=curves, device="cpu")
+
+
+def build_predictions(run: Path, policy: str, benchmark: str, images: list[str], skill: float) -> None:
+    rng = np.random.default_rng(len(policy) + len(benchmark))
+    rows = []
+    for place, path in enumerate(images):
+        finding, side = FINDINGS[place % 6], SIDES[place // 6 % 2]
+        kind: Literal["open", "closed"] = "closed" if place % 3 == 0 else "open"
+        target = "yes" if kind == "closed" else f"{side} lung"
+        wrong = "no" if kind == "closed" else f"{SIDES[side == 'left']} lung"
+        rows.append(
+            Prediction(
+                id=content_id(policy, benchmark, place), sample_id=f"{benchmark}-{place}", image=path, targets=(target,),
+                question=f"Does this image show a {finding}?" if kind == "closed" else f"Where is the {finding} located?",
+                kind=kind, completion=target.capitalize() + "." if rng.random() < skill else wrong, policy=policy,
+            )
+        )  # fmt: skip
+    made = stage("evaluate", run / "evaluate" / policy / benchmark)
+    made.write_records("predictions", rows)
+    made.finish(counts_in=len(rows), counts_out=len(rows))
+
+
+def build(run: Path, *, images: int = 24, rounds: int = 2, pairs: bool = True) -> Made:
+    """A finished run; without `pairs` it stopped in round 1 because there were none."""
+    options = RunOptions(name="phantom <demo>", seed=7, data=PhantomData(test=images))
+    paths = [f"test/{place:03}.png" for place in range(images)]
+    data = stage("data", run / "data")
+    for place, path in enumerate(paths):
+        draw(run / "data" / "images" / path, place)
+    data.finish(counts_in=images, counts_out=images)
+    write_whole(run / "run.json", options.model_dump_json(indent=1))
+    stage("sft", run / "sft").finish(
+        counts_in=100, counts_out=1, curves={"loss": wave(150, 5.2, 0.4, 0)}, measures={"trained_tokens": 20133}
+    )
+    policies = ("sft", *(f"round-{number}" for number in range(1, rounds + 1))) if pairs else ("sft",)
+    for number in range(1, len(policies) if pairs else 2):
+        build_round(run, number, paths, pairs=pairs)
+    baselines = ("majority", "question-only")
+    scores, differences = [], []
+    for benchmark in ("phantom-test", "validation"):
+        for place, policy in enumerate((*policies, *baselines)):
+            skill = 0.54 + 0.12 * place if policy in policies else 0.31
+            build_predictions(run, policy, benchmark, paths, skill)
+            for metric, shift, n in (("closed_accuracy", 0.2, 122), ("open_recall", 0.08, 341), ("open_exact_match", 0.0, 341)):
+                value = min(skill + shift - (0.09 if benchmark == "validation" else 0.0), 0.97)
+                scores.append(
+                    Score(
+                        policy=policy, benchmark=benchmark, metric=metric, value=value, low=value - 0.043,
+                        high=min(value + 0.041, 1), n=n,
+                    )
+                )  # fmt: skip
+                if policy in policies[1:]:
+                    gain = value - (0.54 + shift - (0.09 if benchmark == "validation" else 0.0))
+                    differences.append(
+                        Difference(
+                            policy=policy, against="sft", benchmark=benchmark, metric=metric, value=gain,
+                            low=gain - 0.0523, high=gain + 0.0517, n=n,
+                        )
+                    )  # fmt: skip
+    outcome = Outcome(
+        name=options.name,
+        policies=policies,
+        baselines=baselines,
+        best=policies[-1],
+        sentences=tuple(
+            f"Round {n}: open exact match on validation rose from {33 + 12 * n}.0 to {45 + 12 * n}.0 %; kept as best."
+            for n in range(1, rounds + 1)
+        )
+        if pairs
+        else ("Round 1 made no pair: every verdict was a tie. The run stopped.",),
+        notes=(
+            "The expert is the oracle: it reads the truth each phantom was drawn from and abstains where that does not decide.",
+            "No benchmark image is among the training images.",
+        ),
+        scores=tuple(scores),
+        differences=tuple(differences),
+    )
+    write_whole(run / "outcome.json", outcome.model_dump_json(indent=1))
+    return Made(run, outcome)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    built = build(tmp_path_factory.mktemp("run"))
+    report(built.run)
+    return built
+
+
+@pytest.fixture(scope="module")
+def page(made: Made) -> str:
+    return (made.run / "report.html").read_text()
+
+
+def test_every_score_and_difference_of_the_outcome_is_on_the_page(made: Made, page: str) -> None:
+    cells = " ".join(page.split())
+    for score in made.outcome.scores:
+        interval = f"{percent(score.low)} – {percent(score.high)}"
+        assert f'<b>{percent(score.value)}</b> <span class="small">{interval}</span>' in cells
+        assert f">n = {score.n}<" in cells
+    for row in made.outcome.differences:
+        assert f">{points(row.value)}</span> [{points(row.low)}, {points(row.high)}]" in cells
+    assert cells.count("<td><b>") == len(made.outcome.scores)
+
+
+def test_the_summary_gives_the_gain_of_the_best_policy_with_its_interval(page: str) -> None:
+    text = page.replace("\u00a0", " ")
+    assert "After 2 rounds of self-training the validation split chose round 2." in text
+    wanted = (
+        "open exact match rose from 54.0 to 78.0 %, a difference of +24.0 points "
+        "(95 % interval of the paired difference +18.8 to +29.2, n = 341)."
+    )
+    assert wanted in text
+
+
+def test_the_page_shows_notes_sentences_and_the_drops_by_cause(made: Made, page: str) -> None:
+    for text in (*made.outcome.notes, *made.outcome.sentences, "repeated 4 · empty 1", "tie 5 · no verdict 2", "abstained 2"):
+        assert text in page
+
+
+def test_the_page_asks_for_nothing_from_outside(page: str) -> None:
+    assert not re.search(r"https?://|//[a-z]+\.", page)
+    sources = re.findall(r"""(?:src|href|srcset|poster|data|action)\s*=\s*["']([^"']*)""", page)
+    assert sources
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
+    assert not re.search(r"url\(|@import|<script|<iframe|<link", page)
+
+
+def test_a_script_in_an_answer_or_a_name_is_shown_as_text(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", images=1, rounds=1)
+    page = report(built.run).read_text()
+    assert "&lt;script&gt;alert(" in page
+    assert "phantom &lt;demo&gt;" in page
+    assert "<script" not in page
+    assert "onerror=alert(1)>" not in page
+
+
+def test_a_script_in_a_chart_is_shown_as_text() -> None:
+    line = Line(EVIL, ((1.0, 1.0), (2.0, 2.0)), 0.5)
+    for chart in (interval_chart(EVIL, [Dot(EVIL, 0.5, 0.4, 0.6, 0.0)]), line_chart(EVIL, [line, line], share=False)):
+        assert "<script" not in chart
+        assert "<img" not in chart
+
+
+def test_the_summary_file_has_exactly_the_promised_shape(made: Made) -> None:
+    summary = json.loads((made.run / "summary.json").read_text())
+    assert list(summary) == ["name", "seed", "best", "rows", "differences", "sentences", "notes", "stages"]
+    assert (summary["name"], summary["seed"], summary["best"]) == ("phantom <demo>", 7, "round-2")
+    assert [Score.model_validate(row) for row in summary["rows"]] == list(made.outcome.scores)
+    assert list(summary["rows"][0]) == ["policy", "benchmark", "metric", "value", "low", "high", "n"]
+    assert [Difference.model_validate(row) for row in summary["differences"]] == list(made.outcome.differences)
+    assert list(summary["stages"])[:7] == [
+        "data",
+        "sft",
+        *(f"round-1/{name}" for name in ("ask", "answer", "judge", "pair", "dpo")),
+    ]
+    assert summary["stages"]["round-1/ask"] | {"seconds": 0} == {
+        "in": 29,
+        "out": 24,
+        "dropped": {"empty": 1, "repeated": 4},
+        "measures": {"valid_share": 0.953},
+        "seconds": 0,
+        "device": "cpu",
+    }
+
+
+def test_the_same_files_give_the_same_bytes(made: Made, page: str) -> None:
+    before = (made.run / "summary.json").read_bytes()
+    assert report(made.run).read_text() == page
+    assert (made.run / "summary.json").read_bytes() == before
+
+
+def test_a_run_that_stopped_in_round_1_without_pairs_still_has_a_report(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", pairs=False, images=6)
+    page = report(built.run).read_text()
+    assert "1 round of self-training ran without a policy that beats sft" in page
+    assert "Round 1 made no pair" in page
+    assert "round-1/dpo" not in json.loads((built.run / "summary.json").read_text())["stages"]
+
+
+@pytest.mark.parametrize("name", ["sft", "round-1/judge", "evaluate/sft/validation"])
+def test_a_stage_without_a_manifest_is_refused(tmp_path: Path, name: str) -> None:
+    built = build(tmp_path / "run", images=2)
+    (built.run / name / "manifest.json").unlink()
+    with pytest.raises(StllavaError, match=f"{name} has no manifest.json"):
+        report(built.run)
+    assert not (built.run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "outcome.json"])
+def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: str) -> None:
+    built = build(tmp_path / "run", images=1, rounds=1)
+    (built.run / name).unlink()
+    with pytest.raises(StllavaError, match=f"{name}; expected the directory of a finished run"):
+        report(built.run)
+
+
+def test_a_lost_image_costs_its_picture_and_not_the_report(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", images=2, rounds=1)
+    for path in (built.run / "data" / "images").rglob("*.png"):
+        path.write_bytes(b"")
+    assert "image not readable" in report(built.run).read_text()
+
+
+def test_a_thumbnail_is_small_and_keeps_no_metadata_and_stays_in_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    exif = Image.Exif()
+    exif[0x010E] = "PATIENT NAME"
+    Image.new("RGB", (900, 300), (9, 9, 9)).save(root / "a.jpg", exif=exif, comment=b"PATIENT NAME")
+    Image.new("L", (9, 9)).save(tmp_path / "outside.png")
+    data = base64.b64decode(thumbnail(root, "a.jpg").split(",")[1])
+    assert b"PATIENT" in (root / "a.jpg").read_bytes()
+    assert b"PATIENT" not in data
+    assert Image.open(io.BytesIO(data)).size == (192, 64)
+    assert thumbnail(root, "../outside.png") == ""
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(root / "deep.png")
+    assert thumbnail(root, "deep.png").startswith("data:image/jpeg;base64,")
+
+
+def test_same_ignores_case_punctuation_and_spacing() -> None:
+    assert same(" Left  lung.", ["left lung"])
+    assert not same("left", ["left lung"])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-9.13, -4.2), (3.0, 3.0), (0.0, 0.0), (1e-5, 3e-5), (-2.0, 7000.0)])
+def test_ticks_span_the_values_with_few_round_numbers(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 7
+
+
+def test_labels_at_line_ends_never_overlap() -> None:
+    places = spread([50.0, 50.0, 51.0, 159.0], gap=14, low=10, high=160)
+    assert all(later - earlier >= 14 for earlier, later in zip(sorted(places), sorted(places)[1:], strict=False))
+    assert max(places) <= 160
+
+
+def test_a_curve_with_one_point_or_with_gaps_is_drawn() -> None:
+    assert "<circle" in line_chart("loss", [Line("a", ((1.0, 2.0),), 0.0)], share=False)
+    assert "nan" not in line_chart("loss", [Line("a", ((1.0, math.nan), (2.0, 1.0), (3.0, 1.5)), 0.0)], share=False)
+    assert "nothing recorded" in line_chart("loss", [Line("a", (), 0.0)], share=False)
+
+
+def test_the_page_stays_small(page: str) -> None:
+    assert len(page.encode()) < 1_500_000

@@ -341,6 +341,13 @@ def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: st
         report(built.run)
 
 
+def test_a_broken_outcome_is_refused_by_name(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", images=1, rounds=1)
+    (built.run / "outcome.json").write_text('{"name": 1')
+    with pytest.raises(StllavaError, match=r"outcome\.json: .*expected the file as"):
+        report(built.run)
+
+
 def test_a_lost_image_costs_its_picture_and_not_the_report(tmp_path: Path) -> None:
     built = build(tmp_path / "run", images=2, rounds=1)
     for path in (built.run / "data" / "images").rglob("*.png"):

@@ -4,6 +4,7 @@ Paths are relative to an image root and may not leave it; a header that announce
 anything is allocated; what is wrong with a file is an `ItemError` whose cause is one of `CAUSES`.
 """
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -36,9 +37,12 @@ def open_image(root: Path, relative: str) -> Image.Image:
             raise ItemError("too-large", f"{relative} announces far more than {MAX_PIXELS:,} pixels") from None
         except UnidentifiedImageError:
             with path.open("rb") as file:
-                known = file.read(8).startswith(_SIGNATURES)
-            if known:
-                raise ItemError("truncated", f"{relative} begins like an image, but its header is not whole") from None
+                head = file.read(24)
+            if head.startswith(b"\x89PNG") and len(head) == 24:
+                width, height = struct.unpack(">II", head[16:])
+                _refuse_huge(width, height, relative)
+            if head.startswith(_SIGNATURES):
+                raise ItemError("truncated", f"{relative} begins like an image, but its header is cut off or damaged") from None
             raise ItemError("not-an-image", f"{relative} is not an image of a known format") from None
         except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError) as error:
             cause = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "unreadable"
@@ -73,12 +77,15 @@ def _locate(root: Path, relative: str) -> Path:
 def _decode(path: Path, relative: str) -> Image.Image:
     Image.init()  # Pillow registers some of these formats only when asked to.
     with Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ItemError("too-large", f"{relative} has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        _refuse_huge(image.width, image.height, relative)
         image.load()
         upright = ImageOps.exif_transpose(image)
         return (_to_eight_bits(upright) if upright.mode in _DEEP_MODES else upright).convert("RGB")
+
+
+def _refuse_huge(width: int, height: int, relative: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise ItemError("too-large", f"{relative} announces {width} × {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -37,13 +37,13 @@ def normalise(text: str) -> str:
 def yes_no(text: str) -> str | None:
     """Whether an answer says "yes" or "no", both read as whole words; None when it says neither.
 
-    A first word yes or no decides ("Yes, no doubt"), unless the other follows at once ("yes or no"); further on,
-    an answer with both words says neither.
+    A first word yes or no decides ("Yes, no doubt"), unless the answer is "yes no", or begins "yes or no" or "yes and
+    no" (either order). In any other place, an answer with both words says neither.
     """
     words = normalise(text).split()
     if words and words[0] in _OPPOSITE:
-        following = [word for word in words[1:3] if word not in ("or", "and")][:1]
-        return None if following == [_OPPOSITE[words[0]]] else words[0]
+        other = _OPPOSITE[words[0]]
+        return None if words[1:] == [other] or words[1:3] in (["or", other], ["and", other]) else words[0]
     said = {word for word in words if word in _OPPOSITE}
     return said.pop() if len(said) == 1 else None
 

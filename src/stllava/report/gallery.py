@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stllava.data.images import open_image
+from stllava.errors import ItemError
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
 from stllava.report.gather import RunFiles
 from stllava.report.words import plain, policy_label, shorten
 
 THUMBNAIL = 192
-MOST_PIXELS = 100_000_000
 SELF_ASKED = 12
 TESTED = (("differ", 5), ("all wrong", 2), ("all right", 1))
 
@@ -66,21 +67,11 @@ class Tally:
 
 
 def thumbnail(root: Path, path: str) -> str:
-    """A JPEG data URI of at most 192 pixels, fresh pixels only; empty for an image that is unreadable, huge or outside."""
-    full = (root / path).resolve()
-    if not full.is_relative_to(root.resolve()):
-        return ""
+    """A JPEG data URI of at most 192 pixels, fresh pixels only; empty for an image that cannot be used."""
     try:
-        with Image.open(full) as image:
-            if image.width * image.height > MOST_PIXELS:
-                return ""
-            deep = image.mode.startswith(("I", "F"))
-            pixels = np.asarray(image if deep else image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pixels = np.asarray(open_image(root, path))
+    except ItemError:
         return ""
-    if deep:
-        low, high = float(pixels.min()), float(pixels.max())
-        pixels = ((pixels - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
     small = Image.fromarray(pixels)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -117,7 +108,13 @@ def self_asked(run: RunFiles) -> list[Card]:
             taken = 0
             for judgment in order:
                 given = answers.get(judgment.answers_id)
-                if taken == most or (judgment.id in pairs) is not wanted or given is None or given.images[0] in shown:
+                if (
+                    taken == most
+                    or (judgment.id in pairs) is not wanted
+                    or given is None
+                    or not given.images
+                    or given.images[0] in shown
+                ):
                     continue
                 shown.add(given.images[0])
                 taken += 1

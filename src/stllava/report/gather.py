@@ -1,16 +1,17 @@
 """Reads a run directory into typed values: everything the report shows comes from here, nothing from elsewhere."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from stllava.config import FilesData, RunOptions, VqaRadData, validate
+from stllava.config import FilesData, RunOptions, VqaRadData
 from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment, Manifest, Outcome, Prediction, Preference, Question
 from stllava.store import read_manifest, read_records
 
+M = TypeVar("M", bound=BaseModel)
 ROUND_STAGES = ("ask", "answer", "judge", "pair", "dpo")
 
 
@@ -48,15 +49,8 @@ class RunFiles:
 
 def gather(run: Path) -> RunFiles:
     """Read a finished run directory; a stage folder without a manifest is refused."""
-    options = validate(RunOptions, json.loads(_text(run / "run.json")), source=str(run / "run.json"))
-    try:
-        outcome = Outcome.model_validate_json(_text(run / "outcome.json"))
-    except ValidationError as error:
-        raise StllavaError(
-            f"{run / 'outcome.json'}: {error.errors()[0]['msg']}",
-            expected="the outcome that `stllava run` wrote",
-            remedy="Delete it and run the same command again: finished work is kept.",
-        ) from None
+    options = _parse(run / "run.json", RunOptions)
+    outcome = _parse(run / "outcome.json", Outcome)
     manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
     rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
     for part in rounds:
@@ -92,11 +86,19 @@ def _round(folder: Path) -> Round:
     )
 
 
-def _text(path: Path) -> str:
+def _parse(path: Path, kind: type[M]) -> M:
     if not path.is_file():
         raise StllavaError(
             f"no file {path}",
             expected="the directory of a finished run",
             remedy="Run `stllava run` to the end first: it goes on where it stopped.",
         )
-    return path.read_text()
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StllavaError(
+            f"{path}: {first['msg']}{''.join(f' at {part!r}' for part in first['loc'][-1:])}",
+            expected="the file as `stllava run` wrote it",
+            remedy="Restore it, or delete it and run the same command again: finished work is kept.",
+        ) from None

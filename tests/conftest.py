@@ -1,0 +1,65 @@
+"""What the tests share: a tiny model, a few phantoms, one thread, no network."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from stllava.config import PhantomData, SmallModel
+
+TINY = SmallModel(
+    image_size=32,
+    patch_size=16,
+    vision_width=32,
+    vision_layers=1,
+    language_width=32,
+    language_layers=2,
+    heads=2,
+    vocabulary=400,
+    context=512,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of phantoms: 6 labelled, 4 unlabelled, 3 for validation, 3 for the test."""
+    from stllava.data.phantom import generate
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    generate(PhantomData(labelled=6, unlabelled=4, validation=3, test=3, size=64), seed=7, to=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """The folder of an untrained LLaVA of some 50,000 parameters."""
+    from stllava.model.small import build_small
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_small(TINY, conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
+    return folder
+
+
+@pytest.fixture
+def vqa_rad() -> Iterator[Path]:
+    """The real VQA-RAD folder, where STLLAVA_VQA_RAD names it."""
+    folder = os.environ.get("STLLAVA_VQA_RAD")
+    if not folder:
+        pytest.skip("STLLAVA_VQA_RAD is not set: the checks on the real VQA-RAD do not run")
+    yield Path(folder)

@@ -1,0 +1,191 @@
+"""Reading image files: what is accepted, and each way in which a file is refused."""
+
+import contextlib
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stllava.data.folder import images_in
+from stllava.data.images import CAUSES, MAX_PIXELS, check_image, open_image
+from stllava.errors import ItemError, StllavaError
+from stllava.records import content_id
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    """An image that compresses badly, so that half a file is half a picture."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """The file of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG that is only a header announcing its size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+START_OF_DATA = struct.pack(">I", 1000) + b"IDAT"
+
+
+def cause_of(root: Path, relative: str) -> str:
+    """Why an image is refused."""
+    with pytest.raises(ItemError) as caught:
+        check_image(root, relative)
+    assert relative in str(caught.value)
+    assert caught.value.cause in CAUSES
+    return caught.value.cause
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "tiff", "gif"])
+def test_every_format_opens_as_rgb_in_its_size(tmp_path: Path, kind: str) -> None:
+    noise().save(tmp_path / f"a.{kind}")
+    image = open_image(tmp_path, f"a.{kind}")
+    assert (image.mode, image.size) == ("RGB", (40, 30))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_opens_as_rgb(tmp_path: Path, mode: str) -> None:
+    noise().convert("L" if mode == "LA" else "RGB").convert(mode).save(tmp_path / "a.tif")
+    assert open_image(tmp_path, "a.tif").mode == "RGB"
+
+
+def test_an_image_lies_as_its_exif_orientation_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path, "a.jpg").size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([0, 32768, 65535], [0, 128, 255], id="16 bits"),
+        pytest.param([0, 2048, 4095], [0, 128, 255], id="12 bits in 16"),
+        pytest.param([0, 100, 255], [0, 100, 255], id="8 bits in 16"),
+        pytest.param([0, 0, 0], [0, 0, 0], id="black"),
+    ],
+)
+def test_deep_greyscale_is_scaled_and_not_clipped(tmp_path: Path, values: list[int], expected: list[int]) -> None:
+    Image.fromarray(np.array([values], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(open_image(tmp_path, "a.png"))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([0.0, 0.5, 1.0], [0, 128, 255], id="0 to 1"),
+        pytest.param([-1000.0, 0.0, 3095.0], [0, 62, 255], id="Hounsfield units"),
+        pytest.param([0.0, float("nan"), 255.0], [0, 0, 255], id="not a number"),
+    ],
+)
+def test_float_greyscale_is_scaled_and_not_clipped(tmp_path: Path, values: list[float], expected: list[int]) -> None:
+    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "a.tif")
+    assert np.asarray(open_image(tmp_path, "a.tif"))[0, :, 0].tolist() == expected
+
+
+def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    assert cause_of(tmp_path, "a.png") == "missing"
+
+
+def test_a_file_of_no_bytes_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert cause_of(tmp_path, "a.png") == "empty"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff"])
+def test_half_a_file_is_truncated(tmp_path: Path, kind: str) -> None:
+    whole = encoded(noise(), kind)
+    (tmp_path / "a").write_bytes(whole[: len(whole) // 2])
+    assert cause_of(tmp_path, "a") == "truncated"
+
+
+def test_half_a_header_is_truncated(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "png")[:20])
+    assert cause_of(tmp_path, "a.png") == "truncated"
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, I am a text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"], ids=["text", "eps"]
+)
+def test_a_file_that_is_no_image_is_not_an_image(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert cause_of(tmp_path, "a.jpg") == "not-an-image"
+
+
+@pytest.mark.parametrize("rest", [b"", START_OF_DATA], ids=["header only", "cut in the data"])
+@pytest.mark.parametrize(("width", "height"), [(50_000, 50_000), (10_000, 10_000), (8001, 8000)])
+def test_a_huge_image_is_refused_by_its_header_alone(tmp_path: Path, width: int, height: int, rest: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(huge_png(width, height) + rest)
+    assert width * height > MAX_PIXELS
+    assert cause_of(tmp_path, "a.png") == "too-large"
+
+
+def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    noise().save(tmp_path / "a.png")
+    (root / "link.png").symlink_to(tmp_path / "a.png")
+    for path in ("../a.png", str(tmp_path / "a.png"), str(root / "a.png"), "link.png", "x/../../a.png"):
+        assert cause_of(root, path) == "outside-root"
+
+
+def test_a_path_that_comes_back_into_the_root_is_fine(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.png")
+    assert open_image(tmp_path, "x/../a.png").size == (40, 30)
+
+
+def test_what_is_not_a_file_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert cause_of(tmp_path, "folder.png") == "unreadable"
+    assert cause_of(tmp_path, "pipe.png") == "unreadable"
+    assert cause_of(tmp_path, "n" * 5000) == "unreadable"
+    with pytest.raises(ItemError):
+        check_image(tmp_path, "loop.png")
+    with pytest.raises(ItemError):
+        check_image(tmp_path, "a\0b.png")
+
+
+def test_a_damaged_file_is_always_an_item_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("png", "jpeg", "gif", "webp"):
+        whole = np.frombuffer(encoded(noise(), kind), dtype=np.uint8)
+        for _ in range(60):
+            broken = whole.copy()
+            broken[rng.integers(len(whole), size=8)] = rng.integers(256, size=8)
+            (tmp_path / "a").write_bytes(broken[: rng.integers(1, len(whole) + 1)].tobytes())
+            # Most damage is refused, some cannot be seen; anything but an ItemError would end the test.
+            with contextlib.suppress(ItemError):
+                open_image(tmp_path, "a")
+
+
+def test_a_folder_is_listed_by_suffix_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a/z.jpg", "a/b.txt", "a-b.tiff", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    images = images_in(tmp_path, None)
+    assert [image.path for image in images] == ["a-b.tiff", "a/z.jpg", "b.PNG"]
+    assert images[1].id == content_id("image", "a/z.jpg")
+    assert [image.path for image in images_in(tmp_path, Path("a"))] == ["a/z.jpg"]
+    assert [image.path for image in images_in(tmp_path, tmp_path / "a")] == ["a/z.jpg"]
+
+
+def test_a_folder_that_is_missing_or_outside_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    with pytest.raises(StllavaError, match="no folder"):
+        images_in(tmp_path / "root", Path("gone"))
+    with pytest.raises(StllavaError, match="outside the image root"):
+        images_in(tmp_path / "root", Path(".."))

@@ -170,12 +170,12 @@ def build_predictions(run: Path, policy: str, benchmark: str, images: list[str],
 def build(run: Path, *, images: int = 24, rounds: int = 2, pairs: bool = True) -> Made:
     """A finished run; without `pairs` it stopped in round 1 because there were none."""
     options = RunOptions(name="phantom <demo>", seed=7, data=PhantomData(test=images))
+    Stage("run", run, options, inputs={}, existing="resume")
     paths = [f"test/{place:03}.png" for place in range(images)]
     data = stage("data", run / "data")
     for place, path in enumerate(paths):
         draw(run / "data" / "images" / path, place)
     data.finish(counts_in=images, counts_out=images)
-    write_whole(run / "run.json", options.model_dump_json(indent=1))
     stage("sft", run / "sft").finish(
         counts_in=100, counts_out=1, curves={"loss": wave(150, 5.2, 0.4, 0)}, measures={"trained_tokens": 20133}
     )
@@ -333,7 +333,7 @@ def test_a_stage_without_a_manifest_is_refused(tmp_path: Path, name: str) -> Non
     assert not (built.run / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["run.json", "outcome.json"])
+@pytest.mark.parametrize("name", ["plan.json", "outcome.json"])
 def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: str) -> None:
     built = build(tmp_path / "run", images=1, rounds=1)
     (built.run / name).unlink()

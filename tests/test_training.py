@@ -1,23 +1,26 @@
 """What sft and dpo do to the weights."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from stllava.config import DpoOptions, GroupRates, LoraOptions, SftOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
 from stllava.model.adapters import group_of
 from stllava.model.load import load_policy
-from stllava.model.prompt import segments
 from stllava.model.train import newest_whole_checkpoint
-from stllava.records import Answers, Judgment, Preference, Sampling
+from stllava.records import Lineage, Message, Preference
 from stllava.stages.dpo import dpo
-from stllava.stages.pair import best_against_worst
 from stllava.stages.sft import sft
-from stllava.store import Stage
+from stllava.store import PARTS, Stage, output_hash, read_manifest
+from stllava.tree.lessons import Lessons
 from stllava.tree.losses import dpo_sigmoid
 from stllava.tree.preferences import Choices
 
@@ -73,12 +76,162 @@ def test_lora_learns_and_is_merged_into_a_plain_folder(tiny_model: Path, phantom
 def test_four_forwards_of_one_image_are_one_forward_of_four(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     wide = learn(QUICK.model_copy(update={"batch_size": 4}), tiny_model, phantoms, tmp_path / "wide")
     long = learn(QUICK.model_copy(update={"batch_size": 1, "accumulate": 4}), tiny_model, phantoms, tmp_path / "long")
-    one, other = (Stage("sft", folder, QUICK, inputs={}, existing="resume") if False else folder for folder in (wide, long))
-    from stllava.store import read_manifest
-
-    losses = [dict(read_manifest(folder).curves["loss"]) for folder in (one, other)]
+    losses = [dict(read_manifest(folder).curves["loss"]) for folder in (wide, long)]
     assert losses[0].keys() == losses[1].keys()
     for step, value in losses[0].items():
         assert losses[1][step] == pytest.approx(value, abs=2e-4)
     for name, value in weights(wide).items():
         torch.testing.assert_close(value, weights(long)[name], atol=2e-4, rtol=1e-3)
+
+
+class _Killed(Exception):
+    """Stands for SIGKILL in the middle of a training."""
+
+
+def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = QUICK.model_copy(update={"epochs": 4.0, "schedule": "cosine", "save_steps": 3})
+    whole = learn(options, tiny_model, phantoms, tmp_path / "whole")
+    step: Callable[..., Tensor] = Trainer.training_step
+    calls = 0
+
+    def killed(self: Trainer, *arguments: Any, **named: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise _Killed
+        return step(self, *arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(Trainer, "training_step", killed)
+        learn(options, tiny_model, phantoms, tmp_path / "killed")
+    resumed = learn(options, tiny_model, phantoms, tmp_path / "killed")
+    assert output_hash(resumed) == output_hash(whole)
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for name, state in (("checkpoint-3", "{}"), ("checkpoint-12", '{"epoch": 1'), ("checkpoint-20", None)):
+        (tmp_path / name).mkdir()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    assert newest_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert newest_whole_checkpoint(tmp_path / "none") is None
+
+
+def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_model: Path, phantoms: Path) -> None:
+    read, _ = read_conversations(phantoms / "conversations.jsonl")
+    spoiled = [
+        read[0].model_copy(update={"id": "a", "images": ("gone.png",)}),
+        read[0].model_copy(update={"id": "b", "messages": read[0].messages[:1]}),
+        read[0].model_copy(update={"id": "c", "messages": (read[0].messages[0], Message(role="assistant", content="x " * 900))}),
+    ]
+    policy = load_policy(tiny_model)
+    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", sq_r=0.5, seed=0)
+    assert lessons.dropped == {"missing": 1, "nothing to learn": 1, "longer than the context": 1}
+    with pytest.raises(StllavaError, match="none of 3 conversations can be learned from"):
+        Lessons(policy, spoiled, images=phantoms / "images", sq_r=0.5, seed=0)
+
+
+def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_model: Path, phantoms: Path) -> None:
+    read, _ = read_conversations(phantoms / "conversations.jsonl")
+    policy = load_policy(tiny_model)
+
+    def learned(seed: int, epoch: int, sq_r: float = 0.5) -> list[bool]:
+        lessons = Lessons(policy, read, images=phantoms / "images", sq_r=sq_r, seed=seed)
+        return [node.learn for index in range(6) for node in lessons.tree(index, epoch).nodes]
+
+    assert learned(0, 0) == learned(0, 0)
+    assert learned(0, 0) != learned(0, 1)
+    assert sum(learned(0, 0, 0.0)) < sum(learned(0, 0, 0.5)) < sum(learned(0, 0, 1.0))
+
+
+def pairs(images: int = 3) -> list[Preference]:
+    """Four questions an image, each with a chosen and a rejected answer."""
+    made = []
+    for index in range(images):
+        for number, (chosen, rejected) in enumerate([("yes", "no"), ("right upper lung", "left"), ("ct", "x-ray"), ("two", "one")]):
+            name = f"{index}-{number}"
+            made.append(
+                Preference(
+                    id=name,
+                    images=(f"unlabelled/{index:05d}.png",),
+                    prompt=(Message(role="user", content=f"question {number}?"),),
+                    chosen=chosen,
+                    rejected=rejected,
+                    margin=1.0,
+                    lineage=Lineage(question_id=name, answers_id=name, judgment_id=name),
+                )
+            )
+    return made
+
+
+def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> Choices:
+    policy = load_policy(tiny_model)
+    read, _ = read_conversations(phantoms / "conversations.jsonl")
+    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0) if options.replay > 0 else None
+    made = Choices(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
+    made.measure_reference()
+    return made
+
+
+def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path) -> None:
+    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
+    batch = plain.collate([plain.item(index, 0) for index in range(3)])
+    loss, figures = plain.loss(plain.policy.model, batch, plain.count(dict(batch)))
+    assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-5)
+    assert figures["reward_margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phantoms: Path) -> None:
+    anchored = choices(tiny_model, phantoms, DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3))
+    batch = anchored.collate([anchored.item(index, 0) for index in range(3)])
+    counts = anchored.count(batch)
+    assert counts["pairs"] == 12
+    chosen = sum(len(anchored.policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
+    assert counts["chosen_tokens"] == chosen
+    parts = []
+    for nll, replay in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.3)):
+        anchored.options = anchored.options.model_copy(update={"nll": nll, "replay": replay})
+        loss, figures = anchored.loss(anchored.policy.model, dict(batch), counts)
+        parts.append(float(loss.detach()))
+    assert parts[1] - parts[0] == pytest.approx(-0.7 * figures["chosen_logp"] * 12 / chosen, rel=1e-4)
+    assert parts[2] > parts[1]
+
+
+def test_swapping_chosen_and_rejected_mirrors_the_loss() -> None:
+    chosen, rejected, ref_chosen, ref_rejected = torch.randn(4, 20)
+    one = dpo_sigmoid(chosen, rejected, ref_chosen, ref_rejected, beta=0.1)
+    other = dpo_sigmoid(rejected, chosen, ref_rejected, ref_chosen, beta=0.1)
+    torch.testing.assert_close(torch.exp(-one) + torch.exp(-other), torch.ones(20))
+
+
+def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    stage = Stage("pair", tmp_path / "pair", QUICK, inputs={}, existing="resume")
+    stage.write_records("preferences", pairs())
+    stage.finish(counts_in=12, counts_out=12)
+    options = DpoOptions(learning_rate=RATES, epochs=12, batch_size=3, save_steps=0, replay_images=1)
+    talks = phantoms / "conversations.jsonl"
+    with pytest.raises(StllavaError, match="--conversations"):
+        dpo(options, policy=tiny_model, preferences=tmp_path / "pair", images=phantoms / "images", to=tmp_path / "dpo")
+    manifest = dpo(
+        options,
+        policy=tiny_model,
+        preferences=tmp_path / "pair",
+        images=phantoms / "images",
+        conversations=talks,
+        to=tmp_path / "dpo",
+    )
+    assert manifest.counts_out == 12
+    assert manifest.curves["reward_accuracy"][-1][1] == 1.0
+    assert manifest.curves["chosen_logp"][-1][1] > manifest.curves["chosen_logp"][0][1]
+    assert not (tmp_path / "dpo" / PARTS).exists()
+
+
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for file in tiny_model.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not to be opened")
+    with pytest.raises(StllavaError, match="never loaded"):
+        load_policy(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from stllava.config import RunOptions
 from stllava.data.prepare import DataSet, prepare
 from stllava.metrics.score import compare
-from stllava.records import Difference, Manifest, Outcome, Prediction, Score
+from stllava.records import Difference, Manifest, Outcome, Prediction, Score, content_id
 from stllava.report.page import report
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
@@ -85,7 +85,8 @@ class Loop:
 
     def round(self, name: str, policy: Path, data: DataSet) -> bool:
         """One round of self-training from `policy`; False, with a sentence, when it made no pair to learn from."""
-        options, at, seed = self.options, self.to / name, self.options.seed
+        options, at = self.options, self.to / name
+        seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
         asked = ask(options.ask, policy=policy, images=data.images, root=data.image_root, to=questions, seed=seed)
         answer(options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)

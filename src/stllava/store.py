@@ -136,6 +136,15 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     return records
 
 
+def read_plan(folder: Path) -> dict[str, JsonValue]:
+    """The options with which a stage was started."""
+    path = folder / PLAN
+    if not path.is_file():
+        raise StllavaError(f"{folder} has no {PLAN}", expected="the folder of a run or stage", remedy="Check the path.")
+    plan: dict[str, dict[str, JsonValue]] = json.loads(path.read_text())
+    return plan["config"]
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished stage; without one the output is not whole and is refused."""
     path = folder / MANIFEST

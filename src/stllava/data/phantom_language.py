@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stllava.data.phantom_questions import REGIONS, TEMPLATES, Query, normal, plural, understand, word
+from stllava.data.phantom_questions import TEMPLATES, Query, normal, plural, understand, word
 from stllava.data.phantom_truth import COUNTED, DARK, FINDINGS, LEVELS, MODALITIES, ORGANS, SIDES, SIZES, Region, Truth, random
 from stllava.records import Conversation, Message, QuestionKind, Sample, content_id
 
@@ -18,7 +18,7 @@ NUMBERS = ("no", "one", "two", "three")
 SYSTEMS: dict[Region, str] = {"chest": "respiratory system", "abdomen": "digestive system", "head": "nervous system"}
 DESCRIBE = ("Describe the image.",) * 4 + ("What does the image show?", "Give a short report.", "Summarize the image.")
 FALSE_PREMISE = 0.12
-CONVERSATION_TURNS, SINGLE_TURNS, SAMPLES = 5, 7, 7
+CONVERSATIONS, CONVERSATION_TURNS, SINGLE_TURNS, SAMPLES = 2, 6, 12, 7
 
 
 def place(truth: Truth) -> str:
@@ -59,7 +59,6 @@ def _presupposed(query: Query, truth: Truth) -> tuple[str, ...]:
         "count": (number, str(truth.count), f"{number} {truth.finding if truth.count == 1 else plural(truth.finding)}"),
         "tone": (tone,),
         "is side": _yes(query.side == truth.side),
-        "is level": _yes(query.level == truth.level),
         "is size": _yes(query.size == truth.size),
     }
     return answers[query.template]
@@ -75,16 +74,11 @@ def answer(query: Query, truth: Truth) -> tuple[str, ...]:
         return ("no abnormality",) if query.finding == "abnormality" else (f"there is no {query.finding}",)
     here = (query.side, query.level, query.region) == (truth.side, truth.level, truth.region)
     what = ("no abnormality",) if nothing else (truth.finding, plural(truth.finding))[: 1 + (truth.count > 1)]
-    if query.template == "what at":
-        if query.region != truth.region:
-            return ()
-        return what if here else ("no abnormality",)
     answers: dict[str, tuple[str, ...]] = {
         "modality": (truth.modality,),
         "region": (truth.region,),
         "system": (SYSTEMS[truth.region],),
         "is modality": _yes(query.modality == truth.modality),
-        "is region": _yes(query.region == truth.region),
         "normal": _yes(nothing),
         "any": _yes(not nothing),
         "what": what,
@@ -110,15 +104,13 @@ def ask(template: str, truth: Truth, rng: np.random.Generator) -> Query:
     query = Query(template)
     if template == "is modality":
         return replace(query, modality=truth.modality if right else _pick(rng, MODALITIES, but=truth.modality))
-    if template == "is region":
-        return replace(query, region=truth.region if right else _pick(rng, REGIONS, but=truth.region))
     if template == "presence":
         return replace(query, finding=truth.finding if likely else other)
-    if template in ("place", "what at"):
-        finding = (other if nothing else truth.finding) if template == "place" else None
+    if template == "place":
+        finding = other if nothing else truth.finding
         side, level = truth.side or _pick(rng, SIDES), truth.level or _pick(rng, LEVELS)
         query = replace(query, finding=finding, side=side, level=level, region=truth.region)
-        wrong = int(rng.integers(3 if template == "place" else 2))
+        wrong = int(rng.integers(3))
         if likely or nothing:
             return query
         if wrong == 2:
@@ -134,8 +126,6 @@ def ask(template: str, truth: Truth, rng: np.random.Generator) -> Query:
     query = replace(query, finding="abnormality" if generic and (nothing or not false) else named)
     if template == "is side":
         return replace(query, side=_pick(rng, SIDES))
-    if template == "is level":
-        return replace(query, level=truth.level if right and truth.level else _pick(rng, LEVELS, but=truth.level))
     return replace(query, size=_pick(rng, SIZES)) if template == "is size" else query
 
 
@@ -176,8 +166,10 @@ def _talk(truth: Truth, turns: list[tuple[str, str]]) -> Conversation:
 def conversations(truth: Truth, *, seed: int) -> list[Conversation]:
     """What the labelled split says of an image: a described and discussed one, then single questions."""
     rng = random("conversations", seed, truth.path)
-    described = (_pick(rng, DESCRIBE), caption(truth))
-    talks = [_talk(truth, [described, *_asked(truth, CONVERSATION_TURNS, rng, general=0.3)])]
+    talks = [
+        _talk(truth, [(_pick(rng, DESCRIBE), caption(truth)), *_asked(truth, CONVERSATION_TURNS, rng, general=0.3)])
+        for _ in range(CONVERSATIONS)
+    ]
     return talks + [_talk(truth, [turn]) for turn in _asked(truth, SINGLE_TURNS, rng)]
 
 

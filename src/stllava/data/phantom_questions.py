@@ -40,75 +40,31 @@ class Template:
 
 
 TEMPLATES: dict[str, Template] = {
-    "modality": Template(
-        ("what is the imaging modality?", "what kind of scan is this?", "how was this image taken?"), general=True
-    ),
-    "region": Template(
-        ("which part of the body is shown?", "what body part is this?", "which region is imaged?"), general=True
-    ),
+    "modality": Template(("what is the imaging modality?", "what kind of scan is this?"), general=True),
+    "region": Template(("which part of the body is shown?", "what body part is this?"), general=True),
     "system": Template(("which organ system is shown?", "what organ system is imaged?"), general=True),
-    "is modality": Template(
-        ("is this a {modality}?", "is this a {modality} image?", "was this image taken with {modality}?"),
-        closed=True,
-        general=True,
-    ),
-    "is region": Template(
-        ("is this the {region}?", "does the image show the {region}?", "is this a image of the {region}?"),
-        closed=True,
-        general=True,
-    ),
-    "normal": Template(("is the image normal?", "is this a normal image?", "does everything look normal?"), closed=True),
-    "any": Template(
-        ("is there any abnormality?", "does the image show any abnormality?", "is anything abnormal?"), closed=True
-    ),
-    "what": Template(("what abnormality is seen?", "what is the abnormal finding?", "what is abnormal in this image?")),
-    "presence": Template(
-        ("is there a {finding}?", "does the image show a {finding}?", "can a {finding} be seen?"), closed=True
-    ),
+    "is modality": Template(("is this a {modality}?", "is this a {modality} image?"), closed=True, general=True),
+    "normal": Template(("is the image normal?", "does everything look normal?"), closed=True),
+    "any": Template(("is there any abnormality?", "is anything abnormal?"), closed=True),
+    "what": Template(("what abnormality is seen?", "what is the abnormal finding?")),
+    "presence": Template(("is there a {finding}?", "does the image show a {finding}?"), closed=True),
     "place": Template(
         (
             "is there a {finding} in the {side} {level} {organ}?",
             "does the {side} {level} {organ} contain a {finding}?",
-            "can a {finding} be seen in the {side} {level} {organ}?",
         ),
         closed=True,
     ),
-    "what at": Template(
-        (
-            "what abnormality is in the {side} {level} {organ}?",
-            "what is seen in the {side} {level} {organ}?",
-            "what does the {side} {level} {organ} show?",
-        )
-    ),
-    "report": Template(
-        ("what is the complete finding?", "how would you report the finding?", "what is the finding and where is it?")
-    ),
-    "several": Template(
-        ("is there more than one {finding}?", "are there several {findings}?", "are there multiple {findings}?"), closed=True
-    ),
-    "side": Template(
-        ("on which side is the {finding}?", "which side is the {finding} on?", "what side is the {finding} on?"), True
-    ),
-    "level": Template(
-        ("at which level is the {finding}?", "how high is the {finding}?", "what level is the {finding} at?"), True
-    ),
-    "where": Template(
-        ("where is the {finding}?", "where is the {finding} located?", "what is the location of the {finding}?"), True
-    ),
-    "size": Template(("how large is the {finding}?", "what size is the {finding}?", "how big is the {finding}?"), True),
-    "count": Template(
-        ("how many {findings} are there?", "how many {findings} can be seen?", "what is the number of {findings}?"), True
-    ),
-    "tone": Template(
-        ("is the {finding} brighter or darker than its surroundings?", "does the {finding} look brighter or darker?"), True
-    ),
+    "report": Template(("what is the complete finding?", "how would you report the finding?")),
+    "several": Template(("is there more than one {finding}?", "are there several {findings}?"), closed=True),
+    "side": Template(("on which side is the {finding}?", "which side is the {finding} on?"), True),
+    "level": Template(("at which level is the {finding}?", "how high is the {finding}?"), True),
+    "where": Template(("where is the {finding}?", "what is the location of the {finding}?"), True),
+    "size": Template(("how large is the {finding}?", "what size is the {finding}?"), True),
+    "count": Template(("how many {findings} are there?", "how many {findings} can be seen?"), True),
+    "tone": Template(("is the {finding} brighter or darker?", "does the {finding} look brighter or darker?"), True),
     "is side": Template(("is the {finding} on the {side} side?", "is the {finding} on the {side}?"), True, True),
-    "is level": Template(
-        ("is the {finding} at the {level} level?", "does the {finding} lie in the {level} third?"), True, True
-    ),
-    "is size": Template(
-        ("is the {finding} {size}?", "is it a {size} {finding}?", "would you call the {finding} {size}?"), True, True
-    ),
+    "is size": Template(("is the {finding} {size}?", "would you call the {finding} {size}?"), True, True),
 }
 
 

@@ -26,6 +26,7 @@ from stllava.model.load import Policy, placed
 from stllava.records import Manifest
 from stllava.store import Existing, Stage, disk_errors, file_hash, locked
 
+POSITION_SCALE = float(__import__('os').environ.get('PS','0.2'))
 PAD, END, IMAGE = "<pad>", "<|end|>", "<image>"
 SPEAKERS = {"system": "<|system|>", "user": "<|user|>", "virtual_user": "<|vuser|>", "assistant": "<|assistant|>"}
 TEMPLATE = (
@@ -78,6 +79,21 @@ def build_small(shape: SmallModel, *, conversations: Path, to: Path, seed: int =
         return stage.finish(counts_in=len(read), counts_out=1, measures={"parameters": parameters})
 
 
+@torch.no_grad()
+def start_positions(model: LlavaForConditionalGeneration) -> None:
+    """Start the vision tower's positions as sines and cosines of row and column, about as large as its patch embeddings.
+
+    CLIP's own start is ten times smaller than what the patches give, and where a finding lies is then learned late.
+    """
+    weight = model.model.vision_tower.embeddings.position_embedding.weight
+    side, quarter = int((len(weight) - 1) ** 0.5), weight.shape[1] // 4
+    steps = torch.arange(side) * (torch.pi / side)
+    waves = torch.outer(steps, 1.0 + torch.arange(quarter) * (side / quarter))
+    axis = torch.cat([waves.sin(), waves.cos()], dim=1)
+    rows, columns = axis[:, None].expand(side, side, -1), axis[None].expand(side, side, -1)
+    weight[1:, : 4 * quarter] = POSITION_SCALE * torch.cat([rows, columns], dim=-1).reshape(side * side, -1)
+
+
 def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Policy:
     """A small LLaVA with random weights drawn from `seed` and a tokenizer trained on `texts`."""
     tokenizer = build_tokenizer(texts, vocabulary=shape.vocabulary, context=shape.context)
@@ -85,8 +101,8 @@ def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Polic
         image_processor=CLIPImageProcessorPil(
             size={"height": shape.image_size, "width": shape.image_size},
             do_center_crop=False,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
+            image_mean=[float(__import__('os').environ.get('MEAN','0.5'))]*3,
+            image_std=[float(__import__('os').environ.get('STD','0.5'))]*3,
         ),
         tokenizer=tokenizer,
         patch_size=shape.patch_size,
@@ -114,6 +130,7 @@ def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Polic
             num_key_value_heads=shape.heads,
             max_position_embeddings=shape.context,
             tie_word_embeddings=True,
+            initializer_range=0.06,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
@@ -127,5 +144,6 @@ def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Polic
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
+    start_positions(model)
     torch.random.set_rng_state(state)
     return Policy(placed(model), processor)

@@ -120,7 +120,7 @@ class TreeTrainer(Trainer):
         """AdamW with one learning rate a part."""
         if self.optimizer is None:
             groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
-            self.optimizer = torch.optim.AdamW(cast(Any, groups))
+            self.optimizer = torch.optim.AdamW(cast(Any, groups), betas=(0.9, float(__import__('os').environ.get('B2','0.999'))))
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stllava.config import FilesData, RunOptions, VqaRadData
+from stllava.config import FilesData, RunOptions, VqaRadData, validate
 from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment, Manifest, Outcome, Prediction, Preference, Question
-from stllava.store import read_manifest, read_records
+from stllava.store import PLAN, read_manifest, read_plan, read_records
 
 M = TypeVar("M", bound=BaseModel)
 ROUND_STAGES = ("ask", "answer", "judge", "pair", "dpo")
@@ -49,7 +49,7 @@ class RunFiles:
 
 def gather(run: Path) -> RunFiles:
     """Read a finished run directory; a stage folder without a manifest is refused."""
-    options = _parse(run / "run.json", RunOptions)
+    options = validate(RunOptions, read_plan(run), source=str(run / PLAN))
     outcome = _parse(run / "outcome.json", Outcome)
     manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
     rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))

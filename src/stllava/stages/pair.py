@@ -53,13 +53,23 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
 
 
 def best_against_worst(answers: Answers, judgment: Judgment, *, margin: float) -> Preference | str:
-    """The pair of the first best and the first worst answer, or the cause why there is none."""
+    """The pair of a best and a worst answer, or the cause why there is none.
+
+    Among answers of the same score the one the policy gave most often is taken, and of those the first: what it
+    believes most firmly is what a verdict can teach it most about.
+    """
     scores = judgment.scores
     if scores is None:
         return judgment.cause or "failed"
     if len(scores) != len(answers.completions):
         return "wrong number of scores"
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    given = Counter(answers.completions)
+
+    def firmest(score: float) -> int:
+        places = [place for place, value in enumerate(scores) if value == score]
+        return max(places, key=lambda place: (given[answers.completions[place]], -place))
+
+    best, worst = firmest(max(scores)), firmest(min(scores))
     gap = scores[best] - scores[worst]
     chosen, rejected = answers.completions[best], answers.completions[worst]
     if gap == 0:

@@ -66,45 +66,76 @@ def longest(policy: Policy, tree: Tree) -> int:
 
 
 def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
-    """One batch of B trees padded to N tokens: the model's inputs and where to read M learned tokens.
+    """One batch: trees share rows of the longest tree's N tokens, and it is noted where to read M learned tokens.
 
-    Keys beside the image inputs: input_ids, position_ids [B, N]; attention_mask [B, 1, N, N], added to the scores;
-    logits_to_keep [U], the columns whose output is needed; rows, columns, labels, leaf [M]: of each learned token its
-    tree, its predictor's place in logits_to_keep, its id and its node, counted through the batch (`leaf_starts` [B]).
+    Keys beside the image inputs: input_ids, position_ids [R, N]; attention_mask [R, 1, N, N], added to the scores;
+    logits_to_keep [U], the columns whose output is needed; rows, columns, labels, leaf, tree [M]: of each learned token
+    its row, its predictor's place in logits_to_keep, its id, its node counted through the batch, and its tree;
+    leaf_starts [B]: the number of each tree's first node.
     """
-    layouts = [pack(_rooted(policy, tree)) for tree in trees]
-    encoded = [policy.encode(tree.prefix) for tree in trees if tree.prefix.images]
-    width = max(len(layout.ids) for layout in layouts)
-    ids = np.full((len(trees), width), policy.tokenizer.pad_token_id or 0, dtype=np.int64)
-    positions = np.zeros((len(trees), width), dtype=np.int64)
-    mask = np.zeros((len(trees), 1, width, width), dtype=bool)
+    rooted = [_rooted(policy, tree) for tree in trees]
+    lengths = [sum(len(node.ids) for node in nodes) for nodes in rooted]
+    rows = share_rows(lengths)
+    layouts = [pack(_side_by_side([rooted[tree] for tree in row])) for row in rows]
+    width = max(lengths)
+    ids = np.full((len(rows), width), policy.tokenizer.pad_token_id or 0, dtype=np.int64)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.zeros((len(rows), 1, width, width), dtype=bool)
     mask[:, 0, np.arange(width), np.arange(width)] = True
-    for row, layout in enumerate(layouts):
+    for place, layout in enumerate(layouts):
         length = len(layout.ids)
-        ids[row, :length] = layout.ids
-        positions[row, :length] = layout.positions
-        mask[row, 0, :length, :length] = layout.mask
+        ids[place, :length] = layout.ids
+        positions[place, :length] = layout.positions
+        mask[place, 0, :length, :length] = layout.mask
     keep, columns = np.unique(np.concatenate([layout.predictors for layout in layouts]), return_inverse=True)
-    starts = np.cumsum([0] + [int(layout.owners[-1]) + 1 for layout in layouts[:-1]])
+    order = [tree for row in rows for tree in row]
+    sizes = [len(rooted[tree]) for tree in order]
+    starts = np.zeros(len(trees), dtype=np.int64)
+    starts[order] = np.cumsum([0, *sizes[:-1]])
+    first = np.cumsum([0, *(sum(len(rooted[tree]) for tree in row) for row in rows[:-1])])
+    leaf = np.concatenate([layout.leaves + start for layout, start in zip(layouts, first, strict=True)])
     dtype = policy.model.dtype
     scores = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~torch.from_numpy(mask), torch.finfo(dtype).min)
     return {
-        **policy.join(encoded),
+        **policy.join([policy.encode(trees[tree].prefix) for tree in order if trees[tree].prefix.images]),
         "input_ids": torch.from_numpy(ids),
         "position_ids": torch.from_numpy(positions),
         "attention_mask": scores,
         "logits_to_keep": torch.from_numpy(keep),
-        "rows": torch.from_numpy(np.repeat(np.arange(len(trees)), [len(layout.targets) for layout in layouts])),
+        "rows": torch.from_numpy(np.repeat(np.arange(len(rows)), [len(layout.targets) for layout in layouts])),
         "columns": torch.from_numpy(columns),
         "labels": torch.from_numpy(np.concatenate([layout.targets for layout in layouts])),
-        "leaf": torch.from_numpy(
-            np.concatenate([layout.leaves + start for layout, start in zip(layouts, starts, strict=True)])
-        ),
+        "leaf": torch.from_numpy(leaf),
+        "tree": torch.from_numpy(np.repeat(order, sizes)[leaf]),
         "leaf_starts": torch.from_numpy(starts),
     }
 
 
-READ_ONLY = frozenset({"rows", "columns", "labels", "leaf", "leaf_starts"})
+def share_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Which trees share a row as wide as the longest: longest first, each into the first row that has room."""
+    width = max(lengths)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for tree in sorted(range(len(lengths)), key=lambda tree: -lengths[tree]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[tree]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(tree)
+        room[row] -= lengths[tree]
+    return rows
+
+
+def _side_by_side(trees: Sequence[Sequence[Node]]) -> list[Node]:
+    """The nodes of several trees as one list, each tree with a root of its own."""
+    nodes: list[Node] = []
+    for tree in trees:
+        start = len(nodes)
+        nodes += [Node(node.ids, node.parent + start if node.parent != ROOT else ROOT, node.learn) for node in tree]
+    return nodes
+
+
+READ_ONLY = frozenset({"rows", "columns", "labels", "leaf", "tree", "leaf_starts"})
 
 
 def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -113,7 +113,7 @@ class Choices:
         nodes = [node for choice, first in zip(choices, starts, strict=False) for node in _answer_nodes(choice.tree, first)]
         batch["pairs"] = torch.tensor(nodes)
         batch["reference"] = torch.tensor([pair for choice in choices for pair in choice.reference])
-        batch["replayed"] = batch["rows"] >= len(choices)
+        batch["replayed"] = batch["tree"] >= len(choices)
         return batch
 
     def count(self, batch: dict[str, Tensor]) -> dict[str, float]:

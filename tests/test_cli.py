@@ -1,0 +1,142 @@
+"""The command line: help, refusals, and the demo loop in small through the real command."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stllava.cli import COMMANDS, main, usage
+from stllava.commands import RUNNERS
+
+SMALL = """
+name: small
+data: {kind: phantom, labelled: 12, unlabelled: 10, validation: 4, test: 4, size: 64}
+small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
+sft: {epochs: 80, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
+ask: {questions: 4, sampling: {temperature: 1.0, max_new_tokens: 16}, description: {temperature: 0, max_new_tokens: 16}}
+answer: {k: 4, sampling: {temperature: 1.5, max_new_tokens: 8}}
+dpo: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
+evaluate: {sampling: {temperature: 0, max_new_tokens: 8}}
+rounds: 1
+"""
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `stllava` as a process of its own, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", "from stllava.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Recipe, run directory and output of the loop in small."""
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "small.yaml").write_text(SMALL)
+    done = command("run", str(folder / "small.yaml"), "--to", str(folder / "run"))
+    assert done.returncode == 0, done.stderr
+    return folder / "small.yaml", folder / "run", done.stdout
+
+
+def test_help_answers_in_under_400_milliseconds() -> None:
+    spent = []
+    for _ in range(5):
+        began = time.perf_counter()
+        shown = command("--help")
+        spent.append(time.perf_counter() - began)
+        assert shown.stdout == usage()
+    assert min(spent) < 0.4
+
+
+def test_help_and_commands_name_the_same_verbs() -> None:
+    assert set(COMMANDS) == set(RUNNERS)
+
+
+@pytest.mark.parametrize("name", sorted(RUNNERS))
+def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert f"stllava {name}" in capsys.readouterr().out
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from stllava import cli, commands; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["jugde"], "no command 'jugde'"),
+        (["run"], "no recipe"),
+        (["run", "gone.yaml"], "no recipe gone.yaml"),
+        (["report", "gone"], "gone"),
+        (["pair", "--answers", "gone", "--judgments", "gone", "--to", "OUT"], "gone has no manifest.json"),
+    ],
+    ids=["unknown command", "no recipe", "missing recipe", "no run", "unfinished stage"],
+)
+def test_a_users_error_is_one_sentence_and_exit_code_2(
+    words: list[str], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path / "out") if word == "OUT" else word for word in words])
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert fault in said
+    assert "Traceback" not in said
+
+
+def test_the_loop_in_small_runs_through_the_command_line(finished: tuple[Path, Path, str]) -> None:
+    _, run, shown = finished
+    summary = json.loads((run / "summary.json").read_text())
+    rows = {(row["policy"], row["benchmark"], row["metric"]) for row in summary["rows"]}
+    for policy in ("sft", "round-1", "majority", "question-only"):
+        for metric in ("closed_accuracy", "open_recall", "open_exact_match"):
+            assert (policy, "phantom", metric) in rows
+    assert all(row["low"] <= row["value"] <= row["high"] for row in summary["rows"])
+    assert {f"round-1/{stage}" for stage in ("ask", "answer", "judge", "pair", "dpo")} <= set(summary["stages"])
+    assert "<svg" in (run / "report.html").read_text()
+    assert "round-1" in shown
+
+
+def test_a_second_run_over_a_finished_one_does_nothing(finished: tuple[Path, Path, str]) -> None:
+    recipe, run, shown = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    again = command("run", str(recipe), "--to", str(run))
+    assert again.returncode == 0
+    assert again.stdout == shown
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_run_of_another_recipe_is_refused_and_the_first_stays(finished: tuple[Path, Path, str]) -> None:
+    recipe, run, _ = finished
+    other = command("run", str(recipe), "--to", str(run), "--dpo.beta", "0.3")
+    assert other.returncode == 2
+    assert "config.dpo.beta was 0.1, now 0.3" in other.stderr
+    assert (run / "manifest.json").exists()
+
+
+def test_the_stages_one_by_one_give_what_the_run_gave(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, run, _ = finished
+    plan = json.loads((run / "round-1" / "pair" / "plan.json").read_text())
+    parts = ["--answers", str(run / "round-1/answer"), "--judgments", str(run / "round-1/judge"), "--to", str(tmp_path / "pair")]
+    assert command("pair", *parts, "--margin", str(plan["config"]["margin"])).returncode == 0
+    made = (tmp_path / "pair" / "preferences.jsonl").read_bytes()
+    assert made == (run / "round-1" / "pair" / "preferences.jsonl").read_bytes()
+
+
+def test_chat_answers_a_question_about_an_image(finished: tuple[Path, Path, str]) -> None:
+    _, run, _ = finished
+    image = next((run / "data" / "images" / "test").iterdir())
+    said = command("chat", str(run / "sft"), str(image), "--question", "what is the imaging modality?")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip()

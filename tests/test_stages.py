@@ -1,0 +1,206 @@
+"""ask, answer, judge, pair and evaluate on records."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
+from stllava.errors import StllavaError
+from stllava.metrics.score import compare, score
+from stllava.records import Answers, Judgment, Preference, Prediction, Question, Sample, Sampling
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask, screen
+from stllava.stages.evaluate import evaluate, majority
+from stllava.stages.judge import judge
+from stllava.stages.pair import best_against_worst, pair
+from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
+
+SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)
+HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
+
+
+def answered(completions: tuple[str, ...], question: str = "is there a nodule?") -> Answers:
+    return Answers(
+        id="a", question_id="q", images=("x.png",), question=question, completions=completions, policy="p", sampling=HOW
+    )
+
+
+def judged(scores: tuple[float, ...] | None, cause: str | None = None) -> Judgment:
+    return Judgment(id="j", answers_id="a", scores=scores, cause=cause, reason="", expert="e", prompt_hash="h")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("is there a mass?", None),
+        ("Is there  a MASS?", "repeated"),
+        ("", "empty"),
+        ("   ", "empty"),
+        ("there is a mass.", "not a question"),
+        ("why?", "not a question"),
+        ("is " + "very " * 80 + "large?", "too long"),
+    ],
+    ids=["kept", "repeated", "empty", "blank", "statement", "one word", "rambling"],
+)
+def test_unusable_questions_are_dropped_and_counted_by_cause(text: str, cause: str | None) -> None:
+    dropped: Counter[str] = Counter()
+    kept = screen(["is there a mass?", text] if cause == "repeated" else [text], dropped)
+    assert dropped == ({} if cause is None else {cause: 1})
+    assert kept == (["is there a mass?"] if cause in (None, "repeated") else [])
+
+
+@pytest.mark.parametrize(
+    ("scores", "cause", "expected"),
+    [
+        (None, "abstained", "abstained"),
+        (None, "refused", "refused"),
+        ((0.5, 0.5, 0.5), None, "tie"),
+        ((0.5, 0.9, 0.5), None, "margin too small"),
+        ((1.0, 0.0), None, "wrong number of scores"),
+    ],
+    ids=["abstained", "refused", "tie", "close", "short"],
+)
+def test_what_has_no_clear_winner_never_becomes_a_pair(
+    scores: tuple[float, ...] | None, cause: str | None, expected: str
+) -> None:
+    assert best_against_worst(answered(("yes", "no", "maybe")), judged(scores, cause), margin=0.5) == expected
+
+
+def test_equal_texts_and_empty_winners_never_become_a_pair() -> None:
+    assert best_against_worst(answered(("yes", "yes")), judged((1.0, 0.0)), margin=0.5) == "same text"
+    assert best_against_worst(answered(("", "no")), judged((1.0, 0.0)), margin=0.5) == "empty answer chosen"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), min_size=2, max_size=6))
+def test_reversing_the_scores_swaps_chosen_and_rejected(marked: list[tuple[str, int]]) -> None:
+    texts = tuple(f"{text}{place}" for place, (text, _) in enumerate(marked))
+    scores = tuple(float(mark) for _, mark in marked)
+    one = best_against_worst(answered(texts), judged(scores), margin=0.5)
+    other = best_against_worst(answered(texts), judged(tuple(-score for score in scores)), margin=0.5)
+    if isinstance(one, Preference) and isinstance(other, Preference):
+        assert (one.chosen, one.rejected, one.margin) == (other.rejected, other.chosen, other.margin)
+        assert scores[texts.index(one.chosen)] == max(scores)
+    else:
+        assert one == other == "tie"
+
+
+def asked(tiny_model: Path, phantoms: Path, to: Path, *, images: Path | None = None) -> Path:
+    options = AskOptions(questions=3, chunk=2, sampling=SHORT, description=SHORT)
+    ask(options, policy=tiny_model, images=images or phantoms / "images.jsonl", root=phantoms / "images", to=to, seed=1)
+    return to
+
+
+def by_hand(folder: Path, texts: list[str]) -> Path:
+    """A finished ask stage that asked `texts` of the first unlabelled image."""
+    stage = Stage("ask", folder, AskOptions(), inputs={}, existing="resume")
+    stage.write_records(
+        "questions",
+        [
+            Question(id=f"q{place}", images=("unlabelled/00000.png",), text=text, description="", policy="p", sampling=HOW)
+            for place, text in enumerate(texts)
+        ],
+    )
+    stage.finish(counts_in=len(texts), counts_out=len(texts))
+    return folder
+
+
+def test_every_question_asked_is_kept_or_counted(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(asked(tiny_model, phantoms, tmp_path / "ask"))
+    assert manifest.counts_in == 4 * 3 == manifest.counts_out + sum(manifest.dropped.values())
+
+
+def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    rows = (phantoms / "images.jsonl").read_text() + '{"id": "x", "path": "gone.png"}\n{"id": "y", "path": "../up.png"}\n'
+    write_whole(tmp_path / "images.jsonl", rows)
+    manifest = read_manifest(asked(tiny_model, phantoms, tmp_path / "ask", images=tmp_path / "images.jsonl"))
+    assert manifest.dropped["image missing"] == 3
+    assert manifest.dropped["image outside-root"] == 3
+    assert manifest.counts_in == 18
+
+
+def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    texts = ["is the image normal?", "what abnormality is seen?", "is this image nice or not?"]
+    questions, root = by_hand(tmp_path / "ask", texts), phantoms / "images"
+    answer(AnswerOptions(k=3, sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer", seed=1)
+    answers = read_records(tmp_path / "answer", "answers", Answers)
+    assert [len(one.completions) for one in answers] == [3, 3, 3]
+    judge(JudgeOptions(), answers=tmp_path / "answer", truth=phantoms / "truths.jsonl", to=tmp_path / "judge")
+    judgments = read_records(tmp_path / "judge", "judgments", Judgment)
+    assert [judgment.answers_id for judgment in judgments] == [one.id for one in answers]
+    assert judgments[2].scores is None
+    assert judgments[2].cause == "abstained"
+    made = pair(PairOptions(), answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "pair")
+    assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
+
+
+def test_judgments_of_other_answers_are_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:
+    root, truth = phantoms / "images", phantoms / "truths.jsonl"
+    for name, text in (("one", "is the image normal?"), ("two", "what abnormality is seen?")):
+        questions = by_hand(tmp_path / name / "ask", [text])
+        answer(AnswerOptions(sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / name / "answer")
+        judge(JudgeOptions(), answers=tmp_path / name / "answer", truth=truth, to=tmp_path / name / "judge")
+    with pytest.raises(StllavaError, match="one and the same round"):
+        pair(PairOptions(), answers=tmp_path / "one/answer", judgments=tmp_path / "two/judge", to=tmp_path / "pair")
+
+
+def test_an_expert_without_knowledge_is_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:
+    questions = by_hand(tmp_path / "ask", ["is the image normal?"])
+    root = phantoms / "images"
+    answer(AnswerOptions(sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer")
+    with pytest.raises(StllavaError, match="given nothing to know"):
+        judge(JudgeOptions(expert="reference"), answers=tmp_path / "answer", truth=None, to=tmp_path / "judge")
+
+
+def test_evaluate_keeps_every_answer_and_scores_it(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    samples = phantoms / "phantom.jsonl"
+    to = tmp_path / "scores"
+    evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=phantoms / "images", to=to, name="tiny")
+    predictions = read_records(to, "predictions", Prediction)
+    wanted = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [row.sample_id for row in predictions] == [row["id"] for row in wanted]
+    measures = read_manifest(to).measures
+    assert measures == {one.metric: one.value for one in score(predictions, policy="tiny", benchmark="phantom")}
+
+
+def sample(name: str, target: str, kind: str) -> Sample:
+    return Sample.model_validate(
+        {"id": name, "image": f"{name}.png", "question": "?", "targets": [target], "kind": kind, "split": "test"}
+    )
+
+
+def test_the_majority_baseline_knows_the_validation_split_only(tmp_path: Path) -> None:
+    known = [sample("a", "Yes", "closed"), sample("b", "no", "closed"), sample("c", "yes", "closed"), sample("d", "lung", "open")]
+    tests = [sample("e", "no", "closed"), sample("f", "no", "closed"), sample("g", "yes", "closed"), sample("h", "liver", "open")]
+    for name, rows in (("known", known), ("tests", tests)):
+        write_whole(tmp_path / f"{name}.jsonl", to_jsonl(rows))
+    made = majority(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")
+    assert made.measures["closed_accuracy"] == pytest.approx(1 / 3)
+    assert made.measures["open_exact_match"] == 0
+
+
+def test_the_paired_difference_compares_the_same_samples() -> None:
+    def answers_of(policy: str, texts: list[str]) -> list[Prediction]:
+        return [
+            Prediction(
+                id=f"{policy}{n}",
+                sample_id=str(n),
+                image=f"{n}.png",
+                question="?",
+                targets=("yes",),
+                kind="closed",
+                completion=text,
+                policy=policy,
+            )
+            for n, text in enumerate(texts)
+        ]
+
+    better, worse = answers_of("b", ["yes"] * 8), answers_of("w", ["yes"] * 4 + ["no"] * 4)
+    (gain,) = compare(better, worse, policy="b", against="w", benchmark="x")
+    (loss,) = compare(worse, better, policy="w", against="b", benchmark="x")
+    assert gain.value == 0.5 == -loss.value
+    assert 0 < gain.low <= 0.5 <= gain.high
+    assert (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low))

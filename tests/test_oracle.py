@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stllava.data.phantom_language import answer, samples, understand
+from stllava.data.phantom_hearing import understand
+from stllava.data.phantom_language import answer, samples
 from stllava.data.phantom_questions import NAMES
 from stllava.data.phantom_truth import LEVELS, ORGANS, SIDES, SIZES, Truth, make_truth
 from stllava.experts.expert import Expert, Verdict
@@ -77,6 +78,28 @@ def test_an_answer_gets_the_score_it_deserves(question: str, completion: str, sc
     assert scores[0] == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("questions", "right"),
+    [
+        ("which side is the nodule?|what is the side of the nodule?|is the lesion on the left or the right?", "right"),
+        ("what level is the nodule at?|how high are the nodules?", "upper"),
+        ("how big is the nodule?|is the nodule large or small?", "small"),
+        ("what is the finding?|what is abnormal?|what is in the right lung?", "nodule"),
+        ("what is seen in the left lung?|what abnormality is on the left side?", "no abnormality"),
+        ("is there one nodule?|is there a small nodule?|is there a nodule in the lung?|is there a right-sided nodule?", "yes"),
+        ("are there two nodules?|is there a large nodule?|is there a nodule in the left lung?|is there one mass?", "no"),
+        ("is the nodule at the upper level?|is the nodule in the upper third of the right lung?|is it a small nodule?", "yes"),
+        ("is the nodule at the lower level?|is the nodule in the right brain?|is the nodule darker?", "no"),
+        ("is the mass in the left lung?|is it a large mass?|is the mass darker?|is the mass at the upper level?", "no mass"),
+        ("is the abnormality a nodule?|is this a chest ct?|is this the chest?|is the left lung normal?", "yes"),
+        ("is the abnormality a mass?|is this a head ct?|is this a chest x-ray?|is this the head?|is the chest normal?", "no"),
+    ],
+)
+def test_questions_in_other_words_are_judged_by_the_truth(questions: str, right: str) -> None:
+    for question in questions.split("|"):
+        assert judge(question, right, f"{right} dog", "").scores == (1, 0, 0), question
+
+
 @settings(max_examples=150, deadline=None)
 @given(case=cases)
 def test_the_right_answer_to_any_question_is_right(case: tuple[Sample, Truth]) -> None:
@@ -116,8 +139,9 @@ def test_the_scores_follow_the_answers_when_they_change_places(case: tuple[Sampl
         ("", "n.png", "not understood"),
         ("is there a nodule?", "other.png", "image unknown"),
         ("what is seen in the left upper brain?", "n.png", "cannot decide"),
+        ("is the brain normal?", "n.png", "cannot decide"),
     ],
-    ids=["nonsense", "nothing", "unknown image", "another organ"],
+    ids=["nonsense", "nothing", "unknown image", "another organ", "another organ's health"],
 )
 def test_it_abstains_and_says_why(question: str, image: str, why: str) -> None:
     verdict = judge(question, "yes", "no", image=image)
@@ -141,7 +165,12 @@ def test_it_abstains_on_two_images() -> None:
 
 
 def test_on_a_normal_image_only_the_absence_is_right() -> None:
-    for question in ("what is the complete finding?", "where is the abnormality?", "what abnormality is seen?"):
+    for question in (
+        "what is the complete finding?",
+        "where is the abnormality?",
+        "what abnormality is seen?",
+        "is the abnormality a mass?",
+    ):
         scores = judge(
             question, "no abnormality", "left upper brain", "small tumor in the left upper brain", image="0.png"
         ).scores

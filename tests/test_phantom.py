@@ -13,28 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stllava.config import PhantomData
-from stllava.data.phantom import PLACES, draw, generate, make_truth
-from stllava.data.phantom_language import answer, ask, caption, conversations, samples, understand
-from stllava.data.phantom_questions import FIELDS, SLOTS, TEMPLATES, Query, normal, plural, word
-from stllava.data.phantom_truth import (
-    COMBINATIONS,
-    COUNTED,
-    DARK,
-    FINDINGS,
-    LEVELS,
-    ORGANS,
-    SIDES,
-    SIZES,
-    Finding,
-    Modality,
-    Region,
-    Truth,
-    random,
-)
+from stllava.data.phantom import PLACES, Truth, draw, generate, make_truth
+from stllava.data.phantom_hearing import FIELDS, HEARD, SLOTS, meanings, understand
+from stllava.data.phantom_language import answer, ask, caption, conversations, samples
+from stllava.data.phantom_questions import TEMPLATES, Query, normal, plural, word
+from stllava.data.phantom_truth import COMBINATIONS, COUNTED, DARK, FINDINGS, LEVELS, SIDES, SIZES, Finding, Modality, Region
 from stllava.records import Conversation, Image, Sample
 from stllava.store import read_jsonl
 
 SOME = PhantomData(labelled=6, unlabelled=5, validation=4, test=3, size=64)
+ASKED = {name: template for name, template in TEMPLATES.items() if template.wordings}
 KINDS = [(region, modality, finding) for region, modality in COMBINATIONS for finding in FINDINGS[region]]
 truths = st.builds(
     make_truth, st.integers(0, 3), st.integers(0, 10_000), st.sampled_from(["labelled", "unlabelled", "validation", "test"])
@@ -81,10 +69,10 @@ def test_a_truth_does_not_depend_on_how_many_are_made() -> None:
 
 
 def test_every_combination_and_finding_is_met_and_a_fifth_is_normal() -> None:
-    made = [make_truth(0, index, "labelled") for index in range(105)]
+    made = [make_truth(0, index, "labelled") for index in range(100)]
     assert {(truth.region, truth.modality) for truth in made} == set(COMBINATIONS)
     assert {(truth.region, truth.modality, truth.finding) for truth in made if truth.finding != "none"} == set(KINDS)
-    assert sum(truth.finding == "none" for truth in made) == 21
+    assert sum(truth.finding == "none" for truth in made) == 20
 
 
 @pytest.mark.parametrize(("region", "modality", "finding"), KINDS, ids=[" ".join(kind) for kind in KINDS])
@@ -101,7 +89,7 @@ def test_a_finding_is_drawn_on_its_side_at_its_level_and_seen_at_64_pixels(
         weight = np.abs(changed) * strong
         across, down = (weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()
         assert ("left" if across > 0 else "right") == truth.side
-        assert (weight * ((columns > 0.1) == (truth.side == "right"))).sum() < 0.15 * weight.sum()
+        assert (weight * ((columns > 0) == (truth.side == "right"))).sum() < 0.15 * weight.sum()
         assert LEVELS[int(np.clip(np.floor((down - middle) / step + 0.5), -1, 1)) + 1] == truth.level
 
 
@@ -122,7 +110,7 @@ def test_the_data_set_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert len({(tmp_path / "one" / path).read_bytes() for path in pictures}) == len(pictures)
     home = tmp_path / "one"
     talks, images = read_jsonl(home / "conversations.jsonl", Conversation), read_jsonl(home / "images.jsonl", Image)
-    assert len(talks) == 6 * 8
+    assert len(talks) == 6 * 14
     assert [image.path for image in images] == [truth.path for truth in read_jsonl(home / "truths.jsonl", Truth)]
     tests = read_jsonl(home / "phantom.jsonl", Sample)
     assert len(tests) == 3 * 7
@@ -132,13 +120,15 @@ def test_the_data_set_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
 
 
 def test_every_wording_of_every_template_is_understood_with_every_word_in_its_slots() -> None:
-    for name, template in TEMPLATES.items():
+    assert len(ASKED) == 19
+    assert set(HEARD) == set(TEMPLATES)
+    for name, template in ASKED.items():
         slots = re.findall(r"\{(\w+)\}", template.wordings[0])
         for words in product(*(SLOTS[slot].values() for slot in slots)):
             query = Query(name, **{FIELDS.get(slot, slot): value for slot, value in zip(slots, words, strict=True)})
             for wording in template.wordings:
                 question = word(query, wording)
-                assert understand(question) == query, question
+                assert meanings(question) == {query}, question
                 assert understand(f"  {question.upper().replace(' ', '  ').rstrip('?')} !") == query
 
 
@@ -149,7 +139,7 @@ def test_every_question_asked_is_understood_and_answered_by_the_truth(truth: Tru
     for talk in conversations(truth, seed=number):
         texts = [message.content for message in talk.messages]
         turns += list(zip(texts[::2], texts[1::2], strict=True))[1 if len(texts) > 2 else 0 :]
-    assert len(turns) == 7 + 5 + 7
+    assert len(turns) == 7 + 2 * 6 + 12
     for question, right in turns:
         query = understand(question)
         assert query is not None, question
@@ -180,7 +170,7 @@ def test_closed_questions_are_answered_yes_about_as_often_as_no() -> None:
             kinds[sample.kind] += 1
             if sample.kind == "closed":
                 tallies[query.template][sample.targets[0]] += 1
-    assert set(tallies) == {name for name, template in TEMPLATES.items() if template.closed}
+    assert set(tallies) == {name for name, template in ASKED.items() if template.closed}
     assert all(0.38 < tally["yes"] / tally.total() < 0.62 for tally in tallies.values()), tallies
     everything = sum(tallies.values(), Counter[str]())
     assert 0.47 < everything["yes"] / everything.total() < 0.53
@@ -189,14 +179,15 @@ def test_closed_questions_are_answered_yes_about_as_often_as_no() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(truth=truths)
-def test_a_conversation_begins_with_the_caption_and_asks_nothing_twice(truth: Truth) -> None:
-    discussed, *single = conversations(truth, seed=1)
-    assert discussed.messages[1].content == caption(truth)
-    asked = [message.content for message in discussed.messages if message.role == "user"]
-    assert len(asked) == len(set(asked)) == 6
-    assert len({talk.messages[0].content for talk in single}) == len(single) == 7
+def test_conversations_begin_with_the_caption_and_ask_nothing_twice(truth: Truth) -> None:
+    one, other, *single = conversations(truth, seed=1)
+    for discussed in (one, other):
+        assert discussed.messages[1].content == caption(truth)
+        asked = [message.content for message in discussed.messages if message.role == "user"]
+        assert len(asked) == len(set(asked)) == 7
+    assert len({talk.messages[0].content for talk in single}) == len(single) == 12
     assert all(len(talk.messages) == 2 for talk in single)
-    assert len({talk.id for talk in (discussed, *single)}) == 8
+    assert len({talk.id for talk in (one, other, *single)}) == 14
 
 
 def test_captions_read_like_a_report() -> None:
@@ -207,21 +198,98 @@ def test_captions_read_like_a_report() -> None:
     assert caption(without(truth)) == "normal chest ct."
 
 
-@pytest.mark.parametrize("question", ["", "?", "why?", "Describe the image.", "where is the dog?", "is there a nodule in the?"])
+MEANT = [
+    (Query("side", "mass"), "which side is the mass? what side is the mass on? on what side is the mass located?"),
+    (Query("side", "mass"), "is the mass on the left or right side? which side is mass? which side are the masses on?"),
+    (Query("level", "cyst"), "what level is the cyst? which level is the cyst located? what level is the cyst at?"),
+    (Query("level", "cyst"), "how high is the cyst located? what is the level of the cyst?"),
+    (Query("where", "mass"), "where is the mass located? where are the masses? where can the mass be seen?"),
+    (Query("where", "abnormality"), "where is the lesion? what is the location of the finding?"),
+    (Query("size", "cyst"), "how big is the cyst? what is the size of the cyst? is the cyst small or large?"),
+    (Query("is size", "mass", size="large"), "is it a large mass? does the mass look large? are the masses big?"),
+    (Query("what"), "what is the finding? what is abnormal? which abnormality is seen? what is abnormal in this image?"),
+    (Query("report"), "what is the full finding? what is the finding and where is it? how would you describe the finding?"),
+    (Query("presence", "mass"), "are there any masses? is there an masses? can a mass be seen? is a mass visible?"),
+    (Query("presence", "tumor"), "is there a tumour? do you see any tumors? does this scan show the tumor?"),
+    (Query("presence", "nodule", size="small"), "is there a small nodule? are there any small nodules?"),
+    (Query("presence", "cyst", count="one"), "is there one cyst? is there only one cyst? is there a single cyst?"),
+    (Query("presence", "cyst", size="small", count="two"), "are there two small cysts?"),
+    (
+        Query("place", "mass", side="left"),
+        "is there a mass on the left side? is a mass seen on the left? is there a left mass?",
+    ),
+    (Query("place", "mass", side="left", region="chest"), "is there a mass in the left lung? do the left lung show a mass?"),
+    (Query("place", "abnormality", side="left", region="chest"), "is anything abnormal on the left side of the chest?"),
+    (Query("place", "cyst", "left", "upper", region="abdomen"), "is a cyst present in the upper left abdomen?"),
+    (Query("is side", "mass", side="left"), "is the mass located on the left? are the masses on the left side?"),
+    (Query("is level", "mass", level="upper"), "is the mass at the upper level? is the mass located in the upper third?"),
+    (
+        Query("is place", "mass", side="left", region="chest"),
+        "is the mass in the left lung? is the mass found in the left lung?",
+    ),
+    (Query("what at", side="left", region="chest"), "what is seen in the left lung? what abnormality is in the left lung?"),
+    (Query("is what", "mass"), "is the abnormality a mass? is the finding mass?"),
+    (Query("count", "nodule"), "how many nodules? how many nodule is there? what is the number of nodules in the image?"),
+    (Query("several", "cyst"), "are there multiple cysts? are there more than one cysts?"),
+    (Query("tone", "edema"), "is the edema darker or brighter than its surroundings? is the edema bright or dark?"),
+    (Query("is tone", "edema", tone="darker"), "does the edema look darker? is the edema darker than its surroundings?"),
+    (Query("normal"), "is this a normal image? is the scan normal? is this normal? does the image look normal?"),
+    (Query("normal", region="chest"), "is the chest normal? are the lungs normal?"),
+    (Query("any"), "is the image abnormal? are there abnormalities? is there any finding? is there a lesion?"),
+    (Query("is region", region="chest"), "is this a chest image? is this the chest? does the image show the chest?"),
+    (Query("is modality", modality="mr"), "is this an MRI? is it an mr scan? was this image taken with mr?"),
+    (Query("is modality", modality="ct", region="head"), "is this a head ct? is this a ct of the head?"),
+    (Query("modality"), "which modality is this? what type of image is this? how was this image taken?"),
+    (Query("region"), "which region is imaged? what part of the body is this? which body part is shown?"),
+    (Query("system"), "what organ system is this? which body system is seen?"),
+]
+MEANINGLESS = """
+is the? what level is the how large? how many multiple nodules what is the cyst? what is the cyst? is the mass?
+does everything look darker than its surroundings? is the mass normal? where is the? where is the left? is it?
+is there a left? which is the mass? is the mass the edema? is there a nodule or a mass? how many are there? how large?
+what size? is there? is there a? what is this? what is shown? is this left? is there no mass? is the small nodule?
+which lung is the nodule in? how old is the patient? which side is the left? are there how many nodules? is this a mass?
+is the mass on the left on the right? is there a small large mass? is there a mass in the left right lung? why?
+where where is the mass? does the image show? where is the dog? is there a nodule in the? describe the image?
+is there a nodule in the dog? is there a ct? does the mass large? is the mass small large? is the mass on the lung side?
+"""
+
+
+def _questions(text: str) -> list[str]:
+    return [f"{question.strip()}?" for question in text.split("?") if question.strip()]
+
+
+def test_a_question_in_other_words_has_one_meaning() -> None:
+    told = [(question, query) for query, text in MEANT for question in _questions(text)]
+    assert len(told) >= 90
+    assert {query.template for _, query in told} == set(TEMPLATES)
+    for question, query in told:
+        assert meanings(question) == {query}, question
+        assert understand(question) == query
+
+
+@pytest.mark.parametrize("question", ["", "?", *_questions(MEANINGLESS)])
 def test_what_is_none_of_our_questions_is_not_understood(question: str) -> None:
+    assert meanings(question) == set()
     assert understand(question) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=st.lists(st.sampled_from(sorted({word for _, text in MEANT for word in normal(text).split()})), max_size=9))
+def test_no_text_has_two_meanings(words: list[str]) -> None:
+    assert len(meanings(" ".join(words))) < 2
 
 
 def test_a_place_in_another_organ_cannot_be_decided_and_holds_nothing() -> None:
     truth = variants("chest", "ct", "nodule")[0]
     brain = {"side": "left", "level": "upper", "region": "head"}
     assert answer(Query("what at", **brain), truth) == ()
+    assert answer(Query("normal", **brain), truth) == ()
     assert answer(Query("place", finding="nodule", **brain), truth) == ("no",)
-    assert ORGANS["head"] == "brain"
 
 
 def test_a_question_of_every_template_can_be_asked_about_any_image() -> None:
-    for index in range(35):
+    for index in range(25):
         truth = make_truth(1, index, "labelled")
-        assert all(answer(ask(name, truth, random("any", index)), truth) for name in TEMPLATES)
+        assert all(answer(ask(name, truth, np.random.default_rng(index)), truth) for name in ASKED)
     assert plural("mass") == "masses"

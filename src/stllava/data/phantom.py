@@ -29,8 +29,6 @@ PLACES: dict[tuple[Region, Modality], tuple[float, float, float]] = {
     ("chest", "x-ray"): (0.44, -0.08, 0.37),
     ("chest", "ct"): (0.44, 0.0, 0.29),
     ("abdomen", "ct"): (0.44, 0.0, 0.34),
-    ("abdomen", "mr"): (0.44, 0.0, 0.34),
-    ("abdomen", "x-ray"): (0.42, -0.02, 0.42),
     ("head", "ct"): (0.31, 0.0, 0.42),
     ("head", "mr"): (0.31, 0.0, 0.42),
 }
@@ -105,41 +103,23 @@ def _chest_ct(c: Canvas, rng: np.random.Generator) -> None:
     c.paint(c.ellipse(0, 0.56, 0.04, 0.09), 0.85)
 
 
-def _abdomen_slice(c: Canvas, rng: np.random.Generator, modality: Modality) -> None:
-    ct = modality == "ct"
-    fat, wall, liver, spleen, stomach, kidney, bone = (
-        (0.2, 0.4, 0.56, 0.52, 0.34, 0.62, 0.92) if ct else (0.82, 0.28, 0.5, 0.4, 0.22, 0.46, 0.4)
-    )
+def _abdomen_ct(c: Canvas, rng: np.random.Generator) -> None:
     jitter: list[list[float]] = rng.uniform(-0.03, 0.03, (7, 2)).tolist()
-    c.paint(c.ellipse(0, 0, 0.93, 0.74), fat)
-    c.paint(c.ellipse(0, 0, 0.82, 0.63), wall)
-    c.paint(c.ellipse(0, -0.02, 0.78, 0.58), 0.3 if ct else 0.36)
-    c.paint(c.ellipse(0.24 + jitter[0][0], -0.3 + jitter[0][1], 0.26, 0.18), stomach)
-    c.paint(c.ellipse(-0.36 + jitter[1][0], -0.16 + jitter[1][1], 0.4, 0.36), liver)
-    c.paint(c.ellipse(0.56 + jitter[2][0], -0.06 + jitter[2][1], 0.17, 0.26), spleen)
+    c.paint(c.ellipse(0, 0, 0.93, 0.74), 0.2)
+    c.paint(c.ellipse(0, 0, 0.82, 0.63), 0.4)
+    c.paint(c.ellipse(0, -0.02, 0.78, 0.58), 0.3)
+    c.paint(c.ellipse(0.24 + jitter[0][0], -0.3 + jitter[0][1], 0.26, 0.18), 0.34)
+    c.paint(c.ellipse(-0.36 + jitter[1][0], -0.16 + jitter[1][1], 0.4, 0.36), 0.56)
+    c.paint(c.ellipse(0.56 + jitter[2][0], -0.06 + jitter[2][1], 0.17, 0.26), 0.52)
     for dx, dy in jitter[3:6]:
-        c.paint(c.ellipse(0.1 + 5 * dx, 0.1 + 3 * dy, 0.09, 0.08), wall + 0.06)
+        c.paint(c.ellipse(0.1 + 5 * dx, 0.1 + 3 * dy, 0.09, 0.08), 0.46)
     for side in (-1, 1):
-        c.paint(c.ellipse(side * 0.37 + jitter[6][0], 0.32 + jitter[6][1], 0.15, 0.12), kidney)
-        c.paint(c.ellipse(side * 0.33 + jitter[6][0], 0.32 + jitter[6][1], 0.06, 0.05), kidney - 0.12)
-    c.paint(c.ellipse(0.04, 0.21, 0.06, 0.06), 0.64 if ct else 0.06)
-    c.paint(c.ellipse(0, 0.4, 0.14, 0.11), 0.15 if not ct else bone)
-    c.paint(c.ellipse(0, 0.4, 0.12, 0.09), bone)
-    c.paint(c.ellipse(0, 0.53, 0.04, 0.07), bone)
-
-
-def _abdomen_xray(c: Canvas, rng: np.random.Generator) -> None:
-    c.paint(ramp(0.82 + 0.1 * c.y**2 - abs(c.x), 0.12), 0.42)
-    for side in (-1, 1):
-        c.grey += 0.06 * np.clip((0.16 + 0.2 * (c.y + 0.5) - side * c.x) / 0.05, 0, 1) * (side * c.x > 0) * (c.y < 0.55)
-        wing = c.ellipse(side * 0.5, 1.0, 0.42, 0.4, 0.05)
-        c.grey += wing * (0.12 + 0.12 * (1 - c.ellipse(side * 0.47, 1.06, 0.34, 0.36, 0.08)))
-        arcs = np.abs(c.y + 0.86 - 0.35 * side * c.x)
-        c.grey += 0.14 * np.clip(1.2 - arcs / 0.05, 0, 1) * np.clip((side * c.x - 0.12) / 0.1, 0, 1)
-    for _ in range(5):
-        cx, cy = float(rng.uniform(-0.55, 0.55)), float(rng.uniform(-0.4, 0.5))
-        c.grey -= 0.1 * c.bump(cx, cy, float(rng.uniform(0.06, 0.13)), 0.06)
-    c.grey += 0.2 * _bones(c, rng)
+        c.paint(c.ellipse(side * 0.37 + jitter[6][0], 0.32 + jitter[6][1], 0.15, 0.12), 0.62)
+        c.paint(c.ellipse(side * 0.33 + jitter[6][0], 0.32 + jitter[6][1], 0.06, 0.05), 0.5)
+    c.paint(c.ellipse(0.04, 0.21, 0.06, 0.06), 0.64)
+    c.paint(c.ellipse(0, 0.4, 0.14, 0.11), 0.92)
+    c.paint(c.ellipse(0, 0.4, 0.12, 0.09), 0.92)
+    c.paint(c.ellipse(0, 0.53, 0.04, 0.07), 0.92)
 
 
 def _head(c: Canvas, rng: np.random.Generator, modality: Modality) -> None:
@@ -181,11 +161,9 @@ def _inside(c: Canvas, truth: Truth) -> Grey:
     """Where a finding may be."""
     if truth.region == "head":
         return c.ellipse(0, 0, 0.585, 0.745)
-    if truth.modality != "x-ray":
-        return c.ellipse(0, 0, 0.8, 0.6)
-    if truth.region == "abdomen":
-        return np.ones_like(c.x)
-    return c.ellipse(0, 0.06, 0.76, 0.84)
+    if truth.modality == "x-ray":
+        return c.ellipse(0, 0.06, 0.76, 0.84)
+    return c.ellipse(0, 0, 0.8, 0.6)
 
 
 def _one(
@@ -231,7 +209,7 @@ def _findings(c: Canvas, truth: Truth, rng: np.random.Generator) -> None:
 ANATOMY: dict[tuple[Region, Modality], Callable[[Canvas, np.random.Generator], None]] = {
     ("chest", "x-ray"): _chest_xray,
     ("chest", "ct"): _chest_ct,
-    ("abdomen", "ct"): lambda c, rng: _abdomen_slice(c, rng, "ct"),
+    ("abdomen", "ct"): _abdomen_ct,
     ("head", "ct"): lambda c, rng: _head(c, rng, "ct"),
     ("head", "mr"): lambda c, rng: _head(c, rng, "mr"),
 }

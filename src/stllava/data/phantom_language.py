@@ -4,11 +4,12 @@ Reads and writes nothing. Words are lower case; a question ends with "?", an ans
 presupposes a finding which is not there has one right answer: that it is not there.
 """
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 
-from stllava.data.phantom_questions import TEMPLATES, Query, normal, plural, understand, word
+from stllava.data.phantom_hearing import understand
+from stllava.data.phantom_questions import TEMPLATES, Query, normal, plural, word
 from stllava.data.phantom_truth import COUNTED, DARK, FINDINGS, LEVELS, MODALITIES, ORGANS, SIDES, SIZES, Region, Truth, random
 from stllava.records import Conversation, Message, QuestionKind, Sample, content_id
 
@@ -17,7 +18,7 @@ __all__ = ["Query", "answer", "caption", "conversations", "normal", "samples", "
 NUMBERS = ("no", "one", "two", "three")
 SYSTEMS: dict[Region, str] = {"chest": "respiratory system", "abdomen": "digestive system", "head": "nervous system"}
 DESCRIBE = ("Describe the image.",) * 4 + ("What does the image show?", "Give a short report.", "Summarize the image.")
-FALSE_PREMISE = 0.12
+FALSE_PREMISE = 0.084
 CONVERSATIONS, CONVERSATION_TURNS, SINGLE_TURNS, SAMPLES = 2, 6, 12, 7
 
 
@@ -35,6 +36,11 @@ def report(truth: Truth) -> str:
     return f"{number}{truth.size} {what} in the {place(truth)}"
 
 
+def tone(truth: Truth) -> str:
+    """How the finding looks beside its surroundings."""
+    return "darker" if truth.finding in DARK else "brighter"
+
+
 def caption(truth: Truth) -> str:
     """One sentence about the image."""
     if truth.finding == "none":
@@ -47,21 +53,26 @@ def _yes(fact: bool) -> tuple[str, ...]:
     return ("yes",) if fact else ("no",)
 
 
+def _fits(query: Query, truth: Truth) -> bool:
+    """Whether whatever the query names beside the finding is so; more than what it names may be true."""
+    shown = {"modality": truth.modality, "region": truth.region}
+    seen = {"side": truth.side, "level": truth.level, "size": truth.size, "count": NUMBERS[truth.count], "tone": tone(truth)}
+    facts = Query(query.template, query.finding, **shown, **seen)
+    return all(named in (None, fact) for named, fact in zip(astuple(query), astuple(facts), strict=True))
+
+
 def _presupposed(query: Query, truth: Truth) -> tuple[str, ...]:
     """Answers to questions about a finding that is there."""
     number = NUMBERS[truth.count]
-    tone = "darker" if truth.finding in DARK else "brighter"
     answers: dict[str, tuple[str, ...]] = {
         "side": (str(truth.side),),
         "level": (str(truth.level),),
         "where": (place(truth),),
         "size": (str(truth.size),),
         "count": (number, str(truth.count), f"{number} {truth.finding if truth.count == 1 else plural(truth.finding)}"),
-        "tone": (tone,),
-        "is side": _yes(query.side == truth.side),
-        "is size": _yes(query.size == truth.size),
+        "tone": (tone(truth),),
     }
-    return answers[query.template]
+    return answers[query.template] if query.template in answers else _yes(_fits(query, truth))
 
 
 def answer(query: Query, truth: Truth) -> tuple[str, ...]:
@@ -72,20 +83,23 @@ def answer(query: Query, truth: Truth) -> tuple[str, ...]:
         if there:
             return _presupposed(query, truth)
         return ("no abnormality",) if query.finding == "abnormality" else (f"there is no {query.finding}",)
-    here = (query.side, query.level, query.region) == (truth.side, truth.level, truth.region)
+    elsewhere, fits = query.region not in (None, truth.region), _fits(query, truth)
     what = ("no abnormality",) if nothing else (truth.finding, plural(truth.finding))[: 1 + (truth.count > 1)]
     answers: dict[str, tuple[str, ...]] = {
         "modality": (truth.modality,),
         "region": (truth.region,),
         "system": (SYSTEMS[truth.region],),
-        "is modality": _yes(query.modality == truth.modality),
-        "normal": _yes(nothing),
+        "is modality": _yes(fits),
+        "is region": _yes(fits),
+        "normal": () if elsewhere else _yes(nothing or not fits),
         "any": _yes(not nothing),
         "what": what,
-        "presence": _yes(there),
-        "place": _yes(there and here),
+        "what at": () if elsewhere else what if fits else ("no abnormality",),
+        "presence": _yes(there and fits),
+        "place": _yes(there and fits),
         "report": (report(truth),),
         "several": _yes(there and truth.count > 1),
+        "is what": what if nothing else _yes(there),
     }
     return answers[query.template]
 
@@ -121,7 +135,7 @@ def ask(template: str, truth: Truth, rng: np.random.Generator) -> Query:
     if not TEMPLATES[template].presupposes and template != "several":
         return query
     generic = template not in ("count", "several") and rng.random() < 0.25
-    false = nothing or (template != "several" and rng.random() < FALSE_PREMISE * 0.7)
+    false = nothing or (template != "several" and rng.random() < FALSE_PREMISE)
     named = other if false else truth.finding
     query = replace(query, finding="abnormality" if generic and (nothing or not false) else named)
     if template == "is side":
@@ -144,7 +158,7 @@ def _weight(name: str, truth: Truth, general: float) -> float:
 
 def _asked(truth: Truth, number: int, rng: np.random.Generator, *, general: float = 1.0) -> list[tuple[str, str]]:
     """So many questions of different templates with their answers."""
-    weights = {name: _weight(name, truth, general) for name in TEMPLATES}
+    weights = {name: _weight(name, truth, general) for name, template in TEMPLATES.items() if template.wordings}
     keys = {name: rng.exponential() / weight for name, weight in weights.items() if weight > 0}
     turns = []
     for name in sorted(keys, key=lambda name: keys[name])[:number]:
@@ -164,7 +178,7 @@ def _talk(truth: Truth, turns: list[tuple[str, str]]) -> Conversation:
 
 
 def conversations(truth: Truth, *, seed: int) -> list[Conversation]:
-    """What the labelled split says of an image: a described and discussed one, then single questions."""
+    """What the labelled split says of an image: it described and discussed twice, then single questions."""
     rng = random("conversations", seed, truth.path)
     talks = [
         _talk(truth, [(_pick(rng, DESCRIBE), caption(truth)), *_asked(truth, CONVERSATION_TURNS, rng, general=0.3)])

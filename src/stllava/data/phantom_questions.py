@@ -1,16 +1,16 @@
-"""The kinds of question about phantoms: their wordings, and how a question is understood again.
+"""The kinds of question about phantoms and their wordings.
 
-Reads and writes nothing. Every wording of a kind has the same slots, and each question belongs to one kind only.
+Reads and writes nothing. Every wording of a kind has the same slots; `phantom_hearing` understands these and many more.
 """
 
 import re
 from dataclasses import dataclass
 
-from stllava.data.phantom_truth import FINDINGS, LEVELS, MODALITIES, ORGANS, SIDES, SIZES
+from stllava.data.phantom_truth import FINDINGS, ORGANS
 
-REGIONS = tuple(FINDINGS)
 NAMES = (*dict.fromkeys(finding for findings in FINDINGS.values() for finding in findings), "abnormality")
-SPELLINGS = {"an": "a", "xray": "x-ray", "x ray": "x-ray", "radiograph": "x-ray", "mri": "mr", "tumour": "tumor"}
+SPELLINGS = {"an": "a", "xray": "x-ray", "x ray": "x-ray", "radiograph": "x-ray", "mri": "mr"}
+SPELLINGS |= {"tumour": "tumor", "tumours": "tumors", "haemorrhage": "hemorrhage", "oedema": "edema"}
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,16 @@ class Query:
     size: str | None = None
     modality: str | None = None
     region: str | None = None
+    count: str | None = None
+    """Exactly so many."""
+    tone: str | None = None
 
 
 @dataclass(frozen=True)
 class Template:
-    """One kind of question in several wordings with the same slots."""
+    """One kind of question in several wordings with the same slots; without wordings it is heard, never asked."""
 
-    wordings: tuple[str, ...]
+    wordings: tuple[str, ...] = ()
     presupposes: bool = False
     """Whether it speaks of a finding as a given."""
     closed: bool = False
@@ -44,9 +47,11 @@ TEMPLATES: dict[str, Template] = {
     "region": Template(("which part of the body is shown?", "what body part is this?"), general=True),
     "system": Template(("which organ system is shown?", "what organ system is imaged?"), general=True),
     "is modality": Template(("is this a {modality}?", "is this a {modality} image?"), closed=True, general=True),
+    "is region": Template(closed=True, general=True),
     "normal": Template(("is the image normal?", "does everything look normal?"), closed=True),
     "any": Template(("is there any abnormality?", "is anything abnormal?"), closed=True),
     "what": Template(("what abnormality is seen?", "what is the abnormal finding?")),
+    "what at": Template(),
     "presence": Template(("is there a {finding}?", "does the image show a {finding}?"), closed=True),
     "place": Template(
         (
@@ -65,6 +70,10 @@ TEMPLATES: dict[str, Template] = {
     "tone": Template(("is the {finding} brighter or darker?", "does the {finding} look brighter or darker?"), True),
     "is side": Template(("is the {finding} on the {side} side?", "is the {finding} on the {side}?"), True, True),
     "is size": Template(("is the {finding} {size}?", "would you call the {finding} {size}?"), True, True),
+    "is level": Template(presupposes=True, closed=True),
+    "is place": Template(presupposes=True, closed=True),
+    "is tone": Template(presupposes=True, closed=True),
+    "is what": Template(closed=True),
 }
 
 
@@ -73,48 +82,16 @@ def plural(finding: str) -> str:
     return {"mass": "masses", "abnormality": "abnormalities"}.get(finding, f"{finding}s")
 
 
-SLOTS: dict[str, dict[str, str]] = {
-    "finding": {name: name for name in NAMES},
-    "findings": {plural(name): name for name in NAMES},
-    "side": {side: side for side in SIDES},
-    "level": {level: level for level in LEVELS},
-    "size": {size: size for size in SIZES},
-    "modality": {modality: modality for modality in MODALITIES},
-    "region": {region: region for region in REGIONS},
-    "organ": {organ: region for region, organ in ORGANS.items()},
-}
-"""Each slot's words and what they mean."""
-FIELDS = {"findings": "finding", "organ": "region"}
-
-
 def normal(text: str) -> str:
     """Lower case, one spelling, no punctuation but inner hyphens, single blanks."""
     words = " ".join(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", text.lower()))
-    return re.sub(r"\b(x ray|an|xray|radiograph|mri|tumour)\b(?!-)", lambda match: SPELLINGS[match[1]], words)
-
-
-def _pattern(wording: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", wording.removesuffix("?"))
-    slots = [f"(?P<{part}>{'|'.join(SLOTS[part])})" if number % 2 else part for number, part in enumerate(parts)]
-    return re.compile("".join(slots))
-
-
-PATTERNS = [(name, _pattern(wording)) for name, template in TEMPLATES.items() for wording in template.wordings]
-
-
-def understand(question: str) -> Query | None:
-    """What a question asks, whatever its case, punctuation and blanks; None where it is none of ours."""
-    text = normal(question)
-    for name, pattern in PATTERNS:
-        if match := pattern.fullmatch(text):
-            return Query(name, **{FIELDS.get(slot, slot): SLOTS[slot][word] for slot, word in match.groupdict().items()})
-    return None
+    return re.sub(rf"\b({'|'.join(SPELLINGS)})\b(?!-)", lambda match: SPELLINGS[match[1]], words)
 
 
 def word(query: Query, wording: str) -> str:
     """The question in that wording."""
-    finding, region = query.finding or "", query.region
-    organ = next((organ for home, organ in ORGANS.items() if home == region), "")
+    finding = query.finding or ""
+    organ = next((organ for region, organ in ORGANS.items() if region == query.region), "")
     text = wording.format(
         finding=finding,
         findings=plural(finding),
@@ -122,7 +99,6 @@ def word(query: Query, wording: str) -> str:
         level=query.level,
         size=query.size,
         modality=query.modality,
-        region=region,
         organ=organ,
     )
     return re.sub(r"\ba (?=[aeio]|x-ray|mr\b)", "an ", text)

@@ -7,14 +7,15 @@ truth cannot decide; it never calls an answer right that says more, or less, tha
 from collections import Counter
 from collections.abc import Sequence
 
+from stllava.data.phantom_hearing import understand
 from stllava.data.phantom_language import NUMBERS, answer
-from stllava.data.phantom_questions import NAMES, Query, normal, plural, understand
+from stllava.data.phantom_questions import NAMES, Query, normal, plural
 from stllava.data.phantom_truth import LEVELS, ORGANS, SIDES, SIZES, Truth
 from stllava.experts.expert import Verdict
 from stllava.records import Answers, content_id
 
-RULE = "slots 1"
-"""Version of the scoring rule: change it with the rule."""
+RULE = "slots 2"
+"""Version of what is understood and how it is scored: change it with either."""
 FILLER = frozenset(["a", "an", "the", "it", "its", "is", "are", "there", "this", "that", "on", "in", "at", "of", "with"])
 HARMLESS = frozenset({"side", "level", "third", "image", "scan"})
 """Words that may follow a side, a level or a modality without saying more."""

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,9 +56,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
 
 
 @pytest.fixture
-def vqa_rad() -> Iterator[Path]:
+def vqa_rad() -> Path:
     """The real VQA-RAD folder, where STLLAVA_VQA_RAD names it."""
     folder = os.environ.get("STLLAVA_VQA_RAD")
     if not folder:
         pytest.skip("STLLAVA_VQA_RAD is not set: the checks on the real VQA-RAD do not run")
-    yield Path(folder)
+    return Path(folder)

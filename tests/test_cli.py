@@ -128,7 +128,14 @@ def test_a_run_of_another_recipe_is_refused_and_the_first_stays(finished: tuple[
 def test_the_stages_one_by_one_give_what_the_run_gave(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, run, _ = finished
     plan = json.loads((run / "round-1" / "pair" / "plan.json").read_text())
-    parts = ["--answers", str(run / "round-1/answer"), "--judgments", str(run / "round-1/judge"), "--to", str(tmp_path / "pair")]
+    parts = [
+        "--answers",
+        str(run / "round-1/answer"),
+        "--judgments",
+        str(run / "round-1/judge"),
+        "--to",
+        str(tmp_path / "pair"),
+    ]
     assert command("pair", *parts, "--margin", str(plan["config"]["margin"])).returncode == 0
     made = (tmp_path / "pair" / "preferences.jsonl").read_bytes()
     assert made == (run / "round-1" / "pair" / "preferences.jsonl").read_bytes()

@@ -65,4 +65,4 @@ def test_environment_variables_and_kinds_of_data_are_read(tmp_path: Path, monkey
 
 def test_options_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        DpoOptions().beta = 1.0  # type: ignore[misc]
+        DpoOptions().beta = 1.0

@@ -1,6 +1,8 @@
 """Generation on shared prefills, against transformers' own generate."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -37,10 +39,11 @@ def requests(policy: Policy, phantoms: Path) -> list[Request]:
 
 def test_greedy_text_is_that_of_generate(policy: Policy, requests: list[Request]) -> None:
     expected = []
+    generate = cast(Callable[..., torch.Tensor], policy.model.generate)
     for one in requests:
         encoded = policy.encode(one.prefix)
         ids = torch.tensor([[*encoded.ids, *one.ids]])
-        out = policy.model.generate(
+        out = generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -49,7 +52,7 @@ def test_greedy_text_is_that_of_generate(policy: Policy, requests: list[Request]
             pad_token_id=policy.tokenizer.pad_token_id,
             **policy.join([encoded]),
         )
-        expected.append((policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip(),))
+        expected.append((str(policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip(),))
     assert complete(policy, requests, k=1, sampling=GREEDY, seed=0) == expected
 
 

@@ -42,7 +42,9 @@ def test_packed_and_unpacked_log_probabilities_and_gradients_are_equal(policy: P
     chains, chain_gradients = gradients(policy, [split_chains(tree) for tree in trees])
     assert len(packed) == len(chains)
     assert sorted(packed) == pytest.approx(sorted(chains), abs=1e-4)
-    one, other = (torch.cat([grads[name].flatten() for name in packed_gradients]) for grads in (packed_gradients, chain_gradients))
+    one, other = (
+        torch.cat([grads[name].flatten() for name in packed_gradients]) for grads in (packed_gradients, chain_gradients)
+    )
     assert float((one - other).norm() / one.norm()) < 1e-5
 
 

@@ -7,7 +7,7 @@ import pytest
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import prompt, segments, self_question
-from stllava.records import Message
+from stllava.records import Message, Role
 
 TALK = [
     Message(role="system", content="be brief"),
@@ -35,7 +35,7 @@ def test_the_label_mask_holds_exactly_the_answers_and_the_virtual_users_question
             runs[-1].append(token)
         elif runs[-1]:
             runs.append([])
-    decoded = [policy.tokenizer.decode(run).strip() for run in runs if run]
+    decoded = [str(policy.tokenizer.decode(run)).strip() for run in runs if run]
     assert decoded == [
         "normal chest ct.<|end|>",
         "is there a nodule?<|end|>",
@@ -68,10 +68,9 @@ def test_the_segments_are_the_chat_templates_own_text(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("speaker", ["assistant", "virtual_user"])
-def test_a_prompt_is_the_beginning_of_what_training_sees(policy: Policy, speaker: str) -> None:
-    role = "assistant" if speaker == "assistant" else "virtual_user"
-    said = [*TALK[:3], Message(role=role, content="is there a mass?")]
-    opened = prompt(policy.chat, TALK[:3], images=1, speaker=role)
+def test_a_prompt_is_the_beginning_of_what_training_sees(policy: Policy, speaker: Role) -> None:
+    said = [*TALK[:3], Message(role=speaker, content="is there a mass?")]
+    opened = prompt(policy.chat, TALK[:3], images=1, speaker=speaker)
     assert opened == segments(policy.chat, said, images=1)[: len(opened)]
 
 

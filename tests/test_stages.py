@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Preference, Prediction, Question, Sample, Sampling
+from stllava.records import Answers, Judgment, Prediction, Preference, Question, Sample, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, screen
 from stllava.stages.evaluate import evaluate, majority
@@ -125,7 +125,9 @@ def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phanto
 def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     texts = ["is the image normal?", "what abnormality is seen?", "is this image nice or not?"]
     questions, root = by_hand(tmp_path / "ask", texts), phantoms / "images"
-    answer(AnswerOptions(k=3, sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer", seed=1)
+    answer(
+        AnswerOptions(k=3, sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer", seed=1
+    )
     answers = read_records(tmp_path / "answer", "answers", Answers)
     assert [len(one.completions) for one in answers] == [3, 3, 3]
     judge(JudgeOptions(), answers=tmp_path / "answer", truth=phantoms / "truths.jsonl", to=tmp_path / "judge")
@@ -173,8 +175,18 @@ def sample(name: str, target: str, kind: str) -> Sample:
 
 
 def test_the_majority_baseline_knows_the_validation_split_only(tmp_path: Path) -> None:
-    known = [sample("a", "Yes", "closed"), sample("b", "no", "closed"), sample("c", "yes", "closed"), sample("d", "lung", "open")]
-    tests = [sample("e", "no", "closed"), sample("f", "no", "closed"), sample("g", "yes", "closed"), sample("h", "liver", "open")]
+    known = [
+        sample("a", "Yes", "closed"),
+        sample("b", "no", "closed"),
+        sample("c", "yes", "closed"),
+        sample("d", "lung", "open"),
+    ]
+    tests = [
+        sample("e", "no", "closed"),
+        sample("f", "no", "closed"),
+        sample("g", "yes", "closed"),
+        sample("h", "liver", "open"),
+    ]
     for name, rows in (("known", known), ("tests", tests)):
         write_whole(tmp_path / f"{name}.jsonl", to_jsonl(rows))
     made = majority(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")

@@ -78,13 +78,13 @@ def test_four_forwards_of_one_image_are_one_forward_of_four(tiny_model: Path, ph
     long = learn(QUICK.model_copy(update={"batch_size": 1, "accumulate": 4}), tiny_model, phantoms, tmp_path / "long")
     losses = [dict(read_manifest(folder).curves["loss"]) for folder in (wide, long)]
     assert losses[0].keys() == losses[1].keys()
-    for step, value in losses[0].items():
-        assert losses[1][step] == pytest.approx(value, abs=2e-4)
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, abs=2e-4)
     for name, value in weights(wide).items():
         torch.testing.assert_close(value, weights(long)[name], atol=2e-4, rtol=1e-3)
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """Stands for SIGKILL in the middle of a training."""
 
 
@@ -100,12 +100,13 @@ def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(
         nonlocal calls
         calls += 1
         if calls == 6:
-            raise _Killed
+            raise _KilledError
         return step(self, *arguments, **named)
 
-    with monkeypatch.context() as patch, pytest.raises(_Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", killed)
-        learn(options, tiny_model, phantoms, tmp_path / "killed")
+        with pytest.raises(_KilledError):
+            learn(options, tiny_model, phantoms, tmp_path / "killed")
     resumed = learn(options, tiny_model, phantoms, tmp_path / "killed")
     assert output_hash(resumed) == output_hash(whole)
 
@@ -124,7 +125,9 @@ def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_mod
     spoiled = [
         read[0].model_copy(update={"id": "a", "images": ("gone.png",)}),
         read[0].model_copy(update={"id": "b", "messages": read[0].messages[:1]}),
-        read[0].model_copy(update={"id": "c", "messages": (read[0].messages[0], Message(role="assistant", content="x " * 900))}),
+        read[0].model_copy(
+            update={"id": "c", "messages": (read[0].messages[0], Message(role="assistant", content="x " * 900))}
+        ),
     ]
     policy = load_policy(tiny_model)
     lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", sq_r=0.5, seed=0)
@@ -150,7 +153,9 @@ def pairs(images: int = 3) -> list[Preference]:
     """Four questions an image, each with a chosen and a rejected answer."""
     made = []
     for index in range(images):
-        for number, (chosen, rejected) in enumerate([("yes", "no"), ("right upper lung", "left"), ("ct", "x-ray"), ("two", "one")]):
+        for number, (chosen, rejected) in enumerate(
+            [("yes", "no"), ("right upper lung", "left"), ("ct", "x-ray"), ("two", "one")]
+        ):
             name = f"{index}-{number}"
             made.append(
                 Preference(

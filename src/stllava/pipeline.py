@@ -97,8 +97,8 @@ class Loop:
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
         self.sentences.append(
-            f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a verdict "
-            f"({valid:.1%} of all but repeats); {paired.counts_out} became pairs."
+            f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a "
+            f"verdict ({valid:.1%} of all but repeats); {paired.counts_out} became pairs."
         )
         if not paired.counts_out:
             self.sentences.append(f"Stopped in {name}: there was no pair to learn from ({_causes(paired)}).")

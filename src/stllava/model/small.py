@@ -26,7 +26,7 @@ from stllava.model.load import Policy, placed
 from stllava.records import Manifest
 from stllava.store import Existing, Stage, disk_errors, file_hash, locked
 
-POSITION_SCALE = float(__import__('os').environ.get('PS','0.2'))
+WEIGHT_SCALE, POSITION_SCALE = 0.06, 0.2
 PAD, END, IMAGE = "<pad>", "<|end|>", "<image>"
 SPEAKERS = {"system": "<|system|>", "user": "<|user|>", "virtual_user": "<|vuser|>", "assistant": "<|assistant|>"}
 TEMPLATE = (
@@ -101,8 +101,8 @@ def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Polic
         image_processor=CLIPImageProcessorPil(
             size={"height": shape.image_size, "width": shape.image_size},
             do_center_crop=False,
-            image_mean=[float(__import__('os').environ.get('MEAN','0.5'))]*3,
-            image_std=[float(__import__('os').environ.get('STD','0.5'))]*3,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
         ),
         tokenizer=tokenizer,
         patch_size=shape.patch_size,
@@ -130,7 +130,7 @@ def small_policy(shape: SmallModel, texts: Iterable[str], *, seed: int) -> Polic
             num_key_value_heads=shape.heads,
             max_position_embeddings=shape.context,
             tie_word_embeddings=True,
-            initializer_range=0.06,
+            initializer_range=WEIGHT_SCALE,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -28,6 +30,7 @@ Counts = Mapping[str, float]
 Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
 """From model, batch and the counts of the whole optimizer step to the loss to add up and figures to draw."""
 POINTS = 120
+CHECKPOINT_WEIGHTS = "weights.safetensors"
 
 
 class Items(Dataset[Item]):
@@ -120,8 +123,35 @@ class TreeTrainer(Trainer):
         """AdamW with one learning rate a part."""
         if self.optimizer is None:
             groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
-            self.optimizer = torch.optim.AdamW(cast(Any, groups), betas=(0.9, float(__import__('os').environ.get('B2','0.999'))))
+            self.optimizer = torch.optim.AdamW(
+                cast(Any, groups), betas=(0.9, float(__import__("os").environ.get("B2", "0.999")))
+            )
         return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a checkpoint's weights under the names that they have in memory.
+
+        Trainer 5.23 writes a LLaVA under its published names and reads it back under those in memory, which resumes
+        from the starting weights and only warns.
+        """
+        model = cast(nn.Module, self.model)
+        if self._is_whole(model):
+            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(model, str(folder / CHECKPOINT_WEIGHTS))
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read what `_save` wrote; a missing or unknown name is an error."""
+        target = model if model is not None else cast(nn.Module, self.model)
+        if self._is_whole(target):
+            load_model(target, str(Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS), strict=True)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _is_whole(self, model: nn.Module) -> bool:
+        return not (isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
         """Collect the forwards of one optimizer step and count over all of them and all devices what the loss divides by."""

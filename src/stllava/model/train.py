@@ -102,7 +102,11 @@ def fit(
         count=count,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest_whole_checkpoint(work))
+    resumed = newest_whole_checkpoint(work)
+    if resumed is not None:
+        # A loader that skips what was learned before a kill does not tell its data set the epoch.
+        items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_text())["epoch"]))
+    trainer.train(resume_from_checkpoint=resumed)
     policy.model = merged(trainer.accelerator.unwrap_model(trainer.model)).eval()
     return trainer.curves()
 

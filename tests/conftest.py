@@ -7,6 +7,7 @@ from typing import NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more than it gives, and far more beside others
 
 import pytest
 

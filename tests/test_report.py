@@ -333,11 +333,13 @@ def test_a_stage_without_a_manifest_is_refused(tmp_path: Path, name: str) -> Non
     assert not (built.run / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["plan.json", "outcome.json"])
-def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"), [("plan.json", "the folder of a run or stage"), ("outcome.json", "the directory of a finished run")]
+)
+def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: str, expected: str) -> None:
     built = build(tmp_path / "run", images=1, rounds=1)
     (built.run / name).unlink()
-    with pytest.raises(StllavaError, match=f"{name}; expected the directory of a finished run"):
+    with pytest.raises(StllavaError, match=f"{name}; expected {expected}"):
         report(built.run)
 
 

@@ -36,8 +36,8 @@ class Reference:
     def method(self) -> str:
         """What it compares and when it abstains."""
         return (
-            "compares each answer with the training split's reference answer to the same (or nearly the same) question "
-            "about the same image; abstains on every other question"
+            "It compares each answer with the training split's reference answer to the same (or nearly the same) question "
+            "about the same image, and abstains on every other question."
         )
 
     @property

@@ -60,7 +60,7 @@ def judge(
                 "mean_score": sum(marks) / len(marks) if marks else 0.0,
                 **{f"no_verdict_{cause}": float(count) for cause, count in sorted(causes.items())},
             },
-            notes=(f"The expert, {expert.name}, {expert.method}.",),
+            notes=(f"The expert is called {expert.name}. {expert.method}",),
         )
 
 

@@ -54,12 +54,3 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     folder = tmp_path_factory.mktemp("models") / "tiny"
     build_small(TINY, conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
     return folder
-
-
-@pytest.fixture
-def vqa_rad() -> Path:
-    """The real VQA-RAD folder, where STLLAVA_VQA_RAD names it."""
-    folder = os.environ.get("STLLAVA_VQA_RAD")
-    if not folder:
-        pytest.skip("STLLAVA_VQA_RAD is not set: the checks on the real VQA-RAD do not run")
-    return Path(folder)

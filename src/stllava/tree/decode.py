@@ -47,7 +47,7 @@ def complete(
         return []
     policy.model.eval()
     cache, mask, positions = _prefill_prefixes(policy, requests)
-    logits, mask, positions = _continue(policy, [request.ids for request in requests], cache, mask, positions)
+    logits, mask, positions = _run(policy, [request.ids for request in requests], cache, mask, positions, {})
     cache.batch_repeat_interleave(k)
     logits, mask, positions = (value.repeat_interleave(k, dim=0) for value in (logits, mask, positions))
     generator = torch.Generator(policy.device).manual_seed(seed)
@@ -110,12 +110,6 @@ def _prefill_prefixes(policy: Policy, requests: Sequence[Request]) -> tuple[Dyna
     rows = torch.tensor([place[request.prefix] for request in requests], device=policy.device)
     cache.batch_select_indices(rows)
     return cache, mask[rows], positions[rows]
-
-
-def _continue(
-    policy: Policy, ids: Sequence[tuple[int, ...]], cache: DynamicCache, mask: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _run(policy, ids, cache, mask, positions, {})
 
 
 def _run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
-from stllava.model.prompt import segments, self_question
+from stllava.model.prompt import Segment, segments, self_question
 from stllava.records import Conversation, content_id
 from stllava.tree.forward import Tree, grow, longest
 
@@ -27,7 +27,7 @@ class Lessons:
             pieces = segments(policy.chat, conversation.messages, images=len(conversation.images))
             head = pieces[0].text if conversation.images else ""
             prefix = Prefix(head, conversation.images, images)
-            cause = self._fault(prefix, conversation)
+            cause = self._fault(prefix, conversation, pieces)
             if cause is None:
                 groups.setdefault(prefix, []).append(conversation)
             else:
@@ -51,10 +51,9 @@ class Lessons:
             chains.append(pieces[1:] if prefix.images else pieces)
         return grow(self.policy, prefix, chains)
 
-    def _fault(self, prefix: Prefix, conversation: Conversation) -> str | None:
+    def _fault(self, prefix: Prefix, conversation: Conversation, pieces: list[Segment]) -> str | None:
         if not any(message.role == "assistant" for message in conversation.messages):
             return "nothing to learn"
-        pieces = segments(self.policy.chat, conversation.messages, images=len(prefix.images))
         try:
             tree = grow(self.policy, prefix, [pieces[1:] if prefix.images else pieces])
             return "longer than the context" if longest(self.policy, tree) > self.policy.context else None

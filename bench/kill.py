@@ -2,12 +2,15 @@
 
     python bench/kill.py --kills 20 --seed 0
 
+The kills fall into stages drawn at random, each at a random moment of its stage's length.
 Writes nothing but a temporary folder; prints where each kill struck and whether all questions, answers, judgments,
 preferences and weights are the same, byte for byte. Exits with 1 where they are not.
 """
 
 import argparse
 import hashlib
+import itertools
+import json
 import os
 import random
 import signal
@@ -47,10 +50,10 @@ def start(recipe: Path, to: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True)
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a run to end well."""
+def finish(process: subprocess.Popen[bytes], *, killed: bool = False) -> None:
+    """Wait for a run to end: well, or by SIGKILL."""
     _, errors = process.communicate()
-    if process.returncode != 0:
+    if process.returncode not in ((0, -signal.SIGKILL) if killed else (0,)):
         sys.exit(f"the run ended with {process.returncode}:\n{errors.decode()[-3000:]}")
 
 
@@ -60,28 +63,33 @@ def contents(run: Path) -> dict[str, str]:
     return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def stages(run: Path) -> dict[str, float]:
+    """Every stage folder of a finished run in the order in which they ended, with the seconds it took."""
+    manifests = sorted(run.rglob("manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    folders = [path.parent for path in manifests if path.parent != run]
+    return {folder.relative_to(run).as_posix(): json.loads((folder / "manifest.json").read_bytes())["seconds"] for folder in folders}
+
+
 def at_work(run: Path) -> str:
-    """The newest stage folder that has no manifest yet."""
+    """The stage folders that have a plan and no manifest yet."""
     started = [path.parent for path in run.rglob("plan.json") if not (path.parent / "manifest.json").exists()]
-    stages = [folder for folder in started if folder != run]
-    return stages[-1].relative_to(run).as_posix() if stages else "between stages"
+    names = [folder.relative_to(run).as_posix() for folder in started if folder != run]
+    return " + ".join(names) or "between stages"
 
 
-def struck(recipe: Path, run: Path, kills: int, length: float, rng: random.Random) -> list[str]:
-    """Kill and resume until `kills` kills have struck, or the run is whole; returns where they struck."""
+def struck(recipe: Path, run: Path, targets: dict[str, float], rng: random.Random) -> list[str]:
+    """Start the run once a target stage and kill it at a random moment of that stage; returns where the kills struck."""
     places: list[str] = []
-    while len(places) < kills and not (run / "manifest.json").exists():
+    for folder, seconds in targets.items():
         process = start(recipe, run)
-        try:
-            process.wait(timeout=rng.uniform(0.5, 1.0) * max(length / kills, 1.0) + START_SECONDS)
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and not (run / folder / "plan.json").exists():
+            time.sleep(0.002)
+        time.sleep(rng.random() * seconds)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             places.append(at_work(run))
-        process.communicate()
+        finish(process, killed=True)
     return places
-
-
-START_SECONDS = 4.5
 
 
 def main() -> None:
@@ -97,11 +105,13 @@ def main() -> None:
         began = time.monotonic()
         finish(start(recipe, whole))
         length = time.monotonic() - began
-        expected = contents(whole)
+        expected, lengths = contents(whole), stages(whole)
         struck_at: list[str] = []
-        for attempt in range(1, 100):
+        for attempt in itertools.count(1):
+            left = min(options.kills - len(struck_at), len(lengths))
+            chosen = set(rng.sample(list(lengths), left))
             run = Path(folder) / f"killed-{attempt}"
-            struck_at += struck(recipe, run, options.kills - len(struck_at), length, rng)
+            struck_at += struck(recipe, run, {name: lengths[name] for name in lengths if name in chosen}, rng)
             finish(start(recipe, run))
             found = contents(run)
             if found != expected:
@@ -109,7 +119,7 @@ def main() -> None:
                 sys.exit(f"after kills in {struck_at} these differ: {differing}")
             if len(struck_at) >= options.kills:
                 break
-        print(f"uninterrupted: {length:.1f} s, {len(expected)} files compared")
+        print(f"uninterrupted: {length:.1f} s, {len(lengths)} stages, {len(expected)} files compared")
         print(f"{len(struck_at)} kills, in: {', '.join(struck_at)}")
         print("every file is the same, byte for byte")
 

@@ -127,9 +127,7 @@ class TreeTrainer(Trainer):
         """AdamW with one learning rate a part."""
         if self.optimizer is None:
             groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
-            self.optimizer = torch.optim.AdamW(
-                cast(Any, groups), betas=(0.9, float(__import__("os").environ.get("B2", "0.999")))
-            )
+            self.optimizer = torch.optim.AdamW(cast(Any, groups))
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

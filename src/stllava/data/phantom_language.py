@@ -19,7 +19,7 @@ NUMBERS = ("no", "one", "two", "three")
 SYSTEMS: dict[Region, str] = {"chest": "respiratory system", "abdomen": "digestive system", "head": "nervous system"}
 DESCRIBE = ("Describe the image.",) * 4 + ("What does the image show?", "Give a short report.", "Summarize the image.")
 FALSE_PREMISE = 0.084
-CONVERSATIONS, CONVERSATION_TURNS, SINGLE_TURNS, SAMPLES = 2, 6, 12, 7
+CONVERSATIONS, CONVERSATION_TURNS, SINGLE_TURNS, SAMPLES = 6, 2, 12, 7
 
 
 def place(truth: Truth) -> str:
@@ -178,13 +178,14 @@ def _talk(truth: Truth, turns: list[tuple[str, str]]) -> Conversation:
 
 
 def conversations(truth: Truth, *, seed: int) -> list[Conversation]:
-    """What the labelled split says of an image: it described and discussed twice, then single questions."""
+    """What the labelled split says of an image: it described and discussed in short talks, then single questions."""
     rng = random("conversations", seed, truth.path)
     talks = [
         _talk(truth, [(_pick(rng, DESCRIBE), caption(truth)), *_asked(truth, CONVERSATION_TURNS, rng, general=0.3)])
         for _ in range(CONVERSATIONS)
     ]
-    return talks + [_talk(truth, [turn]) for turn in _asked(truth, SINGLE_TURNS, rng)]
+    talks += [_talk(truth, [turn]) for turn in _asked(truth, SINGLE_TURNS, rng)]
+    return list({talk.id: talk for talk in talks}.values())
 
 
 def samples(truth: Truth, *, seed: int, split: str) -> list[Sample]:

@@ -67,7 +67,9 @@ def stages(run: Path) -> dict[str, float]:
     """Every stage folder of a finished run in the order in which they ended, with the seconds it took."""
     manifests = sorted(run.rglob("manifest.json"), key=lambda path: path.stat().st_mtime_ns)
     folders = [path.parent for path in manifests if path.parent != run]
-    return {folder.relative_to(run).as_posix(): json.loads((folder / "manifest.json").read_bytes())["seconds"] for folder in folders}
+    return {
+        folder.relative_to(run).as_posix(): json.loads((folder / "manifest.json").read_bytes())["seconds"] for folder in folders
+    }
 
 
 def at_work(run: Path) -> str:

@@ -34,6 +34,8 @@ EXPERT = Reference(
         sample("Is there a nodule in the left lung?", "Yes"),
         sample("What is the location of the largest mass?", "right upper lobe", kind="open"),
         sample("Is the liver larger than the spleen in this image?", "no"),
+        sample("In what plane was this image taken?", "axial", kind="open"),
+        sample("How was this image acquired?", "ct", kind="open"),
         sample("Is the heart enlarged?", "no", image="b.png"),
         sample("Is this normal?", "yes", image="c.png"),
         sample("Is this  NORMAL", "no", image="c.png"),
@@ -61,10 +63,17 @@ def test_a_question_that_says_nearly_the_same_is_the_same(question: str) -> None
     assert EXPERT.judge(answers(question, "yes", "no")).scores == (1, 0)
 
 
+@pytest.mark.parametrize("question", ["what plane is this", "Which plane is shown in the image above?", "in which plane is it"])
+def test_the_wording_of_a_general_question_does_not_matter(question: str) -> None:
+    assert EXPERT.judge(answers(question, "axial", "coronal")).scores == (1, 0)
+
+
 @pytest.mark.parametrize(
     "question",
     [
         "Is there a nodule in the right lung?",
+        "How is this seen?",
+        "What is the plane of the mass?",
         "Is there no nodule in the left lung?",
         "Is there a mass in the left lung?",
         "Is there a nodule in the left upper lung?",

@@ -1,6 +1,7 @@
 """ask, answer, judge, pair and evaluate on records."""
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Prediction, Preference, Question, Sample, Sampling
+from stllava.records import Answers, Judgment, Lineage, Prediction, Preference, Question, Sample, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, screen
 from stllava.stages.evaluate import evaluate, majority
 from stllava.stages.judge import judge
-from stllava.stages.pair import best_against_worst, pair
+from stllava.stages.pair import best_against_worst, pair, unbalanced
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
 
 SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)
@@ -120,6 +121,21 @@ def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phanto
     assert manifest.dropped["image missing"] == 3
     assert manifest.dropped["image outside-root"] == 3
     assert manifest.counts_in == 18
+
+
+@given(st.lists(st.sampled_from(["yes", "No", "no", "left", "there is no mass"]), max_size=12), st.randoms())
+def test_balanced_pairs_choose_yes_as_often_as_no(chosen: list[str], rng: random.Random) -> None:
+    lineage = Lineage(question_id="q", answers_id="a", judgment_id="j")
+    made = [
+        Preference(id=f"{place:02}", images=(), prompt=(), chosen=text, rejected="x", margin=1.0, lineage=lineage)
+        for place, text in enumerate(chosen)
+    ]
+    left = unbalanced(made)
+    kept = [one.chosen.lower() for one in made if one.id not in left]
+    assert kept.count("yes") == kept.count("no") == min(chosen.count("yes"), chosen.count("No") + chosen.count("no"))
+    assert [text for text in kept if text not in ("yes", "no")] == [text for text in chosen if " " in text or text == "left"]
+    rng.shuffle(made)
+    assert unbalanced(made) == left
 
 
 def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ class PairOptions(Options):
 
     margin: PositiveFloat = 0.5
     """Smallest difference of scores that makes a pair."""
+    balance: bool = True
+    """Choose yes as often as no: a policy that asks more about what is not there would learn to say no."""
 
 
 class EvaluateOptions(Options):

@@ -143,7 +143,7 @@ def ask(template: str, truth: Truth, rng: np.random.Generator) -> Query:
     return replace(query, size=_pick(rng, SIZES)) if template == "is size" else query
 
 
-def _weight(name: str, truth: Truth, general: float) -> float:
+def _weight(name: str, truth: Truth) -> float:
     """How eagerly a template is taken for an image, so that all are asked about equally often over many."""
     template, nothing = TEMPLATES[name], truth.finding == "none"
     weight = 1.0 if template.closed else 0.8
@@ -153,12 +153,12 @@ def _weight(name: str, truth: Truth, general: float) -> float:
         return 1.6 if nothing else 0.36
     if template.presupposes:
         return weight * (0.15 if nothing else 1.1)
-    return weight * (general if template.general else 0.8)
+    return weight * (1.0 if template.general else 0.8)
 
 
-def _asked(truth: Truth, number: int, rng: np.random.Generator, *, general: float = 1.0) -> list[tuple[str, str]]:
+def _asked(truth: Truth, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     """So many questions of different templates with their answers."""
-    weights = {name: _weight(name, truth, general) for name, template in TEMPLATES.items() if template.wordings}
+    weights = {name: _weight(name, truth) for name, template in TEMPLATES.items() if template.wordings}
     keys = {name: rng.exponential() / weight for name, weight in weights.items() if weight > 0}
     turns = []
     for name in sorted(keys, key=lambda name: keys[name])[:number]:
@@ -181,7 +181,7 @@ def conversations(truth: Truth, *, seed: int) -> list[Conversation]:
     """What the labelled split says of an image: it described and discussed in short talks, then single questions."""
     rng = random("conversations", seed, truth.path)
     talks = [
-        _talk(truth, [(_pick(rng, DESCRIBE), caption(truth)), *_asked(truth, CONVERSATION_TURNS, rng, general=0.3)])
+        _talk(truth, [(_pick(rng, DESCRIBE), caption(truth)), *_asked(truth, CONVERSATION_TURNS, rng)])
         for _ in range(CONVERSATIONS)
     ]
     talks += [_talk(truth, [turn]) for turn in _asked(truth, SINGLE_TURNS, rng)]

@@ -1,8 +1,8 @@
 """The reference expert: judges self-asked questions that the training split has a reference answer to.
 
-Reads the samples it is given at construction (never a benchmark's) and writes nothing. Questions are the same after
-`normalise`, or nearly: word F1 of at least 0.8 and the same content words in the same order, so that only words such
-as "there" or "image" differ. F1 alone would take "a mass in the lung" for "a nodule in the lung".
+Reads the samples it is given at construction (never a benchmark's) and writes nothing. Two questions are the same if
+nothing is left to tell them apart once words such as "there", "image" or "taken" are dropped: "In what plane was this
+image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodule in the lung", nor left right.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,55 @@ from stllava.experts.expert import Verdict
 from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
 
-NEAR = 0.8
-
 # A difference in these leaves the question the same; any other word (left, no, upper, mass, where, …) is content.
-_FILLER = {"is", "are", "was", "were", "be", "do", "does", "did", "can", "you", "we", "it", "please", "patient", "at", "for"}
-_FILLER |= {"there", "any", "some", "evidence", "of", "in", "on", "this", "that", "these", "those", "image", "images", "scan"}
-_FILLER |= {"see", "seen", "show", "shows", "to", "shown", "visible", "present", "picture"}
+_FILLER = {
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "being",
+    "been",
+    "do",
+    "does",
+    "did",
+    "can",
+    "you",
+    "we",
+    "it",
+    "please",
+    "patient",
+}
+_FILLER |= {"at", "for", "there", "any", "some", "evidence", "of", "in", "on", "this", "that", "these", "those", "to"}
+_FILLER |= {
+    "image",
+    "images",
+    "imaged",
+    "scan",
+    "picture",
+    "pictured",
+    "film",
+    "above",
+    "see",
+    "seen",
+    "show",
+    "shows",
+    "shown",
+}
+_FILLER |= {
+    "visible",
+    "visualized",
+    "present",
+    "displayed",
+    "demonstrated",
+    "taken",
+    "acquired",
+    "captured",
+    "used",
+    "oriented",
+}
+_SAME = {"which": "what", "abnormalities": "abnormality", "radiograph": "xray", "mr": "mri", "saggital": "sagittal"}
+_QUESTION_WORDS = {"what", "where", "how", "who", "why", "when"}
 
 
 class Reference:
@@ -43,7 +86,7 @@ class Reference:
     @property
     def prompt_hash(self) -> str:
         """Hash of the rule's name and version."""
-        return content_id("reference", "same content words, F1 at least 0.8; yes/no by word, else token F1", 1)
+        return content_id("reference", "same content words; yes/no by word, else token F1", 2)
 
     def judge(self, answers: Answers) -> Verdict:
         """Yes-or-no references score 1 or 0; others the word F1 of each completion with the nearest reference answer."""
@@ -72,17 +115,13 @@ def _abstain(reason: str) -> Verdict:
 
 
 def _matches(question: str, known: Sequence[Sample]) -> list[Sample]:
-    """The reference samples that ask this question: those of the highest likeness, if that is high enough."""
-    likeness = {sample.id: _likeness(question, sample.question) for sample in known}
-    best = max(likeness.values())
-    return [sample for sample in known if likeness[sample.id] == best] if best >= NEAR else []
+    """The reference samples that ask this question: word for word, or else with the same content in the same order."""
+    exact = [sample for sample in known if normalise(sample.question) == normalise(question)]
+    content = _content(question)
+    return exact or [sample for sample in known if content and _content(sample.question) == content]
 
 
-def _likeness(one: str, other: str) -> float:
-    """1 for the same question, 0 for one that differs in content, else their word F1."""
-    one, other = normalise(one), normalise(other)
-    if one == other:
-        return 1.0
-    first, second = ([word for word in text.split() if word not in _FILLER] for text in (one, other))
-    # Never quite 1, which is kept for questions that are the same word for word.
-    return min(token_f1(one, [other]), 0.999) if first and first == second else 0.0
+def _content(question: str) -> list[str]:
+    """The words that tell a question from others; none where that is only a question word."""
+    words = [_SAME.get(word, word) for word in normalise(question).replace("x ray", "xray").split() if word not in _FILLER]
+    return words if set(words) - _QUESTION_WORDS else []

@@ -1,14 +1,17 @@
 """Best answer against worst: from judgments to preferences, a pure rule that can be redone in seconds.
 
 Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
-margin never becomes a pair and is counted by cause.
+margin never becomes a pair and is counted by cause. Where yes is chosen more often than no, or no than yes, the
+surplus is left out.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from stllava.config import PairOptions
 from stllava.errors import StllavaError
+from stllava.metrics.robust import is_yes_no, normalise
 from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
@@ -36,12 +39,16 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                 preferences[preference.id] = preference
             else:
                 dropped[preference] += 1
+        if options.balance:
+            surplus = unbalanced(preferences.values())
+            dropped["surplus of yes or no"] = len(surplus)
+            preferences = {key: one for key, one in preferences.items() if key not in surplus}
         stage.write_records("preferences", preferences.values())
         count = len(preferences)
         return stage.finish(
             counts_in=len(judged),
             counts_out=count,
-            dropped=dropped,
+            dropped=+dropped,
             measures={
                 "pair_share": count / len(judged) if judged else 0.0,
                 "mean_margin": sum(one.margin for one in preferences.values()) / count if count else 0.0,
@@ -50,6 +57,16 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                 else 0.0,
             },
         )
+
+
+def unbalanced(preferences: Iterable[Preference]) -> set[str]:
+    """Ids of the pairs without which yes and no are chosen equally often: of the more frequent answer, the last ids."""
+    chosen: dict[str, list[str]] = {"yes": [], "no": []}
+    for one in preferences:
+        if is_yes_no(one.chosen):
+            chosen[normalise(one.chosen)].append(one.id)
+    fewest = min(map(len, chosen.values()))
+    return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
 
 
 def best_against_worst(answers: Answers, judgment: Judgment, *, margin: float) -> Preference | str:

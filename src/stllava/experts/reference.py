@@ -12,52 +12,12 @@ from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
 
 # A difference in these leaves the question the same; any other word (left, no, upper, mass, where, …) is content.
-_FILLER = {
-    "is",
-    "are",
-    "was",
-    "were",
-    "be",
-    "being",
-    "been",
-    "do",
-    "does",
-    "did",
-    "can",
-    "you",
-    "we",
-    "it",
-    "please",
-    "patient",
-}
-_FILLER |= {"at", "for", "there", "any", "some", "evidence", "of", "in", "on", "this", "that", "these", "those", "to"}
-_FILLER |= {
-    "image",
-    "images",
-    "imaged",
-    "scan",
-    "picture",
-    "pictured",
-    "film",
-    "above",
-    "see",
-    "seen",
-    "show",
-    "shows",
-    "shown",
-}
-_FILLER |= {
-    "visible",
-    "visualized",
-    "present",
-    "displayed",
-    "demonstrated",
-    "taken",
-    "acquired",
-    "captured",
-    "used",
-    "oriented",
-}
+_WORDING = (
+    "is are was were be being been do does did can you we it please patient at for of in on to there any some evidence this "
+    "that these those image images imaged scan picture pictured film above see seen show shows shown visible visualized "
+    "present displayed demonstrated taken acquired captured used oriented"
+)
+_FILLER = frozenset(_WORDING.split())
 _SAME = {"which": "what", "abnormalities": "abnormality", "radiograph": "xray", "mr": "mri", "saggital": "sagittal"}
 _QUESTION_WORDS = {"what", "where", "how", "who", "why", "when"}
 

@@ -112,7 +112,7 @@ class Policy:
             return known
         pictures = [open_image(prefix.root, path) for path in prefix.images]
         if prefix.blank:
-            pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
+            pictures = [Image.new("RGB", picture.size, (0, 0, 0)) for picture in pictures]
         made = self.processor(text=[prefix.text], images=pictures, return_tensors="pt", add_special_tokens=False)
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
         encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs)

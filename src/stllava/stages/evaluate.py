@@ -25,7 +25,7 @@ def evaluate(
     blank: bool = False,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows grey images instead."""
+    """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead."""
     from stllava.model.load import fingerprint, load_policy
     from stllava.tree.decode import Request, complete, request
 

@@ -100,7 +100,7 @@ def test_questions_in_other_words_are_judged_by_the_truth(questions: str, right:
         assert judge(question, right, f"{right} dog", "").scores == (1, 0, 0), question
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases)
 def test_the_right_answer_to_any_question_is_right(case: tuple[Sample, Truth]) -> None:
     sample, truth = case
@@ -110,7 +110,7 @@ def test_the_right_answer_to_any_question_is_right(case: tuple[Sample, Truth]) -
     assert (verdict.scores, verdict.cause) == ((1, 1), None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases, said=st.lists(st.sampled_from(WORDS), max_size=8))
 def test_rambling_is_never_right(case: tuple[Sample, Truth], said: list[str]) -> None:
     sample, truth = case
@@ -121,7 +121,7 @@ def test_rambling_is_never_right(case: tuple[Sample, Truth], said: list[str]) ->
     assert all(0 <= score < 1 for score in verdict.scores)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=cases, said=st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=2, max_size=4))
 def test_the_scores_follow_the_answers_when_they_change_places(case: tuple[Sample, Truth], said: list[str]) -> None:
     sample, truth = case

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stllava.config import AnswerOptions
-from stllava.errors import ItemError
-from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
+from stllava.records import Answers, Manifest, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
 
@@ -18,7 +17,7 @@ def answer(
 ) -> Manifest:
     """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`."""
     from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import Request, complete, request
+    from stllava.tree.decode import complete, usable_requests
 
     with locked(to):
         name = fingerprint(policy)
@@ -31,19 +30,7 @@ def answer(
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Question], chunk_seed: int) -> tuple[list[Answers], Counter[str]]:
-            dropped: Counter[str] = Counter()
-            requests: list[Request] = []
-            kept: list[Question] = []
-            for question in chunk:
-                turn = [Message(role="user", content=question.text)]
-                try:
-                    alone = request(loaded, turn, images=question.images, root=root, speaker="assistant")
-                    loaded.encode(alone.prefix)
-                except ItemError as error:
-                    dropped[f"image {error.cause}"] += 1
-                else:
-                    requests.append(alone)
-                    kept.append(question)
+            kept, requests, dropped = usable_requests(loaded, chunk, lambda one: (one.text, one.images), root=root)
             said = complete(loaded, requests, k=options.k, sampling=options.sampling, seed=chunk_seed)
             return [
                 Answers(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from stllava.config import AskOptions
 from stllava.data.folder import read_images
-from stllava.errors import ItemError
 from stllava.records import Image, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked
 
@@ -21,7 +20,7 @@ def ask(
 ) -> Manifest:
     """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`."""
     from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import complete, request
+    from stllava.tree.decode import complete, request, usable_requests
 
     with locked(to):
         name, pictures = fingerprint(policy), read_images(images, root=root)
@@ -33,20 +32,13 @@ def ask(
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Image], chunk_seed: int) -> tuple[list[Question], Counter[str]]:
-            dropped: Counter[str] = Counter()
-            requests, seen = [], []
-            opening = [Message(role="user", content=options.describe)]
-            for image in chunk:
-                try:
-                    described = request(loaded, opening, images=(image.path,), root=root, speaker="assistant")
-                    loaded.encode(described.prefix)
-                except ItemError as error:
-                    dropped[f"image {error.cause}"] += options.questions
-                else:
-                    requests.append(described)
-                    seen.append(image)
+            seen, requests, unusable = usable_requests(
+                loaded, chunk, lambda image: (options.describe, (image.path,)), root=root
+            )
+            dropped = Counter({cause: count * options.questions for cause, count in unusable.items()})
             said = [one[0] for one in complete(loaded, requests, k=1, sampling=options.description, seed=chunk_seed)]
-            turns = [[*opening, Message(role="assistant", content=text)] for text in said]
+            opening = Message(role="user", content=options.describe)
+            turns = [[opening, Message(role="assistant", content=text)] for text in said]
             requests = [
                 request(loaded, turn, images=(image.path,), root=root, speaker="virtual_user")
                 for image, turn in zip(seen, turns, strict=True)

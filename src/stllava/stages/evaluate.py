@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stllava.config import EvaluateOptions
-from stllava.errors import ItemError
 from stllava.metrics.score import score
-from stllava.records import Manifest, Message, Prediction, Sample, content_id
+from stllava.records import Manifest, Prediction, Sample, content_id
 from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
 
 
@@ -27,7 +26,7 @@ def evaluate(
 ) -> Manifest:
     """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead."""
     from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import Request, complete, request
+    from stllava.tree.decode import complete, usable_requests
 
     with locked(to):
         weights = fingerprint(policy)
@@ -39,19 +38,9 @@ def evaluate(
         loaded = load_policy(policy)
 
         def work(chunk: Sequence[Sample], chunk_seed: int) -> tuple[list[Prediction], Counter[str]]:
-            dropped: Counter[str] = Counter()
-            kept: list[Sample] = []
-            requests: list[Request] = []
-            for sample in chunk:
-                turn = [Message(role="user", content=sample.question)]
-                try:
-                    asked = request(loaded, turn, images=(sample.image,), root=root, speaker="assistant", blank=blank)
-                    loaded.encode(asked.prefix)
-                except ItemError as error:
-                    dropped[f"image {error.cause}"] += 1
-                else:
-                    kept.append(sample)
-                    requests.append(asked)
+            kept, requests, dropped = usable_requests(
+                loaded, chunk, lambda sample: (sample.question, (sample.image,)), root=root, blank=blank
+            )
             said = complete(loaded, requests, k=1, sampling=options.sampling, seed=chunk_seed)
             return [predict(one, text, policy=weights) for one, (text,) in zip(kept, said, strict=True)], dropped
 

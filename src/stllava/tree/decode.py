@@ -4,18 +4,23 @@ The prefix of every distinct set of images goes through the model once; the prom
 its cache, and each prompt's completions on copies of theirs. Finished completions leave the batch.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from stllava.config import SamplingOptions
+from stllava.errors import ItemError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import prompt
 from stllava.records import Message, Role
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,36 @@ def request(
     prefix = Prefix(pieces[0].text if images else "", images, root, blank)
     rest = pieces[1:] if images else pieces
     return Request(prefix, tuple(token for piece in rest for token in policy.tokens(piece.text)))
+
+
+def usable_requests(
+    policy: Policy,
+    items: Sequence[Item],
+    said: Callable[[Item], tuple[str, tuple[str, ...]]],
+    *,
+    root: Path,
+    blank: bool = False,
+) -> tuple[list[Item], list[Request], Counter[str]]:
+    """The items whose images can be used, a request to answer what the user said of each, and the others by cause.
+
+    `said` gives an item's text and images.
+    """
+    kept: list[Item] = []
+    requests: list[Request] = []
+    dropped: Counter[str] = Counter()
+    for item in items:
+        text, images = said(item)
+        try:
+            asked = request(
+                policy, [Message(role="user", content=text)], images=images, root=root, speaker="assistant", blank=blank
+            )
+            policy.encode(asked.prefix)
+        except ItemError as error:
+            dropped[f"image {error.cause}"] += 1
+        else:
+            kept.append(item)
+            requests.append(asked)
+    return kept, requests, dropped
 
 
 @torch.inference_mode()

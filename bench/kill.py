@@ -66,11 +66,8 @@ def contents(run: Path) -> dict[str, str]:
 
 def stages(run: Path) -> dict[str, float]:
     """Every stage folder of a finished run in the order in which they ended, with the seconds it took."""
-    manifests = sorted(run.rglob("manifest.json"), key=lambda path: path.stat().st_mtime_ns)
-    folders = [path.parent for path in manifests if path.parent != run]
-    return {
-        folder.relative_to(run).as_posix(): json.loads((folder / "manifest.json").read_bytes())["seconds"] for folder in folders
-    }
+    manifests = sorted(run.glob("*/**/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.parent.relative_to(run).as_posix(): json.loads(path.read_bytes())["seconds"] for path in manifests}
 
 
 def at_work(run: Path) -> str:

@@ -76,8 +76,8 @@ def _abstain(reason: str) -> Verdict:
 
 def _matches(question: str, known: Sequence[Sample]) -> list[Sample]:
     """The reference samples that ask this question: word for word, or else with the same content in the same order."""
-    exact = [sample for sample in known if normalise(sample.question) == normalise(question)]
-    content = _content(question)
+    words, content = normalise(question), _content(question)
+    exact = [sample for sample in known if normalise(sample.question) == words]
     return exact or [sample for sample in known if content and _content(sample.question) == content]
 
 

@@ -46,7 +46,7 @@ class Prefix:
     root: Path
     """The image root."""
     blank: bool = False
-    """Show grey in place of each image: what the question alone gives away."""
+    """Show black in place of each image, as the background of radiographs is: what the question alone gives away."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,8 @@ def test_the_stages_one_by_one_give_what_the_run_gave(finished: tuple[Path, Path
         "--to",
         str(tmp_path / "pair"),
     ]
-    assert command("pair", *parts, "--margin", str(plan["config"]["margin"])).returncode == 0
+    assert plan["config"]["balance"] is False
+    assert command("pair", *parts, "--margin", str(plan["config"]["margin"]), "--no-balance").returncode == 0
     made = (tmp_path / "pair" / "preferences.jsonl").read_bytes()
     assert made == (run / "round-1" / "pair" / "preferences.jsonl").read_bytes()
 

@@ -1,6 +1,6 @@
-"""Generation on shared prefills, against transformers' own generate."""
+"""Text grown as trees, against transformers' own generate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from stllava.config import SamplingOptions
+from stllava.errors import ItemError
 from stllava.model.load import Policy, load_policy
+from stllava.model.prompt import Segment
+from stllava.model.sampler import Completion, Prompt, usable
 from stllava.records import Message
-from stllava.tree.decode import Request, complete, pick, request
+from stllava.tree.decode import LocalSampler, pick
+from stllava.tree.forward import collate, grow, token_log_probabilities
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=12)
+WARM = SamplingOptions(temperature=1.5, top_k=50, top_p=0.9, max_new_tokens=8)
 QUESTIONS = ["is there a nodule?", "what is the size of the mass in this image?", "where?"]
 
 
@@ -22,27 +27,31 @@ def policy(tiny_model: Path) -> Policy:
 
 
 @pytest.fixture
-def requests(policy: Policy, phantoms: Path) -> list[Request]:
+def sampler(policy: Policy, phantoms: Path) -> LocalSampler:
+    return LocalSampler(policy, root=phantoms / "images", tokens=1 << 20)
+
+
+@pytest.fixture
+def prompts(phantoms: Path) -> list[Prompt]:
     images = sorted((phantoms / "images" / "test").iterdir())
-    return [
-        request(
-            policy,
-            [Message(role="user", content=text)],
-            images=(f"test/{image.name}",),
-            root=phantoms / "images",
-            speaker="assistant",
-        )
-        for image in images
-        for text in QUESTIONS
-    ]
+    return [asks(text, f"test/{image.name}") for image in images for text in QUESTIONS]
 
 
-def test_greedy_text_is_that_of_generate(policy: Policy, requests: list[Request]) -> None:
+def asks(text: str, *images: str) -> Prompt:
+    return Prompt((Message(role="user", content=text),), images)
+
+
+def texts(said: Sequence[tuple[Completion, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(one.text for one in several) for several in said]
+
+
+def test_greedy_text_is_that_of_generate(policy: Policy, sampler: LocalSampler, prompts: list[Prompt]) -> None:
     expected = []
     generate = cast(Callable[..., torch.Tensor], policy.model.generate)
-    for one in requests:
-        encoded = policy.encode(one.prefix)
-        ids = torch.tensor([[*encoded.ids, *one.ids]])
+    for one in prompts:
+        request = sampler.request(one)
+        encoded = policy.encode(request.prefix)
+        ids = torch.tensor([[*encoded.ids, *request.ids]])
         out = generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -53,39 +62,103 @@ def test_greedy_text_is_that_of_generate(policy: Policy, requests: list[Request]
             **policy.join([encoded]),
         )
         expected.append((str(policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip(),))
-    assert complete(policy, requests, k=1, sampling=GREEDY, seed=0) == expected
+    assert texts(sampler.complete(prompts, k=1, sampling=GREEDY, seed=0)) == expected
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(policy: Policy, requests: list[Request]) -> None:
-    warm = SamplingOptions(temperature=1.5, top_k=50, top_p=0.9, max_new_tokens=8)
-    first = complete(policy, requests, k=3, sampling=warm, seed=5)
-    assert first == complete(policy, requests, k=3, sampling=warm, seed=5)
-    assert first != complete(policy, requests, k=3, sampling=warm, seed=6)
-    assert [len(texts) for texts in first] == [3] * len(requests)
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(sampler: LocalSampler, prompts: list[Prompt]) -> None:
+    first = sampler.complete(prompts, k=3, sampling=WARM, seed=5)
+    assert first == sampler.complete(prompts, k=3, sampling=WARM, seed=5)
+    assert first != sampler.complete(prompts, k=3, sampling=WARM, seed=6)
+    assert [len(several) for several in first] == [3] * len(prompts)
+
+
+def test_sampled_text_does_not_depend_on_what_is_said_beside_it(
+    policy: Policy, phantoms: Path, sampler: LocalSampler, prompts: list[Prompt]
+) -> None:
+    together = texts(sampler.complete(prompts, k=4, sampling=WARM, seed=5))
+    assert len({text for several in together for text in several}) > len(prompts)
+    for one, several in zip(prompts, together, strict=True):
+        assert texts(sampler.complete([one], k=4, sampling=WARM, seed=5)) == [several]
+        assert texts(sampler.complete([one], k=2, sampling=WARM, seed=5)) == [several[:2]]
+    assert texts(sampler.complete(prompts[::-1], k=4, sampling=WARM, seed=5)) == together[::-1]
+    for tokens in (1, 200, 500):
+        narrow = LocalSampler(policy, root=phantoms / "images", tokens=tokens)
+        assert texts(narrow.complete(prompts, k=4, sampling=WARM, seed=5)) == together
+
+
+def test_a_policy_that_is_not_packed_says_the_same(policy: Policy, sampler: LocalSampler, prompts: list[Prompt]) -> None:
+    packed = sampler.complete(prompts, k=2, sampling=WARM, seed=5)
+    policy.packs = False
+    alone = sampler.complete(prompts, k=2, sampling=WARM, seed=5)
+    assert texts(alone) == texts(packed)
+    for one, other in zip(packed, alone, strict=True):
+        for mine, its in zip(one, other, strict=True):
+            assert (mine.log_probability is None) == (its.log_probability is None)
+            assert mine.log_probability is None or mine.log_probability == pytest.approx(its.log_probability, abs=1e-4)
+
+
+def test_prompts_without_images_are_completed_too(sampler: LocalSampler, prompts: list[Prompt]) -> None:
+    blind = [asks(text) for text in QUESTIONS]
+    alone = [sampler.complete([one], k=2, sampling=WARM, seed=1)[0] for one in blind]
+    assert texts(sampler.complete(blind, k=2, sampling=WARM, seed=1)) == texts(alone)
+    mixed = texts(sampler.complete([blind[0], prompts[0], blind[1]], k=2, sampling=WARM, seed=1))
+    assert mixed == texts([alone[0], *sampler.complete([prompts[0]], k=2, sampling=WARM, seed=1), alone[1]])
+
+
+def test_log_probabilities_are_those_of_a_packed_forward(policy: Policy, sampler: LocalSampler, prompts: list[Prompt]) -> None:
+    short = SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=4)
+    said = sampler.complete(prompts[:2], k=500, sampling=short, seed=2)
+    known = [(one, done) for one, several in zip(prompts, said, strict=False) for done in several if done.log_probability]
+    assert any(done.text for _, done in known), "no completion ended by itself"
+    for one, done in known:
+        request = sampler.request(one)
+        question = Segment(str(policy.tokenizer.decode(list(request.ids))), False)
+        assert policy.tokens(question.text) == request.ids
+        tree = grow(policy, request.prefix, [[question, Segment(done.text + request.ending, True)]])
+        with torch.inference_mode():
+            value = float(token_log_probabilities(policy.model, collate(policy, [tree])).sum())
+        assert done.log_probability == pytest.approx(value, abs=1e-4)
 
 
 def test_top_k_and_top_p_keep_only_the_likeliest() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-    by_k = pick(logits, SamplingOptions(temperature=1.0, top_k=2, top_p=1.0), generator)
-    by_p = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=0.6), generator)
-    free = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=1.0), generator)
-    assert set(by_k.tolist()) == {0, 1} == set(by_p.tolist())
+    logits = torch.log(torch.tensor([[0.5, 0.15, 0.3, 0.05]])).repeat(4000, 1)
+    uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    by_k, values = pick(logits, SamplingOptions(temperature=1.0, top_k=2, top_p=1.0), uniform)
+    by_p, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=0.6), uniform)
+    free, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=1.0), uniform)
+    assert set(by_k.tolist()) == {0, 2} == set(by_p.tolist())
+    torch.testing.assert_close(values.exp(), torch.tensor([0.5, 0.15, 0.3, 0.05])[by_k])
     shares = torch.bincount(free, minlength=4) / len(free)
-    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert shares.tolist() == pytest.approx([0.5, 0.15, 0.3, 0.05], abs=0.03)
 
 
-def test_a_blank_image_hides_what_the_picture_shows(policy: Policy, phantoms: Path) -> None:
-    turn = [Message(role="user", content="where?")]
-    root = phantoms / "images"
-    hidden = [
-        request(policy, turn, images=(f"test/{index:05d}.png",), root=root, speaker="assistant", blank=True) for index in (0, 1)
-    ]
-    seen = request(policy, turn, images=("test/00000.png",), root=root, speaker="assistant")
-    first, second = (policy.encode(one.prefix).inputs["pixel_values"] for one in hidden)
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24, 1.0], ids=["least", "most", "one"])
+def test_what_has_no_share_is_never_said(uniform: float) -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]])
+    for top_k in (0, 2):
+        token, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=top_k, top_p=1.0), torch.tensor([uniform]))
+        assert token.item() in (1, 3)
+
+
+def test_a_blank_image_hides_what_the_picture_shows(policy: Policy, phantoms: Path, sampler: LocalSampler) -> None:
+    hidden = LocalSampler(policy, root=phantoms / "images", tokens=1 << 20, blank=True)
+    first, second, seen = (
+        policy.encode(which.request(asks("where?", f"test/0000{index}.png")).prefix).inputs["pixel_values"]
+        for which, index in ((hidden, 0), (hidden, 1), (sampler, 0))
+    )
     assert torch.equal(first, second)
-    assert not torch.equal(first, policy.encode(seen.prefix).inputs["pixel_values"])
+    assert not torch.equal(first, seen)
 
 
-def test_nothing_asked_is_nothing_said(policy: Policy) -> None:
-    assert complete(policy, [], k=2, sampling=GREEDY, seed=0) == []
+def test_prompts_about_images_that_cannot_be_used_are_counted(sampler: LocalSampler) -> None:
+    images = ["test/00000.png", "test/missing.png"]
+    kept, ready, dropped = usable(sampler, images, lambda image: asks("where?", image))
+    assert kept == images[:1]
+    assert len(ready) == 1
+    assert dropped.total() == 1
+    with pytest.raises(ItemError):
+        sampler.check(asks("where?", "test/missing.png"))
+
+
+def test_nothing_asked_is_nothing_said(sampler: LocalSampler) -> None:
+    assert sampler.complete([], k=2, sampling=GREEDY, seed=0) == []

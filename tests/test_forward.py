@@ -1,16 +1,29 @@
 """One packed forward gives what each chain gives on its own."""
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from stllava.data.conversations import read_conversations
-from stllava.model.load import Policy, load_policy
-from stllava.tree.forward import Tree, collate, longest, share_rows, split_chains, token_log_probabilities
+from stllava.model.load import Policy, Prefix, load_policy
+from stllava.model.prompt import Segment
+from stllava.tree.forward import (
+    TokenLogProbability,
+    Tree,
+    collate,
+    forwards,
+    grow,
+    longest,
+    path,
+    token_log_probabilities,
+)
+from stllava.tree.layout import share_rows
 from stllava.tree.lessons import Lessons
 
 
@@ -22,42 +35,102 @@ def policy(tiny_model: Path) -> Policy:
 @pytest.fixture
 def trees(policy: Policy, phantoms: Path) -> list[Tree]:
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=1)
+    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=1, most=512)
     return [lessons.tree(index, 0) for index in range(4)]
 
 
-def gradients(policy: Policy, batches: list[list[Tree]]) -> tuple[list[float], dict[str, Tensor]]:
-    """All learned tokens' log-probabilities, sorted within each tree, and the gradient of their sum."""
+def score(policy: Policy, trees: Sequence[Tree], *, packs: bool, most: int = 1 << 20) -> tuple[list[Tensor], Tensor]:
+    """Each tree's learned log-probabilities, node by node, and the gradient of their weighted sum as one vector."""
+    policy.packs = packs
     policy.model.zero_grad()
-    values: list[float] = []
-    for trees in batches:
-        tokens = token_log_probabilities(policy.model, collate(policy, trees))
-        tokens.sum().backward()
-        values += tokens.tolist()
-    return values, {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    values: dict[int, Tensor] = {}
+    for part in forwards(policy, trees, most=most):
+        batch = collate(policy, [trees[index] for index in part])
+        tokens = token_log_probabilities(policy.model, batch)
+        weights = torch.cos(batch["labels"].float())
+        (tokens * weights).sum().backward()
+        first = 0
+        for index in part:
+            end = first + len(trees[index].nodes)
+            own = (first <= batch["leaf"]) & (batch["leaf"] < end)
+            values[index] = tokens.detach()[own][batch["leaf"][own].argsort(stable=True)]
+            first = end
+    policy.packs = True
+    gradients = [parameter.grad.flatten() for parameter in policy.model.parameters() if parameter.grad is not None]
+    return [values[index] for index in range(len(trees))], torch.cat(gradients)
+
+
+def assert_same(one: tuple[list[Tensor], Tensor], other: tuple[list[Tensor], Tensor]) -> None:
+    for mine, its in zip(one[0], other[0], strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-4, rtol=0)
+    assert float((one[1] - other[1]).norm() / other[1].norm()) < 1e-5
 
 
 def test_packed_and_unpacked_log_probabilities_and_gradients_are_equal(policy: Policy, trees: list[Tree]) -> None:
-    packed, packed_gradients = gradients(policy, [trees])
-    chains, chain_gradients = gradients(policy, [split_chains(tree) for tree in trees])
-    assert len(packed) == len(chains)
-    assert sorted(packed) == pytest.approx(sorted(chains), abs=1e-4)
-    one, other = (
-        torch.cat([grads[name].flatten() for name in packed_gradients]) for grads in (packed_gradients, chain_gradients)
-    )
-    assert float((one - other).norm() / one.norm()) < 1e-5
+    assert_same(score(policy, trees, packs=True), score(policy, trees, packs=False))
 
 
-def test_a_batch_gives_what_its_trees_give_alone(policy: Policy, trees: list[Tree]) -> None:
-    mixed = [trees[0], *split_chains(trees[1]), trees[2]]
-    batch = collate(policy, mixed)
-    assert len(batch["input_ids"]) < len(mixed)
-    together = token_log_probabilities(policy.model, batch)
-    for index, tree in enumerate(mixed):
-        alone = collate(policy, [tree])
-        values = token_log_probabilities(policy.model, alone)
-        torch.testing.assert_close(together[batch["tree"] == index], values, atol=1e-5, rtol=1e-5)
-        assert torch.equal(batch["leaf"][batch["tree"] == index] - batch["leaf_starts"][index], alone["leaf"])
+@cache
+def kept(folder: Path) -> Policy:
+    return load_policy(folder)
+
+
+WORDS = ["nodule", "mass", "left", "right", "upper", "is", "there", "a", "no", "what", "side"]
+words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=7)
+said = st.lists(words.map(" ".join), min_size=1, max_size=4, unique=True)
+
+
+@settings(max_examples=25)
+@given(asked=st.lists(st.tuples(words.map(" ".join), said), min_size=1, max_size=4), data=st.data())
+def test_random_trees_are_scored_as_their_chains_in_any_order_of_questions(
+    tiny_model: Path, phantoms: Path, asked: list[tuple[str, list[str]]], data: st.DataObject
+) -> None:
+    policy = kept(tiny_model)
+    prefix = Prefix("<|user|><image>", ("test/00000.png",), phantoms / "images")
+
+    def planted(questions: Sequence[tuple[str, list[str]]]) -> Tree:
+        chains = [
+            [Segment(f" {text}?<|end|><|assistant|>", False), Segment(f"{answer}<|end|>", True)]
+            for text, answers in questions
+            for answer in answers
+        ]
+        return grow(policy, prefix, chains)
+
+    packed = score(policy, [planted(asked)], packs=True)
+    assert_same(packed, score(policy, [planted(asked)], packs=False))
+    order = data.draw(st.permutations(range(len(asked))))
+    moved, gradient = score(policy, [planted([asked[index] for index in order])], packs=True)
+    assert float((gradient - packed[1]).norm() / packed[1].norm()) < 1e-5
+    torch.testing.assert_close(moved[0].sort().values, packed[0][0].sort().values, atol=1e-4, rtol=0)
+
+
+def test_forwards_of_few_tokens_give_what_one_forward_gives(policy: Policy, trees: list[Tree]) -> None:
+    whole = score(policy, trees, packs=True)
+    for most in (300, 600, 1000):
+        assert len(forwards(policy, trees, most=most)) > 1
+        assert_same(score(policy, trees, packs=True, most=most), whole)
+        assert_same(score(policy, trees, packs=False, most=most), whole)
+
+
+def test_trees_that_share_a_row_give_what_they_give_alone(policy: Policy, trees: list[Tree]) -> None:
+    small = [Tree(tree.prefix, tree.nodes[: learned[-1] + 1], (learned,)) for tree in trees for learned in tree.leaves[:1]]
+    mixed = [trees[0], *small, trees[2]]
+    assert len(collate(policy, mixed)["input_ids"]) < len(mixed)
+    together, _ = score(policy, mixed, packs=True)
+    for tree, values in zip(mixed, together, strict=True):
+        torch.testing.assert_close(score(policy, [tree], packs=True)[0][0], values, atol=1e-5, rtol=1e-5)
+
+
+def test_log_probabilities_and_their_gradients_are_those_of_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stllava.tree.forward.LOGITS_AT_ONCE", 60)
+    logits = torch.randn(11, 20, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.randint(20, (11,)), torch.randn(11)
+    ours = TokenLogProbability.apply(logits, labels)  # type: ignore[no-untyped-call]
+    (mine,) = torch.autograd.grad((ours * weights).sum(), logits)
+    theirs = logits.log_softmax(dim=-1).gather(-1, labels[:, None])[:, 0]
+    (its,) = torch.autograd.grad((theirs * weights).sum(), logits)
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
@@ -77,5 +150,5 @@ def test_equal_questions_share_their_tokens_and_answers_never_do(trees: list[Tre
 
 def test_the_longest_chain_is_what_must_fit_the_context(policy: Policy, trees: list[Tree]) -> None:
     for tree in trees:
-        widths = [collate(policy, [chain])["input_ids"].shape[1] for chain in split_chains(tree)]
-        assert longest(policy, tree) == max(widths)
+        chains = [sum(len(tree.nodes[node].ids) for node in path(tree, chain)) for chain in range(len(tree.leaves))]
+        assert longest(policy, tree) == policy.length(tree.prefix) + max(chains)

@@ -1,11 +1,13 @@
 """The tree's index arithmetic, against a restatement token by token."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stllava.tree.layout import ROOT, Node, depth, pack
+from stllava.tree.layout import ROOT, Node, cut_branches, cut_forwards, cut_rows, depth, pack, share_branches, share_rows
 
 
 @st.composite
@@ -53,6 +55,51 @@ def test_each_learned_token_is_predicted_by_the_token_before_it_in_its_chain(nod
 def test_depth_is_the_longest_chain(nodes: list[Node]) -> None:
     chains = (sum(len(nodes[step].ids) for step in path_to(nodes, index)) for index in range(len(nodes)))
     assert depth(nodes) == max(chains)
+
+
+some_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=14)
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    """Everything in the parts."""
+    return [index for part in parts for index in part]
+
+
+@given(lengths=some_lengths, most=st.integers(1, 120), by_chain=st.booleans())
+def test_forwards_hold_every_tree_once_and_no_more_tokens_than_allowed(lengths: list[int], most: int, by_chain: bool) -> None:
+    chains = [1 + length % 3 for length in lengths] if by_chain else None
+    cut = cut_forwards(lengths, most=most, chains=chains)
+    assert sorted(flat(cut)) == list(range(len(lengths)))
+    for part in cut:
+        own = [lengths[tree] for tree in part]
+        rows = len(share_rows(own)) if chains is None else sum(chains[tree] for tree in part)
+        assert rows * max(own) <= most or len(part) == 1
+
+
+@given(root=st.integers(0, 30), lengths=some_lengths, most=st.integers(1, 150))
+def test_a_tree_is_cut_between_questions_only(root: int, lengths: list[int], most: int) -> None:
+    cut = cut_branches(root, lengths, most=most)
+    assert flat(cut) == list(range(len(lengths)))
+    for part in cut:
+        assert root + sum(lengths[branch] for branch in part) <= most or len(part) == 1
+    for part, after in pairwise(cut):
+        assert root + sum(lengths[branch] for branch in (*part, after[0])) > most
+
+
+@given(root=st.integers(0, 600), prompts=some_lengths, new=st.integers(1, 60), most=st.integers(1, 3000))
+def test_branches_are_dealt_evenly_to_rows_within_the_budget(root: int, prompts: list[int], new: int, most: int) -> None:
+    rows = share_branches(root, prompts, new=new, most=most)
+    assert flat(rows) == list(range(len(prompts)))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    for row in rows:
+        assert root + sum(prompts[branch] + new for branch in row) <= most or len(row) == 1
+
+
+@given(lengths=some_lengths, most=st.integers(1, 120))
+def test_batches_of_rows_stay_within_the_budget(lengths: list[int], most: int) -> None:
+    cut = cut_rows(lengths, most=most)
+    assert sorted(flat(cut)) == list(range(len(lengths)))
+    assert all(len(part) * max(lengths[row] for row in part) <= most or len(part) == 1 for part in cut)
 
 
 @pytest.mark.parametrize(

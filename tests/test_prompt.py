@@ -70,8 +70,10 @@ def test_the_segments_are_the_chat_templates_own_text(policy: Policy) -> None:
 @pytest.mark.parametrize("speaker", ["assistant", "virtual_user"])
 def test_a_prompt_is_the_beginning_of_what_training_sees(policy: Policy, speaker: Role) -> None:
     said = [*TALK[:3], Message(role=speaker, content="is there a mass?")]
-    opened = prompt(policy.chat, TALK[:3], images=1, speaker=speaker)
-    assert opened == segments(policy.chat, said, images=1)[: len(opened)]
+    opened, ending = prompt(policy.chat, TALK[:3], images=1, speaker=speaker)
+    whole = segments(policy.chat, said, images=1)
+    assert opened == whole[: len(opened)]
+    assert said[-1].content + ending == whole[len(opened)].text
 
 
 def test_image_places_in_the_text_are_refused(policy: Policy) -> None:

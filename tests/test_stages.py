@@ -1,37 +1,24 @@
 """ask, answer, judge, pair and evaluate on records."""
 
 import json
-import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Lineage, Prediction, Preference, Question, Sample, Sampling
+from stllava.records import Answers, Judgment, Prediction, Question, Sample, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, screen
 from stllava.stages.evaluate import evaluate, majority
 from stllava.stages.judge import judge
-from stllava.stages.pair import best_against_worst, pair, unbalanced
+from stllava.stages.pair import pair
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
 
 SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
-
-
-def answered(completions: tuple[str, ...], question: str = "is there a nodule?") -> Answers:
-    return Answers(
-        id="a", question_id="q", images=("x.png",), question=question, completions=completions, policy="p", sampling=HOW
-    )
-
-
-def judged(scores: tuple[float, ...] | None, cause: str | None = None) -> Judgment:
-    return Judgment(id="j", answers_id="a", scores=scores, cause=cause, reason="", expert="e", prompt_hash="h")
 
 
 @pytest.mark.parametrize(
@@ -52,41 +39,6 @@ def test_unusable_questions_are_dropped_and_counted_by_cause(text: str, cause: s
     kept = screen(["is there a mass?", text] if cause == "repeated" else [text], dropped)
     assert dropped == ({} if cause is None else {cause: 1})
     assert kept == (["is there a mass?"] if cause in (None, "repeated") else [])
-
-
-@pytest.mark.parametrize(
-    ("scores", "cause", "expected"),
-    [
-        (None, "abstained", "abstained"),
-        (None, "refused", "refused"),
-        ((0.5, 0.5, 0.5), None, "tie"),
-        ((0.5, 0.9, 0.5), None, "margin too small"),
-        ((1.0, 0.0), None, "wrong number of scores"),
-    ],
-    ids=["abstained", "refused", "tie", "close", "short"],
-)
-def test_what_has_no_clear_winner_never_becomes_a_pair(
-    scores: tuple[float, ...] | None, cause: str | None, expected: str
-) -> None:
-    assert best_against_worst(answered(("yes", "no", "maybe")), judged(scores, cause), margin=0.5) == expected
-
-
-def test_equal_texts_and_empty_winners_never_become_a_pair() -> None:
-    assert best_against_worst(answered(("yes", "yes")), judged((1.0, 0.0)), margin=0.5) == "same text"
-    assert best_against_worst(answered(("", "no")), judged((1.0, 0.0)), margin=0.5) == "empty answer chosen"
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), min_size=2, max_size=6))
-def test_reversing_the_scores_swaps_chosen_and_rejected(marked: list[tuple[str, int]]) -> None:
-    texts = tuple(f"{text}{place}" for place, (text, _) in enumerate(marked))
-    scores = tuple(float(mark) for _, mark in marked)
-    one = best_against_worst(answered(texts), judged(scores), margin=0.5)
-    other = best_against_worst(answered(texts), judged(tuple(-score for score in scores)), margin=0.5)
-    if isinstance(one, Preference) and isinstance(other, Preference):
-        assert (one.chosen, one.rejected, one.margin) == (other.rejected, other.chosen, other.margin)
-        assert scores[texts.index(one.chosen)] == max(scores)
-    else:
-        assert one == other == "tie"
 
 
 def asked(tiny_model: Path, phantoms: Path, to: Path, *, images: Path | None = None) -> Path:
@@ -121,21 +73,6 @@ def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phanto
     assert manifest.dropped["image missing"] == 3
     assert manifest.dropped["image outside-root"] == 3
     assert manifest.counts_in == 18
-
-
-@given(st.lists(st.sampled_from(["yes", "No", "no", "left", "there is no mass"]), max_size=12), st.randoms())
-def test_balanced_pairs_choose_yes_as_often_as_no(chosen: list[str], rng: random.Random) -> None:
-    lineage = Lineage(question_id="q", answers_id="a", judgment_id="j")
-    made = [
-        Preference(id=f"{place:02}", images=(), prompt=(), chosen=text, rejected="x", margin=1.0, lineage=lineage)
-        for place, text in enumerate(chosen)
-    ]
-    left = unbalanced(made)
-    kept = [one.chosen.lower() for one in made if one.id not in left]
-    assert kept.count("yes") == kept.count("no") == min(chosen.count("yes"), chosen.count("No") + chosen.count("no"))
-    assert [text for text in kept if text not in ("yes", "no")] == [text for text in chosen if " " in text or text == "left"]
-    rng.shuffle(made)
-    assert unbalanced(made) == left
 
 
 def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -37,14 +37,14 @@ def copy(stage: Stage, *, stop_after: int | None = None) -> list[int]:
     """Copy the images in chunks of three; returns the sizes of the chunks that were worked on."""
     worked: list[int] = []
 
-    def work(chunk: Sequence[Image], seed: int) -> tuple[list[Image], Counter[str]]:
+    def work(chunk: Sequence[Image]) -> tuple[list[Image], Counter[str]]:
         if stop_after is not None and len(worked) == stop_after:
             raise KeyboardInterrupt
         worked.append(len(chunk))
-        kept = [Image(id=f"{image.id}-{seed}", path=image.path) for image in chunk if image.id != "i4"]
+        kept = [Image(id=f"{image.id}-copy", path=image.path) for image in chunk if image.id != "i4"]
         return kept, Counter({"unlucky": len(chunk) - len(kept)})
 
-    records, dropped = stage.map_chunks(IMAGES, work, kind=Image, size=3, seed=1, unit="images")
+    records, dropped = stage.map_chunks(IMAGES, work, kind=Image, size=3, unit="images")
     stage.write_records("images", records)
     stage.finish(counts_in=len(IMAGES), counts_out=len(records), dropped=dropped)
     return worked

@@ -1,7 +1,10 @@
 """What sft and dpo do to the weights."""
 
 import math
+from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,16 @@ from transformers import Trainer
 
 from stllava.config import DpoOptions, GroupRates, LoraOptions, SftOptions
 from stllava.data.conversations import read_conversations
-from stllava.errors import StllavaError
+from stllava.errors import CollapseError, StllavaError
 from stllava.model.adapters import group_of
-from stllava.model.load import load_policy
+from stllava.model.load import Policy, load_policy
 from stllava.model.train import newest_whole_checkpoint
 from stllava.records import Lineage, Message, Preference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.store import PARTS, Stage, output_hash, read_manifest
+from stllava.tree.guard import Watch
 from stllava.tree.lessons import Lessons
-from stllava.tree.losses import dpo_sigmoid
 from stllava.tree.preferences import Choices
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
@@ -75,7 +78,7 @@ def test_lora_learns_and_is_merged_into_a_plain_folder(tiny_model: Path, phantom
 
 def test_four_forwards_of_one_image_are_one_forward_of_four(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     wide = learn(QUICK.model_copy(update={"batch_size": 4}), tiny_model, phantoms, tmp_path / "wide")
-    long = learn(QUICK.model_copy(update={"batch_size": 1, "accumulate": 4}), tiny_model, phantoms, tmp_path / "long")
+    long = learn(QUICK.model_copy(update={"batch_size": 4, "tokens": 512}), tiny_model, phantoms, tmp_path / "long")
     losses = [dict(read_manifest(folder).curves["loss"]) for folder in (wide, long)]
     assert losses[0].keys() == losses[1].keys()
     for step, loss in losses[0].items():
@@ -130,10 +133,10 @@ def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_mod
         ),
     ]
     policy = load_policy(tiny_model)
-    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", sq_r=0.5, seed=0)
+    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", sq_r=0.5, seed=0, most=512)
     assert lessons.dropped == {"missing": 1, "nothing to learn": 1, "longer than the context": 1}
     with pytest.raises(StllavaError, match="none of 3 conversations can be learned from"):
-        Lessons(policy, spoiled, images=phantoms / "images", sq_r=0.5, seed=0)
+        Lessons(policy, spoiled, images=phantoms / "images", sq_r=0.5, seed=0, most=512)
 
 
 def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_model: Path, phantoms: Path) -> None:
@@ -141,7 +144,7 @@ def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_
     policy = load_policy(tiny_model)
 
     def learned(seed: int, epoch: int, sq_r: float = 0.5) -> list[bool]:
-        lessons = Lessons(policy, read, images=phantoms / "images", sq_r=sq_r, seed=seed)
+        lessons = Lessons(policy, read, images=phantoms / "images", sq_r=sq_r, seed=seed, most=512)
         return [node.learn for index in range(6) for node in lessons.tree(index, epoch).nodes]
 
     assert learned(0, 0) == learned(0, 0)
@@ -174,41 +177,129 @@ def pairs(images: int = 3) -> list[Preference]:
 def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> Choices:
     policy = load_policy(tiny_model)
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0) if options.replay > 0 else None
+    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0, most=512) if options.replay > 0 else None
     made = Choices(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
-    made.measure_reference()
+    made.measure_reference("the weights")
     return made
 
 
-def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path) -> None:
-    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
-    batch = plain.collate([plain.item(index, 0) for index in range(3)])
-    loss, figures = plain.loss(plain.policy.model, batch, plain.count(dict(batch)))
-    assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-5)
+def step(made: Choices) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Loss, figures and counts of a step of three images."""
+    forwards = made.collate([made.item(index, 0) for index in range(3)])
+    counts: Counter[str] = Counter()
+    for batch in forwards:
+        counts.update(made.count(batch))
+    shares = [made.loss(made.policy.model, batch, counts) for batch in forwards]
+    figures = {name: sum(figures[name] for _, figures in shares) for name in shares[0][1]}
+    return sum(float(loss.detach()) for loss, _ in shares), figures, dict(counts)
+
+
+@pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
+def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path, tokens: int) -> None:
+    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, tokens=tokens))
+    loss, figures, _ = step(plain)
+    assert loss == pytest.approx(math.log(2), abs=1e-5)
     assert figures["reward_margin"] == pytest.approx(0, abs=1e-4)
+    plain.watch(0, figures)
 
 
-def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phantoms: Path) -> None:
-    anchored = choices(tiny_model, phantoms, DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3))
-    batch = anchored.collate([anchored.item(index, 0) for index in range(3)])
-    counts = anchored.count(batch)
-    assert counts["pairs"] == 12
+@pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
+def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phantoms: Path, tokens: int) -> None:
+    options = DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3, tokens=tokens)
+    anchored = choices(tiny_model, phantoms, options)
     chosen = sum(len(anchored.policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
-    assert counts["chosen_tokens"] == chosen
     parts = []
     for nll, replay in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.3)):
         anchored.options = anchored.options.model_copy(update={"nll": nll, "replay": replay})
-        loss, figures = anchored.loss(anchored.policy.model, dict(batch), counts)
-        parts.append(float(loss.detach()))
+        loss, figures, counts = step(anchored)
+        parts.append(loss)
+    assert counts["pairs"] == 12
+    assert counts["chosen_tokens"] == chosen
     assert parts[1] - parts[0] == pytest.approx(-0.7 * figures["chosen_logp"] * 12 / chosen, rel=1e-4)
     assert parts[2] > parts[1]
 
 
-def test_swapping_chosen_and_rejected_mirrors_the_loss() -> None:
-    chosen, rejected, ref_chosen, ref_rejected = torch.randn(4, 20)
-    one = dpo_sigmoid(chosen, rejected, ref_chosen, ref_rejected, beta=0.1)
-    other = dpo_sigmoid(rejected, chosen, ref_rejected, ref_chosen, beta=0.1)
-    torch.testing.assert_close(torch.exp(-one) + torch.exp(-other), torch.ones(20))
+def test_a_reference_of_other_weights_is_refused_before_the_first_step(tiny_model: Path, phantoms: Path) -> None:
+    strange = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
+    strange.reference = [tuple((chosen - 1.0, rejected + 1.0) for chosen, rejected in one) for one in strange.reference]
+    _, figures, _ = step(strange)
+    with pytest.raises(StllavaError, match="first loss"):
+        strange.watch(0, figures)
+
+
+def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Path) -> None:
+    policy = load_policy(tiny_model)
+    several = [
+        pair.model_copy(update={"id": f"{pair.id}-{worse}", "rejected": worse})
+        for pair in pairs()
+        for worse in ("nothing", "an odd thing", pair.rejected)
+    ]
+    options = DpoOptions(nll=0.5, replay=0)
+    together = Choices(policy, several, images=phantoms / "images", lessons=None, options=options, seed=0)
+    together.measure_reference("")
+    tree, nodes = together.trees[0], together.pairs[0]
+    assert len(tree.leaves) == 4 * len({chosen for chosen, _ in nodes})
+    assert len(nodes) == len(together.references("")) / len(together.trees) == 12
+    _, figures, counts = step(together)
+    assert counts["pairs"] == 36
+    assert counts["chosen_tokens"] == sum(len(policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
+    assert figures["dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_tree_longer_than_a_forward_is_cut_between_questions(tiny_model: Path, phantoms: Path) -> None:
+    whole = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
+    cut = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, tokens=60))
+    assert len(cut.trees) > len(whole.trees) == 3
+    assert sorted(one.id for one in cut.references("")) == sorted(one.id for one in whole.references(""))
+    values = [{one.id: (one.chosen, one.rejected) for one in made.references("")} for made in (cut, whole)]
+    assert all(values[0][key] == pytest.approx(value, abs=1e-4) for key, value in values[1].items())
+
+
+@pytest.mark.parametrize(("off", "used"), [(0.0, True), (5.0, False)], ids=["right", "wrong"])
+def test_what_answer_noted_is_used_as_reference_if_it_is_right(
+    tiny_model: Path, phantoms: Path, off: float, used: bool
+) -> None:
+    measured = {one.id: one for one in choices(tiny_model, phantoms, DpoOptions(replay=0)).references("mine")}
+    noted = [
+        pair.model_copy(update={"reference": measured[pair.id].model_copy(update={"chosen": measured[pair.id].chosen + off})})
+        for pair in pairs()
+    ]
+    policy = load_policy(tiny_model)
+    made = Choices(policy, noted, images=phantoms / "images", lessons=None, options=DpoOptions(replay=0), seed=0)
+    said = made.measure_reference("mine")
+    assert ("are those that answer noted" in said) == used
+    for one in made.references("mine"):
+        assert one.chosen == pytest.approx(measured[one.id].chosen, abs=1e-4)
+    assert "computed for 3 trees" in made.measure_reference("other weights")
+
+
+@pytest.mark.parametrize(
+    ("drift", "accuracies", "fault"),
+    [
+        (-4.0, [0.6] * 30, "less likely"),
+        (0.1, [0.9] * 15 + [0.2] * 15, "ranked rightly"),
+        (-0.5, [0.5] * 15 + [0.9] * 15, None),
+    ],
+    ids=["chosen answers die out", "the ranking flips", "all is well"],
+)
+def test_a_collapse_stops_the_training(drift: float, accuracies: list[float], fault: str | None) -> None:
+    watch = Watch(first_loss=math.log(2), close=1e-3, collapse=3.0)
+    steps = [{"chosen_drift": drift, "reward_accuracy": one, "distance": 0.0, "dpo_loss": 0.5} for one in accuracies]
+    with nullcontext() if fault is None else pytest.raises(CollapseError, match=fault):
+        deque(starmap(watch, enumerate(steps)), maxlen=0)
+
+
+def test_a_part_that_no_gradient_reaches_is_refused(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(path: Path | str) -> Policy:
+        policy = load_policy(path)
+        policy.model.model.multi_modal_projector.register_forward_hook(lambda *given: given[-1].detach())
+        return policy
+
+    monkeypatch.setattr("stllava.model.load.load_policy", cut_off)
+    with pytest.raises(StllavaError, match=r"no gradient reaches the part (projector and vision|vision and projector)"):
+        learn(QUICK, tiny_model, phantoms, tmp_path / "sft")
 
 
 def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from stllava.config import SamplingOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import load_policy
+from stllava.model.sampler import Prompt
 from stllava.records import Message
-from stllava.tree.decode import complete, request
+from stllava.tree.decode import LocalSampler
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=512)
+TOKENS = 1 << 20
 
 
 def talk(policy: Path, image: Path, *, question: str | None) -> None:
     """Answer `question`, or every line typed until an empty one; earlier turns stay in the conversation."""
-    loaded = load_policy(policy)
+    sampler = LocalSampler(load_policy(policy), root=image.parent, tokens=TOKENS)
     turns: list[Message] = []
     while True:
         asked = question if question is not None else _read_line()
@@ -22,12 +24,11 @@ def talk(policy: Path, image: Path, *, question: str | None) -> None:
             return
         turns.append(Message(role="user", content=asked))
         try:
-            ready = request(loaded, turns, images=(image.name,), root=image.parent, speaker="assistant")
-            ((said,),) = complete(loaded, [ready], k=1, sampling=GREEDY, seed=0)
+            ((said,),) = sampler.complete([Prompt(tuple(turns), (image.name,))], k=1, sampling=GREEDY, seed=0)
         except ItemError as error:
             raise StllavaError(str(error), expected="a readable image", remedy="Name another file.") from error
-        sys.stdout.write(said + "\n")
-        turns.append(Message(role="assistant", content=said))
+        sys.stdout.write(said.text + "\n")
+        turns.append(Message(role="assistant", content=said.text))
         if question is not None:
             return
 

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from stllava.errors import StllavaError
 
@@ -70,9 +80,11 @@ class TrainingOptions(Options):
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     batch_size: PositiveInt = 8
-    """Images a forward: all that is learned about one image is one sequence."""
-    accumulate: PositiveInt = 1
-    """Forwards an optimizer step."""
+    """Images an optimizer step: all that is learned about one image is one sequence."""
+    tokens: PositiveInt = 16384
+    """Most tokens a forward, padding included: a step takes as many forwards as its images need."""
+    pack: bool = True
+    """Learn all about an image in one sequence where the model allows it; else every answer is a sequence."""
     learning_rate: GroupRates = GroupRates()
     """Peak learning rates by part."""
     lora: LoraOptions = LoraOptions()
@@ -101,8 +113,14 @@ class SftOptions(TrainingOptions):
 class DpoOptions(TrainingOptions):
     """Learning from preferences (stage 2): DPO + NLL on the chosen answer + replay of stage-1 conversations."""
 
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """sigmoid: DPO; ipo: squared distance to a margin of 1 / (2 beta); hinge: SLiC-HF."""
     beta: PositiveFloat = 0.1
     """Strength of the pull to the reference policy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that the expert's preference is wrong; not with ipo."""
+    length_normalised: bool = False
+    """Compare log-probabilities per token instead of per answer; true gives TRL's ipo and sigmoid_norm."""
     nll: Rate = 1.0
     """Weight of the chosen answer's negative log-likelihood per token; 0 with replay 0 is the paper's plain recipe."""
     replay: Rate = 1.0
@@ -111,9 +129,45 @@ class DpoOptions(TrainingOptions):
     """Images with stage-1 conversations replayed in each forward."""
     sq_r: Share = 0.5
     """Self-questioning in the replayed conversations."""
+    collapse: Rate = 3.0
+    """Stop when chosen answers have become less likely than under the reference by so many nats a token; 0 never stops."""
+
+    @model_validator(mode="after")
+    def _smoothing_fits_the_loss(self) -> "DpoOptions":
+        if self.loss == "ipo" and self.label_smoothing > 0:
+            raise ValueError("label_smoothing 0 with the loss ipo: raise beta instead")
+        return self
 
 
-class AskOptions(Options):
+class EndpointOptions(Options):
+    """An OpenAI-compatible server of the policy, such as vLLM with prefix caching."""
+
+    url: str
+    """Base address, such as http://localhost:8000/v1."""
+    model: str
+    """Name under which the server knows the policy."""
+    concurrency: PositiveInt = 8
+    """Requests under way at once."""
+    timeout: PositiveFloat = 120.0
+    """Seconds to wait for a reply."""
+    retries: NonNegativeInt = 4
+    """How often a request is sent again after a fault of connection or server."""
+    send_images: bool = False
+    """Allow images to leave this process for that address."""
+    key_variable: str = ""
+    """Environment variable that holds the key for the server; empty: none is sent."""
+
+
+class GenerationOptions(Options):
+    """What ask, answer and evaluate share."""
+
+    tokens: PositiveInt = 32768
+    """Most tokens held in the cache at once: fewer need less memory and more time."""
+    endpoint: EndpointOptions | None = None
+    """A server that speaks for the policy; none: it speaks in this process."""
+
+
+class AskOptions(GenerationOptions):
     """The policy describes each image, then asks about it as the virtual user."""
 
     questions: PositiveInt = 5
@@ -128,7 +182,7 @@ class AskOptions(Options):
     """Images decoded together and written at once."""
 
 
-class AnswerOptions(Options):
+class AnswerOptions(GenerationOptions):
     """The policy answers each question K times, alone with the image."""
 
     k: Annotated[int, Field(ge=2)] = 4
@@ -149,15 +203,19 @@ class JudgeOptions(Options):
 
 
 class PairOptions(Options):
-    """Best answer against worst; ties and abstentions never become pairs."""
+    """Which answers to a question become pairs; ties and abstentions never do."""
 
     margin: PositiveFloat = 0.5
     """Smallest difference of scores that makes a pair."""
+    pairs: Literal["extremes", "all"] = "extremes"
+    """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
+    most: PositiveInt | None = None
+    """Most pairs of one question, those that differ most; no limit when absent."""
     balance: bool = True
     """Choose yes as often as no: a policy that asks more about what is not there would learn to say no."""
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(GenerationOptions):
     """Greedy answers on benchmarks, scored."""
 
     sampling: SamplingOptions = SamplingOptions(temperature=0.0, max_new_tokens=64)

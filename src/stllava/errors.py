@@ -8,6 +8,10 @@ class StllavaError(Exception):
         super().__init__(f"{found}; expected {expected}. {remedy}")
 
 
+class CollapseError(StllavaError):
+    """A training that was stopped because it unlearned; a run keeps the best policy before it."""
+
+
 class ItemError(Exception):
     """One image or row that cannot be used; `cause` is a short word counted in the manifest."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stllava.config import RunOptions
 from stllava.data.prepare import DataSet, prepare
+from stllava.errors import CollapseError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Prediction, Score, content_id
 from stllava.report.page import report
@@ -84,7 +85,7 @@ class Loop:
         return self.measure(best, data)
 
     def round(self, name: str, policy: Path, data: DataSet) -> bool:
-        """One round of self-training from `policy`; False, with a sentence, when it made no pair to learn from."""
+        """One round of self-training from `policy`; False, with a sentence, when it made no policy."""
         options, at = self.options, self.to / name
         seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
@@ -98,21 +99,25 @@ class Loop:
         self.notes += [note for note in judged.notes if note not in self.notes]
         self.sentences.append(
             f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a "
-            f"verdict ({valid:.1%} of all but repeats); {paired.counts_out} became pairs."
+            f"verdict ({valid:.1%} of all but repeats); they made {paired.counts_out} pairs."
         )
         if not paired.counts_out:
             self.sentences.append(f"Stopped in {name}: there was no pair to learn from ({_causes(paired)}).")
             return False
+        try:
+            dpo(
+                options.dpo,
+                policy=policy,
+                preferences=pairs,
+                images=data.image_root,
+                conversations=data.conversations,
+                to=at / "dpo",
+                seed=seed,
+            )
+        except CollapseError as error:
+            self.sentences.append(f"Stopped in {name}: {error}")
+            return False
         self.policies[name] = at / "dpo"
-        dpo(
-            options.dpo,
-            policy=policy,
-            preferences=pairs,
-            images=data.image_root,
-            conversations=data.conversations,
-            to=self.policies[name],
-            seed=seed,
-        )
         return True
 
     def value(self, name: str, data: DataSet) -> float:

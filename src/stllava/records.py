@@ -108,6 +108,8 @@ class Answers(Keyed):
     """Text of the question."""
     completions: tuple[str, ...]
     """The K answers in the order they were sampled; equal texts are kept."""
+    log_probabilities: tuple[float | None, ...] = ()
+    """Natural logarithm of each answer's untempered probability, its end included; None where it is not known."""
     policy: str
     """Fingerprint of the weights that answered."""
     sampling: Sampling
@@ -147,6 +149,19 @@ class Lineage(Record):
     judgment_id: str
 
 
+class Reference(Keyed):
+    """How likely a pair's answers are under the policy that learning from it starts from."""
+
+    id: str
+    """The preference's id."""
+    policy: str
+    """Fingerprint of the weights."""
+    chosen: float
+    """Natural logarithm of the chosen answer's untempered probability, its end included."""
+    rejected: float
+    """The same of the rejected answer."""
+
+
 class Preference(Keyed):
     """One pair to learn from."""
 
@@ -164,6 +179,8 @@ class Preference(Keyed):
     """Difference of their scores, above 0."""
     lineage: Lineage
     """Question, answers and judgment behind it."""
+    reference: Reference | None = None
+    """What the policy that answered noted as it spoke, where it did."""
 
 
 class Sample(Keyed):

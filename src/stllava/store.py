@@ -259,31 +259,29 @@ class Stage:
     def map_chunks(
         self,
         items: Sequence[I],
-        work: Callable[[Sequence[I], int], tuple[list[O], Counter[str]]],
+        work: Callable[[Sequence[I]], tuple[list[O], Counter[str]]],
         *,
         kind: type[O],
         size: int,
-        seed: int,
         unit: str,
     ) -> tuple[list[O], Counter[str]]:
-        """Run `work(chunk, chunk_seed)` over fixed chunks of the items and keep each result on disk as it is made.
+        """Run `work` over fixed chunks of the items and keep each result on disk as it is made.
 
-        Chunks are cut before anything is skipped and seeded from `seed` and their ids, so that a resumed stage gives
-        the records of an uninterrupted one. Returns all records in order and the counts of dropped items by cause.
+        Chunks are cut before anything is skipped, so that a resumed stage computes, and rounds, as an uninterrupted
+        one. Returns all records in order and the counts of dropped items by cause.
         """
         records: list[O] = []
         counts: Counter[str] = Counter()
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        names = [content_id(seed, [item.id for item in chunk]) for chunk in chunks]
-        paths = [self.to / PARTS / f"{name}.jsonl" for name in names]
+        paths = [self.to / PARTS / f"{content_id([item.id for item in chunk])}.jsonl" for chunk in chunks]
         done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path.is_file())
         with Progress(self.name, len(items), unit=unit, done=done) as progress:
-            for chunk, name, path in zip(chunks, names, paths, strict=True):
+            for chunk, path in zip(chunks, paths, strict=True):
                 if path.is_file():
                     head, *lines = path.read_text().splitlines()
                     made, dropped = [kind.model_validate_json(line) for line in lines], Counter(json.loads(head))
                 else:
-                    made, dropped = work(chunk, int(name[:8], 16))
+                    made, dropped = work(chunk)
                     write_whole(path, json.dumps(dropped, sort_keys=True) + "\n" + to_jsonl(made))
                     progress.advance(len(chunk))
                 records += made

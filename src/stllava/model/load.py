@@ -1,5 +1,6 @@
 """A policy: a model, its processor, and how both turn images and text into tokens. Weights are safetensors only."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ transformers_logging.disable_progress_bar()
 
 IMAGE_CACHE_BYTES = 1 << 30
 TEXT_CACHE_ENTRIES = 1 << 16
-NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
+NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", *KINDS})
 
 
 def best_device() -> torch.device:
@@ -57,6 +59,8 @@ class Encoded:
     """Token ids, image places expanded."""
     inputs: dict[str, torch.Tensor]
     """Everything else the processor made of the images, such as pixel_values; batches join along the first axis."""
+    kinds: dict[str, torch.Tensor] = field(default_factory=dict)
+    """[N] what each token is, 0 for text, where the model asks for it: Gemma 3's masks and Qwen2-VL's positions need it."""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Policy:
 
     model: PreTrainedModel
     processor: ProcessorMixin
+    packs: bool = True
+    """Whether many prompts about an image may share one sequence; a guard finds out (tree/guard.py)."""
     _cache: dict[Prefix, Encoded] = field(default_factory=dict, repr=False)
     _tokens: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _cached_bytes: int = 0
@@ -115,23 +121,45 @@ class Policy:
             pictures = [Image.new("RGB", picture.size, (0, 0, 0)) for picture in pictures]
         made = self.processor(text=[prefix.text], images=pictures, return_tensors="pt", add_special_tokens=False)
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
-        encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs)
+        asked = KINDS & inspect.signature(self.model.forward).parameters.keys()
+        encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs, {name: made[name][0] for name in asked & made.keys()})
         size = sum(value.nbytes for value in inputs.values())
         if self._cached_bytes + size <= IMAGE_CACHE_BYTES:
             self._cached_bytes += size
             self._cache[prefix] = encoded
         return encoded
 
+    def length(self, prefix: Prefix) -> int:
+        """Tokens of a prefix, image places expanded."""
+        return len(self.encode(prefix).ids) if prefix.images else 0
+
     def join(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The image inputs of a batch, on the model's device and in its precision."""
         names = sorted({name for one in encoded for name in one.inputs})
-        joined = {name: torch.cat([one.inputs[name] for one in encoded]).to(self.device) for name in names}
+        joined = {name: torch.cat(_as_wide([one.inputs[name] for one in encoded])).to(self.device) for name in names}
         return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in joined.items()}
+
+    def kinds(self, prefixes: Sequence[Prefix], *, left: Sequence[int], width: int) -> dict[str, torch.Tensor]:
+        """[R, width] what each token of rows is that begin with a prefix, behind `left` of padding, if the model asks."""
+        kinds: dict[str, torch.Tensor] = {}
+        for row, (prefix, start) in enumerate(zip(prefixes, left, strict=True)):
+            for name, value in (self.encode(prefix).kinds if prefix.images else {}).items():
+                filled = kinds.setdefault(name, torch.zeros(len(prefixes), width, dtype=value.dtype))
+                filled[row, start : start + len(value)] = value
+        return {name: value.to(self.device) for name, value in kinds.items()}
 
     def save(self, folder: Path) -> None:
         """Write a plain transformers folder: safetensors, configuration, processor."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def _as_wide(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tiles [1, T, ...] with empty tiles behind, to the most of any: models that cut images into tiles drop empty ones."""
+    if values[0].ndim < 4:
+        return list(values)
+    most = max(value.shape[1] for value in values)
+    return [torch.cat([value, value.new_zeros(len(value), most - value.shape[1], *value.shape[2:])], dim=1) for value in values]
 
 
 def placed(model: nn.Module) -> PreTrainedModel:
@@ -160,7 +188,7 @@ def load_policy(path: Path | str, *, dtype: torch.dtype | None = None) -> Policy
     try:
         model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=wanted, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(str(path), backend="pil")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise StllavaError(
             f"{path} does not load: {' '.join(str(error).split())[:300]}",
             expected="an image-text-to-text model of transformers with its processor",

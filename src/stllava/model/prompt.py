@@ -52,13 +52,13 @@ def segments(processor: ChatProcessor, messages: Sequence[Message], *, images: i
     return _split_behind_images(processor, pieces, images)
 
 
-def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> list[Segment]:
-    """The conversation's text up to where `speaker` begins to speak."""
-    opened = [*messages, Message(role=speaker, content="-")]
+def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> tuple[list[Segment], str]:
+    """The conversation's text up to where `speaker` begins to speak, and what stands behind what is said."""
+    opened = [*messages, Message(role=speaker, content=_SAID)]
     pieces = segments(processor, opened, images=images)
     while not pieces[-1].learn:
         pieces.pop()
-    return pieces[:-1]
+    return pieces[:-1], pieces[-1].text.removeprefix(_SAID)
 
 
 def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Message]:
@@ -88,7 +88,7 @@ def _split_behind_images(processor: ChatProcessor, pieces: list[Segment], images
     return [Segment(head[:cut], False), Segment(head[cut:], False), *pieces[1:]]
 
 
-_MARK = "\x02turn\x03"
+_MARK, _SAID = "\x02turn\x03", "-"
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +21,8 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from stllava.config import TrainingOptions
-from stllava.model.adapters import merged, optimizer_groups, prepare_model
+from stllava.errors import StllavaError
+from stllava.model.adapters import group_of, merged, optimizer_groups, prepare_model
 from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
 
@@ -28,7 +30,9 @@ Item = TypeVar("Item")
 Batch = dict[str, Tensor]
 Counts = Mapping[str, float]
 Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
-"""From model, batch and the counts of the whole optimizer step to the loss to add up and figures to draw."""
+"""From model, forward and the counts of the whole optimizer step to this forward's share of the loss and of its figures."""
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Given the number of optimizer steps done and the figures of the next; raises StllavaError when the run must not go on."""
 POINTS = 120
 CHECKPOINT_WEIGHTS = "weights.safetensors"
 
@@ -54,25 +58,28 @@ def fit(
     policy: Policy,
     items: Items[Item],
     *,
-    collate: Callable[[Sequence[Item]], Batch],
+    collate: Callable[[Sequence[Item]], list[Batch]],
     count: Callable[[Batch], dict[str, float]],
     loss: Loss,
+    watch: Watch | None = None,
     options: TrainingOptions,
     seed: int,
     work: Path,
     label: str,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Train the policy in place and return its curves; checkpoints go to `work`, and a newest whole one is resumed."""
+    """Train the policy in place and return its curves; checkpoints go to `work`, and a newest whole one is resumed.
+
+    `collate` cuts a step's items into forwards of bounded size, whose gradients add up.
+    """
     device = policy.device
     half = options.precision == "bfloat16" or (options.precision == "auto" and native_bfloat16(device))
     set_seed(seed)
     model = prepare_model(policy.model, options)
-    steps = max(1, math.ceil(len(items) / (options.batch_size * options.accumulate))) * options.epochs
+    steps = max(1, math.ceil(len(items) / options.batch_size)) * options.epochs
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate.language,
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup,
@@ -96,10 +103,11 @@ def fit(
         args=arguments,
         train_dataset=items,
         data_collator=cast(Any, collate),
-        callbacks=[Display(label)],
+        callbacks=[Display(label), FirstGradients()],
         options=options,
         loss=loss,
         count=count,
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     resumed = newest_whole_checkpoint(work)
@@ -115,13 +123,18 @@ class TreeTrainer(Trainer):
     """A Trainer whose loss is a function of log-probabilities, normalised over the whole optimizer step."""
 
     def __init__(
-        self, *, options: TrainingOptions, loss: Loss, count: Callable[[Batch], dict[str, float]], **arguments: Any
+        self,
+        *,
+        options: TrainingOptions,
+        loss: Loss,
+        count: Callable[[Batch], dict[str, float]],
+        watch: Watch | None,
+        **arguments: Any,
     ) -> None:
-        self.options, self.loss, self.count = options, loss, count
+        self.options, self.loss, self.count, self.watch = options, loss, count, watch
         self.step_counts: dict[str, float] = {}
         self.figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(**arguments)
-        self.loss_is_scaled_for_ga = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one learning rate a part."""
@@ -155,21 +168,35 @@ class TreeTrainer(Trainer):
     def _is_whole(self, model: nn.Module) -> bool:
         return not (isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], None]:
-        """Collect the forwards of one optimizer step and count over all of them and all devices what the loss divides by."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The forwards and backwards of one optimizer step, each normalised over all of them and all devices."""
+        forwards = cast("list[Batch]", inputs)
+        self.step_counts = self._count(forwards)
+        self.step_figures: dict[str, float] = defaultdict(float)
+        total = torch.zeros((), device=self.args.device)
+        for place, batch in enumerate(forwards):
+            alone = nullcontext() if place + 1 == len(forwards) else self.accelerator.no_sync(model)
+            with alone:
+                total += super().training_step(model, batch, num_items_in_batch)
+        for name, value in self.step_figures.items():
+            self.figures[name].append(value)
+        if self.watch is not None:
+            self.watch(self.state.global_step, self.step_figures)
+        return total
+
+    def _count(self, forwards: Sequence[Batch]) -> dict[str, float]:
+        """What the loss divides by, over all forwards of the step, and the mean over devices."""
         totals: dict[str, float] = defaultdict(float)
-        for batch in batches:
+        for batch in forwards:
             for name, value in self.count(batch).items():
                 totals[name] += value
         processes = self.accelerator.num_processes
         if processes > 1:
             names = sorted(totals)
-            local = torch.tensor([[totals[name] for name in names]], device=device)
+            local = torch.tensor([[totals[name] for name in names]], device=self.args.device)
             shared = self.accelerator.gather(local).sum(dim=0) / processes
             totals.update(zip(names, shared.tolist(), strict=True))
-        self.step_counts = totals
-        return batches, None
+        return totals
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -177,7 +204,7 @@ class TreeTrainer(Trainer):
         """This forward's part of the step's loss."""
         loss, figures = self.loss(model, inputs, self.step_counts)
         for name, value in figures.items():
-            self.figures[name].append(value)
+            self.step_figures[name] += value
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -195,6 +222,34 @@ class TreeTrainer(Trainer):
                 if name not in wanted and not name.startswith("train_") and isinstance(value, int | float):
                     series[name].append((float(entry["step"]), round(float(value), 6)))
         return dict(series)
+
+
+class FirstGradients(TrainerCallback):
+    """Refuse a training in which a part that should learn gets no gradient."""
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the gradients before the first step."""
+        if state.global_step > 0 or model is None:
+            return
+        reached: dict[str, bool] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                there = parameter.grad is not None and bool((parameter.grad != 0).any())
+                reached[group_of(name)] = reached.get(group_of(name), False) or there
+        idle = [group for group, there in reached.items() if not there]
+        if idle:
+            raise StllavaError(
+                f"no gradient reaches the part {' and '.join(idle)}",
+                expected="a gradient in every part that has a learning rate",
+                remedy="Give that part the learning rate 0, or data that uses it (images, for vision and projector).",
+            )
 
 
 class Display(TrainerCallback):

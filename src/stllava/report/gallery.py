@@ -102,7 +102,7 @@ def self_asked(run: RunFiles) -> list[Card]:
     for part in run.rounds:
         answers = {row.id: row for row in part.answers}
         questions = {row.id: row for row in part.questions}
-        pairs = {row.lineage.judgment_id: row for row in part.preferences}
+        pairs = {row.lineage.judgment_id: row for row in reversed(part.preferences)}
         order = sorted(part.judgments, key=lambda judgment: content_id("gallery", judgment.id))
         for wanted, most in ((True, paired), (False, unpaired)):
             taken = 0

@@ -220,7 +220,7 @@ def ramp(policies: Sequence[str]) -> dict[str, float]:
 def funnel(part: Round) -> list[Step]:
     """Questions asked, answered, judged and paired, with what was lost at each and why."""
     steps = []
-    labels = {"ask": "Questions kept", "answer": "Questions answered", "pair": "Pairs made"}
+    labels = {"ask": "Questions kept", "answer": "Questions answered"}
     for stage in ROUND_STAGES[:-1]:
         if stage not in part.manifests:
             continue
@@ -230,6 +230,9 @@ def funnel(part: Round) -> list[Step]:
             causes |= Counter(judgment.cause or "no cause given" for judgment in part.judgments if judgment.scores is None)
             kept = sum(judgment.scores is not None for judgment in part.judgments)
             steps.append(Step("Verdicts given", kept, _largest(causes)))
+        elif stage == "pair":
+            kept = len({preference.lineage.judgment_id for preference in part.preferences})
+            steps.append(Step("Questions that gave pairs", kept, _largest(Counter(manifest.dropped))))
         else:
             steps.append(Step(labels[stage], manifest.counts_out, _largest(Counter(manifest.dropped))))
     return steps

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stllava.config import AnswerOptions
-from stllava.records import Answers, Manifest, Question, Sampling, content_id
+from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
 
@@ -16,8 +16,9 @@ def answer(
     options: AnswerOptions, *, policy: Path, questions: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
 ) -> Manifest:
     """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`."""
-    from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import complete, usable_requests
+    from stllava.model.load import fingerprint
+    from stllava.model.sampler import Prompt, usable
+    from stllava.tree.decode import open_sampler
 
     with locked(to):
         name = fingerprint(policy)
@@ -26,26 +27,29 @@ def answer(
         if stage.manifest is not None:
             return stage.manifest
         asked = read_records(questions, "questions", Question)
-        loaded = load_policy(policy)
+        sampler = open_sampler(options, policy=policy, root=root)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
-        def work(chunk: Sequence[Question], chunk_seed: int) -> tuple[list[Answers], Counter[str]]:
-            kept, requests, dropped = usable_requests(loaded, chunk, lambda one: (one.text, one.images), root=root)
-            said = complete(loaded, requests, k=options.k, sampling=options.sampling, seed=chunk_seed)
+        def work(chunk: Sequence[Question]) -> tuple[list[Answers], Counter[str]]:
+            kept, prompts, dropped = usable(
+                sampler, chunk, lambda one: Prompt((Message(role="user", content=one.text),), one.images)
+            )
+            said = sampler.complete(prompts, k=options.k, sampling=options.sampling, seed=seed)
             return [
                 Answers(
-                    id=content_id("answers", question.id, list(completions), name),
+                    id=content_id("answers", question.id, [one.text for one in completions], name),
                     question_id=question.id,
                     images=question.images,
                     question=question.text,
-                    completions=completions,
+                    completions=tuple(one.text for one in completions),
+                    log_probabilities=tuple(one.log_probability for one in completions),
                     policy=name,
                     sampling=how,
                 )
                 for question, completions in zip(kept, said, strict=True)
             ], dropped
 
-        answers, dropped = stage.map_chunks(asked, work, kind=Answers, size=options.chunk, seed=seed, unit="questions")
+        answers, dropped = stage.map_chunks(asked, work, kind=Answers, size=options.chunk, unit="questions")
         stage.write_records("answers", answers)
         texts = [len(set(one.completions)) for one in answers]
         return stage.finish(
@@ -56,5 +60,6 @@ def answer(
                 "answers_a_question": float(options.k),
                 "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,
             },
-            device=str(loaded.device),
+            notes=sampler.notes,
+            device=sampler.device,
         )

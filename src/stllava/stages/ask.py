@@ -19,8 +19,9 @@ def ask(
     options: AskOptions, *, policy: Path, images: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
 ) -> Manifest:
     """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`."""
-    from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import complete, request, usable_requests
+    from stllava.model.load import fingerprint
+    from stllava.model.sampler import Prompt, usable
+    from stllava.tree.decode import open_sampler
 
     with locked(to):
         name, pictures = fingerprint(policy), read_images(images, root=root)
@@ -28,32 +29,29 @@ def ask(
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        loaded = load_policy(policy)
+        sampler = open_sampler(options, policy=policy, root=root)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
-        def work(chunk: Sequence[Image], chunk_seed: int) -> tuple[list[Question], Counter[str]]:
-            seen, requests, unusable = usable_requests(
-                loaded, chunk, lambda image: (options.describe, (image.path,)), root=root
-            )
-            dropped = Counter({cause: count * options.questions for cause, count in unusable.items()})
-            said = [one[0] for one in complete(loaded, requests, k=1, sampling=options.description, seed=chunk_seed)]
+        def work(chunk: Sequence[Image]) -> tuple[list[Question], Counter[str]]:
             opening = Message(role="user", content=options.describe)
-            turns = [[opening, Message(role="assistant", content=text)] for text in said]
-            requests = [
-                request(loaded, turn, images=(image.path,), root=root, speaker="virtual_user")
-                for image, turn in zip(seen, turns, strict=True)
+            seen, prompts, unusable = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)))
+            dropped = Counter({cause: count * options.questions for cause, count in unusable.items()})
+            said = [one.text for (one,) in sampler.complete(prompts, k=1, sampling=options.description, seed=seed)]
+            prompts = [
+                Prompt((opening, Message(role="assistant", content=text)), (image.path,), speaker="virtual_user")
+                for image, text in zip(seen, said, strict=True)
             ]
-            asked = complete(loaded, requests, k=options.questions, sampling=options.sampling, seed=chunk_seed + 1)
+            asked = sampler.complete(prompts, k=options.questions, sampling=options.sampling, seed=seed)
             kept = []
             for image, description, texts in zip(seen, said, asked, strict=True):
-                for text in screen(texts, dropped):
+                for text in screen([one.text for one in texts], dropped):
                     key = content_id("question", image.path, text, name)
                     kept.append(
                         Question(id=key, images=(image.path,), text=text, description=description, policy=name, sampling=how)
                     )
             return kept, dropped
 
-        questions, dropped = stage.map_chunks(pictures, work, kind=Question, size=options.chunk, seed=seed, unit="images")
+        questions, dropped = stage.map_chunks(pictures, work, kind=Question, size=options.chunk, unit="images")
         stage.write_records("questions", questions)
         asked = len(pictures) * options.questions
         return stage.finish(
@@ -65,7 +63,8 @@ def ask(
                 "kept_share": len(questions) / asked if asked else 0.0,
                 "distinct_share": len({question.text for question in questions}) / len(questions) if questions else 0.0,
             },
-            device=str(loaded.device),
+            notes=sampler.notes,
+            device=sampler.device,
         )
 
 

@@ -1,7 +1,8 @@
 """Stage 2: learning from preferences.
 
 Reads a policy, preferences and, for replay, the conversations of stage 1; writes the next policy. The reference is
-the starting policy: its log-probabilities are computed once, before the first step.
+the starting policy: its log-probabilities are those it noted as it answered, or else computed once before the first
+step, and written to `references.jsonl`.
 """
 
 from pathlib import Path
@@ -27,6 +28,7 @@ def dpo(
     """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`."""
     from stllava.model.load import fingerprint, load_policy
     from stllava.model.train import Items, fit
+    from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
     from stllava.tree.preferences import Choices
 
@@ -38,17 +40,22 @@ def dpo(
         )
     with locked(to):
         replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
-        inputs = {"policy": fingerprint(policy), "preferences": output_hash(preferences), "seed": str(seed)}
+        weights = fingerprint(policy)
+        inputs = {"policy": weights, "preferences": output_hash(preferences), "seed": str(seed)}
         inputs |= {"conversations": file_hash(replayed)} if replayed is not None else {}
         stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
         loaded = load_policy(policy)
         read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
-        lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed) if read else None
+        loaded.packs = options.pack
+        most = min(loaded.context, options.tokens)
+        lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
         pairs = read_records(preferences, "preferences", Preference)
         choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
-        choices.measure_reference()
+        unpacked = check_packing(loaded, choices.trees)
+        reference = choices.measure_reference(weights)
+        stage.write_records("references", choices.references(weights))
         with disk_errors(to):
             curves = fit(
                 loaded,
@@ -56,6 +63,7 @@ def dpo(
                 collate=choices.collate,
                 count=choices.count,
                 loss=choices.loss,
+                watch=choices.watch,
                 options=options,
                 seed=seed,
                 work=to / PARTS / "training",
@@ -68,5 +76,6 @@ def dpo(
             dropped=choices.dropped,
             measures={"images": float(len(choices)), "replayed_images": float(len(lessons.groups) if lessons else 0)},
             curves=curves,
+            notes=[*([unpacked] if unpacked else []), reference],
             device=str(loaded.device),
         )

@@ -6,11 +6,15 @@ Reads samples; writes `predictions.jsonl` (every answer, so that another rule ca
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stllava.config import EvaluateOptions
 from stllava.metrics.score import score
-from stllava.records import Manifest, Prediction, Sample, content_id
+from stllava.records import Manifest, Message, Prediction, Sample, content_id
 from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
+
+if TYPE_CHECKING:
+    from stllava.model.sampler import Sampler
 
 
 def evaluate(
@@ -25,8 +29,9 @@ def evaluate(
     existing: Existing = "resume",
 ) -> Manifest:
     """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead."""
-    from stllava.model.load import fingerprint, load_policy
-    from stllava.tree.decode import complete, usable_requests
+    from stllava.model.load import fingerprint
+    from stllava.model.sampler import Prompt, usable
+    from stllava.tree.decode import open_sampler
 
     with locked(to):
         weights = fingerprint(policy)
@@ -35,17 +40,17 @@ def evaluate(
         if stage.manifest is not None:
             return stage.manifest
         rows = read_jsonl(samples, Sample)
-        loaded = load_policy(policy)
+        sampler = open_sampler(options, policy=policy, root=root, blank=blank)
 
-        def work(chunk: Sequence[Sample], chunk_seed: int) -> tuple[list[Prediction], Counter[str]]:
-            kept, requests, dropped = usable_requests(
-                loaded, chunk, lambda sample: (sample.question, (sample.image,)), root=root, blank=blank
+        def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Counter[str]]:
+            kept, prompts, dropped = usable(
+                sampler, chunk, lambda one: Prompt((Message(role="user", content=one.question),), (one.image,))
             )
-            said = complete(loaded, requests, k=1, sampling=options.sampling, seed=chunk_seed)
-            return [predict(one, text, policy=weights) for one, (text,) in zip(kept, said, strict=True)], dropped
+            said = sampler.complete(prompts, k=1, sampling=options.sampling, seed=0)
+            return [predict(one, told.text, policy=weights) for one, (told,) in zip(kept, said, strict=True)], dropped
 
-        predictions, dropped = stage.map_chunks(rows, work, kind=Prediction, size=options.chunk, seed=0, unit="samples")
-        return _finish(stage, predictions, name=name, benchmark=samples.stem, dropped=dropped, device=str(loaded.device))
+        predictions, dropped = stage.map_chunks(rows, work, kind=Prediction, size=options.chunk, unit="samples")
+        return _finish(stage, predictions, name=name, benchmark=samples.stem, dropped=dropped, sampler=sampler)
 
 
 def majority(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> Manifest:
@@ -60,7 +65,7 @@ def majority(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, 
             counts[sample.kind][sample.targets[0].lower()] += 1
         usual = {kind: min(answers, key=lambda text: (-answers[text], text), default="") for kind, answers in counts.items()}
         predictions = [predict(one, usual[one.kind], policy="majority") for one in read_jsonl(samples, Sample)]
-        return _finish(stage, predictions, name="majority", benchmark=samples.stem, dropped=Counter(), device="cpu")
+        return _finish(stage, predictions, name="majority", benchmark=samples.stem, dropped=Counter())
 
 
 def predict(sample: Sample, completion: str, *, policy: str) -> Prediction:
@@ -78,7 +83,13 @@ def predict(sample: Sample, completion: str, *, policy: str) -> Prediction:
 
 
 def _finish(
-    stage: Stage, predictions: list[Prediction], *, name: str, benchmark: str, dropped: Counter[str], device: str
+    stage: Stage,
+    predictions: list[Prediction],
+    *,
+    name: str,
+    benchmark: str,
+    dropped: Counter[str],
+    sampler: "Sampler | None" = None,
 ) -> Manifest:
     scores = score(predictions, policy=name, benchmark=benchmark)
     stage.write_records("predictions", predictions)
@@ -88,5 +99,6 @@ def _finish(
         counts_out=len(predictions),
         dropped=dropped,
         measures={one.metric: one.value for one in scores},
-        device=device,
+        notes=sampler.notes if sampler is not None else (),
+        device=sampler.device if sampler is not None else "cpu",
     )

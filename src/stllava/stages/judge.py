@@ -43,10 +43,10 @@ def judge(
         expert = expert_of(options, truth)
         given = read_records(answers, "answers", Answers)
 
-        def work(chunk: Sequence[Answers], _: int) -> tuple[list[Judgment], Counter[str]]:
+        def work(chunk: Sequence[Answers]) -> tuple[list[Judgment], Counter[str]]:
             return [_judged(expert, one) for one in chunk], Counter()
 
-        judgments, _ = stage.map_chunks(given, work, kind=Judgment, size=options.chunk, seed=seed, unit="questions")
+        judgments, _ = stage.map_chunks(given, work, kind=Judgment, size=options.chunk, unit="questions")
         stage.write_records("judgments", judgments)
         causes = Counter(judgment.cause for judgment in judgments if judgment.cause is not None)
         verdicts = [judgment.scores for judgment in judgments if judgment.scores is not None]

@@ -1,19 +1,33 @@
-"""Best answer against worst: from judgments to preferences, a pure rule that can be redone in seconds.
+"""Better answers against worse ones: from judgments to preferences, a pure rule that can be redone in seconds.
 
 Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
-margin never becomes a pair and is counted by cause. Where yes is chosen more often than no, or no than yes, the
-surplus is left out.
+margin never becomes a pair. Where yes is chosen more often than no, or no than yes, the surplus is left out. The
+manifest counts judgments in and pairs out, one question making one pair or, where all pairs are asked for, several;
+`dropped` counts the judgments that no pair came of, by cause.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stllava.config import PairOptions
 from stllava.errors import StllavaError
 from stllava.metrics.robust import is_yes_no, normalise
-from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, content_id
+from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two answers of which one scored higher."""
+
+    chosen: int
+    """Place of the better one among the completions."""
+    rejected: int
+    """Place of the worse one."""
+    gap: float
+    """Difference of their scores, above 0."""
 
 
 def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> Manifest:
@@ -26,7 +40,7 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         given = {one.id: one for one in read_records(answers, "answers", Answers)}
         judged = read_records(judgments, "judgments", Judgment)
         dropped: Counter[str] = Counter()
-        preferences: dict[str, Preference] = {}
+        made: list[Preference] = []
         for judgment in judged:
             if judgment.answers_id not in given:
                 raise StllavaError(
@@ -34,29 +48,69 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                     expected="the judgments of these answers",
                     remedy="Name the folders of one and the same round.",
                 )
-            preference = best_against_worst(given[judgment.answers_id], judgment, margin=options.margin)
-            if isinstance(preference, Preference):
-                preferences[preference.id] = preference
+            found = pairs_of(given[judgment.answers_id], judgment, options=options)
+            if isinstance(found, str):
+                dropped[found] += 1
             else:
-                dropped[preference] += 1
-        if options.balance:
-            surplus = unbalanced(preferences.values())
-            dropped["surplus of yes or no"] = len(surplus)
-            preferences = {key: one for key, one in preferences.items() if key not in surplus}
-        stage.write_records("preferences", preferences.values())
-        count = len(preferences)
+                made += found
+        surplus = unbalanced(made) if options.balance else set()
+        kept = [one for one in made if one.id not in surplus]
+        dropped["surplus of yes or no"] = _questions(made) - _questions(kept)
+        stage.write_records("preferences", kept)
         return stage.finish(
             counts_in=len(judged),
-            counts_out=count,
+            counts_out=len(kept),
             dropped=+dropped,
-            measures={
-                "pair_share": count / len(judged) if judged else 0.0,
-                "mean_margin": sum(one.margin for one in preferences.values()) / count if count else 0.0,
-                "chosen_longer_share": sum(len(p.chosen) > len(p.rejected) for p in preferences.values()) / count
-                if count
-                else 0.0,
-            },
+            measures=_measures(kept, judged=len(judged), surplus=len(surplus)),
         )
+
+
+def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | str:
+    """The pairs that a judgment makes of its answers, those that differ most first, or the cause why there is none.
+
+    Two texts make one pair at most, however often they were given.
+    """
+    scores = judgment.scores
+    if scores is None:
+        return judgment.cause or "failed"
+    if len(scores) != len(answers.completions):
+        return "wrong number of scores"
+    ranked = contests(answers.completions, scores)
+    if not ranked:
+        return "tie"
+    if options.pairs == "extremes":
+        ranked = ranked[:1]
+    made: dict[frozenset[str], Preference] = {}
+    causes: list[str] = []
+    for one in ranked:
+        texts = frozenset((answers.completions[one.chosen], answers.completions[one.rejected]))
+        cause = _fault(answers, one, margin=options.margin)
+        if cause is not None:
+            causes.append(cause)
+        elif texts not in made:
+            made[texts] = _preference(answers, judgment, contest=one)
+    return list(made.values())[: options.most] or causes[0]
+
+
+def contests(completions: Sequence[str], scores: Sequence[float]) -> list[Contest]:
+    """Every two answers of different score, best against worst first.
+
+    Of contests with the same gap, first those of the answers that the policy gave most often, then those given first:
+    what it believes most firmly is what a verdict can teach it most about.
+    """
+    times = Counter(completions)
+
+    def order(one: Contest) -> tuple[float, int, int, int, int]:
+        chosen, rejected = completions[one.chosen], completions[one.rejected]
+        return -one.gap, -times[chosen], one.chosen, -times[rejected], one.rejected
+
+    made = (
+        Contest(better, worse, high - low)
+        for better, high in enumerate(scores)
+        for worse, low in enumerate(scores)
+        if high > low
+    )
+    return sorted(made, key=order)
 
 
 def unbalanced(preferences: Iterable[Preference]) -> set[str]:
@@ -69,41 +123,56 @@ def unbalanced(preferences: Iterable[Preference]) -> set[str]:
     return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
 
 
-def best_against_worst(answers: Answers, judgment: Judgment, *, margin: float) -> Preference | str:
-    """The pair of a best and a worst answer, or the cause why there is none.
-
-    Among answers of the same score the one the policy gave most often is taken, and of those the first: what it
-    believes most firmly is what a verdict can teach it most about.
-    """
-    scores = judgment.scores
-    if scores is None:
-        return judgment.cause or "failed"
-    if len(scores) != len(answers.completions):
-        return "wrong number of scores"
-    given = Counter(answers.completions)
-
-    def firmest(score: float) -> int:
-        places = [place for place, value in enumerate(scores) if value == score]
-        return max(places, key=lambda place: (given[answers.completions[place]], -place))
-
-    best, worst = firmest(max(scores)), firmest(min(scores))
-    gap = scores[best] - scores[worst]
-    chosen, rejected = answers.completions[best], answers.completions[worst]
-    if gap == 0:
-        return "tie"
-    if gap < margin:
+def _fault(answers: Answers, contest: Contest, *, margin: float) -> str | None:
+    """Why two answers are no pair."""
+    chosen, rejected = answers.completions[contest.chosen], answers.completions[contest.rejected]
+    if contest.gap < margin:
         return "margin too small"
     if chosen == rejected:
         return "same text"
-    if not chosen:
-        return "empty answer chosen"
+    return None if chosen else "empty answer chosen"
+
+
+def _preference(answers: Answers, judgment: Judgment, *, contest: Contest) -> Preference:
+    chosen, rejected = answers.completions[contest.chosen], answers.completions[contest.rejected]
     lineage = Lineage(question_id=answers.question_id, answers_id=answers.id, judgment_id=judgment.id)
+    key = content_id("preference", answers.question, chosen, rejected, lineage.model_dump())
     return Preference(
-        id=content_id("preference", answers.question, chosen, rejected, lineage.model_dump()),
+        id=key,
         images=answers.images,
         prompt=(Message(role="user", content=answers.question),),
         chosen=chosen,
         rejected=rejected,
-        margin=gap,
+        margin=contest.gap,
         lineage=lineage,
+        reference=_reference(answers, key, chosen=chosen, rejected=rejected),
     )
+
+
+def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Reference | None:
+    """What the policy noted of two texts, each where it first knew; None where it did not note both."""
+    known: dict[str, float] = {}
+    for text, value in zip(answers.completions, answers.log_probabilities, strict=bool(answers.log_probabilities)):
+        if value is not None:
+            known.setdefault(text, value)
+    if chosen not in known or rejected not in known:
+        return None
+    return Reference(id=key, policy=answers.policy, chosen=known[chosen], rejected=known[rejected])
+
+
+def _questions(preferences: Iterable[Preference]) -> int:
+    """How many judgments the pairs come of."""
+    return len({one.lineage.judgment_id for one in preferences})
+
+
+def _measures(preferences: Collection[Preference], *, judged: int, surplus: int) -> dict[str, float]:
+    """What the manifest says of the pairs; `surplus` counts the pairs left out so that yes and no are balanced."""
+    count, questions = len(preferences), _questions(preferences)
+    longer = sum(len(one.chosen) > len(one.rejected) for one in preferences)
+    return {
+        "pair_share": questions / judged if judged else 0.0,
+        "pairs_a_question": count / questions if questions else 0.0,
+        "surplus_pairs": float(surplus),
+        "mean_margin": sum(one.margin for one in preferences) / count if count else 0.0,
+        "chosen_longer_share": longer / count if count else 0.0,
+    }

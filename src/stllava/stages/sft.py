@@ -29,7 +29,8 @@ def sft(
     """Tune `model` on `conversations` (JSONL records or LLaVA JSON) about images under `images`; write a policy to `to`."""
     from stllava.model.load import fingerprint, load_policy
     from stllava.model.train import Items, fit
-    from stllava.tree.forward import collate
+    from stllava.tree.forward import collate, forwards
+    from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
 
     with locked(to):
@@ -39,12 +40,17 @@ def sft(
             return stage.manifest
         read, dropped = read_conversations(conversations)
         policy = load_policy(model)
-        lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed)
+        policy.packs = options.pack
+        most = min(policy.context, options.tokens)
+        lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed, most=most)
+        unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
         with disk_errors(to):
             curves = fit(
                 policy,
                 Items(len(lessons.groups), lessons.tree),
-                collate=lambda trees: collate(policy, trees),
+                collate=lambda trees: [
+                    collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
+                ],
                 count=lambda batch: {"tokens": float(len(batch["labels"]))},
                 loss=negative_log_likelihood,
                 options=options,
@@ -59,6 +65,7 @@ def sft(
             dropped=dropped + lessons.dropped,
             measures={"images": float(len(lessons.groups))},
             curves=curves,
+            notes=[unpacked] if unpacked else [],
             device=str(policy.device),
         )
 

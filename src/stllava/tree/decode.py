@@ -1,175 +1,379 @@
-"""Text from many prompts at once: each image is prefilled once, its prompts and their K completions run on copies.
+"""Text for many prompts at once, grown as trees: an image's tokens are computed and cached once for all that is said of it.
 
-The prefix of every distinct set of images goes through the model once; the prompts about them continue on copies of
-its cache, and each prompt's completions on copies of theirs. Finished completions leave the batch.
+A row of the batch is an image: its prefix, the prompts about it side by side, then, step by step, one token of every
+branch, each seeing its own chain only. So a step reads an image's cache once for all its branches, and a branch costs
+the cache its own tokens. Rows are made no wider than pays (`layout.branches_a_row`); finished branches leave.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
-from stllava.config import SamplingOptions
-from stllava.errors import ItemError
-from stllava.model.load import Policy, Prefix
-from stllava.model.prompt import prompt
-from stllava.records import Message, Role
+from stllava.config import GenerationOptions, SamplingOptions
+from stllava.model.endpoint import EndpointSampler
+from stllava.model.load import Policy, Prefix, load_policy
+from stllava.model.prompt import prompt as opened
+from stllava.model.sampler import Completion, Prompt, Sampler
+from stllava.records import content_id
+from stllava.tree.forward import Tree, only
+from stllava.tree.guard import check_packing
+from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
 
-Item = TypeVar("Item")
+ANY = 1.0
+"""A share no token's predecessors reach."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to complete."""
+    """A prompt in tokens."""
 
     prefix: Prefix
     """The images and what stands before them."""
     ids: tuple[int, ...]
     """Tokens behind the prefix, at least one."""
+    ending: str
+    """What the chat template writes behind what is said."""
 
 
-def request(
-    policy: Policy, messages: Sequence[Message], *, images: tuple[str, ...], root: Path, speaker: Role, blank: bool = False
-) -> Request:
-    """The prompt in which `speaker` speaks next."""
-    pieces = prompt(policy.chat, messages, images=len(images), speaker=speaker)
-    prefix = Prefix(pieces[0].text if images else "", images, root, blank)
-    rest = pieces[1:] if images else pieces
-    return Request(prefix, tuple(token for piece in rest for token in policy.tokens(piece.text)))
+@dataclass(frozen=True)
+class _Branch:
+    """One completion on its way."""
+
+    request: int
+    """Which request it completes."""
+    number: int
+    """Which of its K completions it is."""
 
 
-def usable_requests(
-    policy: Policy,
-    items: Sequence[Item],
-    said: Callable[[Item], tuple[str, tuple[str, ...]]],
-    *,
-    root: Path,
-    blank: bool = False,
-) -> tuple[list[Item], list[Request], Counter[str]]:
-    """The items whose images can be used, a request to answer what the user said of each, and the others by cause.
-
-    `said` gives an item's text and images.
-    """
-    kept: list[Item] = []
-    requests: list[Request] = []
-    dropped: Counter[str] = Counter()
-    for item in items:
-        text, images = said(item)
-        try:
-            asked = request(
-                policy, [Message(role="user", content=text)], images=images, root=root, speaker="assistant", blank=blank
-            )
-            policy.encode(asked.prefix)
-        except ItemError as error:
-            dropped[f"image {error.cause}"] += 1
-        else:
-            kept.append(item)
-            requests.append(asked)
-    return kept, requests, dropped
+def open_sampler(options: GenerationOptions, *, policy: Path, root: Path, blank: bool = False) -> Sampler:
+    """What speaks for the policy about images under `root`: itself in this process, or the server in the options."""
+    if options.endpoint is not None:
+        return EndpointSampler(options.endpoint, root=root, blank=blank)
+    return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank)
 
 
-@torch.inference_mode()
-def complete(
-    policy: Policy, requests: Sequence[Request], *, k: int, sampling: SamplingOptions, seed: int
-) -> list[tuple[str, ...]]:
-    """K completions of every request, sampled with a generator of its own: the same call gives the same text."""
-    if not requests:
-        return []
-    policy.model.eval()
-    cache, mask, positions = _prefill_prefixes(policy, requests)
-    logits, mask, positions = _run(policy, [request.ids for request in requests], cache, mask, positions, {})
-    cache.batch_repeat_interleave(k)
-    logits, mask, positions = (value.repeat_interleave(k, dim=0) for value in (logits, mask, positions))
-    generator = torch.Generator(policy.device).manual_seed(seed)
-    stop = torch.tensor(sorted(policy.stop_ids), device=policy.device)
-    texts: list[list[int]] = [[] for _ in range(len(requests) * k)]
-    alive = torch.arange(len(texts), device=policy.device)
-    open_ended = torch.ones_like(alive, dtype=torch.bool)
-    for step in range(sampling.max_new_tokens):
-        token = pick(logits, sampling, generator)
-        ended = torch.isin(token, stop)
-        for place, value, speaks in zip(alive.tolist(), token.tolist(), (open_ended & ~ended).tolist(), strict=True):
-            if speaks:
-                texts[place].append(value)
-        open_ended &= ~ended
-        left = int(open_ended.sum())
-        if left == 0 or step + 1 == sampling.max_new_tokens:
-            break
-        if left <= len(alive) // 2:
-            rows = open_ended.nonzero()[:, 0]
-            cache.batch_select_indices(rows)
-            alive, token, mask, positions, open_ended = (value[rows] for value in (alive, token, mask, positions, open_ended))
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions + 1
-        logits = policy.model(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=positions[:, None],
+class LocalSampler:
+    """A policy that speaks in this process."""
+
+    def __init__(self, policy: Policy, *, root: Path, tokens: int, blank: bool = False) -> None:
+        """Speak about images under `root`, black ones if `blank`, with at most `tokens` tokens in the cache at once."""
+        self.policy, self.root, self.tokens, self.blank = policy, root, tokens, blank
+        self.checked = -1
+        self.notes: list[str] = []
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self.policy.device)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ItemError when the prompt's images cannot be used."""
+        if prompt.images:
+            self.policy.encode(self.request(prompt).prefix)
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
+    ) -> list[tuple[Completion, ...]]:
+        """K completions of every prompt; a completion depends on its prompt, its number and the seed alone."""
+        requests = [self.request(one) for one in prompts]
+        if not requests:
+            return []
+        self.policy.model.eval()
+        if self.checked < sampling.max_new_tokens:
+            self.checked = sampling.max_new_tokens
+            unpacked = check_packing(self.policy, [_scored(requests)], ahead=sampling.max_new_tokens)
+            self.notes += [unpacked] if unpacked else []
+        branches = [_Branch(index, number) for index in range(len(requests)) for number in range(k)]
+        grown = Growth(self.policy, requests, sampling=sampling, seed=seed)
+        with torch.inference_mode():
+            if self.policy.packs:
+                for batch in self._batches(requests, branches, new=sampling.max_new_tokens):
+                    grown.together(batch)
+            else:
+                for alone in self._one_by_one(requests, branches, new=sampling.max_new_tokens):
+                    grown.alone(alone)
+        said = [grown.completion(branch) for branch in branches]
+        return [tuple(said[start : start + k]) for start in range(0, len(said), k)]
+
+    def request(self, one: Prompt) -> Request:
+        """The prompt in which the speaker speaks next, in tokens."""
+        pieces, ending = opened(self.policy.chat, one.messages, images=len(one.images), speaker=one.speaker)
+        prefix = Prefix(pieces[0].text if one.images else "", one.images, self.root, self.blank)
+        rest = pieces[1:] if one.images else pieces
+        return Request(prefix, tuple(token for piece in rest for token in self.policy.tokens(piece.text)), ending)
+
+    def _batches(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[list[_Branch]]]:
+        """Batches of rows of branches, each within the tokens of the cache, those with images and those without apart."""
+        by_prefix: dict[Prefix, list[_Branch]] = {}
+        for branch in branches:
+            by_prefix.setdefault(requests[branch.request].prefix, []).append(branch)
+        rows: list[list[_Branch]] = []
+        lengths: list[int] = []
+        for prefix, together in by_prefix.items():
+            root = self.policy.length(prefix)
+            prompts = [len(requests[branch.request].ids) for branch in together]
+            for part in share_branches(root, prompts, new=new, most=self.tokens):
+                row = [together[index] for index in part]
+                asked = sum(len(requests[index].ids) for index in {branch.request for branch in row})
+                rows.append(row)
+                lengths.append(root + asked + len(row) * new)
+        seeing = [bool(requests[row[0].request].prefix.images) for row in rows]
+        batches = []
+        for which in (True, False):
+            places = [place for place, sees in enumerate(seeing) if sees is which]
+            cut = cut_rows([lengths[place] for place in places], most=self.tokens)
+            batches += [[rows[places[index]] for index in part] for part in cut]
+        return batches
+
+    def _one_by_one(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[_Branch]]:
+        """Batches of branches that each have a row of their own."""
+        lengths = [self.policy.length(requests[one.request].prefix) + len(requests[one.request].ids) + new for one in branches]
+        return [[branches[index] for index in part] for part in cut_rows(lengths, most=self.tokens)]
+
+
+class Growth:
+    """What has been said so far in answer to some requests."""
+
+    def __init__(self, policy: Policy, requests: Sequence[Request], *, sampling: SamplingOptions, seed: int) -> None:
+        self.policy, self.requests, self.sampling, self.seed = policy, requests, sampling, seed
+        self.stop = torch.tensor(sorted(policy.stop_ids), device=policy.device)
+        self.said: dict[_Branch, list[int]] = {}
+        self.sums: dict[_Branch, float] = {}
+
+    def completion(self, branch: _Branch) -> Completion:
+        """What a branch came to; its log-probability where its text, in tokens again, is what was sampled."""
+        tokens = self.said[branch]
+        ended = bool(tokens) and tokens[-1] in self.policy.stop_ids
+        spoken = tokens[:-1] if ended else tokens
+        text = str(self.policy.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
+        again = self.policy.tokens(text + self.requests[branch.request].ending)
+        return Completion(text, self.sums[branch] if ended and list(again) == tokens else None)
+
+    def alone(self, branches: Sequence[_Branch]) -> None:
+        """Let transformers' own generate complete branches, a row each: for models whose trees are not packed."""
+        requests = [self.requests[branch.request] for branch in branches]
+        chains = [(*self.policy.encode(one.prefix).ids, *one.ids) if one.prefix.images else one.ids for one in requests]
+        width, pad = max(map(len, chains)), self.policy.tokenizer.pad_token_id or 0
+        left = [width - len(chain) for chain in chains]
+        device = self.policy.device
+        encoded = [self.policy.encode(one.prefix) for one in requests if one.prefix.images]
+        picker = _Picker(self, branches, width)
+        generate = self.policy.model.generate
+        generate(  # type: ignore[operator]
+            input_ids=torch.tensor([[pad] * gap + list(ids) for gap, ids in zip(left, chains, strict=True)], device=device),
+            attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in left], device=device),
+            **self.policy.join(encoded),
+            **self.policy.kinds([one.prefix for one in requests], left=left, width=width),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=self.sampling.max_new_tokens,
+                eos_token_id=self.stop.tolist(),
+                pad_token_id=pad,
+            ),
+            logits_processor=LogitsProcessorList([picker]),
+        )
+
+    def together(self, rows: Sequence[Sequence[_Branch]]) -> None:
+        """Complete rows of branches, every row about one set of images."""
+        device = self.policy.device
+        cache, seen = self._prefill([self.requests[row[0].request].prefix for row in rows])
+        asked = [list(dict.fromkeys(branch.request for branch in row)) for row in rows]
+        logits, columns = self._ask(cache, seen, asked)
+        place = {(row, request): index for index, (row, request) in enumerate((r, q) for r, a in enumerate(asked) for q in a)}
+        branches = [branch for row in rows for branch in row]
+        where = [(index, slot) for index, row in enumerate(rows) for slot in range(len(row))]
+        origin = torch.tensor([place[row, branch.request] for (row, _), branch in zip(where, branches, strict=True)])
+        logits = logits[origin.to(device)]
+        row, slot = torch.tensor(where, device=device).unbind(1)
+        before = [
+            self.policy.length(self.requests[one.request].prefix) + len(self.requests[one.request].ids) for one in branches
+        ]
+        position = torch.tensor(before, device=device)
+        uniform = self.uniforms(branches)
+        sees = torch.zeros(len(rows), max(map(len, rows)), columns.shape[-1], dtype=torch.bool, device=device)
+        sees[row, slot] = columns[origin.to(device)]
+        alive = torch.arange(len(branches), device=device)
+        for step in range(self.sampling.max_new_tokens):
+            token, value = pick(logits, self.sampling, uniform[alive, step])
+            self.note([branches[index] for index in alive.tolist()], token, value)
+            going = ~torch.isin(token, self.stop)
+            if step + 1 == self.sampling.max_new_tokens or not bool(going.any()):
+                break
+            alive, token, row, slot, position = (one[going] for one in (alive, token, row, slot, position))
+            if len(alive) <= sees.shape[0] * sees.shape[1] // 2:
+                sees, row, slot = _compact(cache, sees, row, slot)
+            own = torch.eye(sees.shape[1], dtype=torch.bool, device=device).expand(len(sees), -1, -1)
+            sees = torch.cat([sees, own], dim=-1)
+            ids, positions = (torch.zeros(sees.shape[:2], dtype=torch.long, device=device) for _ in range(2))
+            ids[row, slot], positions[row, slot] = token, position
+            logits = self._run(cache, ids, positions, sees, row, slot)
+            position = position + 1
+
+    def note(self, branches: Sequence[_Branch], tokens: Tensor, values: Tensor) -> None:
+        """Write down what was just said."""
+        for branch, token, value in zip(branches, tokens.tolist(), values.tolist(), strict=True):
+            self.said.setdefault(branch, []).append(token)
+            self.sums[branch] = self.sums.get(branch, 0.0) + value
+
+    def uniforms(self, branches: Sequence[_Branch]) -> Tensor:
+        """[A, T] numbers between 0 and 1 that depend on each branch's own prompt and number and the seed alone."""
+        drawn = []
+        for branch in branches:
+            request = self.requests[branch.request]
+            prefix = request.prefix
+            key = content_id(self.seed, prefix.text, list(prefix.images), prefix.blank, list(request.ids), branch.number)
+            drawn.append(np.random.Generator(np.random.Philox(key=int(key, 16))).random(self.sampling.max_new_tokens))
+        return torch.from_numpy(np.stack(drawn)).float().to(self.policy.device)
+
+    def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, Tensor]:
+        """The cache of each row's prefix, each distinct one computed once, and which of its columns [R, P] hold a token."""
+        cache = DynamicCache()
+        distinct = list(dict.fromkeys(prefixes))
+        device = self.policy.device
+        if not distinct[0].images:
+            return cache, torch.zeros(len(prefixes), 0, dtype=torch.bool, device=device)
+        encoded = [self.policy.encode(prefix) for prefix in distinct]
+        width, pad = max(len(one.ids) for one in encoded), self.policy.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device)
+        there = torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device)
+        self.policy.model(
+            input_ids=ids,
+            attention_mask=there,
+            position_ids=torch.arange(width, device=device).expand(len(distinct), -1),
             past_key_values=cache,
             use_cache=True,
-        ).logits[:, -1]
-    spoken = [text.strip() for text in policy.tokenizer.batch_decode(texts, skip_special_tokens=True)]
-    return [tuple(spoken[start : start + k]) for start in range(0, len(spoken), k)]
+            logits_to_keep=1,
+            **self.policy.join(encoded),
+        )
+        if len(distinct) < len(prefixes):
+            place = {prefix: row for row, prefix in enumerate(distinct)}
+            rows = torch.tensor([place[prefix] for prefix in prefixes], device=device)
+            cache.batch_select_indices(rows)
+            there = there[rows]
+        return cache, there.bool()
+
+    def _ask(self, cache: DynamicCache, seen: Tensor, asked: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Feed every row its prompts side by side: the logits [Q, V] behind each, and the columns [Q, C] that each sees."""
+        device = self.policy.device
+        width = max(sum(len(self.requests[index].ids) for index in row) for row in asked)
+        count = len(asked)
+        ids, positions = np.zeros((count, width), dtype=np.int64), np.zeros((count, width), dtype=np.int64)
+        own = np.zeros((count, width, width), dtype=bool)
+        own[:, np.arange(width), np.arange(width)] = True
+        ends, columns, lengths = [], [], seen.sum(dim=1).tolist()
+        for place, questions in enumerate(asked):
+            start = 0
+            for index in questions:
+                tokens = self.requests[index].ids
+                end = start + len(tokens)
+                ids[place, start:end] = tokens
+                positions[place, start:end] = lengths[place] + np.arange(len(tokens))
+                own[place, start:end, start:end] = np.tri(len(tokens), dtype=bool)
+                ends.append((place, end - 1))
+                columns.append((start <= np.arange(width)) & (np.arange(width) < end))
+                start = end
+        rows, lasts = torch.tensor(ends, device=device).unbind(1)
+        sees = torch.cat([seen[:, None].expand(-1, width, -1), torch.from_numpy(own).to(device)], dim=-1)
+        logits = self._run(cache, torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), sees, rows, lasts)
+        return logits, torch.cat([seen[rows], torch.from_numpy(np.stack(columns)).to(device)], dim=-1)
+
+    def _run(self, cache: DynamicCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """One forward behind the cache: logits [A, V] at some places of the tokens [R, L] that see `sees` [R, L, C]."""
+        model = self.policy.model
+        mask = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
+        mask = mask.masked_fill_(~sees, torch.finfo(model.dtype).min)[:, None]
+        with only(model, rows, columns):
+            logits: Tensor = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).logits
+        return logits[0]
 
 
-def pick(logits: Tensor, sampling: SamplingOptions, generator: torch.Generator) -> Tensor:
-    """[R] a token for each row of logits [R, V]: greedy at temperature 0, else from the top-k, top-p part."""
+def pick(logits: Tensor, sampling: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """[A] a token for each row of logits [A, V], and its untempered log-probability.
+
+    Greedy at temperature 0, else the token at which the cumulated shares of the top-k, top-p part, in the order of the
+    vocabulary, pass `uniform` [A]: noise in the logits then moves the choice only where a share begins or ends.
+    """
+    scores = logits.float()
     if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    scores = logits.float() / sampling.temperature
-    width = min(sampling.top_k or scores.shape[-1], scores.shape[-1])
+        token = scores.argmax(dim=-1)
+    else:
+        shares, tokens = _shares(scores / sampling.temperature, sampling)
+        sums = shares.to(torch.float32 if shares.device.type == "mps" else torch.float64).cumsum(dim=-1)
+        place = torch.searchsorted(sums, uniform[:, None].to(sums.dtype) * sums[:, -1:], right=True)
+        place = place.minimum((sums < sums[:, -1:]).sum(dim=-1, keepdim=True))
+        token = (tokens.gather(-1, place) if tokens is not None else place)[:, 0]
+    return token, scores.gather(-1, token[:, None])[:, 0] - scores.logsumexp(dim=-1)
+
+
+def _shares(scores: Tensor, sampling: SamplingOptions) -> tuple[Tensor, Tensor | None]:
+    """The shares [A, W] of the tokens that may be said, and which tokens [A, W], in order; None: the whole vocabulary."""
+    vocabulary = scores.shape[-1]
+    width = min(sampling.top_k or vocabulary, vocabulary)
+    if width == vocabulary and sampling.top_p == ANY:
+        return scores.softmax(dim=-1), None
     best, tokens = scores.topk(width, dim=-1)
     shares = best.softmax(dim=-1)
     before = shares.cumsum(dim=-1) - shares
     shares = shares.masked_fill(before >= sampling.top_p, 0.0)
-    return tokens.gather(-1, torch.multinomial(shares, 1, generator=generator))[:, 0]
+    if width == vocabulary:
+        return torch.zeros_like(scores).scatter_(-1, tokens, shares), None
+    order = tokens.argsort(dim=-1)
+    return shares.gather(-1, order), tokens.gather(-1, order)
 
 
-def _prefill_prefixes(policy: Policy, requests: Sequence[Request]) -> tuple[DynamicCache, Tensor, Tensor]:
-    """A cache row, mask row [P] and last position for each request, each distinct prefix computed once."""
-    cache = DynamicCache(config=policy.model.config.get_text_config())
-    prefixes = list(dict.fromkeys(request.prefix for request in requests if request.prefix.images))
-    none = torch.zeros(len(requests), dtype=torch.long, device=policy.device)
-    if not prefixes:
-        return cache, none[:, None][:, :0], none - 1
-    if any(not request.prefix.images for request in requests):
-        raise ValueError("requests with and without images cannot be decoded together")
-    encoded = [policy.encode(prefix) for prefix in prefixes]
-    mask, positions = _run(policy, [one.ids for one in encoded], cache, None, None, policy.join(encoded))[1:]
-    place = {prefix: row for row, prefix in enumerate(prefixes)}
-    rows = torch.tensor([place[request.prefix] for request in requests], device=policy.device)
-    cache.batch_select_indices(rows)
-    return cache, mask[rows], positions[rows]
+class _Picker(LogitsProcessor):
+    """Makes generate say what `pick` picks."""
+
+    def __init__(self, growth: Growth, branches: Sequence[_Branch], width: int) -> None:
+        self.growth, self.branches, self.width = growth, branches, width
+        self.uniform = growth.uniforms(branches)
+        self.open = torch.ones(len(branches), dtype=torch.bool, device=growth.policy.device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores that leave one token to choose."""
+        token, value = pick(scores, self.growth.sampling, self.uniform[:, input_ids.shape[1] - self.width])
+        going = self.open.nonzero()[:, 0]
+        self.growth.note([self.branches[index] for index in going.tolist()], token[going], value[going])
+        self.open &= ~torch.isin(token, self.growth.stop)
+        return cast(torch.FloatTensor, torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0))
 
 
-def _run(
-    policy: Policy,
-    ids: Sequence[tuple[int, ...]],
-    cache: DynamicCache,
-    mask: Tensor | None,
-    positions: Tensor | None,
-    inputs: dict[str, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Feed left-padded tokens behind what the cache holds: last logits [R, V], mask [R, P + L], last positions [R]."""
-    width = max(len(row) for row in ids)
-    pad = policy.tokenizer.pad_token_id or 0
-    tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=policy.device)
-    fresh = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=policy.device)
-    before = positions if positions is not None else fresh.new_full((len(ids),), -1)
-    seen = torch.cat([mask, fresh], dim=1) if mask is not None else fresh
-    places = before[:, None] + fresh.cumsum(dim=1)
-    output = policy.model(
-        input_ids=tokens,
-        attention_mask=seen,
-        position_ids=places.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **inputs,
-    )
-    return output.logits[:, -1], seen, places[:, -1]
+def _compact(cache: DynamicCache, sees: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop rows, slots and columns that no branch needs any more; returns the new sees [R, B, C], rows and slots."""
+    rows, row = row.unique(return_inverse=True)
+    first = torch.searchsorted(row, torch.arange(len(rows), device=row.device))
+    place = torch.arange(len(row), device=row.device) - first[row]
+    kept = torch.zeros(len(rows), int(place.max()) + 1, sees.shape[-1], dtype=torch.bool, device=sees.device)
+    kept[row, place] = sees[rows[row], slot]
+    needed = kept.any(dim=1)
+    width = int(needed.sum(dim=1).max())
+    columns = (~needed).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    for layer in cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise TypeError(f"a cache of {type(layer).__name__} cannot be grown as a tree")
+        shape = (-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        index = columns[:, None, :, None].expand(*shape)
+        layer.keys = layer.keys[rows].gather(2, index)
+        shape = (-1, layer.values.shape[1], -1, layer.values.shape[3])
+        layer.values = layer.values[rows].gather(2, columns[:, None, :, None].expand(*shape))
+    return kept.gather(2, columns[:, None].expand(-1, kept.shape[1], -1)), row, place
+
+
+def _scored(requests: Sequence[Request]) -> Tree:
+    """A tree of the prompts about one set of images, as if they were learned: what the guard compares."""
+    prefix = max(requests, key=lambda one: len(one.ids)).prefix
+    asked = [one for one in requests if one.prefix == prefix]
+    nodes: list[Node] = []
+    for one in asked:
+        nodes += [Node(one.ids[:1], ROOT, False), *([Node(one.ids[1:], len(nodes), True)] if len(one.ids) > 1 else [])]
+    learned = [(index,) for index, node in enumerate(nodes) if node.learn]
+    return Tree(prefix, tuple(nodes), tuple(learned))

@@ -1,15 +1,21 @@
 """Log-probabilities of every learned token of many trees from one forward, on any causal vision-language model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment
-from stllava.tree.layout import ROOT, Node, depth, pack
+from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows
+
+LOGITS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -45,85 +51,164 @@ def grow(policy: Policy, prefix: Prefix, chains: Sequence[Sequence[Segment]]) ->
     return Tree(prefix, tuple(nodes), tuple(leaves))
 
 
-def split_chains(tree: Tree) -> list[Tree]:
-    """The tree's chains as trees of their own: what tools without packing compute, one sequence a chain."""
-    chains = []
-    for learned in tree.leaves:
-        path = [learned[-1]]
-        while tree.nodes[path[-1]].parent != ROOT:
-            path.append(tree.nodes[path[-1]].parent)
-        order = path[::-1]
-        nodes = tuple(
-            Node(tree.nodes[index].ids, step - 1 if step else ROOT, tree.nodes[index].learn) for step, index in enumerate(order)
-        )
-        chains.append(Tree(tree.prefix, nodes, (tuple(order.index(index) for index in learned),)))
-    return chains
+def path(tree: Tree, chain: int) -> list[int]:
+    """The nodes of one of the tree's chains, from the first behind the prefix to its last learned one."""
+    nodes = [tree.leaves[chain][-1]]
+    while tree.nodes[nodes[-1]].parent != ROOT:
+        nodes.append(tree.nodes[nodes[-1]].parent)
+    return nodes[::-1]
 
 
 def longest(policy: Policy, tree: Tree) -> int:
     """Tokens of the tree's longest chain, prefix included."""
-    return depth(_rooted(policy, tree))
+    return depth(_rooted(policy, tree.prefix, tree.nodes))
+
+
+def forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[int]]:
+    """The trees, by index, cut into forwards of at most `most` tokens with little padding."""
+    if policy.packs:
+        return cut_forwards([_tokens(policy, tree) for tree in trees], most=most)
+    chains = [len(tree.leaves) for tree in trees]
+    return cut_forwards([longest(policy, tree) for tree in trees], most=most, chains=chains)
 
 
 def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
-    """One batch: trees share rows of the longest tree's N tokens, and it is noted where to read M learned tokens.
+    """One forward of all that is learned in `trees`; on a model that does not pack, every chain has its own row.
 
-    Keys beside the image inputs: input_ids, position_ids [R, N]; attention_mask [R, 1, N, N], added to the scores;
-    logits_to_keep [U], the columns whose output is needed; rows, columns, labels, leaf, tree [M]: of each learned token
-    its row, its predictor's place in logits_to_keep, its id, its node counted through the batch, and its tree;
-    leaf_starts [B]: the number of each tree's first node.
+    Keys beside the image inputs: input_ids [R, N]; attention_mask, whether the row's token sees the column's
+    [R, 1, N, N], with position_ids [R, N], or, unpacked, whether there is a token [R, N]; and of each of the M learned
+    tokens rows, columns, labels, leaf [M]: where its predictor stands, its id, and its node counted through the trees.
     """
-    rooted = [_rooted(policy, tree) for tree in trees]
-    lengths = [sum(len(node.ids) for node in nodes) for nodes in rooted]
-    rows = share_rows(lengths)
-    layouts = [pack(_side_by_side([rooted[tree] for tree in row])) for row in rows]
-    width = max(lengths)
+    first = _starts(trees)
+    if policy.packs:
+        shared = share_rows([_tokens(policy, tree) for tree in trees])
+        rows = [
+            _Row(
+                tuple(trees[tree].prefix for tree in row),
+                _side_by_side([_rooted(policy, trees[tree].prefix, trees[tree].nodes) for tree in row]),
+                [number for tree in row for number in _numbers(trees[tree], range(len(trees[tree].nodes)), first[tree])],
+            )
+            for row in shared
+        ]
+    else:
+        rows = []
+        for tree, start in zip(trees, first, strict=True):
+            for chain in range(len(tree.leaves)):
+                order = path(tree, chain)
+                nodes = [
+                    Node(tree.nodes[index].ids, step - 1 if step else ROOT, tree.nodes[index].learn)
+                    for step, index in enumerate(order)
+                ]
+                rows.append(_Row((tree.prefix,), _rooted(policy, tree.prefix, nodes), _numbers(tree, order, start)))
+    layouts = [pack(row.nodes) for row in rows]
+    width = max(len(layout.ids) for layout in layouts)
     ids = np.full((len(rows), width), policy.tokenizer.pad_token_id or 0, dtype=np.int64)
     positions = np.zeros((len(rows), width), dtype=np.int64)
-    mask = np.zeros((len(rows), 1, width, width), dtype=bool)
-    mask[:, 0, np.arange(width), np.arange(width)] = True
+    sees = np.zeros((len(rows), 1, width, width), dtype=bool)
+    sees[:, 0, np.arange(width), np.arange(width)] = True
+    there = np.zeros((len(rows), width), dtype=np.int64)
     for place, layout in enumerate(layouts):
         length = len(layout.ids)
         ids[place, :length] = layout.ids
         positions[place, :length] = layout.positions
-        mask[place, 0, :length, :length] = layout.mask
-    keep, columns = np.unique(np.concatenate([layout.predictors for layout in layouts]), return_inverse=True)
-    order = [tree for row in rows for tree in row]
-    sizes = [len(rooted[tree]) for tree in order]
-    starts = np.zeros(len(trees), dtype=np.int64)
-    starts[order] = np.cumsum([0, *sizes[:-1]])
-    first = np.cumsum([0, *(sum(len(rooted[tree]) for tree in row) for row in rows[:-1])])
-    leaf = np.concatenate([layout.leaves + start for layout, start in zip(layouts, first, strict=True)])
-    dtype = policy.model.dtype
-    scores = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~torch.from_numpy(mask), torch.finfo(dtype).min)
+        sees[place, 0, :length, :length] = layout.mask
+        there[place, :length] = 1
+    packed = {"attention_mask": torch.from_numpy(sees), "position_ids": torch.from_numpy(positions)}
+    leaf = np.concatenate([np.asarray(row.numbers)[layout.leaves] for row, layout in zip(rows, layouts, strict=True)])
     return {
-        **policy.join([policy.encode(trees[tree].prefix) for tree in order if trees[tree].prefix.images]),
+        **policy.join([policy.encode(prefix) for row in rows for prefix in row.prefixes if prefix.images]),
+        **(packed if policy.packs else {"attention_mask": torch.from_numpy(there)}),
+        **({} if policy.packs else policy.kinds([row.prefixes[0] for row in rows], left=[0] * len(rows), width=width)),
         "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.from_numpy(positions),
-        "attention_mask": scores,
-        "logits_to_keep": torch.from_numpy(keep),
         "rows": torch.from_numpy(np.repeat(np.arange(len(rows)), [len(layout.targets) for layout in layouts])),
-        "columns": torch.from_numpy(columns),
+        "columns": torch.from_numpy(np.concatenate([layout.predictors for layout in layouts])),
         "labels": torch.from_numpy(np.concatenate([layout.targets for layout in layouts])),
         "leaf": torch.from_numpy(leaf),
-        "tree": torch.from_numpy(np.repeat(order, sizes)[leaf]),
-        "leaf_starts": torch.from_numpy(starts),
     }
 
 
-def share_rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Which trees share a row as wide as the longest: longest first, each into the first row that has room."""
-    width = max(lengths)
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for tree in sorted(range(len(lengths)), key=lambda tree: -lengths[tree]):
-        row = next((row for row, left in enumerate(room) if left >= lengths[tree]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(width)
-        rows[row].append(tree)
-        room[row] -= lengths[tree]
-    return rows
+READ_ONLY = frozenset({"rows", "columns", "labels", "leaf"})
+
+
+def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[M] log-probability of each learned token of a batch from `collate`, in float32."""
+    inputs = {name: value for name, value in batch.items() if name not in READ_ONLY}
+    plain = cast(PreTrainedModel, extract_model_from_parallel(model))
+    if inputs["attention_mask"].ndim == 4:
+        inputs["attention_mask"] = additive(inputs["attention_mask"], plain)
+    with only(plain, batch["rows"], batch["columns"]):
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    scored: Tensor = TokenLogProbability.apply(logits[0], batch["labels"])  # type: ignore[no-untyped-call]
+    return scored
+
+
+def additive(sees: Tensor, model: PreTrainedModel) -> Tensor:
+    """A mask to add to attention scores, in the precision the model computes in."""
+    kind = sees.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
+
+
+@contextmanager
+def only(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Let the model's output head see M of its inputs [R, N, D] only, so that logits are [1, M, V]."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, columns][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class TokenLogProbability(torch.autograd.Function):
+    """log softmax of logits [M, V] at labels [M], in float32 without a float32 copy of all logits at once."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
+        """[M] log-probabilities."""
+        totals = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(_rows_at_once(logits))])
+        ctx.save_for_backward(logits, labels, totals)
+        return logits.gather(-1, labels[:, None])[:, 0].float() - totals
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        """d/dlogits = (one-hot - softmax) times the incoming gradient."""
+        logits, labels, totals = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)  # type: ignore[attr-defined]
+        (incoming,) = gradients
+        result = torch.empty_like(logits)
+        for part, label, total, gradient, into in zip(
+            *(value.split(_rows_at_once(logits)) for value in (logits, labels, totals, incoming, result)), strict=True
+        ):
+            shares = (part.float() - total[:, None]).exp_().mul_(-gradient[:, None])
+            into.copy_(shares.scatter_add_(-1, label[:, None], gradient[:, None]))
+        return result, None
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    return max(1, LOGITS_AT_ONCE // logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one row of a batch holds."""
+
+    prefixes: tuple[Prefix, ...]
+    nodes: list[Node]
+    numbers: list[int]
+    """Each node's number through the batch; a prefix has none."""
+
+
+def _starts(trees: Sequence[Tree]) -> list[int]:
+    """The number of each tree's first node when nodes are counted through the trees."""
+    return [0, *np.cumsum([len(tree.nodes) for tree in trees]).tolist()][:-1]
+
+
+def _numbers(tree: Tree, nodes: Sequence[int], first: int) -> list[int]:
+    return [*([-1] if tree.prefix.images else []), *(first + node for node in nodes)]
+
+
+def _tokens(policy: Policy, tree: Tree) -> int:
+    return policy.length(tree.prefix) + sum(len(node.ids) for node in tree.nodes)
 
 
 def _side_by_side(trees: Sequence[Sequence[Node]]) -> list[Node]:
@@ -135,18 +220,9 @@ def _side_by_side(trees: Sequence[Sequence[Node]]) -> list[Node]:
     return nodes
 
 
-READ_ONLY = frozenset({"rows", "columns", "labels", "leaf", "tree", "leaf_starts"})
-
-
-def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """[M] log-probability of each learned token of a batch from `collate`, in float32."""
-    logits = model(**{name: value for name, value in batch.items() if name not in READ_ONLY}, use_cache=False).logits
-    chosen = logits[batch["rows"], batch["columns"]].float()
-    return torch.log_softmax(chosen, dim=-1).gather(-1, batch["labels"][:, None])[:, 0]
-
-
-def _rooted(policy: Policy, tree: Tree) -> list[Node]:
-    if not tree.prefix.images:
-        return list(tree.nodes)
-    root = Node(policy.encode(tree.prefix).ids, ROOT, False)
-    return [root, *(Node(node.ids, node.parent + 1, node.learn) for node in tree.nodes)]
+def _rooted(policy: Policy, prefix: Prefix, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes with the prefix as their first, where there are images."""
+    if not prefix.images:
+        return list(nodes)
+    root = Node(policy.encode(prefix).ids, ROOT, False)
+    return [root, *(Node(node.ids, node.parent + 1, node.learn) for node in nodes)]

@@ -5,6 +5,7 @@ tokens of its own; positions restart at each branch behind the parent's last tok
 log-probabilities that each root-to-leaf chain would give on its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = -1
+READ_COST = 8
+"""What reading a cached token costs, in units of looking at it: measured by bench/generate.py --widths."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,85 @@ def pack(nodes: Sequence[Node]) -> Layout:
         leaves=np.concatenate([none, *leaves]),
         mask=sees[owners][:, owners] & np.tri(start, dtype=bool),
     )
+
+
+def share_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Which trees share a row as wide as the longest: longest first, each into the first row that has room."""
+    width = max(lengths)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for tree in sorted(range(len(lengths)), key=lambda tree: -lengths[tree]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[tree]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(tree)
+        room[row] -= lengths[tree]
+    return rows
+
+
+def cut_forwards(lengths: Sequence[int], *, most: int, chains: Sequence[int] | None = None) -> list[list[int]]:
+    """Trees cut into forwards whose padded rows hold at most `most` tokens, like lengths together.
+
+    Trees share rows; where `chains` says how many chains each tree has, every chain has a row of its own and lengths
+    are those of the longest chains. A tree that is larger than `most` has a forward of its own.
+    """
+    forwards: list[list[int]] = []
+    for tree in sorted(range(len(lengths)), key=lambda tree: -lengths[tree]):
+        if forwards:
+            tried = [*forwards[-1], tree]
+            rows = len(share_rows([lengths[one] for one in tried])) if chains is None else sum(chains[one] for one in tried)
+            if rows * lengths[tried[0]] <= most:
+                forwards[-1].append(tree)
+                continue
+        forwards.append([tree])
+    return forwards
+
+
+def cut_branches(root: int, lengths: Sequence[int], *, most: int) -> list[list[int]]:
+    """A tree's branches, in order, cut into trees of at most `most` tokens, the root's tokens in each; none is cut inside."""
+    parts: list[list[int]] = []
+    room = 0
+    for branch, length in enumerate(lengths):
+        if length > room:
+            parts.append([])
+            room = most - root
+        parts[-1].append(branch)
+        room -= length
+    return parts
+
+
+def cut_rows(lengths: Sequence[int], *, most: int) -> list[list[int]]:
+    """Rows cut into batches of at most `most` tokens, padding included, like lengths together."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def branches_a_row(root: int, *, new: int) -> int:
+    """How many branches of up to `new` tokens should share a row behind `root` tokens.
+
+    With b branches a row, a step reads the root once for b branches, which costs root / b a branch, but each branch
+    looks through the tokens of the b - 1 others, about b * new / 2, which costs compute only. The sum is least at the
+    root of their ratio.
+    """
+    return max(1, round(math.sqrt(2 * READ_COST * root / new)))
+
+
+def share_branches(root: int, prompts: Sequence[int], *, new: int, most: int) -> list[list[int]]:
+    """An image's branches, in order, dealt to as few rows as pays and evenly; no row needs more than `most` tokens.
+
+    `root` tokens come before `prompts[i]` tokens of each branch's prompt and `new` tokens that it may say.
+    """
+    room = max(1, (most - root) // (max(prompts) + new))
+    width = min(branches_a_row(root, new=new), room)
+    rows = -(-len(prompts) // width)
+    ends = [len(prompts) * (row + 1) // rows for row in range(rows)]
+    return [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def depth(nodes: Sequence[Node]) -> int:

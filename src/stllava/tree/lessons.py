@@ -10,16 +10,19 @@ from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments, self_question
 from stllava.records import Conversation, content_id
 from stllava.tree.forward import Tree, grow, longest
+from stllava.tree.layout import cut_branches
 
 
 class Lessons:
-    """All conversations about one set of images become one tree, the images computed once.
+    """All conversations about one set of images become one tree, the images computed once, or several of `most` tokens.
 
     Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context) are left
     out and counted in `dropped`.
     """
 
-    def __init__(self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int, most: int
+    ) -> None:
         self.policy, self.sq_r, self.seed = policy, sq_r, seed
         self.dropped: Counter[str] = Counter()
         groups: dict[Prefix, list[Conversation]] = {}
@@ -32,7 +35,11 @@ class Lessons:
                 groups.setdefault(prefix, []).append(conversation)
             else:
                 self.dropped[cause] += 1
-        self.groups = list(groups.items())
+        self.groups = [
+            (prefix, [together[index] for index in part])
+            for prefix, together in groups.items()
+            for part in cut_branches(policy.length(prefix), [self._tokens(one) for one in together], most=most)
+        ]
         if not self.groups:
             raise StllavaError(
                 f"none of {len(conversations)} conversations can be learned from ({dict(self.dropped)})",
@@ -50,6 +57,11 @@ class Lessons:
             pieces = segments(self.policy.chat, self_question(conversation.messages, turns), images=len(prefix.images))
             chains.append(pieces[1:] if prefix.images else pieces)
         return grow(self.policy, prefix, chains)
+
+    def _tokens(self, conversation: Conversation) -> int:
+        """Tokens behind the images."""
+        pieces = segments(self.policy.chat, conversation.messages, images=len(conversation.images))
+        return sum(len(self.policy.tokens(piece.text)) for piece in (pieces[1:] if conversation.images else pieces))
 
     def _fault(self, prefix: Prefix, conversation: Conversation, pieces: list[Segment]) -> str | None:
         if not any(message.role == "assistant" for message in conversation.messages):

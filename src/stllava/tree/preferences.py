@@ -1,10 +1,11 @@
-"""Preferences as trees: all questions about an image, each with its chosen and its rejected answer, in one sequence."""
+"""Preferences as trees: all questions about an image, each with its answers, in one sequence."""
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,12 +16,18 @@ from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments
 from stllava.progress import Progress
-from stllava.records import Message, Preference, content_id
-from stllava.tree.forward import Tree, collate, grow, longest, token_log_probabilities
+from stllava.records import Message, Preference, Reference, content_id
+from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
+from stllava.tree.guard import Watch
+from stllava.tree.layout import cut_branches
 from stllava.tree.lessons import Lessons
-from stllava.tree.losses import dpo_sigmoid
+from stllava.tree.losses import nll, preference_loss
 
-REFERENCE_IMAGES = 16
+Pair = tuple[float, float]
+"""Of a chosen and a rejected answer."""
+CHECKED_TREES = 8
+CLOSE_PER_TOKEN = {torch.float32: 1e-3}
+CLOSE_IN_HALF = 3e-2
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,26 @@ class Choice:
     """The pairs about one set of images, and lessons to replay beside them."""
 
     tree: Tree
-    """Two chains a pair: chosen, then rejected."""
-    reference: tuple[tuple[float, float], ...]
-    """The reference's summed log-probabilities of chosen and rejected, by pair."""
+    """Every answer once, behind its question."""
+    pairs: tuple[tuple[int, int], ...]
+    """The nodes of each pair's chosen and rejected answer."""
+    reference: tuple[Pair, ...]
+    """The reference's summed log-probabilities of them."""
     replay: tuple[Tree, ...]
-    """Stage-1 trees learned in the same forward."""
+    """Stage-1 trees learned in the same step."""
+
+
+@dataclass
+class _Branch:
+    """A question's answers and the preferences between them."""
+
+    opening: list[Segment]
+    answers: dict[str, Segment]
+    preferences: list[Preference]
 
 
 class Choices:
-    """What dpo learns from, one entry a set of images."""
+    """What dpo learns from, one entry a set of images; where a tree would be too long, several."""
 
     def __init__(
         self,
@@ -49,8 +67,12 @@ class Choices:
         seed: int,
     ) -> None:
         self.policy, self.lessons, self.options, self.seed = policy, lessons, options, seed
+        zeros = torch.zeros(4, 1)
+        first = float(preference_loss(options.loss, *zeros, beta=options.beta, label_smoothing=options.label_smoothing))
+        self.close = CLOSE_PER_TOKEN.get(policy.model.dtype, CLOSE_IN_HALF)
+        self.watch = Watch(first_loss=first, close=self.close, collapse=options.collapse)
         self.dropped: Counter[str] = Counter()
-        groups: dict[Prefix, list[list[Segment]]] = {}
+        groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
         for preference in preferences:
             chains = [_chain(policy, preference, answer) for answer in (preference.chosen, preference.rejected)]
             prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
@@ -60,12 +82,19 @@ class Choices:
             except ItemError as error:
                 self.dropped[f"image {error.cause}"] += 1
                 continue
-            if fits:
-                groups.setdefault(prefix, []).extend(tails)
-            else:
+            if not fits:
                 self.dropped["longer than the context"] += 1
-        self.trees = [grow(policy, prefix, chains) for prefix, chains in groups.items()]
-        self.reference: list[tuple[tuple[float, float], ...]] = []
+                continue
+            opening = tails[0][:-1]
+            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, []))
+            branch.answers |= {preference.chosen: tails[0][-1], preference.rejected: tails[1][-1]}
+            branch.preferences.append(preference)
+        self.trees: list[Tree] = []
+        self.pairs: list[tuple[tuple[int, int], ...]] = []
+        self.preferences: list[tuple[Preference, ...]] = []
+        for prefix, branches in groups.items():
+            self._plant(prefix, list(branches.values()))
+        self.reference: list[tuple[Pair, ...]] = []
         if not self.trees:
             raise StllavaError(
                 f"none of {len(preferences)} preferences can be learned from ({dict(self.dropped)})",
@@ -73,25 +102,94 @@ class Choices:
                 remedy="Look at the counts of ask, answer, judge and pair: they say where the pairs were lost.",
             )
 
+    def _plant(self, prefix: Prefix, branches: Sequence[_Branch]) -> None:
+        """Grow the tree of a set of images, or several, each within the context and the tokens of a forward."""
+        lengths = [
+            sum(len(self.policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers.values()))
+            for branch in branches
+        ]
+        most = min(self.policy.context, self.options.tokens)
+        for part in cut_branches(self.policy.length(prefix), lengths, most=most):
+            chosen = [branches[index] for index in part]
+            tree = grow(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers.values()])
+            ends = [learned[-1] for learned in tree.leaves]
+            nodes, pairs = iter(ends), []
+            for branch in chosen:
+                node = {text: next(nodes) for text in branch.answers}
+                pairs += [(node[preference.chosen], node[preference.rejected]) for preference in branch.preferences]
+            self.trees.append(tree)
+            self.pairs.append(tuple(pairs))
+            self.preferences.append(tuple(preference for branch in chosen for preference in branch.preferences))
+
     def __len__(self) -> int:
         return len(self.trees)
 
-    def measure_reference(self) -> None:
-        """Compute the starting policy's log-probabilities of every answer, once."""
+    def measure_reference(self, weights: str) -> str:
+        """Find the starting policy's log-probabilities of every answer; `weights` is its fingerprint. Returns how.
+
+        Where the policy gave the answers itself, what it noted as it spoke is checked on a few trees and used; all
+        others are computed once.
+        """
+        noted = [_noted(preferences, weights) for preferences in self.preferences]
+        known = [index for index, values in enumerate(noted) if values is not None]
+        step = max(1, len(known) // CHECKED_TREES)
+        sample = known[::step][:CHECKED_TREES]
+        measured = dict(zip(sample, self._measure(sample), strict=True))
+        gap = max((self._gap(index, noted[index] or (), measured[index]) for index in sample), default=0.0)
+        used = {index: values for index, values in enumerate(noted) if values is not None} if gap <= self.close else {}
+        rest = [index for index in range(len(self.trees)) if index not in used and index not in measured]
+        measured |= dict(zip(rest, self._measure(rest), strict=True))
+        self.reference = [used[index] if index in used else measured[index] for index in range(len(self.trees))]
+        if not known:
+            return f"The reference's log-probabilities were computed for {len(self.trees)} trees before training."
+        if not used:
+            return (
+                f"The reference's log-probabilities were computed anew: those noted by answer differ by {gap:.2g} per token, "
+                f"more than {self.close:.2g}."
+            )
+        return (
+            f"The reference's log-probabilities of {len(used)} of {len(self.trees)} trees are those that answer noted "
+            f"(checked on {len(sample)}: {gap:.1e} per token apart at most); the others were computed before training."
+        )
+
+    def references(self, weights: str) -> list[Reference]:
+        """The reference of every pair as records."""
+        return [
+            Reference(id=preference.id, policy=weights, chosen=chosen, rejected=rejected)
+            for preferences, values in zip(self.preferences, self.reference, strict=True)
+            for preference, (chosen, rejected) in zip(preferences, values, strict=True)
+        ]
+
+    def _measure(self, indices: Sequence[int]) -> list[tuple[Pair, ...]]:
+        """Log-probabilities of the pairs of some trees under the policy as it is."""
+        if not indices:
+            return []
         self.policy.model.eval()
-        with Progress("dpo reference", len(self.trees), unit="images") as progress, torch.inference_mode():
-            for start in range(0, len(self.trees), REFERENCE_IMAGES):
-                trees = self.trees[start : start + REFERENCE_IMAGES]
-                batch = {name: value.to(self.policy.device) for name, value in collate(self.policy, trees).items()}
-                sums = _sum_by_leaf(token_log_probabilities(self.policy.model, batch), batch["leaf"]).tolist()
-                for tree, first in zip(trees, batch["leaf_starts"].tolist(), strict=True):
-                    nodes = _answer_nodes(tree, first)
-                    self.reference.append(tuple((sums[chosen], sums[rejected]) for chosen, rejected in nodes))
-                progress.advance(len(trees))
+        found: dict[int, tuple[Pair, ...]] = {}
+        trees = [self.trees[index] for index in indices]
+        with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
+            for part in forwards(self.policy, trees, most=self.options.tokens):
+                batch = self._forward([(trees[place], self.pairs[indices[place]], ()) for place in part])
+                batch = {name: value.to(self.policy.device) for name, value in batch.items()}
+                pairs = batch["pairs"]
+                values = _sum_by_leaf(token_log_probabilities(self.policy.model, _plain(batch)), batch["leaf"])[pairs].tolist()
+                ends = torch.tensor([0, *(len(self.pairs[indices[place]]) for place in part)]).cumsum(0).tolist()
+                for place, (start, end) in zip(part, pairwise(ends), strict=True):
+                    found[place] = tuple((chosen, rejected) for chosen, rejected in values[start:end])
+                progress.advance(len(part))
+        return [found[place] for place in range(len(trees))]
+
+    def _gap(self, index: int, noted: Sequence[Pair], measured: Sequence[Pair]) -> float:
+        """Largest difference per token between two references of a tree."""
+        gaps = [0.0]
+        for nodes, one, other in zip(self.pairs[index], noted, measured, strict=True):
+            lengths = (len(self.trees[index].nodes[node].ids) for node in nodes)
+            gaps += [abs(a - b) / length for a, b, length in zip(one, other, lengths, strict=True)]
+        return max(gaps)
 
     def item(self, index: int, epoch: int) -> Choice:
         """The pairs of one set of images; which lessons are replayed beside them is drawn anew each epoch."""
-        return Choice(self.trees[index], self.reference[index], self._replay(index, epoch))
+        return Choice(self.trees[index], self.pairs[index], self.reference[index], self._replay(index, epoch))
 
     def _replay(self, index: int, epoch: int) -> tuple[Tree, ...]:
         """Shuffled lessons dealt in turn, so that each is replayed about as often as any other."""
@@ -102,52 +200,72 @@ class Choices:
         deck = _deck(len(self.lessons.groups), content_id(self.seed, epoch))
         return tuple(self.lessons.tree(deck[place % len(deck)], epoch) for place in taken)
 
-    def collate(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
-        """One batch of all trees, with the answers' nodes and reference of P pairs and which tokens are replayed.
+    def collate(self, choices: Sequence[Choice]) -> list[dict[str, Tensor]]:
+        """The forwards of one step: trees of pairs and replayed trees, cut at the tokens of a forward.
 
         Adds to `collate`'s keys: pairs [P, 2], the nodes of chosen and rejected; reference [P, 2]; replayed [M].
         """
-        trees = [choice.tree for choice in choices] + [tree for choice in choices for tree in choice.replay]
+        parts = [(choice.tree, choice.pairs, choice.reference) for choice in choices]
+        parts += [(tree, (), ()) for choice in choices for tree in choice.replay]
+        trees = [tree for tree, *_ in parts]
+        return [
+            self._forward([parts[place] for place in part]) for part in forwards(self.policy, trees, most=self.options.tokens)
+        ]
+
+    def _forward(self, parts: Sequence[tuple[Tree, Sequence[tuple[int, int]], Sequence[Pair]]]) -> dict[str, Tensor]:
+        trees = [tree for tree, *_ in parts]
         batch = collate(self.policy, trees)
-        starts = batch["leaf_starts"].tolist()
-        nodes = [node for choice, first in zip(choices, starts, strict=False) for node in _answer_nodes(choice.tree, first)]
-        batch["pairs"] = torch.tensor(nodes)
-        batch["reference"] = torch.tensor([pair for choice in choices for pair in choice.reference])
-        batch["replayed"] = batch["tree"] >= len(choices)
+        nodes = torch.tensor([len(tree.nodes) for tree in trees])
+        first = (nodes.cumsum(0) - nodes).tolist()
+        pairs = [(a + start, b + start) for (_, pairs, _), start in zip(parts, first, strict=True) for a, b in pairs]
+        replayed = torch.tensor([not pairs for _, pairs, _ in parts]).repeat_interleave(nodes)
+        batch["pairs"] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        batch["reference"] = torch.tensor([pair for *_, reference in parts for pair in reference]).reshape(-1, 2)
+        batch["replayed"] = replayed[batch["leaf"]]
         return batch
 
-    def count(self, batch: dict[str, Tensor]) -> dict[str, float]:
+    def count(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """What the parts of the loss are divided by."""
-        chosen = torch.isin(batch["leaf"], batch["pairs"][:, 0])
         return {
             "pairs": float(len(batch["pairs"])),
-            "chosen_tokens": float(chosen.sum()),
+            "chosen_tokens": float(_anchored(batch).sum()),
             "replayed_tokens": float(batch["replayed"].sum()),
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], counts: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
-        """DPO over pairs + NLL over the chosen answers' tokens + NLL over the replayed tokens, and figures to draw."""
-        pairs, reference = batch.pop("pairs"), batch.pop("reference")
-        replayed = batch.pop("replayed")
-        tokens = token_log_probabilities(model, batch)
-        sums = _sum_by_leaf(tokens, batch["leaf"])
-        chosen, rejected = sums[pairs[:, 0]], sums[pairs[:, 1]]
-        ref_chosen, ref_rejected = reference[:, 0], reference[:, 1]
-        preference = dpo_sigmoid(chosen, rejected, ref_chosen, ref_rejected, beta=self.options.beta)
-        loss = preference.sum() / counts["pairs"]
-        if self.options.nll > 0:
-            loss = loss - self.options.nll * chosen.sum() / counts["chosen_tokens"]
+        """This forward's share of the step's loss, and of its figures.
+
+        The loss is that of the pairs + NLL over the chosen answers' tokens + NLL over the replayed tokens.
+        """
+        options, pairs, leaf, reference = self.options, batch["pairs"], batch["leaf"], batch["reference"]
+        tokens = token_log_probabilities(model, _plain(batch))
+        sums, lengths = _sum_by_leaf(tokens, leaf)[pairs], _sum_by_leaf(torch.ones_like(tokens), leaf)[pairs]
+        losses = preference_loss(
+            options.loss,
+            *sums.unbind(1),
+            *reference.unbind(1),
+            beta=options.beta,
+            label_smoothing=options.label_smoothing,
+            lengths=lengths.unbind(1) if options.length_normalised else None,
+        )
+        loss = losses.sum() / counts["pairs"]
+        if counts["chosen_tokens"] > 0:
+            loss = loss + options.nll * nll(tokens[_anchored(batch)], tokens=counts["chosen_tokens"])
         if counts["replayed_tokens"] > 0:
-            loss = loss - self.options.replay * tokens[replayed].sum() / counts["replayed_tokens"]
-        margin = self.options.beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+            loss = loss + options.replay * nll(tokens[batch["replayed"]], tokens=counts["replayed_tokens"])
+        rewards = options.beta * (sums.detach() - reference)
+        margin = rewards[:, 0] - rewards[:, 1]
         figures = {
-            "dpo_loss": preference.mean(),
-            "reward_accuracy": (margin > 0).float().mean(),
-            "reward_margin": margin.mean(),
-            "chosen_logp": chosen.mean(),
-            "rejected_logp": rejected.mean(),
+            "dpo_loss": losses.detach(),
+            "reward_accuracy": (margin > 0).float(),
+            "reward_margin": margin,
+            "chosen_logp": sums.detach()[:, 0],
+            "rejected_logp": sums.detach()[:, 1],
+            "chosen_drift": (moved := (sums.detach() - reference) / lengths)[:, 0],
+            "distance": moved.abs().mean(dim=1),
         }
-        return loss, {name: float(value.detach()) for name, value in figures.items()}
+        shares = torch.stack([value.sum() / counts["pairs"] for value in figures.values()]).tolist()
+        return loss, dict(zip(figures, shares, strict=True))
 
 
 @lru_cache(maxsize=2)
@@ -165,13 +283,24 @@ def _chain(policy: Policy, preference: Preference, answer: str) -> list[Segment]
     return [*(Segment(piece.text, False) for piece in pieces[:-1]), pieces[-1]]
 
 
+def _anchored(batch: Mapping[str, Tensor]) -> Tensor:
+    """[M] whether a token is of an answer that is chosen and, where a question has several pairs, never rejected."""
+    leaf, pairs = batch["leaf"], batch["pairs"]
+    return torch.isin(leaf, pairs[:, 0]) & ~torch.isin(leaf, pairs[:, 1])
+
+
+def _noted(preferences: Sequence[Preference], weights: str) -> tuple[Pair, ...] | None:
+    """What the policy with these weights noted of every pair of a tree, or None where something is missing."""
+    found = [preference.reference for preference in preferences]
+    if any(one is None or one.policy != weights for one in found):
+        return None
+    return tuple((one.chosen, one.rejected) for one in found if one is not None)
+
+
+def _plain(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name not in ("pairs", "reference", "replayed")}
+
+
 def _sum_by_leaf(tokens: Tensor, leaf: Tensor) -> Tensor:
-    """Summed log-probability of every node of the batch that is learned; zero for the others."""
+    """Sum of every learned node's values; zero for the others."""
     return tokens.new_zeros(int(leaf.max()) + 1).index_add(0, leaf, tokens)
-
-
-def _answer_nodes(tree: Tree, first: int) -> list[tuple[int, int]]:
-    """The nodes of chosen and rejected of each pair, counted through the batch."""
-    offset = first + (1 if tree.prefix.images else 0)
-    ends = [learned[-1] + offset for learned in tree.leaves]
-    return list(zip(ends[::2], ends[1::2], strict=True))

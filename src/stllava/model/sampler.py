@@ -1,0 +1,74 @@
+"""What ask, answer and evaluate need of a policy: text for prompts, from this process or from a server."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from stllava.config import SamplingOptions
+from stllava.errors import ItemError
+from stllava.records import Message, Role
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a policy is to continue."""
+
+    messages: tuple[Message, ...]
+    """The turns so far, without image places."""
+    images: tuple[str, ...]
+    """Paths relative to the image root."""
+    speaker: Role = "assistant"
+    """Who speaks next."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was said."""
+
+    text: str
+    """Without the end of the turn and without white space around it."""
+    log_probability: float | None = None
+    """Natural logarithm of the untempered probability of the text and its end of turn; None where it is not known
+    or the text, split into tokens again, is not what was sampled."""
+
+
+class Sampler(Protocol):
+    """A policy that speaks."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of the manifest must know of how it speaks."""
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ItemError when the prompt's images cannot be used."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
+    ) -> list[tuple[Completion, ...]]:
+        """K completions of every prompt; a completion depends on its prompt, its number and the seed alone."""
+
+
+def usable(
+    sampler: Sampler, items: Sequence[Item], ask: Callable[[Item], Prompt]
+) -> tuple[list[Item], list[Prompt], Counter[str]]:
+    """The items whose images can be used, what `ask` makes of each, and how many others there are by cause."""
+    kept: list[Item] = []
+    prompts: list[Prompt] = []
+    dropped: Counter[str] = Counter()
+    for item in items:
+        asked = ask(item)
+        try:
+            sampler.check(asked)
+        except ItemError as error:
+            dropped[f"image {error.cause}"] += 1
+        else:
+            kept.append(item)
+            prompts.append(asked)
+    return kept, prompts, dropped

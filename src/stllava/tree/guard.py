@@ -1,0 +1,134 @@
+"""Guards: whether a model can be packed, and whether learning from preferences goes where it should.
+
+Packing is tried on the model itself, for not every architecture computes a tree as it does a chain: positions along
+several axes, windows shorter than a chain, and attention that runs both ways among image tokens make a packed sequence
+another input than the chains it stands for. Such a model is used unpacked: slower, and right.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import inf
+
+import torch
+
+from stllava.errors import CollapseError, StllavaError
+from stllava.model.load import Policy
+from stllava.tree.forward import Tree, collate, longest, path, token_log_probabilities
+from stllava.tree.layout import ROOT, Node
+
+CHAINS = 2
+CLOSE = {torch.float32: 1e-3}
+CLOSE_IN_HALF = 5e-2
+"""Nats a token, on average: bfloat16 rounds sums of another order differently."""
+
+
+WINDOW = 10
+"""Steps whose mean is looked at for signs of a collapse."""
+GOOD, FLIPPED = 0.7, 0.5
+
+
+class Watch:
+    """Stops learning from preferences that starts from another reference, or under which chosen answers die out."""
+
+    def __init__(self, *, first_loss: float, close: float, collapse: float) -> None:
+        """Expect `first_loss` and answers that moved less than `close` at first; `collapse` is in nats a token."""
+        self.first_loss, self.close, self.collapse = first_loss, close, collapse
+        self.drifts: deque[float] = deque(maxlen=WINDOW)
+        self.accuracies: deque[float] = deque(maxlen=WINDOW)
+        self.best = -inf
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        """Look at the figures of a step; raises StllavaError when it must not go on."""
+        if step == 0 and figures["distance"] > self.close:
+            raise StllavaError(
+                f"the first loss is {figures['dpo_loss']:.4f}: answers are {figures['distance']:.2g} nats a token from the "
+                "reference before anything was learned",
+                expected=f"the reference to be the starting policy, and so a first loss of {self.first_loss:.4f}",
+                remedy="Start from the policy that the reference was measured on; switch dropout off in its configuration.",
+            )
+        self.drifts.append(figures["chosen_drift"])
+        self.accuracies.append(figures["reward_accuracy"])
+        if len(self.drifts) < WINDOW or self.collapse == 0:
+            return
+        drift, accuracy = (sum(values) / WINDOW for values in (self.drifts, self.accuracies))
+        self.best = max(self.best, accuracy)
+        if drift < -self.collapse:
+            raise CollapseError(
+                f"after {step + 1} steps chosen answers are {-drift:.1f} nats a token less likely than under the reference",
+                expected=f"a fall of {self.collapse:g} at most",
+                remedy="Anchor them: a higher nll or replay, a lower learning rate, fewer epochs.",
+            )
+        if self.best >= GOOD and accuracy < FLIPPED:
+            raise CollapseError(
+                f"after {step + 1} steps {accuracy:.0%} of the pairs are ranked rightly, and it was {self.best:.0%}",
+                expected="a ranking that does not turn round",
+                remedy="Use a lower learning rate or fewer epochs.",
+            )
+
+
+def check_packing(policy: Policy, trees: Sequence[Tree], *, ahead: int = 0) -> str | None:
+    """Score a few chains of the longest tree packed and unpacked; where they differ, do not pack. Returns why not.
+
+    `ahead` is how many tokens more may be said behind a tree.
+    """
+    if not policy.packs:
+        return None
+    tree = max(trees, key=lambda tree: longest(policy, tree))
+    fault = _kinds(policy, tree) or _window(policy, tree, ahead=ahead) or _difference(policy, _some_chains(tree))
+    policy.packs = fault is None
+    return f"{fault}: every answer is computed as a sequence of its own, which takes longer." if fault else None
+
+
+def _kinds(policy: Policy, tree: Tree) -> str | None:
+    """A model that asks what each token is masks or numbers image tokens in its own way."""
+    asked = sorted(policy.encode(tree.prefix).kinds) if tree.prefix.images else []
+    return f"This model masks or numbers image tokens in its own way ({', '.join(asked)})" if asked else None
+
+
+def _window(policy: Policy, tree: Tree, *, ahead: int) -> str | None:
+    """A window narrower than a chain; within it every token is seen, and the window does not matter."""
+    config = policy.model.config.get_text_config().to_dict()
+    kinds = config.get("layer_types")
+    window: int | None = config.get("sliding_window")
+    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+    length = longest(policy, tree) + ahead
+    if window is not None and slides and length > window:
+        return f"This model sees {window} tokens back in some layers and has {length} to see"
+    return None
+
+
+@torch.inference_mode()
+def _difference(policy: Policy, tree: Tree) -> str | None:
+    """How far the packed log-probabilities are from those of chains computed alone, if too far."""
+    policy.model.eval()
+    found = []
+    for packs in (True, False):
+        policy.packs = packs
+        batch = {name: value.to(policy.device) for name, value in collate(policy, [tree]).items()}
+        try:
+            values = token_log_probabilities(policy.model, batch)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if not packs:
+                raise
+            return f"This model does not take packed trees ({' '.join(str(error).split())[:200]})"
+        order = torch.argsort(batch["leaf"], stable=True)
+        found.append(values[order])
+    gap = float((found[0] - found[1]).abs().mean())
+    close = CLOSE.get(policy.model.dtype, CLOSE_IN_HALF)
+    if gap <= close:
+        return None
+    return f"Packed and unpacked log-probabilities of this model differ by {gap:.2g} nats a token, more than {close:.2g}"
+
+
+def _some_chains(tree: Tree) -> Tree:
+    """The tree's first chains only."""
+    nodes: list[Node] = []
+    place: dict[int, int] = {ROOT: ROOT}
+    for chain in range(min(CHAINS, len(tree.leaves))):
+        for index in path(tree, chain):
+            if index not in place:
+                place[index] = len(nodes)
+                node = tree.nodes[index]
+                nodes.append(Node(node.ids, place[node.parent], node.learn))
+    leaves = tuple(tuple(place[index] for index in learned) for learned in tree.leaves[:CHAINS])
+    return Tree(tree.prefix, tuple(nodes), leaves)

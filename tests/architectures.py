@@ -1,0 +1,287 @@
+"""Tiny models of five families, with random weights: what a packed tree must give there, or be seen not to give.
+
+Each is built from its configuration by the transformers classes a user's model has, with a byte-level BPE tokenizer
+trained on a few sentences and a chat template in the family's own words that knows the role virtual_user too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    SiglipVisionConfig,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from stllava.config import SmallModel
+from stllava.model.load import Policy
+from stllava.model.small import IMAGE, TEMPLATE, build_tokenizer, small_policy
+
+TEXTS = (
+    "Describe the image.",
+    "What organ is shown? The organ shown is the lung.",
+    "Is there a nodule? yes, in the left lower lobe of the right lung.",
+    "You are a careful assistant, be brief. No acute finding, a normal chest ct.",
+)
+CONTEXT, VOCABULARY, WIDTH, LAYERS, HEADS = 512, 360, 32, 2, 2
+SIDE, PATCH = 32, 8
+WEIGHT_SCALE = 0.15
+"""Seven times the usual start: else what a token attends to hardly shows in its log-probabilities."""
+HALF = [0.5, 0.5, 0.5]
+PAD = "<pad>"
+VISION: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+
+
+def llava() -> Policy:
+    """A LLaVA of CLIP and Llama: positions count tokens, attention is causal in every layer."""
+    shape = SmallModel(
+        image_size=SIDE,
+        patch_size=PATCH,
+        vision_width=WIDTH,
+        vision_layers=1,
+        language_width=WIDTH,
+        language_layers=LAYERS,
+        heads=HEADS,
+        vocabulary=VOCABULARY,
+        context=CONTEXT,
+    )
+    policy = small_policy(shape, TEXTS, seed=1)
+    return Policy(policy.model.cpu(), policy.processor)
+
+
+def sliding(*, window: int = 24) -> Policy:
+    """A LLaVA on Mistral whose window is shorter than an image with its question, so that windows matter."""
+    tokenizer = build_tokenizer(TEXTS, vocabulary=VOCABULARY, context=CONTEXT)
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"height": SIDE, "width": SIDE}, do_center_crop=False, image_mean=HALF, image_std=HALF
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=TEMPLATE,
+    )
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(projection_dim=WIDTH, **VISION),
+        text_config=MistralConfig(sliding_window=window, **_text(tokenizer)),
+        image_token_index=_id(tokenizer, IMAGE),
+        image_seq_length=(SIDE // PATCH) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    with _seeded(2):
+        return Policy(LlavaForConditionalGeneration(config).eval(), processor)
+
+
+class Qwen2VLPictures(Qwen2VLProcessor):
+    """Qwen2-VL's processor without its half for videos, which needs torchvision."""
+
+    def __init__(
+        self, image_processor: Qwen2VLImageProcessorPil, tokenizer: PreTrainedTokenizerFast, chat_template: str
+    ) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = _id(tokenizer, self.image_token), _id(tokenizer, self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def qwen2_vl() -> Policy:
+    """A Qwen2-VL: an image's tokens have positions of three axes, and the text goes on behind the largest of them."""
+    tokenizer = _tokenizer(
+        ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"], end="<|im_end|>"
+    )
+    processor = Qwen2VLPictures(
+        image_processor=Qwen2VLImageProcessorPil(
+            size={"shortest_edge": SIDE**2, "longest_edge": (2 * SIDE) ** 2},
+            patch_size=PATCH,
+            merge_size=2,
+            image_mean=HALF,
+            image_std=HALF,
+        ),
+        tokenizer=tokenizer,
+        chat_template=_template(
+            turn="<|im_start|>{{ message['role'] }}\n", image="<|vision_start|><|image_pad|><|vision_end|>", end="<|im_end|>\n"
+        ),
+    )
+    config = Qwen2VLConfig(
+        vision_config=Qwen2VLVisionConfig(
+            depth=1, embed_dim=WIDTH, hidden_size=WIDTH, num_heads=HEADS, mlp_ratio=2, patch_size=PATCH
+        ),
+        text_config=Qwen2VLTextConfig(rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]}, **_text(tokenizer)),
+        image_token_id=_id(tokenizer, "<|image_pad|>"),
+        video_token_id=_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
+    )
+    with _seeded(3):
+        return Policy(Qwen2VLForConditionalGeneration(config).eval(), processor)
+
+
+def gemma3(*, window: int = CONTEXT) -> Policy:
+    """A Gemma 3: an image's tokens see each other both ways; one layer has a window, which is wide unless told."""
+    special = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = _tokenizer(["<start_of_turn>", "<end_of_turn>", *special.values()], end="<end_of_turn>", named=special)
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=HALF, image_std=HALF),
+        tokenizer=tokenizer,
+        image_seq_length=(SIDE // PATCH) ** 2,
+        chat_template=_template(turn="<start_of_turn>{{ message['role'] }}\n", image="<start_of_image>", end="<end_of_turn>\n"),
+    )
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(vision_use_head=False, **VISION),
+        text_config=Gemma3TextConfig(
+            head_dim=WIDTH // HEADS,
+            query_pre_attn_scalar=WIDTH // HEADS,
+            sliding_window=window,
+            layer_types=["sliding_attention", "full_attention"],
+            **_text(tokenizer),
+        ),
+        mm_tokens_per_image=(SIDE // PATCH) ** 2,
+        image_token_index=_id(tokenizer, special["image_token"]),
+        boi_token_index=_id(tokenizer, special["boi_token"]),
+        eoi_token_index=_id(tokenizer, special["eoi_token"]),
+    )
+    with _seeded(4):
+        model = Gemma3ForConditionalGeneration(config)
+        # It starts as zeros, and then no image is seen.
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=WEIGHT_SCALE)
+        return Policy(model.eval(), processor)
+
+
+def smolvlm() -> Policy:
+    """An Idefics3, as SmolVLM is one: an image becomes tiles and a view of the whole, [1, tiles, 3, height, width].
+
+    SmolVLM's own processor needs num2words and torchvision, for videos; its image half is Idefics3's. Image splitting is on.
+    """
+    special = ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"]
+    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer = _tokenizer([*special, *places], end="<end_of_utterance>")
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(
+            do_image_splitting=True,
+            size={"longest_edge": 2 * SIDE},
+            max_image_size={"longest_edge": SIDE},
+            image_mean=HALF,
+            image_std=HALF,
+        ),
+        tokenizer=tokenizer,
+        image_seq_len=(SIDE // PATCH // 2) ** 2,
+        chat_template="<|im_start|>"
+        + _template(turn="{{ message['role'] | capitalize }}:", image="<image>", end="<end_of_utterance>\n"),
+    )
+    config = Idefics3Config(
+        vision_config=Idefics3VisionConfig(**VISION),
+        text_config=LlamaConfig(**_text(tokenizer)),
+        image_token_id=_id(tokenizer, "<image>"),
+        scale_factor=2,
+    )
+    with _seeded(5):
+        return Policy(Idefics3ForConditionalGeneration(config).eval(), processor)
+
+
+ARCHITECTURES: dict[str, Callable[[], Policy]] = {
+    "llava": llava,
+    "qwen2_vl": qwen2_vl,
+    "gemma3": gemma3,
+    "smolvlm": smolvlm,
+    "sliding": sliding,
+}
+
+
+def _template(*, turn: str, image: str, end: str) -> str:
+    """A chat template: how a turn opens, what stands for an image, how a turn closes."""
+    part = "{%- if part['type'] == 'image' -%}IMAGE{%- else -%}{{ part['text'] }}{%- endif -%}"
+    turns = "{%- for message in messages -%}TURN{%- for part in message['content'] -%}PART{%- endfor -%}END{%- endfor -%}"
+    return turns.replace("PART", part).replace("IMAGE", image).replace("TURN", _literal(turn)).replace("END", _literal(end))
+
+
+def _literal(text: str) -> str:
+    """Text whose line breaks a template keeps between tags that strip white space."""
+    return text.replace("\n", "{{ '\n' }}")
+
+
+def _tokenizer(special: list[str], *, end: str, named: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE like the small model's, with a family's special tokens; `named` become the tokenizer's attributes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, *special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=end,
+        extra_special_tokens=named if named is not None else special,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Options of the language model, by the names all their classes use."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": WEIGHT_SCALE,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+
+
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Weights drawn from `seed`, and torch's generator left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,249 @@
+"""pair: which answers become preferences, and what the manifest says of them."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stllava.config import AnswerOptions, JudgeOptions, PairOptions
+from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling
+from stllava.stages.pair import contests, pair, pairs_of, unbalanced
+from stllava.store import Stage, read_records
+
+HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
+EXTREMES, ALL = PairOptions(), PairOptions(pairs="all")
+EITHER = pytest.mark.parametrize("options", [EXTREMES, ALL], ids=["extremes", "all"])
+SCORES = st.integers(0, 6).map(lambda points: points / 4)
+MARKED = st.lists(st.tuples(st.sampled_from(["", "yes", "No", "no", "left", "a mass"]), SCORES), min_size=2, max_size=7)
+"""Completions and their scores; equal texts may have scored differently."""
+FAIR = st.dictionaries(st.sampled_from(["", "yes", "no", "left", "a mass", "two"]), SCORES, min_size=1).flatmap(
+    lambda scored: st.lists(st.sampled_from(sorted(scored.items())), min_size=2, max_size=8)
+)
+"""Completions and their scores, equal texts having scored the same."""
+
+Marked = list[tuple[str, float]]
+
+
+def answered(completions: tuple[str, ...], name: str = "a") -> Answers:
+    return Answers(
+        id=name, question_id=f"q-{name}", images=("x.png",), question="?", completions=completions, policy="p", sampling=HOW
+    )
+
+
+def judged(scores: tuple[float, ...] | None, cause: str | None = None, name: str = "a") -> Judgment:
+    return Judgment(id=f"j-{name}", answers_id=name, scores=scores, cause=cause, reason="", expert="e", prompt_hash="h")
+
+
+def paired(marked: Marked, options: PairOptions) -> list[Preference]:
+    texts, scores = zip(*marked, strict=True)
+    made = pairs_of(answered(texts), judged(scores), options=options)
+    return [] if isinstance(made, str) else made
+
+
+def content(pairs: list[Preference]) -> set[tuple[str, str, float]]:
+    return {(one.chosen, one.rejected, one.margin) for one in pairs}
+
+
+def run_pair(options: PairOptions, rounds: list[Marked], to: Path) -> tuple[Manifest, list[Preference]]:
+    """The stage on one set of answers for each list."""
+    stage = Stage("answer", to / "answer", AnswerOptions(), inputs={}, existing="resume")
+    columns = [tuple(zip(*marked, strict=True)) for marked in rounds]
+    stage.write_records("answers", [answered(texts, f"a{place}") for place, (texts, _) in enumerate(columns)])
+    stage.finish(counts_in=len(rounds), counts_out=len(rounds))
+    stage = Stage("judge", to / "judge", JudgeOptions(), inputs={}, existing="resume")
+    stage.write_records("judgments", [judged(scores, name=f"a{place}") for place, (_, scores) in enumerate(columns)])
+    stage.finish(counts_in=len(rounds), counts_out=len(rounds))
+    manifest = pair(options, answers=to / "answer", judgments=to / "judge", to=to / "pair")
+    return manifest, read_records(to / "pair", "preferences", Preference)
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("scores", "cause", "expected"),
+    [
+        (None, "abstained", "abstained"),
+        (None, "refused", "refused"),
+        ((0.5, 0.5, 0.5), None, "tie"),
+        ((0.5, 0.9, 0.5), None, "margin too small"),
+        ((1.0, 0.0), None, "wrong number of scores"),
+    ],
+    ids=["abstained", "refused", "tie", "close", "short"],
+)
+def test_what_has_no_clear_winner_never_becomes_a_pair(
+    scores: tuple[float, ...] | None, cause: str | None, expected: str, options: PairOptions
+) -> None:
+    assert pairs_of(answered(("yes", "no", "maybe")), judged(scores, cause), options=options) == expected
+
+
+@EITHER
+def test_equal_texts_and_empty_winners_never_become_a_pair(options: PairOptions) -> None:
+    assert pairs_of(answered(("yes", "yes")), judged((1.0, 0.0)), options=options) == "same text"
+    assert pairs_of(answered(("yes", "yes", "no")), judged((1.0, 0.375, 0.75)), options=options) == "same text"
+    assert pairs_of(answered(("", "no")), judged((1.0, 0.0)), options=options) == "empty answer chosen"
+
+
+def test_all_pairs_are_those_that_differ_by_the_margin_each_once_and_widest_first() -> None:
+    marked = [("two", 1.0), ("one", 0.5), ("two", 1.0), ("none", 0.0), ("", 0.0), ("three", 0.75)]
+    assert [(one.chosen, one.rejected, one.margin) for one in paired(marked, ALL)] == [
+        ("two", "none", 1.0),
+        ("two", "", 1.0),
+        ("three", "none", 0.75),
+        ("three", "", 0.75),
+        ("two", "one", 0.5),
+        ("one", "none", 0.5),
+        ("one", "", 0.5),
+    ]
+
+
+def test_two_texts_that_won_against_each_other_are_a_pair_the_way_that_was_wider() -> None:
+    marked = [("left", 1.0), ("right", 0.0), ("left", 0.25), ("right", 0.75)]
+    assert content(paired(marked, ALL)) == {("left", "right", 1.0)}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), min_size=2, max_size=6))
+def test_reversing_the_scores_swaps_chosen_and_rejected(marked: list[tuple[str, int]]) -> None:
+    scored = [(f"{text}{place}", float(mark)) for place, (text, mark) in enumerate(marked)]
+    negated = [(text, -score) for text, score in scored]
+    for options in (EXTREMES, ALL):
+        mirrored = {(one.rejected, one.chosen, one.margin) for one in paired(negated, options)}
+        assert content(paired(scored, options)) == mirrored
+    for one in paired(scored, EXTREMES):
+        assert dict(scored)[one.chosen] == max(score for _, score in scored)
+
+
+@given(MARKED, st.sampled_from([0.25, 0.5, 1.0]))
+def test_the_chosen_answer_scored_higher_by_the_margin_in_every_pair(marked: Marked, margin: float) -> None:
+    for pairs in ("extremes", "all"):
+        for one in paired(marked, PairOptions(margin=margin, pairs=pairs)):
+            gaps = {a - b for text, a in marked if text == one.chosen for other, b in marked if other == one.rejected}
+            assert one.margin == max(gaps) >= margin
+            assert one.chosen
+            assert one.chosen != one.rejected
+
+
+@given(MARKED)
+def test_all_pairs_hold_the_extreme_one_first_and_no_two_texts_twice(marked: Marked) -> None:
+    extremes, every = paired(marked, EXTREMES), paired(marked, ALL)
+    assert len(extremes) <= 1
+    assert extremes in ([], every[:1])
+    assert len({one.id for one in every}) == len(every) == len({frozenset((one.chosen, one.rejected)) for one in every})
+    assert [one.margin for one in every] == sorted((one.margin for one in every), reverse=True)
+
+
+@given(FAIR)
+def test_of_texts_that_score_alike_everywhere_no_pair_is_missed(marked: Marked) -> None:
+    scored = dict(marked)
+    wanted = {(one, other) for one, high in scored.items() for other, low in scored.items() if one and high - low >= ALL.margin}
+    assert {(one.chosen, one.rejected) for one in paired(marked, ALL)} == wanted
+
+
+@given(MARKED, st.integers(1, 5))
+def test_a_limit_keeps_the_widest_pairs(marked: Marked, most: int) -> None:
+    limited = paired(marked, PairOptions(pairs="all", most=most))
+    assert limited == paired(marked, ALL)[:most]
+    assert paired(marked, PairOptions(most=most)) == paired(marked, EXTREMES)
+
+
+@given(FAIR, st.randoms())
+def test_the_order_of_the_answers_changes_no_pair(marked: Marked, rng: random.Random) -> None:
+    shuffled = rng.sample(marked, len(marked))
+    assert content(paired(shuffled, ALL)) == content(paired(marked, ALL))
+    assert {one.id for one in paired(shuffled, ALL)} == {one.id for one in paired(marked, ALL)}
+
+
+@given(FAIR.filter(lambda marked: all(text for text, _ in marked)), st.randoms())
+def test_the_order_of_the_answers_decides_between_extremes_of_the_same_standing_only(
+    marked: Marked, rng: random.Random
+) -> None:
+    times = Counter(text for text, _ in marked)
+    standings = [
+        [(one.margin, times[one.chosen], times[one.rejected]) for one in paired(order, EXTREMES)]
+        for order in (marked, rng.sample(marked, len(marked)))
+    ]
+    assert standings[0] == standings[1]
+
+
+def test_of_equally_good_answers_the_one_given_most_often_is_chosen() -> None:
+    texts, scores = ("one", "two", "three", "two", "four", "four"), (0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+    ranked = contests(texts, scores)
+    assert (ranked[0].chosen, ranked[0].rejected, ranked[0].gap) == (1, 4, 1.0)
+    assert len(ranked) == 9
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [
+        ((-1.0, -2.0, -3.0), (-1.0, -3.0)),
+        ((None, -2.0, -3.0), (-2.0, -3.0)),
+        ((None, None, -3.0), None),
+        ((-1.0, -2.0, None), None),
+        ((), None),
+    ],
+    ids=["known", "known of the same text", "chosen unknown", "rejected unknown", "none noted"],
+)
+def test_a_pair_takes_along_what_the_policy_noted_of_its_texts(
+    noted: tuple[float | None, ...], expected: tuple[float, float] | None, options: PairOptions
+) -> None:
+    given = answered(("yes", "yes", "no")).model_copy(update={"log_probabilities": noted})
+    made = pairs_of(given, judged((1.0, 1.0, 0.0)), options=options)
+    assert not isinstance(made, str)
+    (one,) = made
+    wanted = None if expected is None else Reference(id=one.id, policy="p", chosen=expected[0], rejected=expected[1])
+    assert one.reference == wanted
+
+
+@given(st.lists(st.sampled_from(["yes", "No", "no", "left", "there is no mass"]), max_size=12), st.randoms())
+def test_balanced_pairs_choose_yes_as_often_as_no(chosen: list[str], rng: random.Random) -> None:
+    lineage = Lineage(question_id="q", answers_id="a", judgment_id="j")
+    made = [
+        Preference(id=f"{place:02}", images=(), prompt=(), chosen=text, rejected="x", margin=1.0, lineage=lineage)
+        for place, text in enumerate(chosen)
+    ]
+    left = unbalanced(made)
+    kept = [one.chosen.lower() for one in made if one.id not in left]
+    assert kept.count("yes") == kept.count("no") == min(chosen.count("yes"), chosen.count("No") + chosen.count("no"))
+    assert [text for text in kept if text not in ("yes", "no")] == [text for text in chosen if " " in text or text == "left"]
+    rng.shuffle(made)
+    assert unbalanced(made) == left
+
+
+def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> None:
+    rounds: list[Marked] = [
+        [("yes", 1.0), ("no", 0.0), ("maybe", 0.0), ("perhaps", 0.0)],
+        [("no", 1.0), ("yes", 0.0)],
+        [("yes", 1.0), ("no", 0.0)],
+        [("left", 1.0), ("right", 0.5), ("both", 0.0)],
+        [("left", 1.0), ("right", 1.0)],
+        [("left", 0.25), ("right", 0.0)],
+    ]
+    for options, pairs, surplus in (
+        (EXTREMES, 3, 1),
+        (PairOptions(balance=False), 4, 0),
+        (ALL, 5, 3),
+        (PairOptions(pairs="all", balance=False), 8, 0),
+        (PairOptions(pairs="all", balance=False, most=2), 6, 0),
+    ):
+        manifest, made = run_pair(options, rounds, tmp_path / f"{options.pairs}-{options.balance}-{options.most}")
+        sources = {one.lineage.judgment_id for one in made}
+        assert manifest.counts_in == len(rounds) == len(sources) + sum(manifest.dropped.values())
+        assert manifest.counts_out == len(made) == len({one.id for one in made}) == pairs
+        assert manifest.measures["surplus_pairs"] == surplus
+        assert manifest.measures["pair_share"] == len(sources) / len(rounds)
+        assert manifest.measures["pairs_a_question"] == pairs / len(sources)
+        assert (manifest.dropped["tie"], manifest.dropped["margin too small"]) == (1, 1)
+        if options.balance:
+            assert sum(one.chosen == "yes" for one in made) == sum(one.chosen == "no" for one in made) == 1
+
+
+def test_a_question_is_dropped_by_the_balance_only_when_none_of_its_pairs_is_left(tmp_path: Path) -> None:
+    several: Marked = [("yes", 1.0), ("no", 0.0), ("maybe", 0.0), ("perhaps", 0.0)]
+    manifest, made = run_pair(ALL, [several, [("no", 1.0), ("yes", 0.0)]], tmp_path / "kept")
+    assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 2, {})
+    assert Counter(one.chosen for one in made) == {"yes": 1, "no": 1}
+    manifest, made = run_pair(ALL, [several, [("left", 1.0), ("right", 0.0)]], tmp_path / "lost")
+    assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 1, {"surplus of yes or no": 1})
+    assert manifest.measures["surplus_pairs"] == 3

@@ -1,0 +1,433 @@
+"""Pairs per second and peak memory of one epoch of dpo: stllava, all pairs of an image in one sequence, against TRL.
+
+    python bench/dpo.py --shape llava --images 4 --batch 2 --trl-batch 2 5 10 --repeats 3
+
+Both sides train the same randomly initialised LLaVA on the same pairs about the same images of noise: sigmoid loss
+alone (no NLL, no replay), AdamW, constant learning rate, float32 on a CPU and bfloat16 on CUDA, as many pairs an
+optimizer step. Timed are the reference's log-probabilities, making batches (images decoded and processed, text
+tokenised) and training. Not timed are imports, loading, a warm-up epoch of one step and our check, once a stage, that the
+model can be packed (`check_seconds` in the results); no side saves weights.
+
+A side is a process of its own, and the sides take turns. TRL runs with every `--trl-batch` (pairs a forward; smaller ones
+are accumulated to the same optimizer step) and the one with the best median is its figure. TRL's own default of
+recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
+
+Writes bench/results/dpo-SHAPE-DEVICE.json (dpo-SHAPE-MODEL-DEVICE.json for models other than base) and prints a table.
+"""
+
+import argparse
+import gc
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from measure import (
+    Figures,
+    as_json,
+    device_kind,
+    finish_device,
+    forget_peak,
+    peak_memory,
+    report_side,
+    run_side,
+    spread,
+    write_result,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stllava.config import DpoOptions
+    from stllava.model.load import Policy
+    from stllava.records import Preference
+
+PATCH, CONTEXT = 14, 4096
+QUESTION_TOKENS, ANSWER_TOKENS = 24, 48
+LEARNING_RATE, BETA, LORA_RANK = 1e-5, 0.1, 128
+SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxz" for vowel in "aeiou"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What there is to learn about one image."""
+
+    image_size: int
+    """Pixels; (size / 14)² image tokens."""
+    questions: int
+    answers: int
+    """Answers a question."""
+    chosen: int
+    """Of them, the good ones: each other answer makes a pair with one of these, in turn."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs an image."""
+        return self.questions * (self.answers - self.chosen)
+
+
+SHAPES = {
+    "llava": Shape(image_size=336, questions=5, answers=2, chosen=1),
+    "one-question": Shape(image_size=336, questions=1, answers=2, chosen=1),
+    "wide": Shape(image_size=336, questions=10, answers=4, chosen=2),  # pairs without a common answer
+    "wide-best": Shape(image_size=336, questions=10, answers=4, chosen=1),  # the best answer against each other one
+    "small-image": Shape(image_size=112, questions=5, answers=2, chosen=1),
+}
+MODELS = ("tiny", "base", "7b")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared."""
+
+    shape: str
+    model: str
+    images: int
+    batch: int
+    """Images an optimizer step."""
+    trl_recompute: bool
+
+    @property
+    def pairs_a_step(self) -> int:
+        """Pairs an optimizer step, on both sides."""
+        return self.batch * SHAPES[self.shape].pairs
+
+
+def build(model: str, shape: Shape) -> "Policy":
+    """A LLaVA with random weights whose tokenizer has every syllable as one token."""
+    from stllava.config import SmallModel
+    from stllava.model.small import small_policy
+
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(SYLLABLES, k=50)) for _ in range(400)]
+    width, layers, heads, seen = {"tiny": (32, 2, 2, 1), "base": (512, 8, 8, 4), "7b": (32, 1, 2, 1)}[model]
+    small = SmallModel(
+        image_size=shape.image_size,
+        patch_size=PATCH,
+        vision_width=min(width, 256),
+        vision_layers=seen,
+        language_width=width,
+        language_layers=layers,
+        heads=heads,
+        vocabulary=1024,
+        context=CONTEXT,
+    )
+    policy = small_policy(small, texts, seed=0)
+    return llava_7b(policy) if model == "7b" else policy
+
+
+def llava_7b(small: "Policy") -> "Policy":
+    """LLaVA-1.5-7B's configuration with random bfloat16 weights, for the tokenizer and image size of a small policy."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from stllava.model.load import Policy
+
+    theirs = small.model.config
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=theirs.vision_config.image_size,
+            patch_size=PATCH,
+            projection_dim=768,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=32064,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=4096,
+            pad_token_id=theirs.text_config.pad_token_id,
+            eos_token_id=theirs.text_config.eos_token_id,
+            bos_token_id=None,
+        ),
+        image_token_index=theirs.image_token_index,
+        image_seq_length=theirs.image_seq_length,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(0)
+    with torch.device(small.device):
+        model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    return Policy(model.eval(), small.processor)
+
+
+def preferences(shape: Shape, images: list[str], tokenizer: "PreTrainedTokenizerBase") -> "list[Preference]":
+    """All pairs about the images: random syllables, questions and answers of exactly the tokens asked for."""
+    from stllava.records import Lineage, Message, Preference
+
+    words = [word for word in SYLLABLES if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]
+    draw = random.Random(1)
+
+    def text(tokens: int) -> str:
+        said = " ".join(draw.choices(words, k=tokens))
+        assert len(tokenizer(said, add_special_tokens=False)["input_ids"]) == tokens
+        return said
+
+    made: list[Preference] = []
+    for image in images:
+        for _ in range(shape.questions):
+            question = Message(role="user", content=text(QUESTION_TOKENS))
+            answers = [text(ANSWER_TOKENS) for _ in range(shape.answers)]
+            for place, rejected in enumerate(answers[shape.chosen :]):
+                name = str(len(made))
+                made.append(
+                    Preference(
+                        id=name,
+                        images=(image,),
+                        prompt=(question,),
+                        chosen=answers[place % shape.chosen],
+                        rejected=rejected,
+                        margin=1.0,
+                        lineage=Lineage(question_id=name, answers_id=name, judgment_id=name),
+                    )
+                )
+    return made
+
+
+def prepare(work: Path, setting: Setting) -> Figures:
+    """Write the model, the images of noise and the pairs about them to `work`."""
+    import numpy as np
+    from PIL import Image
+
+    shape = SHAPES[setting.shape]
+    policy = build(setting.model, shape)
+    policy.save(work / "model")
+    names = [f"{index:04d}.png" for index in range(setting.images)]
+    (work / "images").mkdir()
+    draw = np.random.default_rng(0)
+    for name in names:
+        pixels = draw.integers(0, 256, (shape.image_size, shape.image_size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(work / "images" / name)
+    pairs = preferences(shape, names, policy.tokenizer)
+    (work / "pairs.jsonl").write_text("".join(pair.model_dump_json() + "\n" for pair in pairs))
+    return {
+        "parameters": float(policy.model.num_parameters()),
+        "language_parameters": float(policy.model.get_decoder().num_parameters()),
+        "image_tokens": float((shape.image_size // PATCH) ** 2),
+        "question_tokens": float(QUESTION_TOKENS),
+        "answer_tokens": float(ANSWER_TOKENS),
+        "pairs": float(len(pairs)),
+    }
+
+
+def options(setting: Setting) -> "DpoOptions":
+    """Our options: the whole model learns or, of the 7B one, LoRA on its language part, as on TRL's side."""
+    from stllava.config import DpoOptions, GroupRates, LoraOptions
+
+    lora = setting.model == "7b"
+    rest = 0.0 if lora else LEARNING_RATE
+    return DpoOptions(
+        beta=BETA,
+        nll=0.0,
+        replay=0.0,
+        batch_size=setting.batch,
+        learning_rate=GroupRates(language=LEARNING_RATE, projector=rest, vision=rest),
+        lora=LoraOptions(language_rank=LORA_RANK if lora else 0, dropout=0.0),
+        schedule="constant",
+        warmup=0.0,
+        save_steps=0,
+    )
+
+
+def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting) -> Figures:
+    """One epoch of stllava: the reference once, then training."""
+    from stllava.model.train import Items, fit
+    from stllava.tree.guard import check_packing
+    from stllava.tree.preferences import Choices
+
+    dpo = options(setting)
+    began = time.perf_counter()
+    choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+    planted = time.perf_counter()
+    if fault := check_packing(policy, choices.trees):
+        sys.exit(fault)
+    checked = time.perf_counter()
+    choices.measure_reference(weights="")
+    finish_device()
+    referred = time.perf_counter()
+    curves = fit(
+        policy,
+        Items(len(choices), choices.item),
+        collate=choices.collate,
+        count=choices.count,
+        loss=choices.loss,
+        watch=choices.watch,
+        options=dpo,
+        seed=0,
+        work=work / "ours",
+        label="dpo",
+    )
+    finish_device()
+    ended = time.perf_counter()
+    return {
+        "seconds": ended - began - (checked - planted),
+        "reference_seconds": referred - checked,
+        "check_seconds": checked - planted,
+        "pairs": float(len(pairs) - choices.dropped.total()),
+        "steps": curves["loss"][-1][0],
+        "first_loss": curves["loss"][0][1],
+    }
+
+
+def theirs(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
+    """One epoch of TRL's DPOTrainer, whose reference runs in every step; `name` ends in the pairs a forward."""
+    a_forward = int(name.rpartition("-")[2])
+    peft, datasets, trl = import_module("peft"), import_module("datasets"), import_module("trl")
+    cuda = policy.device.type == "cuda"
+    turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+    columns = {"images": datasets.List(datasets.Image()), "prompt": turns, "chosen": turns, "rejected": turns}
+    rows = [
+        {
+            "images": [str(work / "images" / image) for image in pair.images],
+            "prompt": [message.model_dump() for message in pair.prompt],
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in pairs
+    ]
+    lora = peft.LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        lora_dropout=0.0,
+        target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+    )
+    trainer = trl.DPOTrainer(
+        model=policy.model,  # and a copy of it, loaded from its folder, as the reference; with LoRA, the model without it
+        args=trl.DPOConfig(
+            output_dir=str(work / "trl"),
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            num_train_epochs=1,
+            per_device_train_batch_size=a_forward,
+            gradient_accumulation_steps=setting.pairs_a_step // a_forward,
+            activation_checkpointing=setting.trl_recompute,
+            bf16=cuda,
+            use_cpu=not cuda,
+            max_length=None,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=cuda,
+        ),
+        train_dataset=datasets.Dataset.from_list(rows, features=datasets.Features(columns)),
+        processing_class=policy.processor,
+        peft_config=lora if setting.model == "7b" else None,
+    )
+    finish_device()
+    began = time.perf_counter()
+    trainer.train()
+    finish_device()
+    return {
+        "seconds": time.perf_counter() - began,
+        "pairs": float(len(trainer.train_dataset)),
+        "steps": float(trainer.state.global_step),
+        "first_loss": float(trainer.state.log_history[0]["loss"]),
+    }
+
+
+def side(name: str, setting: Setting, work: Path) -> Figures:
+    """Load, warm up on one optimizer step, then measure an epoch."""
+    from stllava.model.load import load_policy
+    from stllava.records import Preference
+
+    pairs = [Preference.model_validate_json(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+    used = ("stllava.model.train", "stllava.tree.preferences") if name == "ours" else ("peft", "trl.trainer.dpo_trainer")
+    for module in used:
+        import_module(module)
+    before = []
+    for learned in (pairs[: setting.pairs_a_step], pairs):
+        gc.collect()
+        policy = load_policy(work / "model")
+        before.append(forget_peak())
+        figures = ours(work, policy, learned, setting) if name == "ours" else theirs(work, policy, learned, setting, name)
+        del policy
+    peak, cuda = peak_memory(), device_kind() == "cuda"
+    assert figures["pairs"] == len(pairs), f"{name} learned {figures['pairs']:.0f} of {len(pairs)} pairs"
+    off = abs(figures["first_loss"] - math.log(2))
+    assert off < (0.05 if cuda else 1e-3), f"the first loss of {name} is {figures['first_loss']}, not log 2"
+    return figures | {
+        "pairs_per_second": len(pairs) / figures["seconds"],
+        "peak_bytes": float(peak),
+        "added_bytes": float(peak - before[-1 if cuda else 0]),
+    }
+
+
+def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str, JsonValue]:
+    """Run all sides in turn, `repeats` times, and say how many times as long TRL takes at its best."""
+    sides = ["ours", *(f"trl-{pairs}" for pairs in trl_batches)]
+    runs: dict[str, list[Figures]] = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory(prefix="stllava-bench-") as work:
+        common = ["--work", work, "--setting", json.dumps(asdict(setting))]
+        made = run_side(__file__, "--side", "prepare", *common)
+        for repeat in range(repeats):
+            for name in sides if repeat % 2 == 0 else sides[::-1]:
+                runs[name].append(run_side(__file__, "--side", name, *common))
+                print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
+    rates = {name: spread([run["pairs_per_second"] for run in runs[name]]) for name in sides}
+    peer = max(sides[1:], key=lambda name: rates[name].median)
+    ratio = spread([other["seconds"] / own["seconds"] for own, other in zip(runs["ours"], runs[peer], strict=True)])
+    print(f"{setting.shape}, {setting.model}: {made['pairs']:.0f} pairs about {setting.images} images, {repeats} repeats")
+    print(f"{'':<8}{'pairs a second':>24}{'peak GB':>10}{'added GB':>10}")
+    for name in sides:
+        peak, added = (statistics.median(run[key] for run in runs[name]) / 1e9 for key in ("peak_bytes", "added_bytes"))
+        print(f"{name:<8}{rates[name]!s:>24}{peak:>10.2f}{added:>10.2f}")
+    print(f"{peer} takes {ratio} times as long as ours")
+    check = spread([run["check_seconds"] for run in runs["ours"]])
+    print(f"not in it: {check} s in which ours checks, once a stage, that the model can be packed")
+    return {
+        "bench": "dpo",
+        "setting": asdict(setting),
+        "made": dict(made),
+        "peer": peer,
+        "seconds_of_peer_over_ours": as_json(ratio),
+        "pairs_per_second": {name: as_json(rate) for name, rate in rates.items()},
+        "runs": {name: [dict(run) for run in found] for name, found in runs.items()},
+    }
+
+
+def main() -> None:
+    """Compare, or run one side of a comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llava")
+    parser.add_argument("--model", choices=MODELS, default="base")
+    parser.add_argument("--images", type=int, default=4, help="images in the epoch")
+    parser.add_argument("--batch", type=int, default=2, help="images an optimizer step")
+    parser.add_argument("--trl-batch", type=int, nargs="+", default=[2], help="pairs a forward of TRL: all are tried")
+    parser.add_argument("--trl-recompute", action="store_true", help="TRL recomputes activations, as is its default")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side is not None:
+        setting = Setting(**json.loads(asked.setting))
+        report_side(prepare(asked.work, setting) if asked.side == "prepare" else side(asked.side, setting, asked.work))
+        return
+    setting = Setting(asked.shape, asked.model, asked.images, asked.batch, asked.trl_recompute)
+    if asked.images % asked.batch:
+        parser.error(f"--images {asked.images} is no multiple of --batch {asked.batch}: the last step would be a smaller one")
+    if uneven := [pairs for pairs in asked.trl_batch if setting.pairs_a_step % pairs]:
+        parser.error(f"--trl-batch {uneven} does not divide the {setting.pairs_a_step} pairs of an optimizer step")
+    figures = compare(setting, asked.trl_batch, asked.repeats)
+    name = "-".join(["dpo", asked.shape, *([asked.model] if asked.model != "base" else []), device_kind()])
+    print(write_result(name, figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -178,8 +178,8 @@ class AskOptions(GenerationOptions):
     """How the description is sampled."""
     sampling: SamplingOptions = SamplingOptions(top_k=300)
     """How questions are sampled."""
-    chunk: PositiveInt = 64
-    """Images decoded together and written at once."""
+    chunk: PositiveInt = 24
+    """Images decoded together and written at once; while they fit into half the tokens, each is computed once."""
 
 
 class AnswerOptions(GenerationOptions):

@@ -21,9 +21,9 @@ from typing import Literal
 
 import httpx2
 from PIL import Image
-from pydantic import BaseModel, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
-from stllava.config import Options, SamplingOptions
+from stllava.config import EndpointOptions, SamplingOptions
 from stllava.data.images import check_image, open_image
 from stllava.errors import StllavaError
 from stllava.model.sampler import Completion, Prompt
@@ -32,25 +32,6 @@ from stllava.records import content_id
 FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED_WAIT = 0.5, 30.0, 600.0
 SEEDS = 2**31
 """Servers differ in the seeds they take; all take these."""
-
-
-class EndpointOptions(Options):
-    """A server that speaks for the policy; it must serve the same weights."""
-
-    url: str
-    """Base address of an OpenAI-compatible server, such as http://localhost:8000/v1."""
-    model: str
-    """Name under which the server knows the policy."""
-    concurrency: PositiveInt = 8
-    """Most requests at a time."""
-    timeout: PositiveFloat = 120.0
-    """Seconds without a byte from the server after which a request is tried again."""
-    retries: NonNegativeInt = 4
-    """Times a request is tried again when the server is busy, unreachable or failing."""
-    send_images: bool = False
-    """Allow that images leave this machine, to this address only: re-encoded pixels without metadata."""
-    key_variable: str = ""
-    """Name of the environment variable that holds the server's API key; empty when it needs none."""
 
 
 class _Message(BaseModel):
@@ -92,6 +73,7 @@ class EndpointSampler:
         self._options, self._root, self._blank, self._transport = options, root, blank, transport
         self._address = address.copy_with(raw_path=address.raw_path.rstrip(b"/") + b"/chat/completions")
         self._key = _key(options.key_variable)
+        self._usable: set[str] = set()
         self._pictures = lru_cache(maxsize=2 * options.concurrency)(self._picture)
         self._pictures_lock = Lock()
 
@@ -100,10 +82,17 @@ class EndpointSampler:
         """Where it computes."""
         return f"{self._options.model} at {self._address.host}:{self._address.port or self._address.scheme}"
 
-    def check(self, images: tuple[str, ...]) -> None:
-        """Raise ItemError when these images cannot be used."""
-        for relative in images:
-            check_image(self._root, relative)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the manifest must know of how it speaks."""
+        return (f"{self.device} spoke for the policy; that it serves the policy's weights was not checked.",)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ItemError when the prompt's images cannot be used."""
+        for relative in prompt.images:
+            if relative not in self._usable:
+                check_image(self._root, relative)
+                self._usable.add(relative)
 
     def complete(
         self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
@@ -113,8 +102,12 @@ class EndpointSampler:
             return [() for _ in prompts]
         stop = Event()
         with (
-            # No proxies or .netrc of the environment: images go to the address in the options and nowhere else.
-            httpx2.Client(transport=self._transport, timeout=self._options.timeout, trust_env=False) as client,
+            httpx2.Client(
+                transport=self._transport,
+                timeout=self._options.timeout,
+                limits=httpx2.Limits(max_connections=self._options.concurrency),
+                trust_env=False,  # No proxies, no .netrc: images go to the address in the options and nowhere else.
+            ) as client,
             ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="endpoint") as pool,
         ):
             futures = [

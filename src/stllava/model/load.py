@@ -129,6 +129,11 @@ class Policy:
             self._cache[prefix] = encoded
         return encoded
 
+    def forget(self) -> None:
+        """Drop the images that are kept encoded."""
+        self._cache.clear()
+        self._cached_bytes = 0
+
     def length(self, prefix: Prefix) -> int:
         """Tokens of a prefix, image places expanded."""
         return len(self.encode(prefix).ids) if prefix.images else 0

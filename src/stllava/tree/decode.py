@@ -13,8 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.model.endpoint import EndpointSampler
@@ -22,6 +21,7 @@ from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import prompt as opened
 from stllava.model.sampler import Completion, Prompt, Sampler
 from stllava.records import content_id
+from stllava.tree.cache import GrowingCache, Prefilled
 from stllava.tree.forward import Tree, only
 from stllava.tree.guard import check_packing
 from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
@@ -52,19 +52,26 @@ class _Branch:
     """Which of its K completions it is."""
 
 
-def open_sampler(options: GenerationOptions, *, policy: Path, root: Path, blank: bool = False) -> Sampler:
+def open_sampler(
+    options: GenerationOptions, *, policy: Path, root: Path, blank: bool = False, revisits: bool = False
+) -> Sampler:
     """What speaks for the policy about images under `root`: itself in this process, or the server in the options."""
     if options.endpoint is not None:
         return EndpointSampler(options.endpoint, root=root, blank=blank)
-    return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank)
+    return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
 
 
 class LocalSampler:
     """A policy that speaks in this process."""
 
-    def __init__(self, policy: Policy, *, root: Path, tokens: int, blank: bool = False) -> None:
-        """Speak about images under `root`, black ones if `blank`, with at most `tokens` tokens in the cache at once."""
-        self.policy, self.root, self.tokens, self.blank = policy, root, tokens, blank
+    def __init__(self, policy: Policy, *, root: Path, tokens: int, blank: bool = False, revisits: bool = False) -> None:
+        """Speak about images under `root`, black ones if `blank`, with at most `tokens` tokens in the cache at once.
+
+        `revisits` says that images are spoken about again in the next call: half the tokens are then theirs to keep.
+        """
+        self.policy, self.root, self.blank = policy, root, blank
+        self.tokens = tokens // 2 if revisits else tokens
+        self.prefilled = Prefilled(tokens // 2 if revisits else 0)
         self.checked = -1
         self.notes: list[str] = []
 
@@ -91,7 +98,8 @@ class LocalSampler:
             unpacked = check_packing(self.policy, [_scored(requests)], ahead=sampling.max_new_tokens)
             self.notes += [unpacked] if unpacked else []
         branches = [_Branch(index, number) for index in range(len(requests)) for number in range(k)]
-        grown = Growth(self.policy, requests, sampling=sampling, seed=seed)
+        self.prefilled.keep_only({one.prefix for one in requests})
+        grown = Growth(self.policy, requests, sampling=sampling, seed=seed, prefilled=self.prefilled)
         with torch.inference_mode():
             if self.policy.packs:
                 for batch in self._batches(requests, branches, new=sampling.max_new_tokens):
@@ -141,8 +149,11 @@ class LocalSampler:
 class Growth:
     """What has been said so far in answer to some requests."""
 
-    def __init__(self, policy: Policy, requests: Sequence[Request], *, sampling: SamplingOptions, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, requests: Sequence[Request], *, sampling: SamplingOptions, seed: int, prefilled: Prefilled
+    ) -> None:
         self.policy, self.requests, self.sampling, self.seed = policy, requests, sampling, seed
+        self.prefilled = prefilled
         self.stop = torch.tensor(sorted(policy.stop_ids), device=policy.device)
         self.said: dict[_Branch, list[int]] = {}
         self.sums: dict[_Branch, float] = {}
@@ -232,34 +243,41 @@ class Growth:
             drawn.append(np.random.Generator(np.random.Philox(key=int(key, 16))).random(self.sampling.max_new_tokens))
         return torch.from_numpy(np.stack(drawn)).float().to(self.policy.device)
 
-    def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[DynamicCache, Tensor]:
+    def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[GrowingCache, Tensor]:
         """The cache of each row's prefix, each distinct one computed once, and which of its columns [R, P] hold a token."""
-        cache = DynamicCache()
-        distinct = list(dict.fromkeys(prefixes))
         device = self.policy.device
-        if not distinct[0].images:
-            return cache, torch.zeros(len(prefixes), 0, dtype=torch.bool, device=device)
-        encoded = [self.policy.encode(prefix) for prefix in distinct]
-        width, pad = max(len(one.ids) for one in encoded), self.policy.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device)
-        there = torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device)
-        self.policy.model(
-            input_ids=ids,
-            attention_mask=there,
-            position_ids=torch.arange(width, device=device).expand(len(distinct), -1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **self.policy.join(encoded),
-        )
+        if not prefixes[0].images:
+            return GrowingCache(), torch.zeros(len(prefixes), 0, dtype=torch.bool, device=device)
+        distinct = list(dict.fromkeys(prefixes))
+        new = [prefix for prefix in distinct if prefix not in self.prefilled]
+        lengths = {prefix: self.policy.length(prefix) for prefix in distinct}
+        cache = GrowingCache()
+        if new:
+            encoded = [self.policy.encode(prefix) for prefix in new]
+            width, pad = max(lengths[prefix] for prefix in new), self.policy.tokenizer.pad_token_id or 0
+            self.policy.model(
+                input_ids=torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device),
+                attention_mask=torch.tensor(
+                    [[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device
+                ),
+                position_ids=torch.arange(width, device=device).expand(len(new), -1),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.policy.join(encoded),
+            )
+        if len(new) < len(distinct):
+            cache = self.prefilled.joined(cache, new, distinct, lengths)
+        elif self.prefilled.room:
+            self.prefilled.add(cache, {prefix: (row, lengths[prefix]) for row, prefix in enumerate(new)})
+        place = {prefix: row for row, prefix in enumerate(distinct)}
+        rows = torch.tensor([place[prefix] for prefix in prefixes], device=device)
         if len(distinct) < len(prefixes):
-            place = {prefix: row for row, prefix in enumerate(distinct)}
-            rows = torch.tensor([place[prefix] for prefix in prefixes], device=device)
             cache.batch_select_indices(rows)
-            there = there[rows]
-        return cache, there.bool()
+        there = torch.tensor([lengths[prefix] for prefix in prefixes], device=device)[:, None]
+        return cache, torch.arange(max(lengths.values()), device=device) < there
 
-    def _ask(self, cache: DynamicCache, seen: Tensor, asked: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def _ask(self, cache: GrowingCache, seen: Tensor, asked: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Feed every row its prompts side by side: the logits [Q, V] behind each, and the columns [Q, C] that each sees."""
         device = self.policy.device
         width = max(sum(len(self.requests[index].ids) for index in row) for row in asked)
@@ -284,7 +302,7 @@ class Growth:
         logits = self._run(cache, torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), sees, rows, lasts)
         return logits, torch.cat([seen[rows], torch.from_numpy(np.stack(columns)).to(device)], dim=-1)
 
-    def _run(self, cache: DynamicCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def _run(self, cache: GrowingCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """One forward behind the cache: logits [A, V] at some places of the tokens [R, L] that see `sees` [R, L, C]."""
         model = self.policy.model
         mask = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
@@ -347,7 +365,7 @@ class _Picker(LogitsProcessor):
         return cast(torch.FloatTensor, torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0))
 
 
-def _compact(cache: DynamicCache, sees: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compact(cache: GrowingCache, sees: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Drop rows, slots and columns that no branch needs any more; returns the new sees [R, B, C], rows and slots."""
     rows, row = row.unique(return_inverse=True)
     first = torch.searchsorted(row, torch.arange(len(rows), device=row.device))
@@ -357,14 +375,7 @@ def _compact(cache: DynamicCache, sees: Tensor, row: Tensor, slot: Tensor) -> tu
     needed = kept.any(dim=1)
     width = int(needed.sum(dim=1).max())
     columns = (~needed).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-    for layer in cache.layers:
-        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
-            raise TypeError(f"a cache of {type(layer).__name__} cannot be grown as a tree")
-        shape = (-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        index = columns[:, None, :, None].expand(*shape)
-        layer.keys = layer.keys[rows].gather(2, index)
-        shape = (-1, layer.values.shape[1], -1, layer.values.shape[3])
-        layer.values = layer.values[rows].gather(2, columns[:, None, :, None].expand(*shape))
+    cache.take(rows, columns)
     return kept.gather(2, columns[:, None].expand(-1, kept.shape[1], -1)), row, place
 
 

@@ -1,0 +1,351 @@
+"""Speaking through an endpoint: what is sent, what is made of replies, and what happens when there are none."""
+
+import base64
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from threading import Lock
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from pydantic import JsonValue
+
+from stllava.config import EndpointOptions, SamplingOptions
+from stllava.data.images import open_image
+from stllava.errors import ItemError, StllavaError
+from stllava.model import endpoint
+from stllava.model.endpoint import EndpointSampler, pause
+from stllava.model.sampler import Completion, Prompt, Sampler, usable
+from stllava.records import Message
+
+WARM = SamplingOptions(temperature=1.2, top_k=100, top_p=0.95, max_new_tokens=30)
+IMAGE = "scan.png"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An image root with one image, full of metadata."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    words = PngImagePlugin.PngInfo()
+    words.add_text("Patient", "Doe, Jane")
+    exif = Image.Exif()
+    exif[0x010E] = "Doe, Jane"
+    Image.fromarray(pixels).save(tmp_path / IMAGE, pnginfo=words, exif=exif, icc_profile=b"Doe, Jane", dpi=(72, 72))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow one another at once."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.0)
+
+
+class Server:
+    """Stands in for a server: notes what it is asked and says the last turn's words, or what `replies` says first."""
+
+    def __init__(self, *replies: Callable[[], httpx2.Response], seconds: float = 0.0) -> None:
+        self.bodies: list[dict[str, JsonValue]] = []
+        self.requests: list[httpx2.Request] = []
+        self.busy = self.busiest = 0
+        self._replies, self._seconds, self._lock = list(replies), seconds, Lock()
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        with self._lock:
+            self.requests.append(request)
+            self.bodies.append(body)
+            self.busy += 1
+            self.busiest = max(self.busiest, self.busy)
+            reply = self._replies.pop(0) if self._replies else None
+        try:
+            # What is asked first is answered last.
+            time.sleep(self._seconds / len(self.bodies))
+            return reply() if reply is not None else said(f" {self.words(body)} {body['seed']}\n")
+        finally:
+            with self._lock:
+                self.busy -= 1
+
+    @staticmethod
+    def words(body: dict[str, JsonValue]) -> JsonValue:
+        """The text of the last turn that has one."""
+        messages = body["messages"]
+        assert isinstance(messages, list)
+        turns = [turn["content"] for turn in messages if isinstance(turn, dict) and turn["content"]]
+        last = turns[-1]
+        part = last[-1] if isinstance(last, list) else None
+        return part["text"] if isinstance(part, dict) else last
+
+
+def said(text: str | None, *, finish: str = "stop") -> httpx2.Response:
+    """A reply as a server gives it."""
+    message: JsonValue = {"role": "assistant", "content": text}
+    return httpx2.Response(200, json={"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+
+def status(code: int, headers: dict[str, str] | None = None) -> Callable[[], httpx2.Response]:
+    """A reply without a completion."""
+    return lambda: httpx2.Response(code, headers=headers, json={"error": {"message": "the server's own words"}})
+
+
+def hang() -> httpx2.Response:
+    """No reply in time."""
+    raise httpx2.ReadTimeout("timed out")
+
+
+def unreachable() -> httpx2.Response:
+    """Nobody there."""
+    raise httpx2.ConnectError("connection refused")
+
+
+def sampler(
+    server: Server, root: Path, *, concurrency: int = 4, retries: int = 3, blank: bool = False, key_variable: str = ""
+) -> Sampler:
+    """A sampler that asks `server`."""
+    options = EndpointOptions(
+        url="http://localhost:8000/v1/",
+        model="policy",
+        concurrency=concurrency,
+        retries=retries,
+        send_images=True,
+        key_variable=key_variable,
+    )
+    return EndpointSampler(options, root=root, blank=blank, transport=httpx2.MockTransport(server))
+
+
+def asked(*questions: str, images: tuple[str, ...] = ()) -> list[Prompt]:
+    """Prompts in which the user asked these questions."""
+    return [Prompt((Message(role="user", content=question),), images) for question in questions]
+
+
+def texts(completions: list[tuple[Completion, ...]]) -> list[list[str]]:
+    """What was said."""
+    return [[one.text for one in several] for several in completions]
+
+
+def picture(server: Server) -> Image.Image:
+    """The image that was sent at the start of the first turn."""
+    messages = server.bodies[0]["messages"]
+    assert isinstance(messages, list)
+    assert isinstance(messages[0], dict)
+    parts = messages[0]["content"]
+    assert isinstance(parts, list)
+    first, last = parts
+    assert last == {"type": "text", "text": "where?"}
+    assert isinstance(first, dict)
+    assert isinstance(first["image_url"], dict)
+    kind, _, data = str(first["image_url"]["url"]).partition(",")
+    assert kind == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def test_completions_come_in_the_order_of_the_prompts_whoever_answers_first(root: Path) -> None:
+    server = Server(seconds=0.05)
+    said = texts(sampler(server, root).complete(asked("a", "b", "c", "d"), k=3, sampling=WARM, seed=1))
+    assert [[text.split()[0] for text in several] for several in said] == [[word] * 3 for word in "abcd"]
+    assert len({text for several in said for text in several}) == 12
+
+
+def test_no_more_requests_run_at_a_time_than_allowed(root: Path) -> None:
+    server = Server(seconds=0.02)
+    sampler(server, root, concurrency=3).complete(asked(*"abcdefgh"), k=2, sampling=WARM, seed=1)
+    assert 1 < server.busiest <= 3
+    assert len(server.bodies) == 16
+
+
+def test_a_completion_depends_on_its_prompt_its_number_and_the_seed_alone(root: Path) -> None:
+    speaks = sampler(Server(), root)
+    together = speaks.complete(asked("a", "b", "c"), k=4, sampling=WARM, seed=1)
+    alone = speaks.complete(asked("b"), k=2, sampling=WARM, seed=1)
+    assert together[1][:2] == alone[0]
+    assert together[1][0] != together[1][1]
+    assert alone != speaks.complete(asked("b"), k=2, sampling=WARM, seed=2)
+
+
+def test_seeds_differ_by_images_and_speaker_too(root: Path) -> None:
+    turns = (Message(role="user", content="a"),)
+    prompts = [Prompt(turns, ()), Prompt(turns, ("x.png",)), Prompt(turns, (), "virtual_user")]
+    seeds = {endpoint.request_seed(prompt, number=0, seed=0) for prompt in prompts}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_request_says_how_to_sample(root: Path) -> None:
+    server = Server()
+    sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    sampler(server, root).complete(asked("a"), k=1, sampling=SamplingOptions(temperature=0.0, top_k=0), seed=1)
+    warm, greedy = server.bodies
+    assert str(server.requests[0].url) == "http://localhost:8000/v1/chat/completions"
+    assert (warm["model"], warm["n"], warm["temperature"], warm["top_k"], warm["top_p"]) == ("policy", 1, 1.2, 100, 0.95)
+    assert (warm["max_tokens"], warm["messages"]) == (30, [{"role": "user", "content": "a"}])
+    assert greedy["temperature"] == 0
+    assert "top_k" not in greedy
+    assert "add_generation_prompt" not in warm
+
+
+def test_text_is_given_without_white_space_around_it_and_without_a_log_probability(root: Path) -> None:
+    server = Server(lambda: said(" a nodule \n"), lambda: said("", finish="length"))
+    done = sampler(server, root, concurrency=1).complete(asked("a"), k=2, sampling=WARM, seed=1)
+    assert done == [(Completion("a nodule", None), Completion("", None))]
+
+
+@pytest.mark.parametrize("trouble", [status(429), status(503), hang, unreachable], ids=["429", "503", "timeout", "no server"])
+def test_a_busy_or_failing_server_is_asked_again(root: Path, trouble: Callable[[], httpx2.Response]) -> None:
+    server = Server(trouble, trouble)
+    [[text]] = texts(sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1))
+    assert text.startswith("a ")
+    assert len({json.dumps(body) for body in server.bodies}) == 1
+    assert len(server.bodies) == 3
+
+
+def test_a_server_that_stays_away_ends_the_stage_and_keeps_finished_chunks(root: Path) -> None:
+    server = Server(*[hang] * 4)
+    with pytest.raises(StllavaError, match=r"in 4 attempts.*ReadTimeout.*finished chunks are kept"):
+        sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("code", [307, 400, 401, 404])
+def test_a_refusal_is_not_repeated_and_names_status_and_words(root: Path, code: int) -> None:
+    server = Server(status(code, {"Location": "http://elsewhere"}))
+    with pytest.raises(StllavaError, match=rf"status {code}.*the server's own words"):
+        sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    assert len(server.bodies) == 1
+
+
+def test_after_a_refusal_nothing_more_is_asked(root: Path) -> None:
+    server = Server(status(400), seconds=0.05)
+    with pytest.raises(StllavaError, match="status 400"):
+        sampler(server, root, concurrency=2).complete(asked(*"abcdefgh"), k=4, sampling=WARM, seed=1)
+    assert len(server.bodies) < 16
+
+
+def test_a_refusal_does_not_wait_for_requests_that_wait_for_their_next_attempt(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_later() -> httpx2.Response:
+        time.sleep(0.05)
+        return status(400)()
+
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 30.0)
+    started = time.monotonic()
+    with pytest.raises(StllavaError, match="status 400"):
+        sampler(Server(status(503), refuse_later), root, concurrency=2).complete(asked("a", "b"), k=1, sampling=WARM, seed=1)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(lambda: said(None), id="no text"),
+        pytest.param(lambda: said("half an ans", finish="abort"), id="broken off"),
+        pytest.param(lambda: httpx2.Response(200, text="<html>welcome</html>"), id="not JSON"),
+        pytest.param(lambda: httpx2.Response(200, json={"choices": []}), id="no choice"),
+    ],
+)
+def test_a_reply_without_a_finished_text_is_an_error(root: Path, reply: Callable[[], httpx2.Response]) -> None:
+    with pytest.raises(StllavaError, match="expected one choice with a text that came to an end"):
+        sampler(Server(reply), root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+
+
+def test_waits_grow_and_no_server_is_asked_again_earlier_than_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.5)
+    assert [pause(attempt, None, share=1.0) for attempt in range(4)] == [0.5, 1.0, 2.0, 4.0]
+    assert pause(0, None, share=0.0) == 0.25
+    assert pause(50, None, share=1.0) == endpoint.LONGEST_WAIT
+    assert pause(0, "7", share=0.0) == 7.0
+    assert pause(0, "soon", share=1.0) == 0.5
+    assert pause(0, "1e9", share=0.0) == endpoint.LONGEST_ASKED_WAIT
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 50 < pause(0, soon, share=0.0) <= 60
+
+
+def test_images_are_sent_only_when_allowed(root: Path) -> None:
+    with pytest.raises(StllavaError, match="send_images is false"):
+        EndpointSampler(EndpointOptions(url="http://localhost/v1", model="policy"), root=root)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "file:///etc", "http://", "http://localhost:port/v1"])
+def test_an_address_that_is_none_is_refused(root: Path, url: str) -> None:
+    with pytest.raises(StllavaError, match="not a server's address"):
+        EndpointSampler(EndpointOptions(url=url, model="policy", send_images=True), root=root)
+
+
+def test_an_image_is_sent_as_its_pixels_and_nothing_else(root: Path) -> None:
+    server = Server()
+    sampler(server, root).complete(asked("where?", images=(IMAGE,)), k=1, sampling=WARM, seed=1)
+    sent = picture(server)
+    assert sent.format == "PNG"
+    assert sent.info == {}
+    assert not sent.getexif()
+    assert sent.tobytes() == open_image(root, IMAGE).tobytes()
+    assert b"Doe" not in server.requests[0].content
+    assert IMAGE.encode() not in server.requests[0].content
+
+
+def test_blank_sends_black_of_the_same_size(root: Path) -> None:
+    server = Server()
+    sampler(server, root, blank=True).complete(asked("where?", images=(IMAGE,)), k=1, sampling=WARM, seed=1)
+    assert picture(server).size == (20, 12)
+    assert picture(server).getextrema() == ((0, 0),) * 3
+
+
+def test_an_image_is_encoded_once_for_all_that_is_asked_about_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Counter[str] = Counter()
+
+    def count(folder: Path, relative: str) -> Image.Image:
+        opened[relative] += 1
+        return open_image(folder, relative)
+
+    monkeypatch.setattr(endpoint, "open_image", count)
+    sampler(Server(), root).complete(asked("a", "b", "c", images=(IMAGE,)), k=4, sampling=WARM, seed=1)
+    assert opened == {IMAGE: 1}
+
+
+def test_the_virtual_user_goes_on_in_an_open_turn_of_its_own(root: Path) -> None:
+    server = Server()
+    turns = (Message(role="user", content="Describe."), Message(role="assistant", content="A lung."))
+    sampler(server, root).complete([Prompt(turns, (IMAGE,), "virtual_user")], k=1, sampling=WARM, seed=1)
+    body = server.bodies[0]
+    messages = body["messages"]
+    assert isinstance(messages, list)
+    assert messages[1:] == [{"role": "assistant", "content": "A lung."}, {"role": "virtual_user", "content": ""}]
+    assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)
+
+
+def test_bad_images_are_refused_with_their_cause(root: Path) -> None:
+    speaks = sampler(Server(), root)
+    good, bad = asked("a", images=(IMAGE,)), asked("a", images=(IMAGE, "gone.png"))
+    speaks.check(good[0])
+    with pytest.raises(ItemError) as caught:
+        speaks.check(bad[0])
+    assert caught.value.cause == "missing"
+    assert usable(speaks, [*bad, *good], lambda prompt: prompt) == (good, good, {"image missing": 1})
+
+
+def test_the_key_comes_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICY_KEY", "secret")
+    server = Server()
+    sampler(server, root, key_variable="POLICY_KEY").complete(asked("a"), k=1, sampling=WARM, seed=1)
+    assert server.requests[0].headers["Authorization"] == "Bearer secret"
+    monkeypatch.delenv("POLICY_KEY")
+    with pytest.raises(StllavaError, match="POLICY_KEY is not set"):
+        sampler(server, root, key_variable="POLICY_KEY")
+
+
+def test_the_manifest_is_told_who_spoke(root: Path) -> None:
+    speaks = sampler(Server(), root)
+    assert speaks.device == "policy at localhost:8000"
+    assert "policy at localhost:8000 spoke" in " ".join(speaks.notes)
+
+
+def test_nothing_asked_is_nothing_sent(root: Path) -> None:
+    server = Server()
+    assert sampler(server, root).complete([], k=2, sampling=WARM, seed=0) == []
+    assert server.bodies == []

@@ -140,7 +140,7 @@ class TreeTrainer(Trainer):
         """AdamW with one learning rate a part."""
         if self.optimizer is None:
             groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
-            self.optimizer = torch.optim.AdamW(cast(Any, groups))
+            self.optimizer = torch.optim.AdamW(cast(Any, groups), fused=True)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -10,45 +10,56 @@ from transformers.cache_utils import DynamicLayer
 
 from stllava.model.load import Prefix
 
-Part = list[tuple[Tensor, Tensor]]
-"""Keys and values [1, H, P, D] of every layer."""
+Part = list[list[Tensor]]
+"""Keys and values [P, H, D] of every layer."""
+SPARE = 64
+"""Fewest tokens of room made at once."""
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer that writes into spare room behind its tokens: transformers' own copies all of them at every step."""
+    """A layer that writes into spare room behind its tokens, where transformers' own copies all of them at every step.
 
-    buffers: tuple[Tensor, Tensor] | None = None
+    The keys of a token's heads lie side by side, [R, room, H, D], so that columns are taken in whole lines.
+    """
+
+    buffers: list[Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values [R, H, L, D]; returns all of them."""
+        fresh = [key_states.transpose(1, 2), value_states.transpose(1, 2)]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.set(key_states, value_states)
-            return key_states, value_states
-        length = self.get_seq_length()
+            self.hold([one[:, :0] for one in fresh])
+        length = self.keys.shape[-2] if self.keys is not None else 0
         end = length + key_states.shape[-2]
-        if self.buffers is None or self.buffers[0].shape[-2] < end:
-            held = (cast(Tensor, self.keys), cast(Tensor, self.values))
-            room = end + max(length // 2, 64)
-            self.buffers = (_with_room(held[0], room), _with_room(held[1], room))
-        keys, values = self.buffers
-        keys[:, :, length:end], values[:, :, length:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
+        if self.buffers[0].shape[1] < end:
+            self.buffers = [_with_room(one[:, :length], end + max(length // 2, SPARE)) for one in self.buffers]
+        for buffer, one in zip(self.buffers, fresh, strict=True):
+            buffer[:, length:end] = one
+        return self._show(end)
 
-    def set(self, keys: Tensor, values: Tensor) -> None:
-        """Replace what is held."""
-        self.keys, self.values, self.buffers = keys, values, None
+    def hold(self, lines: Sequence[Tensor]) -> None:
+        """Replace keys and values by these, [R, C, H, D]."""
+        self.buffers = list(lines)
+        self._show(lines[0].shape[1])
+
+    def lines(self) -> list[Tensor]:
+        """Keys and values [R, C, H, D]."""
+        return [one[:, : self.get_seq_length()] for one in self.buffers]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows, in that order."""
-        self.set(cast(Tensor, self.keys)[indices], cast(Tensor, self.values)[indices])
+        self.hold([one[indices] for one in self.lines()])
+
+    def _show(self, end: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (one[:, :end].transpose(1, 2) for one in self.buffers)
+        return self.keys, self.values
 
 
 def _with_room(held: Tensor, room: int) -> Tensor:
     """A tensor of `room` tokens that begins with what is held."""
-    buffer = held.new_empty(*held.shape[:2], room, held.shape[3])
-    buffer[:, :, : held.shape[2]] = held
+    buffer = held.new_empty(held.shape[0], room, *held.shape[2:])
+    buffer[:, : held.shape[1]] = held
     return buffer
 
 
@@ -58,19 +69,19 @@ class GrowingCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
-    def held(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [R, H, C, D] of every layer."""
-        layers = cast("list[GrowingLayer]", self.layers)
-        return [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
+    def held(self) -> list[GrowingLayer]:
+        """The layers."""
+        return cast("list[GrowingLayer]", self.layers)
 
     def take(self, rows: Tensor, columns: Tensor) -> None:
         """Keep rows [R], and of each its columns [R, C]."""
-        for layer, (keys, values) in zip(self.layers, self.held(), strict=True):
-            cast(GrowingLayer, layer).set(*(_gathered(one[rows], columns) for one in (keys, values)))
+        for layer in self.held():
+            layer.hold([_taken(one, rows, columns) for one in layer.buffers])
 
 
-def _gathered(held: Tensor, columns: Tensor) -> Tensor:
-    return held.gather(2, columns[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
+def _taken(buffer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    lines = buffer.flatten(0, 1).index_select(0, (rows[:, None] * buffer.shape[1] + columns).flatten())
+    return lines.reshape(*columns.shape, *buffer.shape[2:])
 
 
 class Prefilled:
@@ -89,37 +100,31 @@ class Prefilled:
 
     def add(self, cache: GrowingCache, rows: Mapping[Prefix, tuple[int, int]]) -> None:
         """Keep the prefixes that stand in these rows, with so many tokens, while there is room."""
-        used = sum(part[0][0].shape[2] for part in self.parts.values())
+        used = sum(len(part[0][0]) for part in self.parts.values())
         for prefix, (row, length) in rows.items():
             if used + length <= self.room:
                 used += length
-                self.parts[prefix] = [
-                    (keys[row : row + 1, :, :length].clone(), values[row : row + 1, :, :length].clone())
-                    for keys, values in cache.held()
-                ]
+                self.parts[prefix] = [[one[row, :length].clone() for one in layer.lines()] for layer in cache.held()]
 
     def joined(
         self, cache: GrowingCache, new: Sequence[Prefix], wanted: Sequence[Prefix], lengths: Mapping[Prefix, int]
     ) -> GrowingCache:
         """A cache with a row for every wanted prefix: those kept, and the `new` ones that stand in the rows of `cache`."""
         self.add(cache, {prefix: (row, lengths[prefix]) for row, prefix in enumerate(new)})
-        fresh = cache.held()
+        fresh = [layer.lines() for layer in cache.held()]
         width = max(lengths[prefix] for prefix in wanted)
         made = GrowingCache()
         for layer in range(len(fresh) or len(self.parts[wanted[0]])):
             rows = []
             for prefix in wanted:
                 part = self.parts.get(prefix)
-                if part is None:
-                    row, length = new.index(prefix), lengths[prefix]
-                    rows.append(tuple(one[row : row + 1, :, :length] for one in fresh[layer]))
-                else:
-                    rows.append(part[layer])
-            keys, values = (torch.cat([_padded(one, width) for one in several]) for several in zip(*rows, strict=True))
+                lines = part[layer] if part else [one[new.index(prefix), : lengths[prefix]] for one in fresh[layer]]
+                rows.append([_padded(one, width) for one in lines])
+            keys, values = (torch.stack(several).transpose(1, 2) for several in zip(*rows, strict=True))
             made.update(keys, values, layer)
         return made
 
 
-def _padded(held: Tensor, width: int) -> Tensor:
-    """[1, H, width, D] with empty tokens behind."""
-    return torch.nn.functional.pad(held, (0, 0, 0, width - held.shape[2]))
+def _padded(lines: Tensor, width: int) -> Tensor:
+    """[width, H, D] with empty tokens behind."""
+    return torch.nn.functional.pad(lines, (0, 0, 0, 0, 0, width - len(lines)))

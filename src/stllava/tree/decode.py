@@ -5,6 +5,7 @@ branch, each seeing its own chain only. So a step reads an image's cache once fo
 the cache its own tokens. Rows are made no wider than pays (`layout.branches_a_row`); finished branches leave.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,14 +155,15 @@ class Growth:
     ) -> None:
         self.policy, self.requests, self.sampling, self.seed = policy, requests, sampling, seed
         self.prefilled = prefilled
-        self.stop = torch.tensor(sorted(policy.stop_ids), device=policy.device)
+        self.stop_ids = policy.stop_ids
+        self.stop = torch.tensor(sorted(self.stop_ids), device=policy.device)
         self.said: dict[_Branch, list[int]] = {}
         self.sums: dict[_Branch, float] = {}
 
     def completion(self, branch: _Branch) -> Completion:
         """What a branch came to; its log-probability where its text, in tokens again, is what was sampled."""
         tokens = self.said[branch]
-        ended = bool(tokens) and tokens[-1] in self.policy.stop_ids
+        ended = bool(tokens) and tokens[-1] in self.stop_ids
         spoken = tokens[:-1] if ended else tokens
         text = str(self.policy.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
         again = self.policy.tokens(text + self.requests[branch.request].ending)
@@ -235,13 +237,17 @@ class Growth:
 
     def uniforms(self, branches: Sequence[_Branch]) -> Tensor:
         """[A, T] numbers between 0 and 1 that depend on each branch's own prompt and number and the seed alone."""
-        drawn = []
+        keys: dict[int, str] = {}
+        drawn = bytearray()
         for branch in branches:
-            request = self.requests[branch.request]
-            prefix = request.prefix
-            key = content_id(self.seed, prefix.text, list(prefix.images), prefix.blank, list(request.ids), branch.number)
-            drawn.append(np.random.Generator(np.random.Philox(key=int(key, 16))).random(self.sampling.max_new_tokens))
-        return torch.from_numpy(np.stack(drawn)).float().to(self.policy.device)
+            if branch.request not in keys:
+                one = self.requests[branch.request]
+                prefix = one.prefix
+                keys[branch.request] = content_id(self.seed, prefix.text, list(prefix.images), prefix.blank, list(one.ids))
+            key = f"{keys[branch.request]} {branch.number}".encode()
+            drawn += hashlib.shake_256(key).digest(8 * self.sampling.max_new_tokens)
+        bits = np.frombuffer(drawn, dtype="<u8").reshape(len(branches), -1)
+        return torch.from_numpy((bits >> 11) * 2.0**-53).float().to(self.policy.device)
 
     def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[GrowingCache, Tensor]:
         """The cache of each row's prefix, each distinct one computed once, and which of its columns [R, P] hold a token."""

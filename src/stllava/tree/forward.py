@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment
-from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows
+from stllava.tree.attention import LEAST, by_parts
+from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows, spans
 
 LOGITS_AT_ONCE = 1 << 22
 
@@ -76,8 +77,9 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
     """One forward of all that is learned in `trees`; on a model that does not pack, every chain has its own row.
 
     Keys beside the image inputs: input_ids [R, N]; attention_mask, whether the row's token sees the column's
-    [R, 1, N, N], with position_ids [R, N], or, unpacked, whether there is a token [R, N]; and of each of the M learned
-    tokens rows, columns, labels, leaf [M]: where its predictor stands, its id, and its node counted through the trees.
+    [R, 1, N, N], with position_ids [R, N] and spans [S, 6] (tree/attention.py), or, unpacked, whether there is a token
+    [R, N]; and of each of the M learned tokens rows, columns, labels, leaf [M]: where its predictor stands, its id, and
+    its node counted through the trees.
     """
     first = _starts(trees)
     if policy.packs:
@@ -113,7 +115,10 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
         positions[place, :length] = layout.positions
         sees[place, 0, :length, :length] = layout.mask
         there[place, :length] = 1
-    packed = {"attention_mask": torch.from_numpy(sees), "position_ids": torch.from_numpy(positions)}
+    cut = [
+        (place, *span.root, *span.own, span.chain) for place, row in enumerate(rows) for span in spans(row.nodes, least=LEAST)
+    ]
+    packed = {"attention_mask": torch.from_numpy(sees), "position_ids": torch.from_numpy(positions), "spans": torch.tensor(cut)}
     leaf = np.concatenate([np.asarray(row.numbers)[layout.leaves] for row, layout in zip(rows, layouts, strict=True)])
     return {
         **policy.join([policy.encode(prefix) for row in rows for prefix in row.prefixes if prefix.images]),
@@ -127,17 +132,17 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
     }
 
 
-READ_ONLY = frozenset({"rows", "columns", "labels", "leaf"})
+READ_ONLY = frozenset({"rows", "columns", "labels", "leaf", "spans"})
 
 
 def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """[M] log-probability of each learned token of a batch from `collate`, in float32."""
     inputs = {name: value for name, value in batch.items() if name not in READ_ONLY}
     plain = cast(PreTrainedModel, extract_model_from_parallel(model))
-    if inputs["attention_mask"].ndim == 4:
+    if "spans" in batch:
         inputs["attention_mask"] = additive(inputs["attention_mask"], plain)
-    with only(plain, batch["rows"], batch["columns"]):
-        logits: Tensor = model(**inputs, use_cache=False).logits
+    with only(plain, batch["rows"], batch["columns"]), by_parts(plain, batch.get("spans"), inputs["attention_mask"]) as told:
+        logits: Tensor = model(**inputs, **told, use_cache=False).logits
     scored: Tensor = TokenLogProbability.apply(logits[0], batch["labels"])  # type: ignore[no-untyped-call]
     return scored
 

@@ -8,12 +8,13 @@ log-probabilities that each root-to-leaf chain would give on its own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 ROOT = -1
-READ_COST = 8
+READ_COST = 16
 """What reading a cached token costs, in units of looking at it: measured by bench/generate.py --widths."""
 
 
@@ -87,6 +88,54 @@ def pack(nodes: Sequence[Node]) -> Layout:
         leaves=np.concatenate([none, *leaves]),
         mask=sees[owners][:, owners] & np.tri(start, dtype=bool),
     )
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of a row that attend together: they see, at most, those of their root and their own."""
+
+    root: tuple[int, int]
+    """Where the root's tokens start and end; empty for a root itself."""
+    own: tuple[int, int]
+    """Where the span's tokens start and end."""
+    chain: bool
+    """Whether it is one node, each token of which sees the root and all of its own before it."""
+
+
+def spans(nodes: Sequence[Node], *, least: int) -> list[Span]:
+    """A packed row cut into spans, in order: the roots, and of what stands on them at least `least` tokens together.
+
+    A row is cut only where nothing behind the cut sees what stands between its root and the cut.
+    """
+    starts = [0]
+    units: list[int] = []
+    roots: list[int] = []
+    for index, node in enumerate(nodes):
+        starts.append(starts[-1] + len(node.ids))
+        parent = node.parent
+        roots.append(index if parent == ROOT else roots[parent])
+        units.append(index if parent == ROOT or nodes[parent].parent == ROOT else units[parent])
+    cuts = [len(nodes)]
+    lowest = len(nodes)
+    for index in range(len(nodes) - 1, -1, -1):
+        lowest = min(lowest, units[index])
+        if lowest >= index:
+            cuts.append(index)
+    made: list[Span] = []
+    for first, end in pairwise(reversed(cuts)):
+        own = (starts[first], starts[end])
+        if nodes[first].parent == ROOT:
+            made.append(Span((own[0], own[0]), own, chain=end - first == 1))
+            continue
+        root = roots[first]
+        one_root = all(roots[index] == root for index in range(first, end))
+        before = (starts[root], starts[root + 1]) if one_root else (0, own[0])
+        last = made[-1]
+        if last.root == before and last.own[1] - last.own[0] < least:
+            made[-1] = Span(before, (last.own[0], own[1]), chain=False)
+        else:
+            made.append(Span(before, own, chain=end - first == 1))
+    return made
 
 
 def share_rows(lengths: Sequence[int]) -> list[list[int]]:

@@ -1,0 +1,98 @@
+"""Attention in a packed row, span by span: nobody computes scores between tokens that do not see each other.
+
+A mask over the whole row would do, but most of it is empty: a question's tokens see the image and their own chain, not
+the other questions. Each span attends to its root and itself through transformers' own SDPA function.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "stllava_tree"
+LEAST = 96
+"""Fewest tokens of questions that attend together: fewer save scores and cost calls."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A span of a row."""
+
+    length: int
+    """Tokens."""
+    root: tuple[int, ...]
+    """Which parts of the row before it it sees."""
+    mask: Tensor | None
+    """[1, 1, length, root + length], added to the scores; None where each token sees all of the part before it."""
+
+
+Rows = Sequence[Sequence[Part]]
+"""Of each row its parts in order, from the first token on."""
+
+
+def parts(spans: Tensor, mask: Tensor) -> Rows:
+    """The parts of every row, of spans [S, 6] (row, root start and end, own start and end, chain) and a mask [R, 1, N, N]."""
+    rows: list[list[Part]] = [[] for _ in mask]
+    starts: list[list[int]] = [[] for _ in mask]
+    for row, root_start, root_end, start, end, chain in spans.tolist():
+        root = tuple(place for place, other in enumerate(starts[row]) if root_start <= other < root_end)
+        own = mask[row : row + 1, :, start:end]
+        seen = torch.cat([own[..., root_start:root_end], own[..., start:end]], dim=-1)
+        rows[row].append(Part(end - start, root, None if chain and not root else seen))
+        starts[row].append(start)
+    return rows
+
+
+@contextmanager
+def by_parts(model: PreTrainedModel, spans: Tensor | None, mask: Tensor) -> Iterator[dict[str, Rows]]:
+    """Let a language model that attends through SDPA attend by parts; yields what its forward needs to be told.
+
+    `spans` is None where rows are not packed; `mask` is added to scores.
+    """
+    config = model.config.get_text_config()
+    if spans is None or config._attn_implementation != "sdpa":
+        yield {}
+        return
+    config._attn_implementation = NAME
+    try:
+        yield {"parts": parts(spans, mask)}
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    parts: Rows | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """[R, N, H, D] attention of query, key and value [R, H, N, D]; without parts, with the mask over the whole row."""
+    if parts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    others.pop("is_causal", None)
+    rows = []
+    # Split once: the gradient of a slice is as large as what it was cut from.
+    for several, *row in zip(parts, *(one.split(1) for one in (query, key, value)), strict=True):
+        lengths = [part.length for part in several]
+        empty = query.shape[2] - sum(lengths)
+        queries, keys, values = (one.split([*lengths, empty], dim=2) for one in row)
+        made = []
+        for place, part in enumerate(several):
+            key, value = (torch.cat([one[index] for index in (*part.root, place)], dim=2) for one in (keys, values))
+            alone = {**others, "is_causal": part.mask is None}
+            made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **alone)[0])
+        made.append(made[0].new_zeros(1, empty, *made[0].shape[2:]))
+        rows.append(torch.cat(made, dim=1))
+    return torch.cat(rows), None
+
+
+AttentionInterface.register(NAME, attend)

@@ -20,7 +20,7 @@ from stllava.store import MANIFEST, file_hash, read_manifest
 
 transformers_logging.disable_progress_bar()
 
-IMAGE_CACHE_BYTES = 1 << 30
+IMAGE_CACHE_BYTES = 1 << 27
 TEXT_CACHE_ENTRIES = 1 << 16
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
 NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", *KINDS})

@@ -1,0 +1,141 @@
+"""What an image costs as images, questions and answers grow, and whether memory stays flat in the number of images.
+
+    python bench/scale.py
+
+For each size a process of its own answers every question about every image K times (`answer`'s way), makes a pair of
+the first two texts, and learns from all pairs for one epoch (`dpo`), with a tiny LLaVA of 64 image tokens: the cost of
+the machinery more than of the model. Reported are seconds an image for answering and for learning, and the peak memory
+added after loading. Three series: images 100 to 3,000 (5 questions, 2 answers), questions 1 to 20 and K 2 to 16 (200
+images).
+
+Writes bench/results/scale-DEVICE.json and prints a table.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dpo import Setting as DpoSetting
+from dpo import options
+from llava import SHAPES, build, noise, text
+from measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
+
+TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is."""
+
+    images: int = 200
+    questions: int = 5
+    answers: int = 2
+
+
+SERIES = {
+    "images": [Size(images=count) for count in (100, 300, 1000, 3000)],
+    "questions": [Size(questions=count) for count in (1, 2, 5, 10, 20)],
+    "answers": [Size(answers=count) for count in (2, 4, 8, 16)],
+}
+
+
+def side(size: Size, model: str) -> Figures:
+    """Answer and learn."""
+    from stllava.config import SamplingOptions
+    from stllava.model.sampler import Prompt
+    from stllava.model.train import Items, fit
+    from stllava.records import Lineage, Message, Preference
+    from stllava.tree.decode import LocalSampler
+    from stllava.tree.preferences import Choices
+
+    shape = SHAPES["small-image"]
+    policy = build(model, shape)
+    draw = random.Random(3)
+    with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder:
+        work = Path(folder)
+        names = noise(work / "images", count=size.images, size=shape.image_size)
+        asked = [
+            (name, Message(role="user", content=text(policy.tokenizer, TOKENS, draw)))
+            for name in names
+            for _ in range(size.questions)
+        ]
+        before = forget_peak()
+        began = time.perf_counter()
+        sampler = LocalSampler(policy, root=work / "images", tokens=32768)
+        how = SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=TOKENS)
+        prompts = [Prompt((turn,), (name,)) for name, turn in asked]
+        said = [
+            texts
+            for start in range(0, len(prompts), 128)
+            for texts in sampler.complete(prompts[start : start + 128], k=size.answers, sampling=how, seed=0)
+        ]
+        finish_device()
+        answered = time.perf_counter()
+        pairs = [
+            Preference(
+                id=str(number),
+                images=(name,),
+                prompt=(turn,),
+                chosen=texts[0].text + " bo",
+                rejected=texts[1].text + " ca",
+                margin=1.0,
+                lineage=Lineage(question_id=str(number), answers_id=str(number), judgment_id=str(number)),
+            )
+            for number, ((name, turn), texts) in enumerate(zip(asked, said, strict=True))
+        ]
+        dpo = options(DpoSetting("small-image", model, size.images, 8, False))
+        planned = time.perf_counter()
+        choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+        choices.measure_reference("")
+        fit(
+            policy,
+            Items(len(choices), choices.item),
+            collate=choices.collate,
+            count=choices.count,
+            loss=choices.loss,
+            watch=choices.watch,
+            options=dpo,
+            seed=0,
+            work=work / "dpo",
+            label="dpo",
+        )
+        finish_device()
+        learned = time.perf_counter()
+    return {
+        "answering_seconds": answered - began,
+        "learning_seconds": learned - planned,
+        "added_bytes": float(peak_memory() - before),
+    }
+
+
+def main() -> None:
+    """Measure all sizes, or one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("tiny", "base"), default="tiny")
+    parser.add_argument("--series", choices=SERIES, nargs="+", default=list(SERIES))
+    parser.add_argument("--divide", type=int, default=1, help="divide the numbers of images: a quick look")
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.size is not None:
+        report_side(side(Size(**json.loads(asked.size)), asked.model))
+        return
+    found: list[JsonValue] = []
+    print(f"{'images':>8}{'questions':>11}{'answers':>9}{'answering ms/image':>20}{'learning ms/image':>19}{'added MB':>10}")
+    for name in asked.series:
+        for size in SERIES[name]:
+            size = replace(size, images=max(1, size.images // asked.divide))
+            run = run_side(__file__, "--size", json.dumps(asdict(size)), "--model", asked.model)
+            a, b = (run[key] / size.images * 1000 for key in ("answering_seconds", "learning_seconds"))
+            print(f"{size.images:>8}{size.questions:>11}{size.answers:>9}{a:>20.1f}{b:>19.1f}{run['added_bytes'] / 1e6:>10.0f}")
+            found.append({"series": name, **asdict(size), **run})
+    print(write_result(f"scale-{device_kind()}", {"bench": "scale", "model": asked.model, "runs": found}))
+
+
+if __name__ == "__main__":
+    main()

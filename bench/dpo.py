@@ -8,6 +8,10 @@ optimizer step. Timed are the reference's log-probabilities, making batches (ima
 tokenised) and training. Not timed are imports, loading, a warm-up epoch of one step and our check, once a stage, that the
 model can be packed (`check_seconds` in the results); no side saves weights.
 
+Our reference costs what it costs in a run: the policy gave the answers itself and noted their log-probabilities as it did,
+so that a sample of them is checked. `anew` is our side where nothing was noted and every tree is computed once before
+training. TRL runs the reference in every step.
+
 A side is a process of its own, and the sides take turns. TRL runs with every `--trl-batch` (pairs a forward; smaller ones
 are accumulated to the same optimizer step) and the one with the best median is its figure. TRL's own default of
 recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from stllava.records import Preference
 
 LEARNING_RATE, BETA, LORA_RANK = 1e-5, 0.1, 128
+WEIGHTS = "as prepared"
+OURS = ("ours", "anew")
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def prepare(work: Path, setting: Setting) -> Figures:
     policy = build(setting.model, shape)
     policy.save(work / "model")
     names = noise(work / "images", count=setting.images, size=shape.image_size)
-    pairs = preferences(shape, names, policy.tokenizer)
+    pairs = noted(policy, preferences(shape, names, policy.tokenizer), work, setting)
     (work / "pairs.jsonl").write_text("".join(pair.model_dump_json() + "\n" for pair in pairs))
     return {
         "parameters": float(policy.model.num_parameters()),
@@ -85,6 +91,16 @@ def prepare(work: Path, setting: Setting) -> Figures:
         "answer_tokens": float(ANSWER_TOKENS),
         "pairs": float(len(pairs)),
     }
+
+
+def noted(policy: "Policy", pairs: "list[Preference]", work: Path, setting: Setting) -> "list[Preference]":
+    """The pairs with the log-probabilities that the policy would have noted had it said these answers."""
+    from stllava.tree.preferences import Choices
+
+    choices = Choices(policy, pairs, images=work / "images", lessons=None, options=options(setting), seed=0)
+    choices.measure_reference(WEIGHTS)
+    found = {one.id: one for one in choices.references(WEIGHTS)}
+    return [pair.model_copy(update={"reference": found[pair.id]}) for pair in pairs]
 
 
 def options(setting: Setting) -> "DpoOptions":
@@ -106,8 +122,8 @@ def options(setting: Setting) -> "DpoOptions":
     )
 
 
-def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting) -> Figures:
-    """One epoch of stllava: the reference once, then training."""
+def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
+    """One epoch of stllava: the reference, as noted or computed anew, then training."""
     from stllava.model.train import Items, fit
     from stllava.tree.guard import check_packing
     from stllava.tree.preferences import Choices
@@ -119,7 +135,7 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
     if fault := check_packing(policy, choices.trees):
         sys.exit(fault)
     checked = time.perf_counter()
-    choices.measure_reference(weights="")
+    choices.measure_reference(WEIGHTS if name == "ours" else "other weights")
     finish_device()
     referred = time.perf_counter()
     curves = fit(
@@ -210,7 +226,7 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     from stllava.records import Preference
 
     pairs = [Preference.model_validate_json(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
-    used = ("stllava.model.train", "stllava.tree.preferences") if name == "ours" else ("peft", "trl.trainer.dpo_trainer")
+    used = ("stllava.model.train", "stllava.tree.preferences") if name in OURS else ("peft", "trl.trainer.dpo_trainer")
     for module in used:
         import_module(module)
     before = []
@@ -218,7 +234,7 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
         gc.collect()
         policy = load_policy(work / "model")
         before.append(forget_peak())
-        figures = ours(work, policy, learned, setting) if name == "ours" else theirs(work, policy, learned, setting, name)
+        figures = ours(work, policy, learned, setting, name) if name in OURS else theirs(work, policy, learned, setting, name)
         del policy
     peak, cuda = peak_memory(), device_kind() == "cuda"
     assert figures["pairs"] == len(pairs), f"{name} learned {figures['pairs']:.0f} of {len(pairs)} pairs"
@@ -233,7 +249,7 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
 
 def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str, JsonValue]:
     """Run all sides in turn, `repeats` times, and say how many times as long TRL takes at its best."""
-    sides = ["ours", *(f"trl-{pairs}" for pairs in trl_batches)]
+    sides = [*OURS, *(f"trl-{pairs}" for pairs in trl_batches)]
     runs: dict[str, list[Figures]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory(prefix="stllava-bench-") as work:
         common = ["--work", work, "--setting", json.dumps(asdict(setting))]
@@ -243,14 +259,16 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
                 runs[name].append(run_side(__file__, "--side", name, *common))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
     rates = {name: spread([run["pairs_per_second"] for run in runs[name]]) for name in sides}
-    peer = max(sides[1:], key=lambda name: rates[name].median)
-    ratio = spread([other["seconds"] / own["seconds"] for own, other in zip(runs["ours"], runs[peer], strict=True)])
+    peer = max(sides[len(OURS) :], key=lambda name: rates[name].median)
+    ratio, anew = (
+        spread([other["seconds"] / own["seconds"] for own, other in zip(runs[name], runs[peer], strict=True)]) for name in OURS
+    )
     print(f"{setting.shape}, {setting.model}: {made['pairs']:.0f} pairs about {setting.images} images, {repeats} repeats")
     print(f"{'':<8}{'pairs a second':>24}{'peak GB':>10}{'added GB':>10}")
     for name in sides:
         peak, added = (statistics.median(run[key] for run in runs[name]) / 1e9 for key in ("peak_bytes", "added_bytes"))
         print(f"{name:<8}{rates[name]!s:>24}{peak:>10.2f}{added:>10.2f}")
-    print(f"{peer} takes {ratio} times as long as ours")
+    print(f"{peer} takes {ratio} times as long as ours, {anew} times as long as ours with its reference computed anew")
     check = spread([run["check_seconds"] for run in runs["ours"]])
     print(f"not in it: {check} s in which ours checks, once a stage, that the model can be packed")
     return {
@@ -259,6 +277,7 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
         "made": dict(made),
         "peer": peer,
         "seconds_of_peer_over_ours": as_json(ratio),
+        "seconds_of_peer_over_anew": as_json(anew),
         "pairs_per_second": {name: as_json(rate) for name, rate in rates.items()},
         "runs": {name: [dict(run) for run in found] for name, found in runs.items()},
     }

@@ -74,7 +74,8 @@ def product_rate(policy: Policy) -> float:
         one @ other
     finish_device()
     seconds = time.perf_counter() - began
-    return float(times * 2 * size**3 / seconds)
+    operations: int = times * 2 * size**3
+    return operations / seconds
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """What the benches share: runs of one side in a process of its own, memory, medians with their spread, result files.
 
 A bench calls itself once a side (`run_side`), so that each side's peak memory is its own; the side prints its figures
-as the last line of its output (`report_side`). `write_result` writes bench/results/NAME.json with the device, cores,
-versions, commit and command line beside the figures. Importing this module imports no torch: a process inherits the
-peak memory of the one that started it, so a bench's own process stays small.
+as the last line of its output (`report_side`). `write_result` writes bench/results/NAME.json (or into the folder that
+STLLAVA_BENCH_RESULTS names) with the device, cores, versions, commit and command line beside the figures. Importing
+this module imports no torch: a process inherits the peak memory of the one that started it, so a bench's own process
+stays small.
 """
 
 import json
@@ -23,7 +24,7 @@ from pydantic import JsonValue
 
 from stllava import store
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("STLLAVA_BENCH_RESULTS") or Path(__file__).resolve().parent / "results")
 PEERS = ("trl", "datasets", "vllm")
 Figures = dict[str, float]
 
@@ -125,7 +126,7 @@ def write_result(name: str, figures: Mapping[str, JsonValue]) -> Path:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         **figures,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return path

@@ -33,8 +33,21 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         ("name: [x", "is not YAML"),
         ("- 1", "holds list"),
         ("base: gone.yaml", "no recipe"),
+        (MINIMAL + "dpo: {loss: ipo, label_smoothing: 0.1}", "the options of dpo do not fit together.*raise beta"),
+        (MINIMAL + "answer: {endpoint: {url: 'http://localhost:8000/v1'}}", "the options do not.*a server serves one policy"),
     ],
-    ids=["unknown key", "wrong type", "too small", "unknown kind", "unset variable", "not YAML", "no mapping", "no base"],
+    ids=[
+        "unknown key",
+        "wrong type",
+        "too small",
+        "unknown kind",
+        "unset variable",
+        "not YAML",
+        "no mapping",
+        "no base",
+        "smoothed ipo",
+        "server",
+    ],
 )
 def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, fault: str) -> None:
     with pytest.raises(StllavaError, match=fault):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stllava.tree.layout import ROOT, Node, cut_branches, cut_forwards, cut_rows, depth, pack, share_branches, share_rows
+from stllava.tree.layout import ROOT, Node, cut_branches, cut_forwards, cut_rows, depth, pack, share_branches, share_rows, spans
 
 
 @st.composite
@@ -49,6 +49,48 @@ def test_each_learned_token_is_predicted_by_the_token_before_it_in_its_chain(nod
             expected += [(chain[place - 1], int(layout.ids[chain[place]]), index) for place in own]
     found = zip(layout.predictors.tolist(), layout.targets.tolist(), layout.leaves.tolist(), strict=True)
     assert list(found) == expected
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[Node]:
+    """Several trees side by side, as a row holds them."""
+    nodes: list[Node] = []
+    for tree in draw(st.lists(trees(), min_size=1, max_size=3)):
+        start = len(nodes)
+        nodes += [Node(node.ids, node.parent + start if node.parent != ROOT else ROOT, node.learn) for node in tree]
+    return nodes
+
+
+@given(rows(), st.integers(0, 20), st.integers(1, 6))
+def test_spans_tile_a_row_and_hold_all_that_is_seen(nodes: list[Node], least: int, most: int) -> None:
+    layout, made = pack(nodes), spans(nodes, least=least, most=most)
+    assert [span.own[0] for span in made] == [0, *(span.own[1] for span in made[:-1])]
+    assert made[-1].own[1] == len(layout.ids)
+    starts = {span.own[0] for span in made}
+    for span in made:
+        reach = {*range(*span.root), *range(*span.own)}
+        assert span.root[0] == span.root[1] or span.root[0] in starts
+        for token in range(*span.own):
+            assert set(np.flatnonzero(layout.mask[token]).tolist()) <= reach
+
+
+def test_spans_of_questions_behind_an_image_are_as_small_as_allowed() -> None:
+    nodes = [Node((1,) * 10, ROOT, False)]
+    for _ in range(4):
+        nodes.append(Node((1,) * 3, 0, False))
+        nodes += [Node((1,) * 2, len(nodes) - 1, True), Node((1,) * 2, len(nodes) - 1, True)]
+    asked = [(10, 17), (17, 24), (24, 31), (31, 38)]
+    assert [(span.root, span.own) for span in spans(nodes, least=1, most=99)] == [
+        ((0, 0), (0, 10)),
+        *(((0, 10), own) for own in asked),
+    ]
+    assert [span.own for span in spans(nodes, least=8, most=99)] == [(0, 10), (10, 24), (24, 38)]
+    assert [(span.root, span.own) for span in spans(nodes, least=99, most=4)] == [
+        ((0, 0), (0, 4)),
+        ((0, 4), (4, 8)),
+        ((0, 8), (8, 10)),
+        ((0, 10), (10, 38)),
+    ]
 
 
 @given(trees())

@@ -140,22 +140,22 @@ class DpoOptions(TrainingOptions):
 
 
 class EndpointOptions(Options):
-    """An OpenAI-compatible server of the policy, such as vLLM with prefix caching."""
+    """A server that speaks for the policy; it must serve the same weights (docs/serving.md)."""
 
-    url: str
-    """Base address, such as http://localhost:8000/v1."""
-    model: str
+    url: str = ""
+    """Base address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: the policy speaks here."""
+    model: str = "policy"
     """Name under which the server knows the policy."""
     concurrency: PositiveInt = 8
-    """Requests under way at once."""
+    """Most requests at a time."""
     timeout: PositiveFloat = 120.0
-    """Seconds to wait for a reply."""
+    """Seconds without a byte from the server after which a request is tried again."""
     retries: NonNegativeInt = 4
-    """How often a request is sent again after a fault of connection or server."""
+    """Times a request is tried again when the server is busy, unreachable or failing."""
     send_images: bool = False
-    """Allow images to leave this process for that address."""
+    """Allow that images go to this address: re-encoded pixels without metadata."""
     key_variable: str = ""
-    """Environment variable that holds the key for the server; empty: none is sent."""
+    """Name of the environment variable that holds the server's API key; empty when it needs none."""
 
 
 class GenerationOptions(Options):
@@ -163,8 +163,8 @@ class GenerationOptions(Options):
 
     tokens: PositiveInt = 32768
     """Most tokens held in the cache at once: fewer need less memory and more time."""
-    endpoint: EndpointOptions | None = None
-    """A server that speaks for the policy; none: it speaks in this process."""
+    endpoint: EndpointOptions = EndpointOptions()
+    """A server that speaks for the policy, for a stage run by itself."""
 
 
 class AskOptions(GenerationOptions):
@@ -337,6 +337,13 @@ class RunOptions(Options):
     max_bad: Share = 0.05
     """Largest share of unusable images or rows before the run stops; fewer are counted and left out."""
 
+    @model_validator(mode="after")
+    def _policies_speak_here(self) -> "RunOptions":
+        for name in ("ask", "answer", "evaluate"):
+            if getattr(self, name).endpoint.url:
+                raise ValueError(f"no {name}.endpoint in a run: a server serves one policy, and a run makes several")
+        return self
+
 
 def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) -> RunOptions:
     """Read a recipe, with `overrides` laid over it."""
@@ -357,6 +364,13 @@ def validate(kind: type[O], values: JsonValue, *, source: str) -> O:
                 f"{source}: unknown key {key!r}",
                 expected="only options that exist",
                 remedy=f"Did you mean {near[0]!r}?" if near else "See `stllava run --help` for all of them.",
+            ) from None
+        if first["type"] == "value_error":
+            wanted = first["msg"].removeprefix("Value error, ")
+            raise StllavaError(
+                f"{source}: {f'the options of {key}' if key else 'the options'} do not fit together",
+                expected=wanted,
+                remedy="Change one of them.",
             ) from None
         raise StllavaError(f"{source}: {key} is {first['input']!r}", expected=first["msg"], remedy="Mend that value.") from None
 

@@ -40,6 +40,7 @@ def evaluate(
         if stage.manifest is not None:
             return stage.manifest
         rows = read_jsonl(samples, Sample)
+        by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, blank=blank)
 
         def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Counter[str]]:
@@ -49,7 +50,9 @@ def evaluate(
             said = sampler.complete(prompts, k=1, sampling=options.sampling, seed=0)
             return [predict(one, told.text, policy=weights) for one, (told,) in zip(kept, said, strict=True)], dropped
 
-        predictions, dropped = stage.map_chunks(rows, work, kind=Prediction, size=options.chunk, unit="samples")
+        predictions, dropped = stage.map_chunks(by_image, work, kind=Prediction, size=options.chunk, unit="samples")
+        order = {one.id: place for place, one in enumerate(rows)}
+        predictions.sort(key=lambda one: order[one.sample_id])
         return _finish(stage, predictions, name=name, benchmark=samples.stem, dropped=dropped, sampler=sampler)
 
 

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "stllava_tree"
-LEAST = 96
-"""Fewest tokens of questions that attend together: fewer save scores and cost calls."""
+LEAST, MOST = 96, 192
+"""Fewest tokens of questions that attend together, and most of an image: fewer save scores and cost calls."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Part:
     """Tokens."""
     root: tuple[int, ...]
     """Which parts of the row before it it sees."""
-    mask: Tensor | None
-    """[1, 1, length, root + length], added to the scores; None where each token sees all of the part before it."""
+    mask: Tensor
+    """[1, 1, length, root + length], added to the scores."""
 
 
 Rows = Sequence[Sequence[Part]]
@@ -36,14 +36,13 @@ Rows = Sequence[Sequence[Part]]
 
 
 def parts(spans: Tensor, mask: Tensor) -> Rows:
-    """The parts of every row, of spans [S, 6] (row, root start and end, own start and end, chain) and a mask [R, 1, N, N]."""
+    """The parts of every row, of spans [S, 5] (row, root start and end, own start and end) and a mask [R, 1, N, N]."""
     rows: list[list[Part]] = [[] for _ in mask]
     starts: list[list[int]] = [[] for _ in mask]
-    for row, root_start, root_end, start, end, chain in spans.tolist():
+    for row, root_start, root_end, start, end in spans.tolist():
         root = tuple(place for place, other in enumerate(starts[row]) if root_start <= other < root_end)
         own = mask[row : row + 1, :, start:end]
-        seen = torch.cat([own[..., root_start:root_end], own[..., start:end]], dim=-1)
-        rows[row].append(Part(end - start, root, None if chain and not root else seen))
+        rows[row].append(Part(end - start, root, torch.cat([own[..., root_start:root_end], own[..., start:end]], dim=-1)))
         starts[row].append(start)
     return rows
 
@@ -88,8 +87,7 @@ def attend(
         made = []
         for place, part in enumerate(several):
             key, value = (torch.cat([one[index] for index in (*part.root, place)], dim=2) for one in (keys, values))
-            alone = {**others, "is_causal": part.mask is None}
-            made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **alone)[0])
+            made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **others)[0])
         made.append(made[0].new_zeros(1, empty, *made[0].shape[2:]))
         rows.append(torch.cat(made, dim=1))
     return torch.cat(rows), None

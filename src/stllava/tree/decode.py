@@ -57,7 +57,7 @@ def open_sampler(
     options: GenerationOptions, *, policy: Path, root: Path, blank: bool = False, revisits: bool = False
 ) -> Sampler:
     """What speaks for the policy about images under `root`: itself in this process, or the server in the options."""
-    if options.endpoint is not None:
+    if options.endpoint.url:
         return EndpointSampler(options.endpoint, root=root, blank=blank)
     return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment
-from stllava.tree.attention import LEAST, by_parts
+from stllava.tree.attention import LEAST, MOST, by_parts
 from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows, spans
 
 LOGITS_AT_ONCE = 1 << 22
@@ -60,6 +60,20 @@ def path(tree: Tree, chain: int) -> list[int]:
     return nodes[::-1]
 
 
+def some_chains(tree: Tree, most: int) -> Tree:
+    """The tree's first chains only."""
+    nodes: list[Node] = []
+    place: dict[int, int] = {ROOT: ROOT}
+    for chain in range(min(most, len(tree.leaves))):
+        for index in path(tree, chain):
+            if index not in place:
+                place[index] = len(nodes)
+                node = tree.nodes[index]
+                nodes.append(Node(node.ids, place[node.parent], node.learn))
+    leaves = tuple(tuple(place[index] for index in learned) for learned in tree.leaves[:most])
+    return Tree(tree.prefix, tuple(nodes), leaves)
+
+
 def longest(policy: Policy, tree: Tree) -> int:
     """Tokens of the tree's longest chain, prefix included."""
     return depth(_rooted(policy, tree.prefix, tree.nodes))
@@ -77,7 +91,7 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
     """One forward of all that is learned in `trees`; on a model that does not pack, every chain has its own row.
 
     Keys beside the image inputs: input_ids [R, N]; attention_mask, whether the row's token sees the column's
-    [R, 1, N, N], with position_ids [R, N] and spans [S, 6] (tree/attention.py), or, unpacked, whether there is a token
+    [R, 1, N, N], with position_ids [R, N] and spans [S, 5] (tree/attention.py), or, unpacked, whether there is a token
     [R, N]; and of each of the M learned tokens rows, columns, labels, leaf [M]: where its predictor stands, its id, and
     its node counted through the trees.
     """
@@ -116,7 +130,7 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
         sees[place, 0, :length, :length] = layout.mask
         there[place, :length] = 1
     cut = [
-        (place, *span.root, *span.own, span.chain) for place, row in enumerate(rows) for span in spans(row.nodes, least=LEAST)
+        (place, *span.root, *span.own) for place, row in enumerate(rows) for span in spans(row.nodes, least=LEAST, most=MOST)
     ]
     packed = {"attention_mask": torch.from_numpy(sees), "position_ids": torch.from_numpy(positions), "spans": torch.tensor(cut)}
     leaf = np.concatenate([np.asarray(row.numbers)[layout.leaves] for row, layout in zip(rows, layouts, strict=True)])

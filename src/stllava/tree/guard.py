@@ -13,8 +13,7 @@ import torch
 
 from stllava.errors import CollapseError, StllavaError
 from stllava.model.load import Policy
-from stllava.tree.forward import Tree, collate, longest, path, token_log_probabilities
-from stllava.tree.layout import ROOT, Node
+from stllava.tree.forward import Tree, collate, longest, some_chains, token_log_probabilities
 
 CHAINS = 2
 CLOSE = {torch.float32: 1e-3}
@@ -74,7 +73,7 @@ def check_packing(policy: Policy, trees: Sequence[Tree], *, ahead: int = 0) -> s
     if not policy.packs:
         return None
     tree = max(trees, key=lambda tree: longest(policy, tree))
-    fault = _kinds(policy, tree) or _window(policy, tree, ahead=ahead) or _difference(policy, _some_chains(tree))
+    fault = _kinds(policy, tree) or _window(policy, tree, ahead=ahead) or _difference(policy, some_chains(tree, CHAINS))
     policy.packs = fault is None
     return f"{fault}: every answer is computed as a sequence of its own, which takes longer." if fault else None
 
@@ -118,17 +117,3 @@ def _difference(policy: Policy, tree: Tree) -> str | None:
     if gap <= close:
         return None
     return f"Packed and unpacked log-probabilities of this model differ by {gap:.2g} nats a token, more than {close:.2g}"
-
-
-def _some_chains(tree: Tree) -> Tree:
-    """The tree's first chains only."""
-    nodes: list[Node] = []
-    place: dict[int, int] = {ROOT: ROOT}
-    for chain in range(min(CHAINS, len(tree.leaves))):
-        for index in path(tree, chain):
-            if index not in place:
-                place[index] = len(nodes)
-                node = tree.nodes[index]
-                nodes.append(Node(node.ids, place[node.parent], node.learn))
-    leaves = tuple(tuple(place[index] for index in learned) for learned in tree.leaves[:CHAINS])
-    return Tree(tree.prefix, tuple(nodes), leaves)

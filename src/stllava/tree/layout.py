@@ -95,17 +95,16 @@ class Span:
     """Tokens of a row that attend together: they see, at most, those of their root and their own."""
 
     root: tuple[int, int]
-    """Where the root's tokens start and end; empty for a root itself."""
+    """Where the tokens before it that it may see start and end."""
     own: tuple[int, int]
     """Where the span's tokens start and end."""
-    chain: bool
-    """Whether it is one node, each token of which sees the root and all of its own before it."""
 
 
-def spans(nodes: Sequence[Node], *, least: int) -> list[Span]:
+def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     """A packed row cut into spans, in order: the roots, and of what stands on them at least `least` tokens together.
 
-    A row is cut only where nothing behind the cut sees what stands between its root and the cut.
+    A row is cut only where nothing behind the cut sees what stands between its root and the cut; a single node of more
+    than `most` tokens is cut into spans that see those before.
     """
     starts = [0]
     units: list[int] = []
@@ -125,16 +124,18 @@ def spans(nodes: Sequence[Node], *, least: int) -> list[Span]:
     for first, end in pairwise(reversed(cuts)):
         own = (starts[first], starts[end])
         if nodes[first].parent == ROOT:
-            made.append(Span((own[0], own[0]), own, chain=end - first == 1))
+            step = most if end - first == 1 else own[1] - own[0]
+            blocks = [*range(own[0], own[1], step), own[1]]
+            made += [Span((own[0], start), (start, stop)) for start, stop in pairwise(blocks)]
             continue
         root = roots[first]
         one_root = all(roots[index] == root for index in range(first, end))
         before = (starts[root], starts[root + 1]) if one_root else (0, own[0])
         last = made[-1]
         if last.root == before and last.own[1] - last.own[0] < least:
-            made[-1] = Span(before, (last.own[0], own[1]), chain=False)
+            made[-1] = Span(before, (last.own[0], own[1]))
         else:
-            made.append(Span(before, own, chain=end - first == 1))
+            made.append(Span(before, own))
     return made
 
 

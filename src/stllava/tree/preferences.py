@@ -17,7 +17,7 @@ from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments
 from stllava.progress import Progress
 from stllava.records import Message, Preference, Reference, content_id
-from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
+from stllava.tree.forward import Tree, collate, forwards, grow, longest, some_chains, token_log_probabilities
 from stllava.tree.guard import Watch
 from stllava.tree.layout import cut_branches
 from stllava.tree.lessons import Lessons
@@ -25,7 +25,7 @@ from stllava.tree.losses import nll, preference_loss
 
 Pair = tuple[float, float]
 """Of a chosen and a rejected answer."""
-CHECKED_TREES = 8
+CHECKED_TREES, CHECKED_ANSWERS = 2, 2
 CLOSE_PER_TOKEN = {torch.float32: 1e-3}
 CLOSE_IN_HALF = 3e-2
 
@@ -127,18 +127,17 @@ class Choices:
     def measure_reference(self, weights: str) -> str:
         """Find the starting policy's log-probabilities of every answer; `weights` is its fingerprint. Returns how.
 
-        Where the policy gave the answers itself, what it noted as it spoke is checked on a few trees and used; all
-        others are computed once.
+        Where the policy gave the answers itself, what it noted as it spoke is used, once a sample has been checked; all
+        else is computed, each tree once. The first step checks again, for every answer in it (`Watch`).
         """
         noted = [_noted(preferences, weights) for preferences in self.preferences]
         known = [index for index, values in enumerate(noted) if values is not None]
         step = max(1, len(known) // CHECKED_TREES)
-        sample = known[::step][:CHECKED_TREES]
-        measured = dict(zip(sample, self._measure(sample), strict=True))
-        gap = max((self._gap(index, noted[index] or (), measured[index]) for index in sample), default=0.0)
+        gaps = [self._gap(index, noted[index] or ()) for index in known[::step][:CHECKED_TREES]]
+        gap = max(gaps, default=0.0)
         used = {index: values for index, values in enumerate(noted) if values is not None} if gap <= self.close else {}
-        rest = [index for index in range(len(self.trees)) if index not in used and index not in measured]
-        measured |= dict(zip(rest, self._measure(rest), strict=True))
+        rest = [index for index in range(len(self.trees)) if index not in used]
+        measured = dict(zip(rest, self._measure(rest), strict=True))
         self.reference = [used[index] if index in used else measured[index] for index in range(len(self.trees))]
         if not known:
             return f"The reference's log-probabilities were computed for {len(self.trees)} trees before training."
@@ -149,7 +148,7 @@ class Choices:
             )
         return (
             f"The reference's log-probabilities of {len(used)} of {len(self.trees)} trees are those that answer noted "
-            f"(checked on {len(sample)}: {gap:.1e} per token apart at most); the others were computed before training."
+            f"(a sample is {gap:.1e} per token off at most); the others were computed before training."
         )
 
     def references(self, weights: str) -> list[Reference]:
@@ -179,13 +178,21 @@ class Choices:
                 progress.advance(len(part))
         return [found[place] for place in range(len(trees))]
 
-    def _gap(self, index: int, noted: Sequence[Pair], measured: Sequence[Pair]) -> float:
-        """Largest difference per token between two references of a tree."""
-        gaps = [0.0]
-        for nodes, one, other in zip(self.pairs[index], noted, measured, strict=True):
-            lengths = (len(self.trees[index].nodes[node].ids) for node in nodes)
-            gaps += [abs(a - b) / length for a, b, length in zip(one, other, lengths, strict=True)]
-        return max(gaps)
+    def _gap(self, index: int, noted: Sequence[Pair]) -> float:
+        """Largest difference per token between what was noted of a tree's first answers and a packed forward."""
+        tree = self.trees[index]
+        known = {
+            node: value
+            for nodes, pair in zip(self.pairs[index], noted, strict=True)
+            for node, value in zip(nodes, pair, strict=True)
+        }
+        few = some_chains(tree, CHECKED_ANSWERS)
+        self.policy.model.eval()
+        batch = {name: value.to(self.policy.device) for name, value in collate(self.policy, [few]).items()}
+        with torch.inference_mode():
+            values: list[float] = _sum_by_leaf(token_log_probabilities(self.policy.model, batch), batch["leaf"]).tolist()
+        ends = zip(tree.leaves, few.leaves, strict=False)
+        return max(abs(values[there[-1]] - known[here[-1]]) / len(tree.nodes[here[-1]].ids) for here, there in ends)
 
     def item(self, index: int, epoch: int) -> Choice:
         """The pairs of one set of images; which lessons are replayed beside them is drawn anew each epoch."""

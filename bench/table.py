@@ -1,0 +1,138 @@
+"""The tables of docs/performance.md, from bench/results/*.json: `python bench/table.py` prints them.
+
+What has no result of a GPU says so.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHAPES = ("llava", "one-question", "wide", "wide-best", "small-image")
+LOADS = ("self-asking", "slake")
+
+
+def read(pattern: str) -> list[dict[str, Any]]:
+    """The stored results whose names match, in order."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
+
+
+def times(spread: dict[str, float]) -> str:
+    """A ratio with its spread."""
+    return f"**{spread['median']:.1f}×** [{spread['low']:.1f}, {spread['high']:.1f}]"
+
+
+def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(result: dict[str, Any]) -> str:
+    """Device and commit."""
+    return f"{result['cores']} cores of {result['device']}, {result['commit'][:7]}"
+
+
+def gigabytes(runs: list[dict[str, float]], key: str) -> float:
+    """Median of a memory figure."""
+    return median(run[key] for run in runs) / 1e9
+
+
+def dpo() -> str:
+    """Learning against TRL."""
+    found = sorted(read("dpo-*.json"), key=lambda one: SHAPES.index(one["setting"]["shape"]))
+    body = []
+    for one in found:
+        ours, peer = one["runs"]["ours"], one["runs"][one["peer"]]
+        body.append(
+            [
+                f"{one['setting']['shape']}, {one['setting']['model']}",
+                f"{one['pairs_per_second']['ours']['median']:.2f}",
+                f"{one['pairs_per_second'][one['peer']]['median']:.2f}",
+                times(one["seconds_of_peer_over_ours"]),
+                times(one["seconds_of_peer_over_anew"]),
+                f"{gigabytes(ours, 'added_bytes'):.2f} / {gigabytes(peer, 'added_bytes'):.2f}",
+                f"{gigabytes(ours, 'peak_bytes'):.2f} / {gigabytes(peer, 'peak_bytes'):.2f}",
+                where(one),
+            ]
+        )
+    head = (
+        "shape, model",
+        "ours, pairs/s",
+        "TRL, pairs/s",
+        "TRL's time over ours",
+        "reference anew",
+        "added GB, ours / TRL",
+        "peak GB",
+        "where",
+    )
+    return rows(head, body)
+
+
+def generate() -> str:
+    """Generation against the plain way and vLLM."""
+    found = sorted(read("generate-*.json"), key=lambda one: LOADS.index(one["setting"]["load"]))
+    body = []
+    for one in found:
+        rates = {name: f"{rate['median']:.2f}" for name, rate in one["texts_per_second"].items()}
+        over = one["ours_over"]
+        body.append(
+            [
+                f"{one['setting']['load']}, {one['setting']['model']}",
+                rates["ours"],
+                rates["plain"],
+                times(over["plain"]),
+                rates.get("vllm", "not measured"),
+                times(over["vllm"]) if "vllm" in over else "not measured",
+                where(one),
+            ]
+        )
+    head = ("load, model", "ours, texts/s", "plain, texts/s", "ours over plain", "vLLM, texts/s", "ours over vLLM", "where")
+    return rows(head, body)
+
+
+def limit() -> str:
+    """The step against matrix products."""
+    body = []
+    for one in read("limit-*.json"):
+        share = one["share_of_product_rate"]
+        body.append(
+            [
+                f"{one['shape']}, {one['model']}",
+                f"{one['needed_operations'] / 1e9:.0f}",
+                f"{one['step_seconds']['median']:.2f}",
+                f"{one['product_rate']['median'] / 1e9:.0f}",
+                f"**{share['median']:.0%}** [{share['low']:.0%}, {share['high']:.0%}]",
+                ", ".join(f"{name} {value:.0%}" for name, value in one["profile"].items()),
+                where(one),
+            ]
+        )
+    head = ("shape, model", "needed GFLOP", "step, s", "products, GFLOP/s", "share reached", "profile", "where")
+    return rows(head, body)
+
+
+def scale() -> str:
+    """Cost against size."""
+    body = []
+    for one in read("scale-*.json"):
+        for run in one["runs"]:
+            a, b = (1000 * run[key] / run["images"] for key in ("answering_seconds", "learning_seconds"))
+            sizes = [str(run[key]) for key in ("images", "questions", "answers")]
+            body.append([*sizes, f"{a:.1f}", f"{b:.1f}", f"{run['added_bytes'] / 1e6:.0f}", where(one)])
+    head = ("images", "questions", "answers", "answering, ms an image", "learning, ms an image", "added MB", "where")
+    return rows(head, body)
+
+
+def main() -> None:
+    """Print all tables."""
+    for name, table in (("dpo", dpo()), ("generate", generate()), ("limit", limit()), ("scale", scale())):
+        print(f"### {name}\n\n{table}\n")
+    if not read("*-cuda.json"):
+        print("On an NVIDIA GPU: not measured.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Every bench runs, on a tiny model: its figures are for another day, that it measures and records is for now."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+COMMANDS = {
+    "dpo": ["--model", "tiny", "--shape", "small-image", "--images", "2", "--batch", "1", "--repeats", "1"],
+    "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
+    "limit": ["--model", "tiny", "--shape", "small-image", "--repeats", "1"],
+    "scale": ["--series", "answers", "--divide", "200"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_path: Path) -> None:
+    environment = os.environ | {"STLLAVA_BENCH_RESULTS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(BENCH / f"{name}.py"), *COMMANDS[name]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (written,) = tmp_path.glob("*.json")
+    result = json.loads(written.read_text())
+    assert result["bench"] == name
+    assert result["device"]
+    assert result["versions"]["torch"]
+    assert name in result["command"]
+
+
+def test_the_table_of_speeds_is_that_of_the_stored_results() -> None:
+    table = subprocess.run([sys.executable, str(BENCH / "table.py")], capture_output=True, text=True, check=True).stdout
+    assert table.strip() in (BENCH.parent / "docs" / "performance.md").read_text()

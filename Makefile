@@ -39,5 +39,14 @@ check: setup ## lint and strict types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## kill and resume runs, and compare them byte for byte
+bench: setup ## race the peers, measure limits, kill and resume runs (an hour); print the tables
+	$(BIN)/python bench/dpo.py --shape llava --images 8 --trl-batch 2
+	$(BIN)/python bench/dpo.py --shape one-question --images 4 --batch 4 --trl-batch 2 4
+	$(BIN)/python bench/dpo.py --shape wide --images 1 --batch 1 --trl-batch 4 --repeats 1
+	$(BIN)/python bench/dpo.py --shape small-image --images 6 --trl-batch 2 10
+	$(BIN)/python bench/generate.py --load self-asking
+	$(BIN)/python bench/generate.py --load slake --images 96
+	$(BIN)/python bench/limit.py
+	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/kill.py
+	$(BIN)/python bench/table.py

@@ -141,6 +141,20 @@ def test_a_window_that_holds_every_chain_does_not_matter(phantoms: Path) -> None
     assert "tokens back" in (check_packing(policy, made.trees) or "")
 
 
+def test_a_chain_that_grows_out_of_the_window_is_found_out_later_too(phantoms: Path) -> None:
+    policy = ARCHITECTURES["sliding"]()
+    prompts = [Prompt((Message(role="user", content="where?"),), ("test/00000.png",))]
+    sampler = LocalSampler(policy, root=phantoms / "images", tokens=1 << 20)
+    asked = sampler.request(prompts[0])
+    policy.model.config.get_text_config().sliding_window = policy.length(asked.prefix) + len(asked.ids) + 6
+    told = []
+    for new in (6, 7):
+        sampler.complete(prompts, k=1, sampling=GREEDY.model_copy(update={"max_new_tokens": new}), seed=0)
+        told.append((policy.packs, len(sampler.notes)))
+    assert told == [(True, 0), (False, 1)]
+    assert "tokens back" in sampler.notes[0]
+
+
 def test_the_segments_of_every_family_are_its_templates_own_words(policy: Policy) -> None:
     talk = [Message(role="user", content="where?"), Message(role="assistant", content="left")]
     pieces = segments(policy.chat, talk, images=1)

@@ -24,7 +24,7 @@ from stllava.model.sampler import Completion, Prompt, Sampler
 from stllava.records import content_id
 from stllava.tree.cache import GrowingCache, Prefilled
 from stllava.tree.forward import Tree, only
-from stllava.tree.guard import check_packing
+from stllava.tree.guard import check_packing, check_reach
 from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
 
 ANY = 1.0
@@ -73,7 +73,7 @@ class LocalSampler:
         self.policy, self.root, self.blank = policy, root, blank
         self.tokens = tokens // 2 if revisits else tokens
         self.prefilled = Prefilled(tokens // 2 if revisits else 0)
-        self.checked = -1
+        self.reach = 0
         self.notes: list[str] = []
 
     @property
@@ -94,10 +94,7 @@ class LocalSampler:
         if not requests:
             return []
         self.policy.model.eval()
-        if self.checked < sampling.max_new_tokens:
-            self.checked = sampling.max_new_tokens
-            unpacked = check_packing(self.policy, [_scored(requests)], ahead=sampling.max_new_tokens)
-            self.notes += [unpacked] if unpacked else []
+        self._check_packing(requests, new=sampling.max_new_tokens)
         branches = [_Branch(index, number) for index in range(len(requests)) for number in range(k)]
         self.prefilled.keep_only({one.prefix for one in requests})
         grown = Growth(self.policy, requests, sampling=sampling, seed=seed, prefilled=self.prefilled)
@@ -110,6 +107,14 @@ class LocalSampler:
                     grown.alone(alone)
         said = [grown.completion(branch) for branch in branches]
         return [tuple(said[start : start + k]) for start in range(0, len(said), k)]
+
+    def _check_packing(self, requests: Sequence[Request], *, new: int) -> None:
+        """Compare packed and unpacked the first time, and ask of every longer chain whether the model sees so far."""
+        reach = max(self.policy.length(one.prefix) + len(one.ids) for one in requests) + new
+        first = check_packing(self.policy, [_scored(requests)]) if self.reach == 0 else None
+        unpacked = first or (check_reach(self.policy, reach) if reach > self.reach else None)
+        self.reach = max(self.reach, reach)
+        self.notes += [unpacked] if unpacked else []
 
     def request(self, one: Prompt) -> Request:
         """The prompt in which the speaker speaks next, in tokens."""
@@ -261,17 +266,18 @@ class Growth:
         if new:
             encoded = [self.policy.encode(prefix) for prefix in new]
             width, pad = max(lengths[prefix] for prefix in new), self.policy.tokenizer.pad_token_id or 0
-            self.policy.model(
-                input_ids=torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device),
-                attention_mask=torch.tensor(
-                    [[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device
-                ),
-                position_ids=torch.arange(width, device=device).expand(len(new), -1),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **self.policy.join(encoded),
-            )
+            first = torch.zeros(1, dtype=torch.long, device=device)
+            with only(self.policy.model, first, first):  # No logits are needed, and of the last layer keys and values only.
+                self.policy.model(
+                    input_ids=torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device),
+                    attention_mask=torch.tensor(
+                        [[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device
+                    ),
+                    position_ids=torch.arange(width, device=device).expand(len(new), -1),
+                    past_key_values=cache,
+                    use_cache=True,
+                    **self.policy.join(encoded),
+                )
         if len(new) < len(distinct):
             cache = self.prefilled.joined(cache, new, distinct, lengths)
         elif self.prefilled.room:

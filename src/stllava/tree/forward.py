@@ -170,13 +170,40 @@ def additive(sees: Tensor, model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def only(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let the model's output head see M of its inputs [R, N, D] only, so that logits are [1, M, V]."""
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, columns][None],))
+    """Compute logits [1, M, V] at M places of the tokens only, and the last layer's MLP only where they need it."""
+    flat: Tensor | None = None
+    shape: torch.Size | None = None
+
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][rows, columns][None],)
+
+    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal flat, shape
+        shape = inputs[0].shape
+        flat = torch.unique(rows * shape[1] + columns)
+        return (inputs[0].flatten(0, 1)[flat][None],)
+
+    def widen(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if flat is None or shape is None:
+            raise RuntimeError("the last layer's MLP was not called as a module")
+        return output.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, flat, output[0]).view(shape)
+
+    hooks = [model.get_output_embeddings().register_forward_pre_hook(gather)]
+    mlp = last_mlp(model)
+    if mlp is not None:
+        hooks += [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def last_mlp(model: PreTrainedModel) -> nn.Module | None:
+    """The MLP of the language model's last layer, where the layers are called so, as transformers' decoders have it."""
+    modules = dict(model.get_decoder().named_modules())
+    layers = modules.get("layers")
+    return modules.get(f"layers.{len(layers) - 1}.mlp") if isinstance(layers, nn.ModuleList) else None
 
 
 class TokenLogProbability(torch.autograd.Function):

@@ -65,35 +65,37 @@ class Watch:
             )
 
 
-def check_packing(policy: Policy, trees: Sequence[Tree], *, ahead: int = 0) -> str | None:
-    """Score a few chains of the longest tree packed and unpacked; where they differ, do not pack. Returns why not.
-
-    `ahead` is how many tokens more may be said behind a tree.
-    """
+def check_packing(policy: Policy, trees: Sequence[Tree]) -> str | None:
+    """Score a few chains of the longest tree packed and unpacked; where they differ, do not pack. Returns why not."""
     if not policy.packs:
         return None
     tree = max(trees, key=lambda tree: longest(policy, tree))
-    fault = _kinds(policy, tree) or _window(policy, tree, ahead=ahead) or _difference(policy, some_chains(tree, CHAINS))
-    policy.packs = fault is None
-    return f"{fault}: every answer is computed as a sequence of its own, which takes longer." if fault else None
+    far = check_reach(policy, longest(policy, tree))
+    return far or _unpack(policy, _kinds(policy, tree) or _difference(policy, some_chains(tree, CHAINS)))
+
+
+def check_reach(policy: Policy, length: int) -> str | None:
+    """Do not pack where a window is narrower than a chain of `length` tokens; within it every token is seen."""
+    config = policy.model.config.get_text_config().to_dict()
+    kinds = config.get("layer_types")
+    window: int | None = config.get("sliding_window") or config.get("attention_chunk_size")
+    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+    narrow = policy.packs and window is not None and slides and length > window
+    return _unpack(policy, f"This model sees {window} tokens back in some layers and has {length} to see" if narrow else None)
+
+
+def _unpack(policy: Policy, fault: str | None) -> str | None:
+    """Pack no more if there is a fault; returns the sentence that says so."""
+    if fault is None:
+        return None
+    policy.packs = False
+    return f"{fault}: every answer is computed as a sequence of its own, which takes longer."
 
 
 def _kinds(policy: Policy, tree: Tree) -> str | None:
     """A model that asks what each token is masks or numbers image tokens in its own way."""
     asked = sorted(policy.encode(tree.prefix).kinds) if tree.prefix.images else []
     return f"This model masks or numbers image tokens in its own way ({', '.join(asked)})" if asked else None
-
-
-def _window(policy: Policy, tree: Tree, *, ahead: int) -> str | None:
-    """A window narrower than a chain; within it every token is seen, and the window does not matter."""
-    config = policy.model.config.get_text_config().to_dict()
-    kinds = config.get("layer_types")
-    window: int | None = config.get("sliding_window")
-    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
-    length = longest(policy, tree) + ahead
-    if window is not None and slides and length > window:
-        return f"This model sees {window} tokens back in some layers and has {length} to see"
-    return None
 
 
 @torch.inference_mode()
@@ -107,11 +109,12 @@ def _difference(policy: Policy, tree: Tree) -> str | None:
         try:
             values = token_log_probabilities(policy.model, batch)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if not packs:
+            if not packs or isinstance(error, torch.OutOfMemoryError):
                 raise
             return f"This model does not take packed trees ({' '.join(str(error).split())[:200]})"
         order = torch.argsort(batch["leaf"], stable=True)
         found.append(values[order])
+    policy.packs = True
     gap = float((found[0] - found[1]).abs().mean())
     close = CLOSE.get(policy.model.dtype, CLOSE_IN_HALF)
     if gap <= close:

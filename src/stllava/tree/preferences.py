@@ -25,7 +25,8 @@ from stllava.tree.losses import nll, preference_loss
 
 Pair = tuple[float, float]
 """Of a chosen and a rejected answer."""
-CHECKED_TREES, CHECKED_ANSWERS = 2, 2
+CHECKED_SHARE, MOST_CHECKED, CHECKED_ANSWERS = 8, 8, 2
+"""One tree in eight, eight at most, two answers of each, are checked before noted log-probabilities are used."""
 CLOSE_PER_TOKEN = {torch.float32: 1e-3}
 CLOSE_IN_HALF = 3e-2
 
@@ -132,8 +133,8 @@ class Choices:
         """
         noted = [_noted(preferences, weights) for preferences in self.preferences]
         known = [index for index, values in enumerate(noted) if values is not None]
-        step = max(1, len(known) // CHECKED_TREES)
-        gaps = [self._gap(index, noted[index] or ()) for index in known[::step][:CHECKED_TREES]]
+        step = max(CHECKED_SHARE, len(known) // MOST_CHECKED)
+        gaps = [self._gap(index, noted[index] or ()) for index in known[::step][:MOST_CHECKED]]
         gap = max(gaps, default=0.0)
         used = {index: values for index, values in enumerate(noted) if values is not None} if gap <= self.close else {}
         rest = [index for index in range(len(self.trees)) if index not in used]

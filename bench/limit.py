@@ -59,7 +59,7 @@ def attended(policy: Policy, batch: dict[str, Tensor]) -> float:
     language = pairs * text.num_hidden_layers * text.hidden_size
     patches = (seen.image_size // seen.patch_size) ** 2 + 1
     vision = len(batch["pixel_values"]) * patches**2 * seen.num_hidden_layers * seen.hidden_size
-    return 3 * 4 * (language + vision)
+    return float(3 * 4 * (language + vision))
 
 
 def product_rate(policy: Policy) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 COMMANDS = {
-    "dpo": ["--model", "tiny", "--shape", "small-image", "--images", "2", "--batch", "1", "--repeats", "1"],
+    "dpo": ["--model", "tiny", "--shape", "small-image", "--images", "2", "--batch", "2", "--repeats", "1"],
     "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
     "limit": ["--model", "tiny", "--shape", "small-image", "--repeats", "1"],
     "scale": ["--series", "answers", "--divide", "200"],

@@ -19,6 +19,7 @@ from stllava.tree.forward import (
     collate,
     forwards,
     grow,
+    last_mlp,
     longest,
     path,
     token_log_probabilities,
@@ -119,6 +120,19 @@ def test_trees_that_share_a_row_give_what_they_give_alone(policy: Policy, trees:
     together, _ = score(policy, mixed, packs=True)
     for tree, values in zip(mixed, together, strict=True):
         torch.testing.assert_close(score(policy, [tree], packs=True)[0][0], values, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_mlp_is_computed_where_something_is_learned_only(policy: Policy, trees: list[Tree]) -> None:
+    mlp = last_mlp(policy.model)
+    assert mlp is not None
+    seen: list[int] = []
+    hook = mlp.get_submodule("down_proj").register_forward_hook(lambda *given: seen.append(given[-1].shape[1]))
+    batch = collate(policy, trees)
+    token_log_probabilities(policy.model, batch)
+    hook.remove()
+    places = set(zip(batch["rows"].tolist(), batch["columns"].tolist(), strict=True))
+    assert seen == [len(places)]
+    assert len(places) < batch["input_ids"].numel() / 2
 
 
 def test_log_probabilities_and_their_gradients_are_those_of_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,10 +200,14 @@ def only(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:
-    """The MLP of the language model's last layer, where the layers are called so, as transformers' decoders have it."""
-    modules = dict(model.get_decoder().named_modules())
-    layers = modules.get("layers")
-    return modules.get(f"layers.{len(layers) - 1}.mlp") if isinstance(layers, nn.ModuleList) else None
+    """The MLP of the language model's last layer, where it is a dense one under the names of transformers' decoders."""
+    try:
+        layers = model.get_decoder().get_submodule("layers")
+        mlp = layers.get_submodule(f"{len(list(layers.children())) - 1}.mlp")
+        mlp.get_submodule("down_proj")
+    except AttributeError:
+        return None
+    return mlp
 
 
 class TokenLogProbability(torch.autograd.Function):

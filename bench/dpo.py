@@ -68,6 +68,8 @@ class Setting:
     batch: int
     """Images an optimizer step."""
     trl_recompute: bool
+    tokens: int = 2048
+    """Most tokens of a forward of ours."""
 
     @property
     def pairs_a_step(self) -> int:
@@ -114,6 +116,7 @@ def options(setting: Setting) -> "DpoOptions":
         nll=0.0,
         replay=0.0,
         batch_size=setting.batch,
+        tokens=setting.tokens,
         learning_rate=GroupRates(language=LEARNING_RATE, projector=rest, vision=rest),
         lora=LoraOptions(language_rank=LORA_RANK if lora else 0, dropout=0.0),
         schedule="constant",
@@ -291,6 +294,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images in the epoch")
     parser.add_argument("--batch", type=int, default=2, help="images an optimizer step")
     parser.add_argument("--trl-batch", type=int, nargs="+", default=[2], help="pairs a forward of TRL: all are tried")
+    parser.add_argument("--tokens", type=int, default=2048, help="most tokens of a forward of ours, as --trl-batch is TRL's")
     parser.add_argument("--trl-recompute", action="store_true", help="TRL recomputes activations, as is its default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -301,7 +305,7 @@ def main() -> None:
         setting = Setting(**json.loads(asked.setting))
         report_side(prepare(asked.work, setting) if asked.side == "prepare" else side(asked.side, setting, asked.work))
         return
-    setting = Setting(asked.shape, asked.model, asked.images, asked.batch, asked.trl_recompute)
+    setting = Setting(asked.shape, asked.model, asked.images, asked.batch, asked.trl_recompute, asked.tokens)
     if asked.images % asked.batch:
         parser.error(f"--images {asked.images} is no multiple of --batch {asked.batch}: the last step would be a smaller one")
     if uneven := [pairs for pairs in asked.trl_batch if setting.pairs_a_step % pairs]:

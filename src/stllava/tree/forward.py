@@ -203,7 +203,7 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
     """The MLP of the language model's last layer, where it is a dense one under the names of transformers' decoders."""
     try:
         layers = model.get_decoder().get_submodule("layers")
-        mlp = layers.get_submodule(f"{len(list(layers.children())) - 1}.mlp")
+        mlp: nn.Module = layers.get_submodule(f"{len(list(layers.children())) - 1}.mlp")
         mlp.get_submodule("down_proj")
     except AttributeError:
         return None

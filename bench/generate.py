@@ -43,7 +43,6 @@ from llava import MODELS, SHAPES, build, noise, text
 from measure import (
     Figures,
     as_json,
-    cores,
     device_kind,
     finish_device,
     forget_peak,
@@ -195,7 +194,6 @@ def served(python: str, model: Path) -> Iterator[str]:
     if device_kind() == "cpu":
         command += ["--dtype", "float32", "--enforce-eager"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "4"}
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores())}
     with (model.parent / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         try:

@@ -127,7 +127,6 @@ def options(setting: Setting) -> "DpoOptions":
 
 def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
     """One epoch of stllava: the reference, as noted or computed anew, then training."""
-    from stllava.model.train import Items, fit
     from stllava.tree.guard import check_packing
     from stllava.tree.preferences import Choices
 
@@ -141,18 +140,7 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
     choices.measure_reference(WEIGHTS if name == "ours" else "other weights")
     finish_device()
     referred = time.perf_counter()
-    curves = fit(
-        policy,
-        Items(len(choices), choices.item),
-        collate=choices.collate,
-        count=choices.count,
-        loss=choices.loss,
-        watch=choices.watch,
-        options=dpo,
-        seed=0,
-        work=work / "ours",
-        label="dpo",
-    )
+    curves = choices.learn(work / "ours")
     finish_device()
     ended = time.perf_counter()
     return {

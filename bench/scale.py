@@ -49,7 +49,6 @@ def side(size: Size, model: str) -> Figures:
     """Answer and learn."""
     from stllava.config import SamplingOptions
     from stllava.model.sampler import Prompt
-    from stllava.model.train import Items, fit
     from stllava.records import Lineage, Message, Preference
     from stllava.tree.decode import LocalSampler
     from stllava.tree.preferences import Choices
@@ -93,18 +92,7 @@ def side(size: Size, model: str) -> Figures:
         planned = time.perf_counter()
         choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
         choices.measure_reference("")
-        fit(
-            policy,
-            Items(len(choices), choices.item),
-            collate=choices.collate,
-            count=choices.count,
-            loss=choices.loss,
-            watch=choices.watch,
-            options=dpo,
-            seed=0,
-            work=work / "dpo",
-            label="dpo",
-        )
+        choices.learn(work / "dpo")
         finish_device()
         learned = time.perf_counter()
     return {

@@ -7,6 +7,7 @@ between a preference and a gradient. The policy differs from its reference on bo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -110,7 +111,7 @@ def theirs(
     model: Path, root: Path, preferences: list[Preference], peer: Peer, *, beta: float, to: Path
 ) -> tuple[float, Gradient]:
     """TRL's loss of a batch of all pairs that its own loader made, and its gradient."""
-    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    datasets, trl = import_module("datasets"), import_module("trl")
     policy, reference = load_policy(model), load_policy(model)
     disturb(policy.model)
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})

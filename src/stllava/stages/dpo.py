@@ -27,7 +27,6 @@ def dpo(
 ) -> Manifest:
     """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`."""
     from stllava.model.load import fingerprint, load_policy
-    from stllava.model.train import Items, fit
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
     from stllava.tree.preferences import Choices
@@ -57,18 +56,7 @@ def dpo(
         reference = choices.measure_reference(weights)
         stage.write_records("references", choices.references(weights))
         with disk_errors(to):
-            curves = fit(
-                loaded,
-                Items(len(choices), choices.item),
-                collate=choices.collate,
-                count=choices.count,
-                loss=choices.loss,
-                watch=choices.watch,
-                options=options,
-                seed=seed,
-                work=to / PARTS / "training",
-                label="dpo",
-            )
+            curves = choices.learn(to / PARTS / "training")
             loaded.save(to)
         return stage.finish(
             counts_in=len(pairs),

@@ -23,7 +23,7 @@ from stllava.model.prompt import prompt as opened
 from stllava.model.sampler import Completion, Prompt, Sampler
 from stllava.records import content_id
 from stllava.tree.cache import GrowingCache, Prefilled
-from stllava.tree.forward import Tree, only
+from stllava.tree.forward import Tree, additive, only
 from stllava.tree.guard import check_packing, check_reach
 from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
 
@@ -317,8 +317,7 @@ class Growth:
     def _run(self, cache: GrowingCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """One forward behind the cache: logits [A, V] at some places of the tokens [R, L] that see `sees` [R, L, C]."""
         model = self.policy.model
-        mask = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
-        mask = mask.masked_fill_(~sees, torch.finfo(model.dtype).min)[:, None]
+        mask = additive(sees, model)[:, None]
         with only(model, rows, columns):
             logits: Tensor = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

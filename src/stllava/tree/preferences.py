@@ -15,6 +15,7 @@ from stllava.config import DpoOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments
+from stllava.model.train import Items, fit
 from stllava.progress import Progress
 from stllava.records import Message, Preference, Reference, content_id
 from stllava.tree.forward import Tree, collate, forwards, grow, longest, some_chains, token_log_probabilities
@@ -231,6 +232,21 @@ class Choices:
         batch["reference"] = torch.tensor([pair for *_, reference in parts for pair in reference]).reshape(-1, 2)
         batch["replayed"] = replayed[batch["leaf"]]
         return batch
+
+    def learn(self, work: Path) -> dict[str, list[tuple[float, float]]]:
+        """Train the policy in place, once the reference is measured; checkpoints go to `work`. Returns the curves."""
+        return fit(
+            self.policy,
+            Items(len(self), self.item),
+            collate=self.collate,
+            count=self.count,
+            loss=self.loss,
+            watch=self.watch,
+            options=self.options,
+            seed=self.seed,
+            work=work,
+            label="dpo",
+        )
 
     def count(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """What the parts of the loss are divided by."""

@@ -200,13 +200,20 @@ def served(python: str, model: Path) -> Iterator[str]:
             deadline = time.monotonic() + START_SECONDS
             while not answers(f"http://127.0.0.1:{PORT}/health"):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    sys.exit(f"the server did not start:\n{(model.parent / 'server.log').read_text()[-3000:]}")
+                    sys.exit(f"the server did not start:\n{tail(model.parent / 'server.log')}")
                 time.sleep(1)
             yield f"http://127.0.0.1:{PORT}/v1"
         finally:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGTERM)
                 server.wait()
+            else:
+                print(f"the server ended with {server.returncode}:\n{tail(model.parent / 'server.log')}", file=sys.stderr)
+
+
+def tail(log: Path) -> str:
+    """The last words of a log."""
+    return log.read_text()[-6000:]
 
 
 def answers(url: str) -> bool:

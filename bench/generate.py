@@ -189,7 +189,7 @@ def served(python: str, model: Path) -> Iterator[str]:
     """A vLLM server of the model on this machine; yields its address."""
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "policy"]
     command += ["--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", "2048", "--enable-prefix-caching"]
-    command += ["--generation-config", "vllm", "--chat-template-content-format", "openai"]
+    command += ["--disable-uvicorn-access-log", "--generation-config", "vllm", "--chat-template-content-format", "openai"]
     command += ["--mm-processor-kwargs", '{"backend": "pil"}']
     if device_kind() == "cpu":
         command += ["--dtype", "float32", "--enforce-eager"]
@@ -213,7 +213,7 @@ def served(python: str, model: Path) -> Iterator[str]:
 
 def tail(log: Path) -> str:
     """The last words of a log."""
-    return log.read_text()[-6000:]
+    return log.read_text()[-12000:]
 
 
 def answers(url: str) -> bool:

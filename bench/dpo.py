@@ -220,21 +220,20 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     used = ("stllava.model.train", "stllava.tree.preferences") if name in OURS else ("peft", "trl.trainer.dpo_trainer")
     for module in used:
         import_module(module)
-    before = []
     for learned in (pairs[: setting.pairs_a_step], pairs):
         gc.collect()
         policy = load_policy(work / "model")
-        before.append(forget_peak())
+        before = forget_peak()
         figures = ours(work, policy, learned, setting, name) if name in OURS else theirs(work, policy, learned, setting, name)
         del policy
-    peak, cuda = peak_memory(), device_kind() == "cuda"
+    peak = peak_memory()
     assert figures["pairs"] == len(pairs), f"{name} learned {figures['pairs']:.0f} of {len(pairs)} pairs"
     off = abs(figures["first_loss"] - math.log(2))
-    assert off < (0.05 if cuda else 1e-3), f"the first loss of {name} is {figures['first_loss']}, not log 2"
+    assert off < (0.05 if device_kind() == "cuda" else 1e-3), f"the first loss of {name} is {figures['first_loss']}, not log 2"
     return figures | {
         "pairs_per_second": len(pairs) / figures["seconds"],
         "peak_bytes": float(peak),
-        "added_bytes": float(peak - before[-1 if cuda else 0]),
+        "added_bytes": float(peak - before),
     }
 
 

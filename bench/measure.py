@@ -2,15 +2,14 @@
 
 A bench calls itself once a side (`run_side`), so that each side's peak memory is its own; the side prints its figures
 as the last line of its output (`report_side`). `write_result` writes bench/results/NAME.json (or into the folder that
-STLLAVA_BENCH_RESULTS names) with the device, cores, versions, commit and command line beside the figures. Importing
-this module imports no torch: a process inherits the peak memory of the one that started it, so a bench's own process
-stays small.
+STLLAVA_BENCH_RESULTS names) with the device, cores, versions, commit and command line beside the figures.
 """
 
+import ctypes
+import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -61,21 +60,34 @@ def report_side(figures: Mapping[str, float]) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that this process has ever held in main memory, or allocated on its GPU since `forget_peak`."""
+    """Bytes: the most that this process has held in main memory, or allocated on its GPU, since `forget_peak`."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status("VmHWM")
 
 
 def forget_peak() -> int:
-    """Start anew where the device allows it (CUDA), and return the peak so far: what training adds is measured from there."""
+    """Start anew, and return the bytes held now: what training adds is measured from there.
+
+    In main memory what was freed is first given back to the system, which glibc puts off.
+    """
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    return peak_memory()
+        return int(torch.cuda.memory_allocated())
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """A figure of this process's memory in bytes, from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def finish_device() -> None:

@@ -86,11 +86,38 @@ def attend(
         queries, keys, values = (one.split([*lengths, empty], dim=2) for one in row)
         made = []
         for place, part in enumerate(several):
-            key, value = (torch.cat([one[index] for index in (*part.root, place)], dim=2) for one in (keys, values))
-            made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **others)[0])
+            seen = [[one[index] for index in (*part.root, place)] for one in (keys, values)]
+            with joined(*seen) as (key, value):
+                made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **others)[0])
         made.append(made[0].new_zeros(1, empty, *made[0].shape[2:]))
         rows.append(torch.cat(made, dim=1))
     return torch.cat(rows), None
+
+
+@contextmanager
+def joined(*several: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Pieces [1, H, n, D] joined along the third dimension; what is computed of them saves the pieces for its gradient.
+
+    Every span sees the image: copies of its keys and values, saved by each, would be a fifth of a step's memory.
+    """
+    whole = [torch.cat(list(pieces), dim=2) for pieces in several]
+    if not torch.is_grad_enabled():
+        yield whole
+        return
+    # By address and form, not the tensors themselves: what saves for the gradient keeps `pack` and all that it refers to.
+    known = {
+        (one.data_ptr(), one.shape, one.stride()): [piece.detach() for piece in pieces]
+        for one, pieces in zip(whole, several, strict=True)
+    }
+
+    def pack(saved: Tensor) -> Tensor | list[Tensor]:
+        return known.get((saved.data_ptr(), saved.shape, saved.stride()), saved)
+
+    def unpack(packed: Tensor | list[Tensor]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else torch.cat(packed, dim=2)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield whole
 
 
 AttentionInterface.register(NAME, attend)

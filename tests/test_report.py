@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import BaseModel
 
-from stllava.config import PhantomData, RunOptions
+from stllava.config import Options, PhantomData, RunOptions
 from stllava.errors import StllavaError
 from stllava.records import (
     Answers,
@@ -43,7 +42,7 @@ SIDES = ("left", "right")
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
-class NoOptions(BaseModel):
+class NoOptions(Options):
     """A stage without options."""
 
 

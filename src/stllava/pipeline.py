@@ -91,7 +91,7 @@ class Loop:
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
         asked = ask(options.ask, policy=policy, images=data.images, root=data.image_root, to=questions, seed=seed)
         answer(options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
-        judged = judge(options.judge, answers=answers, truth=data.truth, to=judgments, seed=seed)
+        judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         fresh = asked.counts_in - asked.dropped.get("repeated", 0)
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0

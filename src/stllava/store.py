@@ -6,6 +6,9 @@ A stage's folder while it is written:
     parts/<chunk id>.jsonl   finished chunks: one line of counts, then the records
     lock                     held by the one process that writes
 
+    audit.jsonl              images that were sent out, where they went and when
+    exchanges/<name>.jsonl   what an expert replied, word for word
+
 and when it is whole: `<name>.jsonl` (or the files of a policy) and, written last, `manifest.json`.
 Every file appears whole or not at all (written beside, synced, renamed), so a kill or a full disk loses at most
 the chunk at work.
@@ -27,10 +30,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
+from stllava.config import Options
 from stllava.errors import StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record, content_id
@@ -43,7 +48,12 @@ Existing = Literal["resume", "replace", "error"]
 """What to do when the output is already there, whole or in part."""
 
 FULL_BYTES = 1 << 20
+LOG_SYNC_SECONDS = 1.0
+TAIL_BYTES = 1 << 16
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
+CHECK = "check.json"
+AUDIT, EXCHANGES = "audit.jsonl", "exchanges"
+"""What left this process and what came back: no part of the output, and kept when that is replaced."""
 
 
 def file_hash(path: Path) -> str:
@@ -54,17 +64,19 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut."""
+def write_whole(path: Path, data: str | bytes | Iterable[bytes]) -> None:
+    """Write a file so that it is there whole or not at all, even after a power cut; data may come piece by piece."""
+    pieces = (data.encode(),) if isinstance(data, str) else (data,) if isinstance(data, bytes) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with draft.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
         if is_full(error):
             raise full_disk(path) from error
@@ -159,6 +171,28 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
     """The records `<name>.jsonl` of a finished stage, checked against its manifest."""
+    return read_jsonl(_checked(folder, name), kind)
+
+
+def stream_records(folder: Path, name: str, kind: type[R]) -> "Stream[R]":
+    """The same one by one, for more than memory should hold."""
+    return Stream(_checked(folder, name), kind)
+
+
+class Stream(Iterable[R]):
+    """The records of a JSONL file, one by one, as often as it is gone through."""
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self._path, self._kind = path, kind
+
+    def __iter__(self) -> Iterator[R]:
+        with self._path.open("rb") as file:
+            for line in file:
+                yield self._kind.model_validate_json(line)
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The file of a finished stage's records, which is the one that the stage wrote."""
     manifest = read_manifest(folder)
     path = folder / f"{name}.jsonl"
     if file_hash(path) != manifest.outputs.get(path.name):
@@ -167,7 +201,75 @@ def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
             expected="the output as the stage wrote it",
             remedy="Restore the file, or delete its folder and run the stage again.",
         )
-    return read_jsonl(path, kind)
+    return path
+
+
+class Log:
+    """An append-only JSONL file that outlives kills: each line is there once `append` returns; threads may share it.
+
+    A line that a kill tore is cut off when the file is opened again. Lines reach the disk itself, against power cuts,
+    within a second of the next one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._lock, self._synced = path, Lock(), time.monotonic()
+        self._file = path.open("a+b")
+        self._end = self._file.seek(0, os.SEEK_END)
+        whole = self._whole()
+        if whole < self._end:
+            self._file.truncate(whole)
+            self._end = whole
+
+    def append(self, record: Record) -> int:
+        """Write a line; returns where it begins."""
+        line = record.model_dump_json().encode() + b"\n"
+        with self._lock:
+            at = self._end
+            try:
+                self._file.write(line)
+                self._file.flush()
+                if time.monotonic() - self._synced > LOG_SYNC_SECONDS:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
+            except OSError as error:
+                if is_full(error):
+                    raise full_disk(self.path) from error
+                raise
+            self._end += len(line)
+            return at
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Every line with where it begins."""
+        at = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                yield at, line
+                at += len(line)
+
+    def read(self, at: int, kind: type[R]) -> R:
+        """The record of the line that begins there."""
+        with self._lock:
+            self._file.seek(at)
+            return kind.model_validate_json(self._file.readline())
+
+    def close(self) -> None:
+        """Bring every line to the disk and close the file."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _whole(self) -> int:
+        """Where the last whole line ends."""
+        end = self._end
+        while end:
+            start = max(0, end - TAIL_BYTES)
+            self._file.seek(start)
+            found = self._file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+        return 0
 
 
 def output_hash(folder: Path) -> str:
@@ -219,18 +321,18 @@ def commit() -> str:
 class Stage:
     """A stage's output folder from plan to manifest. `manifest` is set from the start when the work is already done."""
 
-    def __init__(self, name: str, to: Path, config: BaseModel, *, inputs: Mapping[str, str], existing: Existing) -> None:
+    def __init__(self, name: str, to: Path, config: Options, *, inputs: Mapping[str, str], existing: Existing) -> None:
         self.name, self.to = name, to
         self.config: dict[str, JsonValue] = config.model_dump(mode="json")
         self.inputs = dict(inputs)
         self.manifest: Manifest | None = None
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
-        plan: dict[str, JsonValue] = {"stage": name, "config": self.config, "inputs": {**self.inputs}}
+        plan: dict[str, JsonValue] = {"stage": name, "config": config.binding(), "inputs": {**self.inputs}}
         planned = to / PLAN
         if planned.is_file():
             self._meet(json.loads(planned.read_text()), plan, existing)
-        elif to.exists() and any(entry.name != LOCK for entry in to.iterdir()):
+        elif to.exists() and any(entry.name not in (LOCK, AUDIT, EXCHANGES) for entry in to.iterdir()):
             raise StllavaError(
                 f"{to} holds files that are not of stllava", expected="an empty or new folder", remedy="Name another folder."
             )
@@ -242,7 +344,7 @@ class Stage:
     def _meet(self, old: JsonValue, new: Mapping[str, JsonValue], existing: Existing) -> None:
         if existing == "replace":
             for entry in self.to.iterdir():
-                if entry.name != LOCK:
+                if entry.name not in (LOCK, AUDIT, EXCHANGES):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             return
         if existing == "error":
@@ -289,8 +391,8 @@ class Stage:
         return records, counts
 
     def write_records(self, name: str, records: Iterable[Record]) -> None:
-        """Write `<name>.jsonl`."""
-        write_whole(self.to / f"{name}.jsonl", to_jsonl(records))
+        """Write `<name>.jsonl`, holding one record at a time."""
+        write_whole(self.to / f"{name}.jsonl", (f"{record.model_dump_json()}\n".encode() for record in records))
 
     def finish(
         self,
@@ -305,7 +407,7 @@ class Stage:
         files: Sequence[Path] | None = None,
     ) -> Manifest:
         """Write the manifest: from here on the output is whole. It names `files`, or all there are in the folder."""
-        kept = {PLAN, LOCK, MANIFEST}
+        kept, aside = {PLAN, LOCK, MANIFEST, AUDIT}, (f"{PARTS}/", f"{EXCHANGES}/")
         if files is None:
             files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
         names = {path: path.relative_to(self.to).as_posix() for path in files}
@@ -313,9 +415,7 @@ class Stage:
             stage=self.name,
             config=self.config,
             inputs=self.inputs,
-            outputs={
-                name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(PARTS + "/")
-            },
+            outputs={name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(aside)},
             counts_in=counts_in,
             counts_out=counts_out,
             dropped=dict(sorted((dropped or {}).items())),

@@ -11,7 +11,7 @@ from stllava.data.phantom_hearing import understand
 from stllava.data.phantom_language import NUMBERS, answer
 from stllava.data.phantom_questions import NAMES, Query, normal, plural
 from stllava.data.phantom_truth import LEVELS, ORGANS, SIDES, SIZES, Truth
-from stllava.experts.expert import Verdict
+from stllava.experts.expert import Knowing, Verdict
 from stllava.records import Answers, content_id
 
 RULE = "slots 2"
@@ -79,7 +79,7 @@ def score(completion: str, query: Query, truth: Truth) -> float:
     return _partial(said, query, truth) if partly and said else 0.0
 
 
-class Oracle:
+class Oracle(Knowing):
     """An expert that knows the truth of its images."""
 
     name = "oracle"
@@ -95,11 +95,15 @@ class Oracle:
 
     def judge(self, answers: Answers) -> Verdict:
         """Score each completion from 0 to 1, or abstain and say why."""
-        case = self._case(answers.question, answers.images)
+        return self.score(answers.question, answers.images, answers.completions)
+
+    def score(self, question: str, images: tuple[str, ...], completions: Sequence[str]) -> Verdict:
+        """The same of bare texts."""
+        case = self._case(question, images)
         if isinstance(case, str):
             return Verdict(scores=None, cause="abstained", reason=case)
         query, truth = case
-        scores = tuple(score(completion, query, truth) for completion in answers.completions)
+        scores = tuple(score(completion, query, truth) for completion in completions)
         return Verdict(scores=scores, cause=None, reason=f"The right answer is: {answer(query, truth)[0]}.")
 
     def _case(self, question: str, images: tuple[str, ...]) -> tuple[Query, Truth] | str:

@@ -7,7 +7,7 @@ image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodu
 
 from collections.abc import Sequence
 
-from stllava.experts.expert import Verdict
+from stllava.experts.expert import Knowing, Verdict
 from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
 
@@ -22,7 +22,7 @@ _SAME = {"which": "what", "abnormalities": "abnormality", "radiograph": "xray", 
 _QUESTION_WORDS = {"what", "where", "how", "who", "why", "when"}
 
 
-class Reference:
+class Reference(Knowing):
     """Scores answers against the reference answers to the same question about the same image."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:

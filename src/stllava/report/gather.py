@@ -8,11 +8,13 @@ from pydantic import BaseModel, ValidationError
 
 from stllava.config import FilesData, RunOptions, VqaRadData, validate
 from stllava.errors import StllavaError
-from stllava.records import Answers, Judgment, Manifest, Outcome, Prediction, Preference, Question
-from stllava.store import PLAN, read_manifest, read_plan, read_records
+from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
+from stllava.store import CHECK, MANIFEST, PLAN, read_manifest, read_plan, read_records
 
 M = TypeVar("M", bound=BaseModel)
 ROUND_STAGES = ("ask", "answer", "judge", "pair", "dpo")
+JUDGE_CHECK = "judge-check"
+"""The folder of a run in which a check of its expert is looked for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RunFiles:
     """By benchmark, then by policy or baseline."""
     images: Path
     """The image root."""
+    check: JudgeCheck | None = None
+    """How far the expert can be trusted, where `stllava judge --check` measured it."""
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -61,7 +65,9 @@ def gather(run: Path) -> RunFiles:
             manifests[f"evaluate/{policy}/{folder.name}"] = read_manifest(folder)
             records = tuple(read_records(folder, "predictions", Prediction))
             predictions.setdefault(folder.name, {})[policy] = records
-    return RunFiles(options, outcome, manifests, rounds, predictions, image_root(run, options))
+    checked = run / JUDGE_CHECK
+    check = _parse(checked / CHECK, JudgeCheck) if (checked / MANIFEST).is_file() else None
+    return RunFiles(options, outcome, manifests, rounds, predictions, image_root(run, options), check)
 
 
 def image_root(run: Path, options: RunOptions) -> Path:

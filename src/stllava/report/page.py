@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from stllava.records import Difference, Manifest, Score
 from stllava.report import words
 from stllava.report.charts import Dot, Line, difference_chart, interval_chart, line_chart
-from stllava.report.gallery import self_asked, shares, tally, tested
+from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.gather import ROUND_STAGES, Round, RunFiles, gather
 from stllava.store import write_whole
 
@@ -150,6 +150,8 @@ def render(run: RunFiles) -> str:
         measures=measures(run),
         figures=figures(run),
         self_asked=self_asked(run),
+        checked=words.check_rows(run.check) if run.check is not None else [],
+        flips=[(thumbnail(run.images, flip.image), flip) for flip in run.check.examples] if run.check is not None else [],
         shares=shares(len(run.rounds)),
         tally=tally(run, names[0], words.challenger(run.outcome)) if names else None,
         tested=tested(run, names[0]) if names else [],

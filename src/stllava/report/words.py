@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from stllava.records import Difference, Manifest, Outcome, Score
+from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Score
 
 VALIDATION = "validation"
 START = "sft"
@@ -156,3 +156,19 @@ def commits(manifests: Iterable[Manifest]) -> list[str]:
     """The commits the stages ran from, each once and shortened; `+changes` marks a checkout with uncommitted changes."""
     parts = [manifest.commit.partition("+") for manifest in manifests if manifest.commit]
     return list(dict.fromkeys(f"{name[:10]}{plus}{mark}" for name, plus, mark in parts))
+
+
+def check_rows(check: JudgeCheck) -> list[tuple[str, Rate | None]]:
+    """What a check of an expert found, each with what it is."""
+    rows: list[tuple[str, Rate | None]] = [
+        ("flips: the other order made the other answer win", check.flips),
+        ("the answer shown first wins (0.5 is fair)", check.first_wins),
+        ("same outcome when asked again", check.repeats),
+        ("the longer answer wins", check.longer_wins),
+    ]
+    if check.truth:
+        rows += [
+            ("the longer answer wins, adjusted by the truth (0.5 is fair)", check.longer_wins_adjusted),
+            (f"agreement with {check.truth}, Cohen's kappa", check.agreement),
+        ]
+    return rows

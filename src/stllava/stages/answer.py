@@ -27,7 +27,7 @@ def answer(
         if stage.manifest is not None:
             return stage.manifest
         asked = read_records(questions, "questions", Question)
-        sampler = open_sampler(options, policy=policy, root=root)
+        sampler = open_sampler(options, policy=policy, root=root, audit=to)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Question]) -> tuple[list[Answers], Counter[str]]:

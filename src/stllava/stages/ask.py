@@ -29,7 +29,7 @@ def ask(
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        sampler = open_sampler(options, policy=policy, root=root, revisits=True)
+        sampler = open_sampler(options, policy=policy, root=root, audit=to, revisits=True)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Image]) -> tuple[list[Question], Counter[str]]:

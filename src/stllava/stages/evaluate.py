@@ -41,7 +41,7 @@ def evaluate(
             return stage.manifest
         rows = read_jsonl(samples, Sample)
         by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
-        sampler = open_sampler(options, policy=policy, root=root, blank=blank)
+        sampler = open_sampler(options, policy=policy, root=root, audit=to, blank=blank)
 
         def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Counter[str]]:
             kept, prompts, dropped = usable(

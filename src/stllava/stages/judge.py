@@ -1,67 +1,204 @@
 """An expert scores the answers.
 
 Reads answers and what the expert knows; writes `judgments.jsonl`, one for every set of answers: where there is no
-verdict, the judgment says why.
+verdict, the judgment says why. An expert that is a model is asked first, and what it replies kept in `exchanges/`;
+judgments are then made from there, so a stage that was stopped asks nothing twice.
+
+`plan` says what that would take without asking anything; `check` measures how far the expert can be trusted.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stllava.config import JudgeOptions
 from stllava.data.phantom_truth import Truth
 from stllava.errors import StllavaError
+from stllava.experts.check import Truths, sample_of, truths_of_expert, truths_of_votes
+from stllava.experts.check import check as check_expert
+from stllava.experts.choose import Sources, expert_of
 from stllava.experts.expert import Expert
+from stllava.experts.model import ModelExpert
 from stllava.experts.oracle import Oracle
-from stllava.experts.reference import Reference
-from stllava.records import Answers, Judgment, Manifest, Sample, content_id
-from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_jsonl, read_records
-
-
-def expert_of(options: JudgeOptions, truth: Path | None) -> Expert:
-    """The expert that the options name, with what it knows read from `truth`."""
-    if truth is None:
-        raise StllavaError(
-            f"the expert {options.expert!r} was given nothing to know",
-            expected="a file of truths or reference samples",
-            remedy="Name it: --truth for `stllava judge`, data.references in a recipe.",
-        )
-    if options.expert == "oracle":
-        return Oracle(read_jsonl(truth, Truth))
-    return Reference(read_jsonl(truth, Sample))
+from stllava.experts.panel import Panel
+from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Vote, content_id
+from stllava.store import (
+    CHECK,
+    EXCHANGES,
+    Existing,
+    Stage,
+    file_hash,
+    locked,
+    output_hash,
+    read_jsonl,
+    read_records,
+    stream_records,
+    write_whole,
+)
 
 
 def judge(
-    options: JudgeOptions, *, answers: Path, truth: Path | None, to: Path, seed: int = 0, existing: Existing = "resume"
+    options: JudgeOptions,
+    *,
+    answers: Path,
+    truth: Path | None = None,
+    root: Path | None = None,
+    to: Path,
+    seed: int = 0,
+    existing: Existing = "resume",
 ) -> Manifest:
-    """Let an expert that knows `truth` (JSONL of phantom truths or reference samples) judge the folder `answers`."""
+    """Let an expert judge the folder `answers`.
+
+    `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
+    know; a model sees the images under `root`.
+    """
     with locked(to):
-        inputs = {"answers": output_hash(answers), "truth": file_hash(truth) if truth is not None else "", "seed": str(seed)}
+        inputs = {"answers": output_hash(answers), "truth": _hash(truth), "seed": str(seed)} | _others(options)
         stage = Stage("judge", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        expert = expert_of(options, truth)
-        given = read_records(answers, "answers", Answers)
-
-        def work(chunk: Sequence[Answers]) -> tuple[list[Judgment], Counter[str]]:
-            return [_judged(expert, one) for one in chunk], Counter()
-
-        judgments, _ = stage.map_chunks(given, work, kind=Judgment, size=options.chunk, unit="questions")
-        stage.write_records("judgments", judgments)
-        causes = Counter(judgment.cause for judgment in judgments if judgment.cause is not None)
-        verdicts = [judgment.scores for judgment in judgments if judgment.scores is not None]
-        marks = [score for scores in verdicts for score in scores]
+        given, tally = stream_records(answers, "answers", Answers), Tally()
+        with expert_of(options, Sources(to, root, truth)) as expert:
+            expert.prepare(given)
+            stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
+        tally.check(options)
         return stage.finish(
-            counts_in=len(given),
-            counts_out=len(judgments),
-            measures={
-                "verdicts": float(len(verdicts)),
-                "verdict_share": len(verdicts) / len(given) if given else 0.0,
-                "mean_score": sum(marks) / len(marks) if marks else 0.0,
-                **{f"no_verdict_{cause}": float(count) for cause, count in sorted(causes.items())},
-            },
+            counts_in=tally.judged,
+            counts_out=tally.judged,
+            measures=tally.measures,
             notes=(f"The expert is called {expert.name}. {expert.method}",),
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What judging would take."""
+
+    prompt: str
+    """The first prompt; empty when nothing is asked."""
+    requests: int
+    """Requests still to be sent, if none is repeated."""
+    cost: float
+    """US dollars they cost at most, by the prices in the options."""
+
+
+def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, root: Path | None = None, to: Path) -> Plan:
+    """What judging the folder `answers` into `to` would still take; asks nothing and writes nothing."""
+    with TemporaryDirectory() as spare:
+        folder = to if (to / EXCHANGES).is_dir() else Path(spare)
+        prompt, requests, cost = "", 0, 0.0
+        with expert_of(options, Sources(folder, root, truth, asks=False)) as expert:
+            experts = expert.members if isinstance(expert, Panel) else (expert,)
+            members = [member for member in experts if isinstance(member, ModelExpert)]
+            for one in stream_records(answers, "answers", Answers):
+                for member in members:
+                    for request in member.missing(one):
+                        prompt, requests, cost = prompt or request.text, requests + 1, cost + member.most(request)
+        return Plan(prompt, requests, cost)
+
+
+def check(
+    options: JudgeOptions,
+    *,
+    answers: Path,
+    truth: Path | None = None,
+    root: Path | None = None,
+    votes: Path | None = None,
+    sample: int = 100,
+    to: Path,
+    existing: Existing = "resume",
+) -> JudgeCheck:
+    """Measure an expert on a sample of the folder `answers`; write `check.json` to `to`.
+
+    It is asked in two orders at least and, if it is a model, everything twice. Its verdicts are compared with `votes`
+    (JSONL of Vote, made by people) or, of phantoms, with the oracle that knows `truth`.
+    """
+    thorough = options.model_copy(update={"orders": max(2, options.orders), "repeats": max(2, options.repeats)})
+    with locked(to):
+        inputs = {"answers": output_hash(answers), "truth": _hash(truth), "votes": _hash(votes), "sample": str(sample)}
+        stage = Stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing)
+        if stage.manifest is not None:
+            return JudgeCheck.model_validate_json((to / CHECK).read_text())
+        given = sample_of(read_records(answers, "answers", Answers), sample)
+        truths: Truths = {}
+        name = ""
+        if votes is not None:
+            truths, name = truths_of_votes(read_jsonl(votes, Vote)), "people"
+        elif truth is not None and options.expert != "reference" and not options.show_references:
+            truths, name = truths_of_expert(Oracle(read_jsonl(truth, Truth)), given), "the oracle"
+        with expert_of(thorough, Sources(to, root, truth)) as expert:
+            expert.prepare(given)
+            found = check_expert(expert, given, truths=truths, truth=name)
+        write_whole(to / CHECK, found.model_dump_json(indent=1) + "\n")
+        stage.finish(counts_in=len(given), counts_out=len(given))
+        return found
+
+
+@dataclass
+class Tally:
+    """Counts judgments as they pass by."""
+
+    judged: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    scores: int = 0
+    total: float = 0.0
+    compared: int = 0
+    undecided: int = 0
+    flipped: int = 0
+    cost: float = 0.0
+    usage: Counter[str] = field(default_factory=Counter)
+    agreements: int = 0
+    agreement: float = 0.0
+
+    def count(self, judgments: Iterator[Judgment]) -> Iterator[Judgment]:
+        """The judgments, one by one."""
+        for judgment in judgments:
+            self.judged += 1
+            if judgment.scores is None:
+                self.causes[judgment.cause or "failed"] += 1
+            else:
+                self.scores += len(judgment.scores)
+                self.total += sum(judgment.scores)
+            heard = [one for one in judgment.comparisons if one.cause is None]
+            self.compared += len(heard)
+            self.undecided += sum(one.winner is None for one in heard)
+            self.flipped += sum(one.flipped for one in heard)
+            self.cost += judgment.cost
+            self.usage.update(judgment.usage)
+            if judgment.agreement is not None:
+                self.agreements += 1
+                self.agreement += judgment.agreement
+            yield judgment
+
+    def check(self, options: JudgeOptions) -> None:
+        """Stop where too many requests failed: they can be asked again."""
+        failed = self.causes["failed"]
+        if failed > options.max_failed * self.judged:
+            raise StllavaError(
+                f"{failed} of {self.judged} questions have no verdict because requests failed",
+                expected=f"at most {options.max_failed:.0%} (max_failed)",
+                remedy="Give the same command again: it asks only what was not answered.",
+            )
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What the manifest says of them."""
+        verdicts = self.judged - self.causes.total()
+        found = {
+            "verdicts": float(verdicts),
+            "verdict_share": verdicts / self.judged if self.judged else 0.0,
+            "mean_score": self.total / self.scores if self.scores else 0.0,
+            **{f"no_verdict_{cause}": float(count) for cause, count in sorted(self.causes.items())},
+        }
+        if self.compared:
+            found |= {"tie_share": self.undecided / self.compared, "flip_share": self.flipped / self.compared}
+        if self.usage:
+            found |= {**{name: float(count) for name, count in sorted(self.usage.items())}, "cost": self.cost}
+        if self.agreements:
+            found["panel_agreement"] = self.agreement / self.agreements
+        return found
 
 
 def _judged(expert: Expert, answers: Answers) -> Judgment:
@@ -74,7 +211,20 @@ def _judged(expert: Expert, answers: Answers) -> Judgment:
         reason=verdict.reason,
         expert=expert.name,
         prompt_hash=expert.prompt_hash,
+        comparisons=verdict.comparisons,
+        context=verdict.context,
         raw=verdict.raw,
         usage=verdict.usage,
         cost=verdict.cost,
+        agreement=verdict.agreement,
     )
+
+
+def _hash(path: Path | None) -> str:
+    return file_hash(path) if path is not None else ""
+
+
+def _others(options: JudgeOptions) -> dict[str, str]:
+    """Hashes of the other files that shape verdicts, where there are any."""
+    files = {"context": options.context, "rubric": options.rubric, **{f"panel {path.name}": path for path in options.panel}}
+    return {name: file_hash(path) for name, path in files.items() if path is not None}

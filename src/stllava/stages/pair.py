@@ -1,14 +1,16 @@
 """Better answers against worse ones: from judgments to preferences, a pure rule that can be redone in seconds.
 
 Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
-margin never becomes a pair. Where yes is chosen more often than no, or no than yes, the surplus is left out. The
-manifest counts judgments in and pairs out, one question making one pair or, where all pairs are asked for, several;
-`dropped` counts the judgments that no pair came of, by cause.
+margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
+the same. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for,
+that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one pair
+or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from stllava.config import PairOptions
@@ -54,14 +56,17 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
             else:
                 made += found
         surplus = unbalanced(made) if options.balance else set()
-        kept = [one for one in made if one.id not in surplus]
-        dropped["surplus of yes or no"] = _questions(made) - _questions(kept)
+        even = [one for one in made if one.id not in surplus]
+        dropped["surplus of yes or no"] = _questions(made) - _questions(even)
+        long = unbalanced_length(even) if options.balance_length else set()
+        kept = [one for one in even if one.id not in long]
+        dropped["surplus of one length"] = _questions(even) - _questions(kept)
         stage.write_records("preferences", kept)
         return stage.finish(
             counts_in=len(judged),
             counts_out=len(kept),
             dropped=+dropped,
-            measures=_measures(kept, judged=len(judged), surplus=len(surplus)),
+            measures=_measures(kept, judged=len(judged), surplus=len(surplus) + len(long)),
         )
 
 
@@ -75,7 +80,8 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
         return judgment.cause or "failed"
     if len(scores) != len(answers.completions):
         return "wrong number of scores"
-    ranked = contests(answers.completions, scores)
+    undecided = {(one.first, one.second) for one in judgment.comparisons if one.winner is None}
+    ranked = contests(answers.completions, scores, undecided=undecided)
     if not ranked:
         return "tie"
     if options.pairs == "extremes":
@@ -84,7 +90,7 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     causes: list[str] = []
     for one in ranked:
         texts = frozenset((answers.completions[one.chosen], answers.completions[one.rejected]))
-        cause = _fault(answers, one, margin=options.margin)
+        cause = _fault(answers, one, margin=options.margin, alike=options.alike)
         if cause is not None:
             causes.append(cause)
         elif texts not in made:
@@ -92,13 +98,16 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     return list(made.values())[: options.most] or causes[0]
 
 
-def contests(completions: Sequence[str], scores: Sequence[float]) -> list[Contest]:
-    """Every two answers of different score, best against worst first.
+def contests(
+    completions: Sequence[str], scores: Sequence[float], *, undecided: Collection[tuple[int, int]] = ()
+) -> list[Contest]:
+    """Every two answers of different score, best against worst first, but those `undecided` between (places of two texts).
 
     Of contests with the same gap, first those of the answers that the policy gave most often, then those given first:
     what it believes most firmly is what a verdict can teach it most about.
     """
     times = Counter(completions)
+    blocked = {frozenset((completions[one], completions[other])) for one, other in undecided}
 
     def order(one: Contest) -> tuple[float, int, int, int, int]:
         chosen, rejected = completions[one.chosen], completions[one.rejected]
@@ -108,7 +117,7 @@ def contests(completions: Sequence[str], scores: Sequence[float]) -> list[Contes
         Contest(better, worse, high - low)
         for better, high in enumerate(scores)
         for worse, low in enumerate(scores)
-        if high > low
+        if high > low and frozenset((completions[better], completions[worse])) not in blocked
     )
     return sorted(made, key=order)
 
@@ -123,14 +132,31 @@ def unbalanced(preferences: Iterable[Preference]) -> set[str]:
     return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
 
 
-def _fault(answers: Answers, contest: Contest, *, margin: float) -> str | None:
+def unbalanced_length(preferences: Iterable[Preference]) -> set[str]:
+    """Ids of the pairs without which longer answers are chosen as often as shorter: of the more frequent, the last ids."""
+    chosen: dict[bool, list[str]] = {True: [], False: []}
+    for one in preferences:
+        if len(one.chosen) != len(one.rejected):
+            chosen[len(one.chosen) > len(one.rejected)].append(one.id)
+    fewest = min(map(len, chosen.values()))
+    return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
+
+
+def likeness(one: str, other: str) -> float:
+    """How alike two texts are, from 0 to 1: words in common, in the same order, over the mean of both lengths."""
+    return SequenceMatcher(None, normalise(one).split(), normalise(other).split(), autojunk=False).ratio()
+
+
+def _fault(answers: Answers, contest: Contest, *, margin: float, alike: float) -> str | None:
     """Why two answers are no pair."""
     chosen, rejected = answers.completions[contest.chosen], answers.completions[contest.rejected]
     if contest.gap < margin:
         return "margin too small"
     if chosen == rejected:
         return "same text"
-    return None if chosen else "empty answer chosen"
+    if not chosen:
+        return "empty answer chosen"
+    return "nearly the same text" if likeness(chosen, rejected) >= alike else None
 
 
 def _preference(answers: Answers, judgment: Judgment, *, contest: Contest) -> Preference:

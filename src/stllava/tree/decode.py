@@ -54,11 +54,14 @@ class _Branch:
 
 
 def open_sampler(
-    options: GenerationOptions, *, policy: Path, root: Path, blank: bool = False, revisits: bool = False
+    options: GenerationOptions, *, policy: Path, root: Path, audit: Path, blank: bool = False, revisits: bool = False
 ) -> Sampler:
-    """What speaks for the policy about images under `root`: itself in this process, or the server in the options."""
+    """What speaks for the policy about images under `root`: itself in this process, or the server in the options.
+
+    Images sent to a server are noted in the folder `audit`.
+    """
     if options.endpoint.url:
-        return EndpointSampler(options.endpoint, root=root, blank=blank)
+        return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank)
     return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
 
 

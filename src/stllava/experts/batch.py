@@ -1,0 +1,310 @@
+"""The provider's batch API as a way to ask the same requests: cheaper, and answered within a day.
+
+Requests are uploaded as files (`/files`), processed as batches (`/batches`), polled and collected; what is under way is
+kept in `batches.jsonl` beside the exchanges, so that a stage that was stopped, or a machine that was off, goes on with
+the batches it paid for. A batch whose creation was not recorded, because a kill came between, is found again by the
+mark it carries. Files on the server are deleted once they are read: they hold images.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import Literal
+
+import httpx2
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from stllava.config import ChatOptions
+from stllava.errors import ItemError, StllavaError
+from stllava.experts.chat import Chat
+from stllava.experts.exchange import Exchange, Request, fault
+from stllava.records import Record, content_id
+from stllava.remote.audit import Audit
+from stllava.remote.client import Client, NoReplyError
+from stllava.remote.pictures import Picture
+from stllava.store import EXCHANGES, Log
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000
+"""Of one batch; the provider's own limits are 50,000 requests and 200 MB."""
+ROUNDS = 3
+"""Times that requests a batch failed to answer are put into another one."""
+MARK = "stllava"
+"""Name of the metadata by which a batch is found again."""
+
+
+class _File(BaseModel):
+    id: str
+
+
+class _Batch(BaseModel):
+    id: str
+    status: str
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class _Batches(BaseModel):
+    data: list[_Batch]
+    has_more: bool = False
+
+
+class _Response(BaseModel):
+    status_code: int
+    body: JsonValue
+
+
+class _Line(BaseModel):
+    custom_id: str
+    response: _Response | None = None
+    error: JsonValue = None
+
+
+class State(Record):
+    """One step of a batch's life; the last one of a mark counts."""
+
+    mark: str
+    """Hash of the requests in it and of the round."""
+    step: Literal["planned", "uploaded", "created", "collected"]
+    """How far it is."""
+    requests: tuple[str, ...] = ()
+    """Ids of the requests in it; written once, with `planned`."""
+    file: str = ""
+    """The server's id of the uploaded file."""
+    batch: str = ""
+    """The server's id of the batch."""
+
+
+class Batch(Chat):
+    """Asks a server through its batch API."""
+
+    def __init__(
+        self,
+        options: ChatOptions,
+        *,
+        root: Path,
+        folder: Path,
+        spent: tuple[float, int] = (0.0, 0),
+        transport: httpx2.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """As `Chat`; `sleep` waits between two polls."""
+        super().__init__(options, root=root, folder=folder, spent=spent, transport=transport)
+        self._sleep = sleep
+
+    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+        """Send every request in batches, and wait for them; batches under way are collected first."""
+        audit = Audit(self._folder)
+        with (
+            closing(Log(self._folder / EXCHANGES / "batches.jsonl")) as log,
+            Client(self._address, self._options, audit=audit, transport=self._transport) as client,
+        ):
+            waiting = {request.id: request for request in requests}
+            failures: dict[str, str] = {}
+            for turn in range(ROUNDS):
+                states = _states(log)
+                self._recover(client, log, states)
+                under_way = {key for state in states.values() if state.step != "collected" for key in state.requests}
+                for part in self._parts([one for one in waiting.values() if one.id not in under_way]):
+                    self._start(client, log, states, part, turn=turn)
+                for state in states.values():
+                    if state.step == "created":
+                        self._collect(client, log, state, waiting, heard, failures)
+                if not waiting:
+                    break
+            for request in waiting.values():
+                heard(self._failure(request, failures.get(request.id, "no batch answered it"), attempts=ROUNDS))
+
+    def _parts(self, requests: list[Request]) -> Iterator[list[tuple[Request, bytes, list[Picture]]]]:
+        """The requests as lines of files, cut to what one batch may hold."""
+        part: list[tuple[Request, bytes, list[Picture]]] = []
+        size = 0
+        for request in requests:
+            try:
+                pictures = [self._pictures.get(path) for path in request.images]
+            except ItemError:
+                continue  # It stays without an answer, and its failure is told at the end.
+            body = self.body(request, pictures)
+            line = {"custom_id": request.id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            if part and (len(part) == MOST_REQUESTS or size + len(content) > MOST_BYTES):
+                yield part
+                part, size = [], 0
+            part.append((request, content, pictures))
+            size += len(content)
+        if part:
+            yield part
+
+    def _start(
+        self,
+        client: Client,
+        log: Log,
+        states: dict[str, State],
+        part: list[tuple[Request, bytes, list[Picture]]],
+        *,
+        turn: int,
+    ) -> None:
+        """Upload a part and create its batch, writing down each step before the next."""
+        ids = tuple(request.id for request, _, _ in part)
+        mark = content_id("batch", list(ids), turn, sum(1 for state in states.values() if state.requests == ids))
+        cost = sum(self.most(request) for request, _, _ in part)
+        self._purse.reserve(cost, requests=len(part))
+        state = State(mark=mark, step="planned", requests=ids)
+        log.append(state)
+        content = b"".join(line for _, line, _ in part)
+        pictures = [picture for _, _, several in part for picture in several]
+        upload = httpx2.Request(
+            "POST",
+            self._address.at("/files"),
+            headers=self._address.headers,
+            data={"purpose": "batch"},
+            files={"file": (f"{mark}.jsonl", io.BytesIO(content), "application/jsonl")},
+        )
+        upload.read()
+        file = _File.model_validate_json(self._send(client, upload, images=pictures))
+        state = state.model_copy(update={"step": "uploaded", "file": file.id})
+        log.append(state.model_copy(update={"requests": ()}))
+        states[mark] = self._create(client, log, state)
+
+    def _create(self, client: Client, log: Log, state: State) -> State:
+        """Create the batch of an uploaded file."""
+        asked: dict[str, JsonValue] = {
+            "input_file_id": state.file,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {MARK: state.mark},
+        }
+        headers = self._address.headers
+        request = httpx2.Request("POST", self._address.at("/batches"), headers=headers, json=asked)
+        batch = _Batch.model_validate_json(self._send(client, request))
+        created = state.model_copy(update={"step": "created", "batch": batch.id})
+        log.append(created.model_copy(update={"requests": ()}))
+        return created
+
+    def _recover(self, client: Client, log: Log, states: dict[str, State]) -> None:
+        """Find batches again whose creation was not written down; create those that never were; forget lost uploads."""
+        if not any(state.step in ("planned", "uploaded") for state in states.values()):
+            return
+        there = {(batch.metadata or {}).get(MARK): batch.id for batch in self._listed(client)}
+        for mark, state in list(states.items()):
+            if state.step not in ("planned", "uploaded"):
+                continue
+            if mark in there:
+                found = state.model_copy(update={"step": "created", "batch": there[mark]})
+                log.append(found.model_copy(update={"requests": ()}))
+                states[mark] = found
+            elif state.step == "uploaded":
+                states[mark] = self._create(client, log, state)
+            else:
+                del states[mark]
+
+    def _listed(self, client: Client) -> Iterator[_Batch]:
+        """All batches that the server knows, newest first."""
+        after = ""
+        while True:
+            address = self._address.at("/batches").copy_merge_params({"limit": "100"} | ({"after": after} if after else {}))
+            page = _Batches.model_validate_json(
+                self._send(client, httpx2.Request("GET", address, headers=self._address.headers))
+            )
+            yield from page.data
+            if not page.has_more or not page.data:
+                return
+            after = page.data[-1].id
+
+    def _collect(
+        self,
+        client: Client,
+        log: Log,
+        state: State,
+        waiting: dict[str, Request],
+        heard: Callable[[Exchange], None],
+        failures: dict[str, str],
+    ) -> None:
+        """Wait for a batch, hand over its replies, delete its files."""
+        address = self._address.at(f"/batches/{state.batch}")
+        while True:
+            batch = _Batch.model_validate_json(
+                self._send(client, httpx2.Request("GET", address, headers=self._address.headers))
+            )
+            if batch.status in ("completed", "failed", "expired", "cancelled"):
+                break
+            self._sleep(self._options.poll)
+        for file in (batch.output_file_id, batch.error_file_id):
+            if file:
+                self._read_lines(client, file, waiting, heard, failures)
+        for key in state.requests:
+            failures.setdefault(key, f"its batch ended as {batch.status}")
+        log.append(State(mark=state.mark, step="collected", file=state.file, batch=state.batch))
+        for file in (state.file, batch.output_file_id, batch.error_file_id):
+            if file:
+                self._forget(client, file)
+
+    def _read_lines(
+        self,
+        client: Client,
+        file: str,
+        waiting: dict[str, Request],
+        heard: Callable[[Exchange], None],
+        failures: dict[str, str],
+    ) -> None:
+        address = self._address.at(f"/files/{file}/content")
+        content = self._send(client, httpx2.Request("GET", address, headers=self._address.headers))
+        for raw in content.splitlines():
+            if not raw.strip():
+                continue
+            try:
+                line = _Line.model_validate_json(raw)
+            except ValidationError:
+                continue  # A torn line answers nothing: its request goes into the next batch.
+            request = waiting.get(line.custom_id)
+            if request is None:
+                continue  # Answered already, by another line or another batch.
+            if line.response is None or line.response.status_code != 200:
+                told = line.response.body if line.response is not None else line.error
+                failures[line.custom_id] = self._address.hide(" ".join(json.dumps(told, ensure_ascii=False).split())[:300])
+                continue
+            body = json.dumps(line.response.body, ensure_ascii=False)
+            if (problem := fault(body.encode())) is not None:
+                failures[line.custom_id] = problem
+                continue
+            hidden = self._address.hide(body)
+            exchange = Exchange.of(request, model=self.name, body=hidden, cost=self._cost(request, hidden))
+            self._purse.settle(self.most(request), exchange.cost)
+            heard(exchange)
+            del waiting[line.custom_id]
+
+    def _forget(self, client: Client, file: str) -> None:
+        """Delete a file on the server; it may be gone already."""
+        request = httpx2.Request("DELETE", self._address.at(f"/files/{file}"), headers=self._address.headers)
+        try:
+            client.send(request)
+        except NoReplyError as error:
+            if error.status != 404:
+                raise self._refusal(error) from None
+
+    def _send(self, client: Client, request: httpx2.Request, *, images: list[Picture] | None = None) -> bytes:
+        try:
+            return client.send(request, images=images or (), stop=Event()).body
+        except NoReplyError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: NoReplyError) -> StllavaError:
+        return StllavaError(
+            f"{self._address.base} ends with {error}",
+            expected="a server with OpenAI's /files and /batches",
+            remedy="Set batch to false, or mend url and key_variable, and give the same command again: every reply is kept.",
+        )
+
+
+def _states(log: Log) -> dict[str, State]:
+    """The last step of every batch, with the requests that its first one names."""
+    states: dict[str, State] = {}
+    for _, line in log.lines():
+        state = State.model_validate_json(line)
+        known = states.get(state.mark)
+        states[state.mark] = state.model_copy(update={"requests": known.requests}) if known is not None else state
+    return states

@@ -1,0 +1,112 @@
+"""The expert that the options name, with what it knows read from disk."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stllava.config import JudgeOptions, load_judge
+from stllava.data.phantom_truth import Truth
+from stllava.errors import StllavaError
+from stllava.experts.batch import Batch
+from stllava.experts.chat import Chat
+from stllava.experts.exchange import Journal, Speaker
+from stllava.experts.expert import Expert
+from stllava.experts.model import ModelExpert
+from stllava.experts.oracle import Oracle
+from stllava.experts.panel import Panel
+from stllava.experts.reference import Reference
+from stllava.experts.rubric import Mode, load_rubric
+from stllava.experts.scripted import Scripted, Simulated
+from stllava.records import Context, Sample, content_id
+from stllava.store import read_jsonl
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What experts may look at."""
+
+    folder: Path
+    """Where their exchanges and sendings are kept."""
+    root: Path | None = None
+    """The image root; only experts that are models need it."""
+    truth: Path | None = None
+    """JSONL of phantom truths or reference samples; only experts that know need it."""
+    asks: bool = True
+    """Whether anything will be asked: if not, no permission and no key is needed."""
+
+
+@contextmanager
+def expert_of(options: JudgeOptions, sources: Sources) -> Iterator[Expert]:
+    """The expert that the options name, while its journals are open."""
+    with ExitStack() as files:
+        yield _expert(options, sources, files, name="expert")
+
+
+def _expert(options: JudgeOptions, sources: Sources, files: ExitStack, *, name: str) -> Expert:
+    """An expert; `name` tells the exchanges of a panel's members apart."""
+    if options.expert == "panel":
+        if len(options.panel) < 2:
+            raise StllavaError(
+                f"a panel of {len(options.panel)}",
+                expected="two members or more",
+                remedy="Name a YAML file for each: judge.panel.",
+            )
+        members = [load_judge(path) for path in options.panel]
+        if any(member.expert == "panel" for member in members):
+            raise StllavaError("a panel is a member of a panel", expected="single experts", remedy="Name its members instead.")
+        return Panel(
+            [_expert(member, sources, files, name=f"expert-{number}") for number, member in enumerate(members, 1)],
+            verdict=options.verdict,
+        )
+    if options.expert in ("oracle", "reference"):
+        known = _known(options, sources.truth)
+        return Oracle(read_jsonl(known, Truth)) if options.expert == "oracle" else Reference(read_jsonl(known, Sample))
+    journal = files.enter_context(closing(Journal(sources.folder, name=name)))
+    mode: Mode = "pairwise" if options.expert == "simulated" else options.mode
+    rubric = load_rubric(options.rubric, mode=mode, structured=options.expert == "chat" and options.chat.structured)
+    speaker = speaker_of(options, sources, journal)
+    return ModelExpert(speaker, rubric, journal=journal, options=options, contexts=contexts_of(options, sources))
+
+
+def contexts_of(options: JudgeOptions, sources: Sources) -> list[Context]:
+    """What a model is shown beside the image."""
+    contexts = read_jsonl(options.context, Context) if options.context is not None else []
+    if options.show_references:
+        for sample in read_jsonl(_known(options, sources.truth), Sample):
+            text = " or ".join(sample.targets)
+            key = content_id("context", sample.image, sample.question, text)
+            contexts.append(Context(id=key, image=sample.image, question=sample.question, kind="reference answer", text=text))
+    return contexts
+
+
+def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Speaker:
+    """The model that the options name."""
+    if options.expert == "scripted":
+        return Scripted(options.scripted, mode=options.mode)
+    if options.expert == "simulated":
+        return Simulated(options.simulated, oracle=Oracle(read_jsonl(_known(options, sources.truth), Truth)))
+    if sources.root is None:
+        raise StllavaError(
+            f"the expert {options.expert!r} is to see images, but no image root is given",
+            expected="the folder that image paths are relative to",
+            remedy="Name it with --root.",
+        )
+    if options.expert == "local":
+        from stllava.experts.local import Local
+
+        return Local(options.local, root=sources.root)
+    kind = Batch if options.chat.batch else Chat
+    silent = {"send_images": True, "key_variable": ""}
+    chat = options.chat if sources.asks else options.chat.model_copy(update=silent)
+    return kind(chat, root=sources.root, folder=sources.folder, spent=(journal.cost, journal.attempts))
+
+
+def _known(options: JudgeOptions, truth: Path | None) -> Path:
+    if truth is None:
+        raise StllavaError(
+            f"the expert {options.expert!r} was given nothing to know",
+            expected="a file of truths or reference samples",
+            remedy="Name it: --truth for `stllava judge`, data.references in a recipe.",
+        )
+    return truth

@@ -1,0 +1,217 @@
+"""What a model that judges is asked, and what it replied, word for word."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Literal, Protocol
+
+from pydantic import JsonValue, ValidationError
+
+from stllava.records import Keyed
+from stllava.remote.completion import ChatCompletion
+from stllava.store import EXCHANGES, Log
+
+FailureCause = Literal["failed", "refused"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model: answers in one order."""
+
+    id: str
+    """Hash of everything that shapes the reply."""
+    subject: str
+    """Id of the answers."""
+    order: tuple[int, ...]
+    """Places of the shown completions among all, first shown first."""
+    repeat: int
+    """Which time the same is asked."""
+    text: str
+    """The prompt."""
+    images: tuple[str, ...]
+    """Paths relative to the image root, shown before the text."""
+    schema: dict[str, JsonValue]
+    """JSON schema of the reply, for servers that can hold a model to one."""
+
+
+class Exchange(Keyed):
+    """What came of a request; one line of a journal, written before anything of it is read."""
+
+    id: str
+    """The request's id."""
+    subject: str
+    """Id of the answers."""
+    order: tuple[int, ...]
+    """Places of the shown completions, first shown first."""
+    text: str
+    """The prompt as sent; pixels are in `images`."""
+    images: tuple[str, ...]
+    """Paths of the images sent."""
+    model: str
+    """Who was asked, and where."""
+    time: str
+    """When it ended; ISO 8601, UTC."""
+    seconds: float
+    """Wall time of the last attempt."""
+    attempts: int
+    """Times it was sent."""
+    body: str | None
+    """The reply as it came; None when none came."""
+    failure: str | None = None
+    """Why none came."""
+    cost: float = 0.0
+    """US dollars, by the prices in the options."""
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        *,
+        model: str,
+        body: str | None,
+        failure: str | None = None,
+        seconds: float = 0.0,
+        attempts: int = 1,
+        cost: float = 0.0,
+    ) -> "Exchange":
+        """What came of a request just now."""
+        return cls(
+            id=request.id,
+            subject=request.subject,
+            order=request.order,
+            text=request.text,
+            images=request.images,
+            model=model,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            seconds=round(seconds, 3),
+            attempts=attempts,
+            body=body,
+            failure=failure,
+            cost=cost,
+        )
+
+
+def as_body(text: str) -> str:
+    """Words as the body of a server's reply."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an exchange holds for a reader."""
+
+    text: str
+    """The model's words; empty where there are none."""
+    cause: FailureCause | None
+    """Why there are no words to read: refused or failed."""
+    detail: str
+    """The refusal or the failure in words."""
+    usage: dict[str, int]
+    """Tokens by name."""
+
+
+class Speaker(Protocol):
+    """A model that can be asked."""
+
+    @property
+    def name(self) -> str:
+        """Who it is, for the records and the report."""
+
+    @property
+    def identity(self) -> dict[str, JsonValue]:
+        """Everything about it that shapes its replies."""
+
+    def most(self, request: Request) -> float:
+        """US dollars that a request costs at most."""
+
+    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+        """Ask every request and hand what comes of each to `heard`, in any order, as soon as it is there.
+
+        `heard` may be called by several threads. StllavaError ends the asking; what was heard until then counts.
+        """
+
+
+class Free:
+    """A speaker that costs nothing."""
+
+    def most(self, request: Request) -> float:
+        """0."""
+        return 0.0
+
+
+class Journal:
+    """The exchanges of a stage on disk, found by request; holds none of them in memory. Threads may share it."""
+
+    def __init__(self, folder: Path, *, name: str) -> None:
+        """Open the journal called `name` in a stage's folder."""
+        self._log = Log(folder / EXCHANGES / f"{name}.jsonl")
+        self._places: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
+        self._lock = Lock()
+        self.cost = 0.0
+        """US dollars of all exchanges."""
+        self.attempts = 0
+        """Requests sent, repeated ones included."""
+        for at, line in self._log.lines():
+            self._count(Exchange.model_validate_json(line), at)
+
+    def __contains__(self, request: str) -> bool:
+        """Whether a request was answered, so that it need not be asked again."""
+        return request in self._places
+
+    def add(self, exchange: Exchange) -> None:
+        """Write an exchange; once this returns, it outlives a kill."""
+        self._count(exchange, self._log.append(exchange))
+
+    def _count(self, exchange: Exchange, at: int) -> None:
+        with self._lock:
+            self.cost += exchange.cost
+            self.attempts += exchange.attempts
+            # The first answer counts: a second one, as a batch may hold, was not asked for.
+            if exchange.body is not None:
+                self._places.setdefault(exchange.id, at)
+            else:
+                self._failures[exchange.id] = at
+
+    def get(self, request: str) -> Exchange | None:
+        """What came of a request, its reply if there is one; None where it was not asked."""
+        at = self._places.get(request, self._failures.get(request))
+        return None if at is None else self._log.read(at, Exchange)
+
+    def close(self) -> None:
+        """End it."""
+        self._log.close()
+
+
+def fault(body: bytes) -> str | None:
+    """What makes a server's reply unusable, so that it is asked again; None for a reply, a refusal among them."""
+    try:
+        reply = ChatCompletion.model_validate_json(body)
+    except ValidationError as error:
+        return f"the reply is not a chat completion ({error.errors()[0]['msg']})"
+    if not reply.choices:
+        return "the reply holds no choice"
+    first = reply.choices[0]
+    if first.message.content is None and first.message.refusal is None and first.finish_reason != "content_filter":
+        return "the reply holds no text"
+    return None
+
+
+def said(exchange: Exchange | None) -> Said:
+    """The words of an exchange, or why there are none."""
+    if exchange is None:
+        return Said("", "failed", "no reply", {})
+    if exchange.body is None:
+        return Said("", "failed", exchange.failure or "no reply", {})
+    if (problem := fault(exchange.body.encode())) is not None:
+        return Said("", "failed", problem, {})
+    reply = ChatCompletion.model_validate_json(exchange.body)
+    first, usage = reply.choices[0], reply.usage
+    tokens = {} if usage is None else {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    if first.message.refusal is not None or first.finish_reason == "content_filter":
+        return Said("", "refused", first.message.refusal or "the provider's content filter", tokens)
+    return Said(first.message.content or "", None, "", tokens)

@@ -1,0 +1,151 @@
+"""The prompt of an expert that is a model: a rubric from a file, and the answers as data inside it.
+
+Nothing in a question, an answer or a context can forge the prompt's structure: each stands between lines with a mark
+that none of the texts holds, and what a chat template might take for a token of its own is written with other brackets.
+Pure: reads the rubric's file, writes nothing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Formatter
+from typing import Literal
+
+from pydantic import JsonValue
+
+from stllava.errors import StllavaError
+from stllava.records import Context, content_id
+
+Mode = Literal["scores", "pairwise"]
+FIELDS = frozenset({"with_context", "context", "count", "mark", "question", "answers", "form"})
+NEEDED = frozenset({"mark", "question", "answers", "form"})
+_TOKEN = re.compile(r"<(?=[^\s\d=<])|\[(?=/?[A-Z][A-Z_]*\])")
+"""Opens what may be a special token: `<|im_end|>`, `<image>`, `</s>`, `<<SYS>>`, `[INST]`; not `a < b` or `<5 mm`."""
+_WRITTEN = {"<": "‹", "[": "⟦"}
+_UNSEEN = ("Cc", "Cf", "Cs", "Co")
+_SEEN = "\n\t\u200c\u200d"
+"""Characters of these categories that stay: line breaks, and the joiners that some scripts need."""
+_FORMS = {
+    ("pairwise", True): (
+        'Reply with JSON alone: {"reason": "…", "verdict": "1"}, where verdict is "1" (answer 1 is better), "2" (answer 2 is '
+        'better), "tie" or "abstain".'
+    ),
+    ("pairwise", False): 'End with one line that says "Verdict: 1", "Verdict: 2", "Verdict: tie" or "Verdict: abstain".',
+    ("scores", True): (
+        'Reply with JSON alone: {"reason": "…", "scores": [8, 3]}, with one score for each answer in the order shown, or '
+        '{"reason": "…", "scores": []} to abstain.'
+    ),
+    ("scores", False): (
+        'End with one line that says "Scores: " and one number for each answer in the order shown, such as "Scores: 8, 3", or '
+        '"Scores: abstain".'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """A prompt with places for what is judged."""
+
+    template: str
+    """The text, with places in braces."""
+    mode: Mode
+    """What it asks for."""
+    structured: bool
+    """Whether the reply is to be JSON."""
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything here that shapes a prompt."""
+        return content_id("rubric", self.template, _FORMS[self.mode, self.structured])
+
+    def write(self, question: str, answers: Sequence[str], contexts: Sequence[Context]) -> str:
+        """The prompt that shows these answers in this order."""
+        texts = [harmless(text) for text in (question, *answers, *(context.text for context in contexts))]
+        mark = unused_mark(texts)
+        known = "".join(
+            fenced(context.kind, text, mark) + "\n" for context, text in zip(contexts, texts[1 + len(answers) :], strict=True)
+        )
+        return self.template.format(
+            with_context=f", {_listed([context.kind for context in contexts])} of it" if contexts else "",
+            context=f"What is known of the image from elsewhere:\n\n{known}" if contexts else "",
+            count=len(answers),
+            mark=mark,
+            question=texts[0],
+            answers="".join(
+                fenced(f"answer {number}", text, mark) + "\n" for number, text in enumerate(texts[1 : 1 + len(answers)], 1)
+            ),
+            form=_FORMS[self.mode, self.structured],
+        )
+
+    def schema(self, count: int) -> dict[str, JsonValue]:
+        """The JSON schema of a reply about so many answers."""
+        verdict: dict[str, JsonValue]
+        if self.mode == "pairwise":
+            verdict = {"verdict": {"type": "string", "enum": ["1", "2", "tie", "abstain"]}}
+        else:
+            verdict = {"scores": {"type": "array", "items": {"type": "number"}, "description": f"{count} scores, or none"}}
+        properties: dict[str, JsonValue] = {"reason": {"type": "string"}, **verdict}
+        return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def load_rubric(path: Path | None, *, mode: Mode, structured: bool) -> Rubric:
+    """The rubric of a file, or the one that is shipped; a file without the places it needs is refused."""
+    if path is None:
+        shipped = resources.files("stllava.prompts") / f"{mode}.txt"
+        return Rubric(shipped.read_text(encoding="utf-8"), mode, structured)
+    if not path.is_file():
+        raise StllavaError(f"no rubric {path}", expected="a text file", remedy="Check the path, or leave rubric out.")
+    template = path.read_text(encoding="utf-8")
+    try:
+        places = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise _bad_rubric(path, f"its braces do not match ({error})") from None
+    if missing := NEEDED - places:
+        raise _bad_rubric(path, f"it has no place for {', '.join(sorted(missing))}")
+    if unknown := places - FIELDS:
+        raise _bad_rubric(path, f"it has places that nothing fills: {', '.join(sorted(unknown))}")
+    return Rubric(template, mode, structured)
+
+
+def harmless(text: str) -> str:
+    """The text without control and invisible characters, special tokens written with other brackets."""
+    seen = "".join(one for one in text if one in _SEEN or unicodedata.category(one) not in _UNSEEN)
+    return _TOKEN.sub(lambda found: _WRITTEN[found[0]], seen)
+
+
+def unused_mark(texts: Sequence[str]) -> str:
+    """Eight hexadecimal digits that depend on the texts and stand in none of them."""
+    tries = 0
+    while any((mark := content_id("mark", tries, list(texts))[:8]) in text for text in texts):
+        tries += 1
+    return mark
+
+
+def fenced(title: str, text: str, mark: str) -> str:
+    """A text between lines that carry the mark."""
+    return f"==== {mark} {title} ====\n{text}\n==== {mark} end of {title} ====\n"
+
+
+def unfenced(prompt: str) -> dict[str, str]:
+    """The fenced texts of a prompt by title: what a reader that trusts the marks alone makes of it."""
+    mark = re.search(r"^==== ([0-9a-f]{8}) ", prompt, re.MULTILINE)
+    if mark is None:
+        return {}
+    pattern = rf"^==== {mark[1]} (?!end of )(.+?) ====\n(.*?)\n==== {mark[1]} end of \1 ====$"
+    return {found[1]: found[2] for found in re.finditer(pattern, prompt, re.MULTILINE | re.DOTALL)}
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    names = [f"a {kind}" for kind in dict.fromkeys(kinds)]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _bad_rubric(path: Path, problem: str) -> StllavaError:
+    return StllavaError(
+        f"the rubric {path} cannot be used: {problem}",
+        expected=f"a text with the places {', '.join('{' + name + '}' for name in sorted(NEEDED))}",
+        remedy="Start from the one that is shipped (docs/expert.md); write {{ for a brace that is no place.",
+    )

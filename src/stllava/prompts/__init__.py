@@ -1,0 +1,1 @@
+"""Prompts as files: what an expert that is a model is told."""

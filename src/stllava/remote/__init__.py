@@ -1,0 +1,1 @@
+"""Everything that leaves this process: the only package that opens a connection."""

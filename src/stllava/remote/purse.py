@@ -1,0 +1,79 @@
+"""What requests may cost: tokens, US dollars and the limits on them."""
+
+from threading import Lock
+
+from stllava.config import ChatOptions
+from stllava.errors import StllavaError
+from stllava.remote.completion import ChatUsage
+
+CHARACTERS_A_TOKEN = 3.5
+"""Of English prose, on the low side: estimates shall not be too small."""
+MILLION = 1e6
+
+
+class LimitError(StllavaError):
+    """The next request could pass a limit in the options."""
+
+
+class Purse:
+    """Lets requests be sent while they are within the limits, and counts what they cost; threads share it."""
+
+    def __init__(self, options: ChatOptions, *, cost: float = 0.0, requests: int = 0) -> None:
+        """Start from what was spent before."""
+        if options.max_cost and not options.input_price and not options.output_price:
+            raise StllavaError(
+                "max_cost is set, but no price",
+                expected="input_price and output_price in US dollars a million tokens",
+                remedy="Set them from the provider's price list, or limit max_requests instead.",
+            )
+        self._options, self._lock = options, Lock()
+        self.cost, self.requests = cost, requests
+        self._reserved = 0.0
+        self._image_tokens = float(options.image_tokens)
+
+    def tokens(self, text: str, images: int) -> int:
+        """Tokens of a prompt and its reply, at most: an estimate, corrected by what replies say of images."""
+        return int(len(text) / CHARACTERS_A_TOKEN + images * self._image_tokens) + self._options.max_tokens
+
+    def most(self, text: str, images: int) -> float:
+        """US dollars a request costs at most."""
+        options = self._options
+        prompt = self.tokens(text, images) - options.max_tokens
+        return (prompt * options.input_price + options.max_tokens * options.output_price) / MILLION
+
+    def reserve(self, cost: float, *, requests: int = 1) -> None:
+        """Allow a sending that may cost so much, or raise LimitError; `settle` gives back what it did not cost."""
+        options = self._options
+        with self._lock:
+            if options.max_requests and self.requests + requests > options.max_requests:
+                raise LimitError(
+                    f"max_requests {options.max_requests} is reached",
+                    expected="a limit that suffices",
+                    remedy="Raise it and give the same command again: every reply is kept.",
+                )
+            if options.max_cost and self.cost + self._reserved + cost > options.max_cost:
+                raise LimitError(
+                    f"${self.cost:.4f} are spent, and the next request could pass max_cost ${options.max_cost:g}",
+                    expected="a limit that suffices",
+                    remedy="Raise it and give the same command again: every reply is kept.",
+                )
+            self.requests += requests
+            self._reserved += cost
+
+    def settle(self, reserved: float, cost: float) -> None:
+        """Count what a request that was reserved for really cost."""
+        with self._lock:
+            self._reserved -= reserved
+            self.cost += cost
+
+    def price(self, usage: ChatUsage) -> float:
+        """US dollars for so many tokens."""
+        options = self._options
+        return (usage.prompt_tokens * options.input_price + usage.completion_tokens * options.output_price) / MILLION
+
+    def learn(self, usage: ChatUsage, text: str, images: int) -> None:
+        """Correct the estimate of an image's tokens by a reply's count."""
+        if images:
+            seen = (usage.prompt_tokens - len(text) / CHARACTERS_A_TOKEN) / images
+            with self._lock:
+                self._image_tokens = max(self._image_tokens, seen)

@@ -1,0 +1,190 @@
+"""The batch API as a way to ask: the same records, across stops, and no batch paid for twice."""
+
+import email
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+from pydantic import JsonValue
+
+from judging import JudgeServer, completion, judgments_of, many_answers, prompt_of, verdict_on, write_answers, write_image
+from stllava.config import ChatOptions, JudgeOptions
+from stllava.errors import StllavaError
+from stllava.experts import batch, choose
+from stllava.experts.batch import Batch
+from stllava.experts.chat import Chat
+from stllava.stages.judge import judge
+from stllava.store import AUDIT
+
+
+class StoppedError(Exception):
+    """The process ends here, as by a kill."""
+
+
+class BatchServer:
+    """OpenAI's /files and /batches, as far as they are used; a batch is done when it was polled `polls` times."""
+
+    def __init__(self, *, polls: int = 2) -> None:
+        self.polls = polls
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, JsonValue]] = {}
+        self.lines: Counter[str] = Counter()
+        self.stop_after: str = ""
+        self.broken: set[int] = set()
+        self.number = 0
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        path, method = request.url.path.removeprefix("/v1"), request.method
+        reply = self.reply(method, path, request)
+        if self.stop_after == f"{method} {path.split('/')[1]}":
+            self.stop_after = ""
+            raise StoppedError
+        return reply
+
+    def reply(self, method: str, path: str, request: httpx2.Request) -> httpx2.Response:
+        """What the server does and says."""
+        kind, *rest = path.strip("/").split("/")
+        if (method, kind, rest) == ("POST", "files", []):
+            return httpx2.Response(200, json={"id": self.keep(self.uploaded(request))})
+        if (method, kind, rest) == ("POST", "batches", []):
+            asked = json.loads(request.content)
+            key = f"batch-{len(self.batches)}"
+            self.batches[key] = asked | {"id": key, "status": "in_progress", "polled": 0}
+            self.lines.update(json.loads(line)["custom_id"] for line in self.files[asked["input_file_id"]].splitlines())
+            return httpx2.Response(200, json=self.batches[key])
+        if (method, kind, rest) == ("GET", "batches", []):
+            return httpx2.Response(200, json={"data": list(self.batches.values()), "has_more": False})
+        if (method, kind) == ("GET", "batches"):
+            return httpx2.Response(200, json=self.polled(self.batches[rest[0]]))
+        if (method, kind) == ("GET", "files"):
+            return httpx2.Response(200, content=self.files[rest[0]])
+        if (method, kind) == ("DELETE", "files"):
+            del self.files[rest[0]]
+            return httpx2.Response(200, json={"deleted": True})
+        return httpx2.Response(404)
+
+    @staticmethod
+    def uploaded(request: httpx2.Request) -> bytes:
+        """The file of a multipart form."""
+        head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
+        parts = email.message_from_bytes(head + request.content).get_payload()
+        assert isinstance(parts, list)
+        [content] = [part.get_payload(decode=True) for part in parts if part.get_filename()]  # type: ignore[union-attr]
+        assert isinstance(content, bytes)
+        return content
+
+    def keep(self, content: bytes) -> str:
+        """A new file."""
+        self.number += 1
+        self.files[f"file-{self.number}"] = content
+        return f"file-{self.number}"
+
+    def polled(self, one: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """A batch after one more poll."""
+        one["polled"] = int(str(one["polled"])) + 1
+        if int(str(one["polled"])) >= self.polls and one["status"] == "in_progress":
+            out, errors = [], []
+            for number, line in enumerate(self.files[str(one["input_file_id"])].splitlines()):
+                asked = json.loads(line)
+                if number in self.broken:
+                    errors.append({"custom_id": asked["custom_id"], "response": {"status_code": 500, "body": {"error": "no"}}})
+                    continue
+                body = completion(verdict_on(prompt_of(asked["body"])))
+                out += [{"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}}] * 2
+            one["output_file_id"] = self.keep("\n".join(map(json.dumps, reversed(out))).encode())
+            one["error_file_id"] = self.keep("\n".join(map(json.dumps, errors)).encode()) if errors else None
+            one["status"] = "completed"
+            self.broken = set()
+        return one
+
+
+def options(**chat: object) -> JudgeOptions:
+    """Judge through batches."""
+    given = {"url": "http://127.0.0.1:9/v1", "model": "vlm", "structured": False, "batch": True, "poll": 0.001} | chat
+    return JudgeOptions(expert="chat", mode="pairwise", chat=ChatOptions.model_validate(given))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> BatchServer:
+    """The server of every batch expert."""
+    made = BatchServer()
+    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=httpx2.MockTransport(made), sleep=lambda _: None))
+    return made
+
+
+def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
+    tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(30))
+    root = write_image(tmp_path / "images")
+    batched = judge(options(), answers=given, root=root, to=tmp_path / "batched")
+    monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(JudgeServer())))
+    judge(options(batch=False), answers=given, root=root, to=tmp_path / "single")
+    mine, single = (judgments_of(tmp_path / name) for name in ("batched", "single"))
+    assert {key: one.scores for key, one in mine.items()} == {key: one.scores for key, one in single.items()}
+    assert set(server.lines.values()) == {1}
+    assert len(server.lines) == 60
+    assert server.files == {}
+    assert batched.measures["prompt_tokens"] == 6000
+    assert len((tmp_path / "batched" / AUDIT).read_text().splitlines()) == 60
+
+
+def test_large_work_is_cut_into_several_batches(tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MOST_REQUESTS", 7)
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert len(server.batches) == 3
+    assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
+
+
+@pytest.mark.parametrize("point", ["POST files", "POST batches", "GET batches", "GET files", "DELETE files"])
+def test_a_stop_at_any_point_pays_for_no_batch_twice(tmp_path: Path, server: BatchServer, point: str) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    root = write_image(tmp_path / "images")
+    server.stop_after = point
+    with pytest.raises(StoppedError):
+        judge(options(), answers=given, root=root, to=tmp_path / "out")
+    judge(options(), answers=given, root=root, to=tmp_path / "out")
+    assert set(server.lines.values()) == {1}
+    assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
+
+
+def test_requests_that_a_batch_failed_go_into_another_one(tmp_path: Path, server: BatchServer) -> None:
+    server.broken = {0, 3, 4}
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert Counter(server.lines.values()) == {1: 17, 2: 3}
+    assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
+
+
+def test_requests_that_no_batch_answers_fail_with_their_cause(tmp_path: Path, server: BatchServer) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(30))
+    polled = server.polled
+
+    def break_first(one: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        server.broken = {0}
+        return polled(one)
+
+    server.polled = break_first  # type: ignore[method-assign]
+    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert manifest.measures["no_verdict_failed"] == 1
+    [failed] = [one for one in judgments_of(tmp_path / "out").values() if one.scores is None]
+    assert "no" in failed.raw[0]
+
+
+def test_a_server_without_batches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = httpx2.MockTransport(lambda _: httpx2.Response(404, json={"detail": "Not Found"}))
+    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=nothing))
+    given = write_answers(tmp_path / "answers", many_answers(1))
+    with pytest.raises(StllavaError, match=r"status 404.*OpenAI's /files and /batches"):
+        judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+
+
+def test_a_batch_that_could_cost_too_much_is_not_sent(tmp_path: Path, server: BatchServer) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    with pytest.raises(StllavaError, match="max_cost"):
+        judge(options(output_price=10.0, max_cost=0.01), answers=given, root=write_image(tmp_path / "i"), to=tmp_path / "out")
+    assert server.batches == {}

@@ -1,0 +1,136 @@
+"""Knowing the judge: biases that were planted are found, at their size, and shown."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judging import answers_of, judgments_of, many_answers, write_answers, write_image
+from stllava.config import JudgeOptions, PhantomData, ScriptedOptions, SimulatedOptions
+from stllava.data.phantom import generate
+from stllava.data.phantom_language import samples
+from stllava.data.phantom_truth import Truth
+from stllava.errors import StllavaError
+from stllava.experts.check import truths_of_votes
+from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
+from stllava.records import Vote
+from stllava.stages.judge import check, judge
+from stllava.store import read_jsonl
+
+
+def test_kappa_is_that_of_cohens_definition() -> None:
+    ours, theirs = [1] * 20 + [1] * 5 + [0] * 10 + [0] * 15, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert cohen_kappa(ours, theirs) == pytest.approx(0.4)
+    assert cohen_kappa([1, 0, -1], [1, 0, -1]) == 1.0
+    assert cohen_kappa([1, 1], [1, 1]) == 1.0
+    assert cohen_kappa([1, 1, 0, 0], [0, 0, 1, 1]) == -1.0
+
+
+@given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0, 1]), st.sampled_from("abcdef")), min_size=1))
+def test_kappas_interval_holds_it_and_labels_may_be_swapped(rows: list[tuple[int, int, str]]) -> None:
+    ours, theirs, images = (list(column) for column in zip(*rows, strict=True))
+    found = kappa(ours, theirs, images)
+    assert found is not None
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert cohen_kappa([-one for one in ours], [-one for one in theirs]) == pytest.approx(found.value)
+
+
+def test_kappas_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(60):
+        theirs = draw.integers(0, 2, 150)
+        ours = np.where(draw.random(150) < 0.8, theirs, 1 - theirs)
+        found = kappa(ours.tolist(), theirs.tolist(), [str(place) for place in range(150)])
+        assert found is not None
+        covered += found.low <= 0.6 <= found.high
+    assert covered >= 51
+
+
+def test_a_balanced_share_is_fair_to_an_expert_that_judges_by_truth() -> None:
+    longer_better = [True] * 80 + [False] * 20
+    found = balanced(longer_better, longer_better, [str(place) for place in range(100)])
+    assert found is not None
+    assert found.value == 0.5
+    always = balanced([True] * 100, longer_better, [str(place) for place in range(100)])
+    assert always is not None
+    assert always.value == 1.0
+    assert balanced([True], [True], ["a"]) is None
+    assert rate([], []) is None
+
+
+def test_votes_of_several_people_are_counted_in_either_order() -> None:
+    def vote(key: str, first: int, second: int, winner: int | None) -> Vote:
+        return Vote(id=key, answers_id="x", first=first, second=second, winner=winner)
+
+    votes = [vote("a", 0, 1, 0), vote("b", 1, 0, 0), vote("c", 0, 1, 1), vote("d", 2, 0, 2), vote("e", 1, 2, None)]
+    assert truths_of_votes(votes) == {("x", 0, 1): 1, ("x", 0, 2): -1, ("x", 1, 2): 0}
+
+
+def test_an_expert_without_faults_is_found_so(tmp_path: Path) -> None:
+    folder = write_answers(tmp_path / "answers", many_answers(60))
+    options = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("effusion", "mass")))
+    found = check(options, answers=folder, root=write_image(tmp_path / "i"), sample=40, to=tmp_path / "check")
+    assert found.questions == 40
+    assert found.requests == 160
+    assert found.flips is not None
+    assert found.flips.value == 0
+    assert found.repeats is not None
+    assert found.repeats.value == 1
+    assert found.first_wins is not None
+    assert found.first_wins.value == 0.5
+    assert (found.agreement, found.truth, found.examples) == (None, "", ())
+    assert check(options, answers=folder, root=tmp_path / "i", sample=40, to=tmp_path / "check") == found
+    with pytest.raises(StllavaError, match="other options or inputs"):
+        check(options, answers=folder, root=tmp_path / "i", sample=30, to=tmp_path / "check")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Answers about phantoms, a right and a wrong one each, the wrong one longer as often as not; and the truths."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    generate(PhantomData(labelled=1, unlabelled=60, validation=1, test=1, size=32), seed=1, to=folder)
+    truths, made = folder / "truths.jsonl", []
+    for number, truth in enumerate(read_jsonl(truths, Truth)):
+        for sample in samples(truth, seed=0, split="test")[:3]:
+            right, wrong = sample.targets[0], "no dog and no cat at all" if number % 2 else "x"
+            made.append(answers_of(sample.question, (right, wrong) if number % 3 else (wrong, right), image=truth.path))
+    return write_answers(folder / "answers", made), truths
+
+
+def test_planted_faults_are_found_at_their_size(tmp_path: Path, asked: tuple[Path, Path]) -> None:
+    answers, truths = asked
+    faulty = JudgeOptions(expert="simulated", simulated=SimulatedOptions(wrong=0.2, order_bias=0.3))
+    found = check(faulty, answers=answers, truth=truths, root=tmp_path, sample=1000, to=tmp_path / "check")
+    assert found.truth == "the oracle"
+    assert found.flips is not None
+    assert found.first_wins is not None
+    assert found.agreement is not None
+    # Orders disagree when one reply follows the order and thereby contradicts the other: 0.3 and half of the chances.
+    assert found.flips.low <= 0.3 <= found.flips.high
+    assert found.first_wins.low <= 0.65 <= found.first_wins.high
+    assert found.agreement.value < 0.6
+    assert 0 < len(found.examples) <= 8
+    assert found.longer_wins_adjusted is not None
+    assert found.longer_wins_adjusted.low <= 0.5 <= found.longer_wins_adjusted.high
+    perfect = check(JudgeOptions(expert="simulated"), answers=answers, truth=truths, to=tmp_path / "perfect", root=tmp_path)
+    assert perfect.agreement is not None
+    assert perfect.agreement.value == 1.0
+
+
+def test_simulated_verdicts_are_wrong_as_often_as_said(tmp_path: Path, asked: tuple[Path, Path]) -> None:
+    answers, truths = asked
+    judge(JudgeOptions(expert="oracle"), answers=answers, truth=truths, to=tmp_path / "oracle")
+    right = judgments_of(tmp_path / "oracle")
+    for share in (0.0, 0.3):
+        options = JudgeOptions(expert="simulated", simulated=SimulatedOptions(wrong=share))
+        judge(options, answers=answers, truth=truths, root=tmp_path, to=tmp_path / f"wrong-{share}")
+        found = judgments_of(tmp_path / f"wrong-{share}")
+        wrong = [
+            (one.scores[0] > one.scores[1]) != (right[key].scores[0] > right[key].scores[1])  # type: ignore[index]
+            for key, one in found.items()
+            if one.scores is not None
+        ]
+        assert len(wrong) > 100
+        assert abs(sum(wrong) / len(wrong) - share) < 0.1

@@ -1,0 +1,113 @@
+"""A real server, not a fake one: vLLM on loopback answers ask, answer and judge end to end.
+
+    STLLAVA_VLLM=/path/to/venv/bin/python pytest -m server
+
+The Python is that of an environment with vllm (docs/serving.md); without it this is skipped, and says so.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from stllava.config import SmallModel
+from stllava.records import Answers, Judgment, Question
+from stllava.store import AUDIT, read_records
+
+VLLM = os.environ.get("STLLAVA_VLLM", "")
+SMALL = {"vision_width": 64, "vision_layers": 1, "language_width": 64, "language_layers": 2, "heads": 2}
+SHAPE = SmallModel(image_size=32, patch_size=16, **SMALL)
+START_SECONDS = 300
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not VLLM, reason="STLLAVA_VLLM names no Python with vllm: no real server was spoken to"),
+]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """A small untrained model's folder, under the names that vLLM knows."""
+    from stllava.model.small import build_small
+
+    folder = tmp_path_factory.mktemp("served") / "policy"
+    build_small(SHAPE, conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
+    path, old, new = folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model."
+    weights = {name if name.startswith(new) else name.replace(old, new, 1): one for name, one in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a vLLM server of the policy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--served-model-name", "policy"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--enable-prefix-caching"]
+    command += [
+        "--generation-config",
+        "vllm",
+        "--chat-template-content-format",
+        "openai",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+    ]
+    command += ["--mm-processor-kwargs", '{"backend": "pil"}']
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert server.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            probe = "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=2)"
+            asked = subprocess.run([sys.executable, "-c", probe, f"http://127.0.0.1:{port}/health"], capture_output=True)
+            if asked.returncode == 0:
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def stllava(*words: str) -> None:
+    """Run a command in a process of its own: this one has no network."""
+    command = [sys.executable, "-c", "from stllava.cli import main; main()", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tmp_path: Path) -> None:
+    root = str(phantoms / "images")
+    speaks = ["--policy", str(policy), "--root", root, "--endpoint.url", url]
+    stllava("ask", "--images", str(phantoms / "images.jsonl"), *speaks, "--to", str(tmp_path / "q"), "--questions", "3",
+            "--sampling.max-new-tokens", "12", "--description.max-new-tokens", "12")  # fmt: skip
+    questions = read_records(tmp_path / "q", "questions", Question)
+    assert questions
+    stllava("answer", "--questions", str(tmp_path / "q"), *speaks, "--to", str(tmp_path / "a"), "--k", "3",
+            "--sampling.max-new-tokens", "12")  # fmt: skip
+    answers = read_records(tmp_path / "a", "answers", Answers)
+    assert len(answers) == len(questions)
+    assert all(len(one.completions) == 3 for one in answers)
+    for mode, structured in (("scores", "structured"), ("pairwise", "no-structured")):
+        out = tmp_path / mode
+        stllava("judge", "--answers", str(tmp_path / "a"), "--root", root, "--to", str(out), "--expert", "chat", "--mode", mode,
+                "--chat.url", url, "--chat.model", "policy", f"--chat.{structured}", "--chat.max-tokens", "64")  # fmt: skip
+        judgments = read_records(out, "judgments", Judgment)
+        assert len(judgments) == len(answers)
+        assert not any(one.cause == "failed" for one in judgments)
+        asked = sum(one.usage.get("requests", 0) for one in judgments)
+        assert asked == len((out / AUDIT).read_text().splitlines()) > 0
+        assert all(one.usage["prompt_tokens"] > 100 for one in judgments if one.usage)

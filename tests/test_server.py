@@ -6,6 +6,7 @@ The Python is that of an environment with vllm (docs/serving.md); without it thi
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stllava.config import SmallModel
-from stllava.records import Answers, Judgment, Question
-from stllava.store import AUDIT, read_records
+from judging import SAMPLING
+from stllava.config import AskOptions, SmallModel
+from stllava.records import Answers, Image, Judgment, Question
+from stllava.store import AUDIT, Stage, read_jsonl, read_manifest, read_records
 
 VLLM = os.environ.get("STLLAVA_VLLM", "")
 SMALL = {"vision_width": 64, "vision_layers": 1, "language_width": 64, "language_layers": 2, "heads": 2}
-SHAPE = SmallModel(image_size=32, patch_size=16, **SMALL)
+SHAPE = SmallModel(image_size=32, patch_size=16, context=4096, **SMALL)
 START_SECONDS = 300
 
 pytestmark = [
@@ -51,7 +53,7 @@ def url(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--served-model-name", "policy"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--enable-prefix-caching"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", "--enable-prefix-caching"]
     command += [
         "--generation-config",
         "vllm",
@@ -94,8 +96,16 @@ def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tm
     speaks = ["--policy", str(policy), "--root", root, "--endpoint.url", url]
     stllava("ask", "--images", str(phantoms / "images.jsonl"), *speaks, "--to", str(tmp_path / "q"), "--questions", "3",
             "--sampling.max-new-tokens", "12", "--description.max-new-tokens", "12")  # fmt: skip
-    questions = read_records(tmp_path / "q", "questions", Question)
-    assert questions
+    assert read_manifest(tmp_path / "q").counts_in == 12
+    # An untrained policy asks nothing that a question mark ends: others' questions are answered.
+    questions = [
+        Question(id=str(number), images=(image.path,), text="what is seen?", description="", policy="x", sampling=SAMPLING)
+        for number, image in enumerate(read_jsonl(phantoms / "images.jsonl", Image))
+    ]
+    shutil.rmtree(tmp_path / "q")
+    stage = Stage("ask", tmp_path / "q", AskOptions(), inputs={}, existing="error")
+    stage.write_records("questions", questions)
+    stage.finish(counts_in=4, counts_out=4)
     stllava("answer", "--questions", str(tmp_path / "q"), *speaks, "--to", str(tmp_path / "a"), "--k", "3",
             "--sampling.max-new-tokens", "12")  # fmt: skip
     answers = read_records(tmp_path / "a", "answers", Answers)

@@ -3,8 +3,8 @@
     python bench/judge.py
 
 The endpoint is a process of its own on this machine that answers every call after `--seconds`, `--at-once` calls at a
-time (more are refused with 429): its limit is at-once / seconds calls a second. Judged are pairs of answers about noise
-images of 512 × 512 pixels, ten questions an image, in both orders, through the stage itself: reading answers, encoding
+time (more are refused with 429): its limit is at-once / seconds calls a second. Judged are pairs of answers about grey
+images of 512 × 512 pixels with noise, ten questions an image, in both orders, through the stage itself: reading answers, encoding
 images, writing every exchange and the judgments. Memory is what judging adds to the process, with an endpoint that
 answers at once, for a tenth of the comparisons and for all of them.
 
@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llava import noise
+from PIL import Image
+
 from measure import Figures, device_kind, forget_peak, peak_memory, report_side, run_side, write_result
 
 SIDE, QUESTIONS = 512, 10
@@ -94,7 +95,10 @@ def side(comparisons: int, url: str, at_once: int) -> Figures:
 
     with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder:
         work = Path(folder)
-        names = noise(work / "images", count=max(1, comparisons // QUESTIONS), size=SIDE)
+        (work / "images").mkdir()
+        names = [f"{number}.png" for number in range(max(1, comparisons // QUESTIONS))]
+        for name in names:
+            Image.effect_noise((SIDE, SIDE), 20).save(work / "images" / name)
         how = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=64, seed=0)
         stage = Stage("answer", work / "answers", AnswerOptions(), inputs={}, existing="error")
         stage.write_records(

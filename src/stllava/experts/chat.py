@@ -47,7 +47,7 @@ class Chat:
         """
         self._options, self._folder, self._transport = options, folder, transport
         self._address = reach(options, purpose="an expert looks at them")
-        self._pictures = Pictures(root, keep=2 * options.concurrency, max_side=options.max_side)
+        self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
         self._purse = Purse(options, cost=spent[0], requests=spent[1])
         self._lock = Lock()
         self._failed = 0

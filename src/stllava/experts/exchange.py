@@ -163,6 +163,10 @@ class Journal:
         """Whether a request was answered, so that it need not be asked again."""
         return request in self._places
 
+    def __len__(self) -> int:
+        """How many requests were answered."""
+        return len(self._places)
+
     def add(self, exchange: Exchange) -> None:
         """Write an exchange; once this returns, it outlives a kill."""
         self._count(exchange, self._log.append(exchange))

@@ -76,11 +76,8 @@ class ModelExpert:
 
     def prepare(self, given: Iterable[Answers]) -> None:
         """Ask everything that the journal does not hold an answer to."""
-        total = done = 0
-        for answers in given:
-            for request in self._requests(answers):
-                total += 1
-                done += request.id in self._journal
+        total = sum(self._count(answers) for answers in given)
+        done = total - sum(len(self.missing(answers)) for answers in given) if self._journal else 0
         with Progress("judge", total, unit="requests", done=done) as progress:
             turn = Lock()
 
@@ -140,6 +137,11 @@ class ModelExpert:
             for context in self._contexts.get(image, ())
             if context.question is None or normalise(context.question) == question
         ]
+
+    def _count(self, answers: Answers) -> int:
+        """How many requests there are about one set of answers."""
+        shown = orders(distinct(answers.completions), mode=self._rubric.mode, count=self._options.orders)
+        return sum(1 for _ in shown) * self._options.repeats
 
     def _requests(self, answers: Answers) -> Iterator[Request]:
         places = distinct(answers.completions)

@@ -49,7 +49,7 @@ class EndpointSampler:
         """
         self._options, self._audit, self._transport = options, audit, transport
         self._address = reach(options, purpose="they are shown to the policy")
-        self._pictures = Pictures(root, keep=2 * options.concurrency, blank=blank)
+        self._pictures = Pictures(root, keep=options.concurrency + 1, blank=blank)
 
     @property
     def device(self) -> str:

@@ -4,8 +4,8 @@
 
 The endpoint is a process of its own on this machine that answers every call after `--seconds`, `--at-once` calls at a
 time (more are refused with 429): its limit is at-once / seconds calls a second. Judged are pairs of answers about grey
-images of 512 × 512 pixels with noise, ten questions an image, in both orders, through the stage itself: reading answers, encoding
-images, writing every exchange and the judgments. Memory is what judging adds to the process, with an endpoint that
+images of 512 × 512 pixels with noise, ten questions an image, in both orders, through the stage itself: reading answers,
+encoding images, writing every exchange and the judgments. Memory is what judging adds to the process, with an endpoint that
 answers at once, for a tenth of the comparisons and for all of them.
 
 Writes bench/results/judge-DEVICE.json and prints a table.
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long the endpoint takes")
     parser.add_argument("--at-once", type=int, default=64, help="calls it takes at a time")
-    parser.add_argument("--calls", type=int, default=4000, help="calls of the timed run")
+    parser.add_argument("--calls", type=int, default=9600, help="calls of the timed run")
     parser.add_argument("--comparisons", type=int, default=20_000, help="comparisons of the run whose memory is measured")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)

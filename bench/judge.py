@@ -121,7 +121,7 @@ def side(comparisons: int, url: str, at_once: int) -> Figures:
         )
         stage.finish(counts_in=comparisons, counts_out=comparisons)
         chat = ChatOptions(url=url, model="bench", concurrency=at_once, structured=False, input_price=1, output_price=1)
-        options = JudgeOptions(expert="chat", mode="pairwise", chat=chat)
+        options = JudgeOptions(expert="chat", mode="pairwise", chat=chat, max_flips=1.0)
         before = forget_peak()
         began = time.perf_counter()
         manifest = judge(options, answers=work / "answers", root=work / "images", to=work / "judgments")

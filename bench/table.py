@@ -126,9 +126,37 @@ def scale() -> str:
     return rows(head, body)
 
 
+def judge() -> str:
+    """Calls to an expert's endpoint."""
+    body = []
+    for one in read("judge-*.json"):
+        for name, seconds in (("slow", one["setting"]["seconds"]), ("tenth", 0.0), ("all", 0.0)):
+            run, limit = one["runs"][name], f"{one['limit_calls_per_second']:.0f}" if seconds else "–"
+            counts = [f"{run['comparisons']:,.0f}", f"{run['calls']:,.0f}", f"{seconds:g}", limit]
+            body.append([*counts, f"{run['calls_per_second']:.1f}", f"{run['added_bytes'] / 1e6:.0f}", where(one)])
+    head = ("comparisons", "calls", "seconds a call", "endpoint's limit, calls/s", "calls/s", "added MB", "where")
+    return rows(head, body)
+
+
+def expert() -> str:
+    """What an expert's quality buys."""
+    body = []
+    for one in read("expert-*.json"):
+        for run in one["runs"]:
+            kind = [f"{run['wrong']:.0%}", f"{run['order_bias']:.0%}", str(run["orders"]), str(run["k"]), f"{run['pairs']:,}"]
+            gains = [
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*run["gains"][metric]) if metric in run["gains"] else "–"
+                for metric in ("open_exact_match", "closed_accuracy")
+            ]
+            body.append([*kind, f"{run['worse_chosen']:.1%}", f"{run['tie_share']:.1%}", *gains, where(one)])
+    head = ("wrong", "by order", "orders", "K", "pairs", "worse chosen", "ties", "open EM, points", "closed, points", "where")
+    return rows(head, body)
+
+
 def main() -> None:
     """Print all tables."""
-    for name, table in (("dpo", dpo()), ("generate", generate()), ("limit", limit()), ("scale", scale())):
+    made = {"dpo": dpo(), "generate": generate(), "limit": limit(), "scale": scale(), "judge": judge(), "expert": expert()}
+    for name, table in made.items():
         print(f"### {name}\n\n{table}\n")
     if not read("*-cuda.json"):
         print("On an NVIDIA GPU: not measured.")

@@ -1,14 +1,18 @@
 """Text grown as trees, against transformers' own generate."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from PIL import Image
 
 from stllava.config import SamplingOptions
+from stllava.data.images import open_image
 from stllava.errors import ItemError
+from stllava.model import load
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import Segment
 from stllava.model.sampler import Completion, Prompt, usable
@@ -158,6 +162,25 @@ def test_prompts_about_images_that_cannot_be_used_are_counted(sampler: LocalSamp
     assert dropped.total() == 1
     with pytest.raises(ItemError):
         sampler.check(asks("where?", "test/missing.png"))
+
+
+def test_an_image_is_read_once_to_be_checked_and_once_to_be_spoken_about_when_no_more_can_be_kept(
+    policy: Policy, sampler: LocalSampler, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Counter[str] = Counter()
+
+    def count(root: Path, relative: str) -> Image.Image:
+        opened[relative] += 1
+        return open_image(root, relative)
+
+    expected = texts(sampler.complete(prompts, k=2, sampling=WARM, seed=1))
+    policy.forget()
+    monkeypatch.setattr(load, "IMAGE_CACHE_BYTES", 1)
+    monkeypatch.setattr(load, "open_image", count)
+    for prompt in prompts:
+        sampler.check(prompt)
+    assert texts(sampler.complete(prompts, k=2, sampling=WARM, seed=1)) == expected
+    assert set(opened.values()) == {2}
 
 
 def test_nothing_asked_is_nothing_said(sampler: LocalSampler) -> None:

@@ -35,10 +35,15 @@ class BatchServer:
         self.stop_after: str = ""
         self.broken: set[int] = set()
         self.number = 0
+        self.lost = 0
+        """How many replies to the creation of a batch are still to be lost."""
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path, method = request.url.path.removeprefix("/v1"), request.method
         reply = self.reply(method, path, request)
+        if self.lost and (method, path) == ("POST", "/batches"):
+            self.lost -= 1
+            raise httpx2.ReadTimeout("timed out")
         if self.stop_after == f"{method} {path.split('/')[1]}":
             self.stop_after = ""
             raise StoppedError
@@ -149,6 +154,14 @@ def test_a_stop_at_any_point_pays_for_no_batch_twice(tmp_path: Path, server: Bat
         judge(options(), answers=given, root=root, to=tmp_path / "out")
     judge(options(), answers=given, root=root, to=tmp_path / "out")
     assert set(server.lines.values()) == {1}
+    assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
+
+
+def test_a_batch_whose_creation_seemed_to_fail_is_found_again(tmp_path: Path, server: BatchServer) -> None:
+    server.lost = 1
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert len(server.batches) == 1
     assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
 
 

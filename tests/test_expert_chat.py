@@ -300,6 +300,26 @@ def test_a_refused_item_among_answered_ones_fails_alone(tmp_path: Path, use: Use
     assert "the image is not allowed" in failed.raw[0]
 
 
+def test_a_refused_item_does_not_block_a_resumed_stage(tmp_path: Path, use: Use) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(40))
+    root = write_image(tmp_path / "images")
+    server = JudgeServer()
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if b"at place 0?" in request.content:
+            return httpx2.Response(400, json={"error": {"message": "the image is not allowed"}})
+        return server(request)
+
+    use(server)
+    with pytest.raises(StllavaError, match="max_requests 10 is reached"):
+        judge(options(max_requests=10, concurrency=1), answers=given, root=root, to=tmp_path / "out")
+    journal = tmp_path / "out" / EXCHANGES / "expert.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[2:]))
+    use(handler)
+    manifest = judge(options(concurrency=1), answers=given, root=root, to=tmp_path / "out")
+    assert manifest.measures["no_verdict_failed"] == 1
+
+
 def test_a_server_that_only_fails_ends_the_stage_and_can_be_resumed(tmp_path: Path, use: Use) -> None:
     given = write_answers(tmp_path / "answers", many_answers(60))
     root = write_image(tmp_path / "images")
@@ -396,7 +416,8 @@ def test_structured_replies_are_asked_for_by_schema_and_extra_fields_added(tmp_p
 
     use(handler)
     extra = {"max_tokens": None, "max_completion_tokens": 77, "reasoning_effort": "low"}
-    judge(options(structured=True, extra=extra), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    asked = options(structured=True, extra=extra).model_copy(update={"max_flips": 1.0})
+    judge(asked, answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
     [judgment] = judgments_of(tmp_path / "out").values()
     assert judgment.reason == "the effusion"
     assert judgment.comparisons[0].flipped

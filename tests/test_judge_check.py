@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PhantomData, ScriptedOptions, SimulatedOptions
@@ -16,8 +17,10 @@ from stllava.errors import StllavaError
 from stllava.experts.check import truths_of_votes
 from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
 from stllava.records import Vote
+from stllava.report.page import report
 from stllava.stages.judge import check, judge
 from stllava.store import read_jsonl
+from test_report import build
 
 
 def test_kappa_is_that_of_cohens_definition() -> None:
@@ -119,6 +122,17 @@ def test_planted_faults_are_found_at_their_size(tmp_path: Path, asked: tuple[Pat
     assert perfect.agreement.value == 1.0
 
 
+def test_an_expert_that_the_order_decides_stops_the_stage(tmp_path: Path, asked: tuple[Path, Path]) -> None:
+    answers, truths = asked
+    biased = JudgeOptions(expert="simulated", simulated=SimulatedOptions(order_bias=0.8))
+    with pytest.raises(StllavaError, match=r"in \d+ of \d+ comparisons the order of the answers decided"):
+        judge(biased, answers=answers, truth=truths, root=tmp_path, to=tmp_path / "out")
+    manifest = judge(
+        biased.model_copy(update={"max_flips": 1.0}), answers=answers, truth=truths, root=tmp_path, to=tmp_path / "out"
+    )
+    assert manifest.measures["flip_share"] > 0.5
+
+
 def test_simulated_verdicts_are_wrong_as_often_as_said(tmp_path: Path, asked: tuple[Path, Path]) -> None:
     answers, truths = asked
     judge(JudgeOptions(expert="oracle"), answers=answers, truth=truths, to=tmp_path / "oracle")
@@ -134,3 +148,18 @@ def test_simulated_verdicts_are_wrong_as_often_as_said(tmp_path: Path, asked: tu
         ]
         assert len(wrong) > 100
         assert abs(sum(wrong) / len(wrong) - share) < 0.1
+
+
+def test_a_check_in_a_runs_folder_is_shown_in_its_report(tmp_path: Path, asked: tuple[Path, Path]) -> None:
+    answers, truths = asked
+    run = tmp_path / "run"
+    build(run, images=3, rounds=1)
+    assert "How far the expert can be trusted" not in report(run).read_text()
+    faulty = JudgeOptions(expert="simulated", simulated=SimulatedOptions(order_bias=0.5))
+    found = check(faulty, answers=answers, truth=truths, root=tmp_path, to=run / "judge-check")
+    page = report(run).read_text()
+    assert "How far the expert can be trusted" in page
+    assert "Flipped by the order" in page
+    assert escape(found.examples[0].question) in page
+    assert found.agreement is not None
+    assert f"{found.agreement.value:.3f} [{found.agreement.low:.3f}, {found.agreement.high:.3f}]" in page

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling
-from stllava.stages.pair import contests, pair, pairs_of, unbalanced
+from stllava.stages.pair import contests, likeness, pair, pairs_of, unbalanced, unbalanced_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
-EXTREMES, ALL = PairOptions(), PairOptions(pairs="all")
+EXTREMES, ALL = PairOptions(margin=0.5), PairOptions(margin=0.5, pairs="all")
 EITHER = pytest.mark.parametrize("options", [EXTREMES, ALL], ids=["extremes", "all"])
 SCORES = st.integers(0, 6).map(lambda points: points / 4)
 MARKED = st.lists(st.tuples(st.sampled_from(["", "yes", "No", "no", "left", "a mass"]), SCORES), min_size=2, max_size=7)
@@ -142,9 +142,9 @@ def test_of_texts_that_score_alike_everywhere_no_pair_is_missed(marked: Marked) 
 
 @given(MARKED, st.integers(1, 5))
 def test_a_limit_keeps_the_widest_pairs(marked: Marked, most: int) -> None:
-    limited = paired(marked, PairOptions(pairs="all", most=most))
+    limited = paired(marked, PairOptions(margin=0.5, pairs="all", most=most))
     assert limited == paired(marked, ALL)[:most]
-    assert paired(marked, PairOptions(most=most)) == paired(marked, EXTREMES)
+    assert paired(marked, PairOptions(margin=0.5, most=most)) == paired(marked, EXTREMES)
 
 
 @given(FAIR, st.randoms())
@@ -222,10 +222,10 @@ def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> N
     ]
     for options, pairs, surplus in (
         (EXTREMES, 3, 1),
-        (PairOptions(balance=False), 4, 0),
+        (PairOptions(margin=0.5, balance=False), 4, 0),
         (ALL, 5, 3),
-        (PairOptions(pairs="all", balance=False), 8, 0),
-        (PairOptions(pairs="all", balance=False, most=2), 6, 0),
+        (PairOptions(margin=0.5, pairs="all", balance=False), 8, 0),
+        (PairOptions(margin=0.5, pairs="all", balance=False, most=2), 6, 0),
     ):
         manifest, made = run_pair(options, rounds, tmp_path / f"{options.pairs}-{options.balance}-{options.most}")
         sources = {one.lineage.judgment_id for one in made}
@@ -247,3 +247,36 @@ def test_a_question_is_dropped_by_the_balance_only_when_none_of_its_pairs_is_lef
     manifest, made = run_pair(ALL, [several, [("left", 1.0), ("right", 0.0)]], tmp_path / "lost")
     assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 1, {"surplus of yes or no": 1})
     assert manifest.measures["surplus_pairs"] == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(["left", "left lung", "a mass in the left lung", "right"]), SCORES), min_size=2))
+def test_balanced_lengths_choose_the_longer_answer_as_often_as_the_shorter(marked: Marked) -> None:
+    pairs = [
+        one.model_copy(update={"id": str(number)})
+        for number, first in enumerate(marked)
+        for one in paired([first, marked[number - 1]], EXTREMES)
+    ]
+    surplus = unbalanced_length(pairs)
+    kept = [one for one in pairs if one.id not in surplus]
+    gaps = [len(one.chosen) - len(one.rejected) for one in kept]
+    assert sum(gap > 0 for gap in gaps) == sum(gap < 0 for gap in gaps)
+    assert sum(gap == 0 for gap in gaps) == sum(len(one.chosen) == len(one.rejected) for one in pairs)
+
+
+def test_balanced_lengths_are_counted(tmp_path: Path) -> None:
+    rounds = [[("a long answer", 1.0), (f"short{number}", 0.0)] for number in range(5)]
+    rounds.append([("brief", 1.0), ("a long answer", 0.0)])
+    manifest, kept = run_pair(PairOptions(balance_length=True), rounds, tmp_path)
+    assert len(kept) == 2
+    assert manifest.dropped == {"surplus of one length": 4}
+    assert manifest.measures["chosen_longer_share"] == 0.5
+
+
+def test_nearly_the_same_texts_are_no_pair_where_that_is_asked_for() -> None:
+    near = [("There is a nodule in the left upper lobe.", 1.0), ("There is a nodule in the left lower lobe.", 0.0)]
+    assert len(paired(near, PairOptions())) == 1
+    assert len(paired(near, PairOptions(alike=0.95))) == 1
+    texts, scores = zip(*near, strict=True)
+    assert pairs_of(answered(texts), judged(scores), options=PairOptions(alike=0.85)) == "nearly the same text"
+    assert pairs_of(answered(("Yes.", "yes")), judged((1.0, 0.0)), options=PairOptions()) == "nearly the same text"
+    assert likeness("left lung", "right lung") == likeness("right lung", "left lung") == 0.5

@@ -64,6 +64,9 @@ VERDICTS: list[tuple[str, object]] = [
     ("The image shows a chest radiograph.", "unparsed"),
     ("Answer 1 says left. Answer 2 says right.", "unparsed"),
     ("Answer 1 is not better.", "unparsed"),
+    ("It is hard to say whether answer 1 is better.", "unparsed"),
+    ("I don't think the first answer is better.", "unparsed"),
+    ("It is not legible. Answer 1 is better.", FIRST),
 ]
 SCORES: list[tuple[str, int, object]] = [
     ("Scores: 8, 7", 2, (8, 7)),
@@ -109,6 +112,8 @@ SCORES: list[tuple[str, int, object]] = [
     ("Scores: -1, 3", 2, "unparsed"),
     ("There are 2 lungs and 12 ribs.", 2, "unparsed"),
     ("Answer 1: 8", 2, "unparsed"),
+    ("Answer 1: 3 nodules. Answer 2: 2 nodules.", 2, "unparsed"),
+    ("Answer 1: 8 (it names the side)\nAnswer 2: 3 (it does not)", 2, (8, 3)),
     ("I'm sorry, I cannot evaluate this.", 2, "refused"),
     ("I am unable to judge this image.", 2, "abstained"),
 ]

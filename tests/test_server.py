@@ -114,7 +114,8 @@ def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tm
     for mode, structured in (("scores", "structured"), ("pairwise", "no-structured")):
         out = tmp_path / mode
         stllava("judge", "--answers", str(tmp_path / "a"), "--root", root, "--to", str(out), "--expert", "chat", "--mode", mode,
-                "--chat.url", url, "--chat.model", "policy", f"--chat.{structured}", "--chat.max-tokens", "64")  # fmt: skip
+                "--chat.url", url, "--chat.model", "policy", f"--chat.{structured}", "--chat.max-tokens", "64",
+                "--max-flips", "1")  # fmt: skip
         judgments = read_records(out, "judgments", Judgment)
         assert len(judgments) == len(answers)
         assert not any(one.cause == "failed" for one in judgments)

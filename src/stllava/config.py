@@ -285,6 +285,8 @@ class SimulatedOptions(Options):
 class JudgeOptions(Options):
     """An expert scores the answers."""
 
+    free = frozenset({"max_failed", "max_flips"})
+
     expert: Literal["oracle", "reference", "chat", "local", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
     a vision-language model behind a server or here; scripted: by rule; simulated: the oracle made worse; panel: several."""
@@ -314,6 +316,8 @@ class JudgeOptions(Options):
     """How a panel decides: by votes on every two answers, or by the mean of its members' scores."""
     max_failed: Share = 0.05
     """Largest share of questions without a verdict because requests failed, before the stage stops."""
+    max_flips: Share = 0.5
+    """Largest share of comparisons that the order of the answers decides, before the stage stops."""
 
 
 class PairOptions(Options):

@@ -8,6 +8,7 @@ mark it carries. Files on the server are deleted once they are read: they hold i
 
 import io
 import json
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -21,10 +22,11 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.chat import Chat
-from stllava.experts.exchange import Exchange, Request, fault
+from stllava.experts.exchange import Exchange, Journal, Request, fault
 from stllava.records import Record, content_id
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, NoReplyError
+from stllava.remote.pace import pause
 from stllava.remote.pictures import Picture
 from stllava.store import EXCHANGES, Log
 
@@ -88,12 +90,12 @@ class Batch(Chat):
         *,
         root: Path,
         folder: Path,
-        spent: tuple[float, int] = (0.0, 0),
+        journal: Journal | None = None,
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """As `Chat`; `sleep` waits between two polls."""
-        super().__init__(options, root=root, folder=folder, spent=spent, transport=transport)
+        super().__init__(options, root=root, folder=folder, journal=journal, transport=transport)
         self._sleep = sleep
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
@@ -178,10 +180,20 @@ class Batch(Chat):
             "completion_window": "24h",
             "metadata": {MARK: state.mark},
         }
-        headers = self._address.headers
-        request = httpx2.Request("POST", self._address.at("/batches"), headers=headers, json=asked)
-        batch = _Batch.model_validate_json(self._send(client, request))
-        created = state.model_copy(update={"step": "created", "batch": batch.id})
+        made = ""
+        for attempt in range(self._options.retries + 1):
+            request = httpx2.Request("POST", self._address.at("/batches"), headers=self._address.headers, json=asked)
+            try:
+                made = _Batch.model_validate_json(client.send(request, retries=0).body).id
+            except NoReplyError as error:
+                # It may have been created all the same: asked again blindly, it would be paid for twice.
+                made = self._there(client).get(state.mark, "") if not error.refused else ""
+                if not made and (error.refused or attempt == self._options.retries):
+                    raise self._refusal(error) from None
+            if made:
+                break
+            self._sleep(pause(attempt, None, share=random.random()))
+        created = state.model_copy(update={"step": "created", "batch": made})
         log.append(created.model_copy(update={"requests": ()}))
         return created
 
@@ -189,7 +201,7 @@ class Batch(Chat):
         """Find batches again whose creation was not written down; create those that never were; forget lost uploads."""
         if not any(state.step in ("planned", "uploaded") for state in states.values()):
             return
-        there = {(batch.metadata or {}).get(MARK): batch.id for batch in self._listed(client)}
+        there = self._there(client)
         for mark, state in list(states.items()):
             if state.step not in ("planned", "uploaded"):
                 continue
@@ -201,6 +213,10 @@ class Batch(Chat):
                 states[mark] = self._create(client, log, state)
             else:
                 del states[mark]
+
+    def _there(self, client: Client) -> dict[str, str]:
+        """The server's ids of our batches by their marks."""
+        return {batch.metadata[MARK]: batch.id for batch in self._listed(client) if batch.metadata and MARK in batch.metadata}
 
     def _listed(self, client: Client) -> Iterator[_Batch]:
         """All batches that the server knows, newest first."""

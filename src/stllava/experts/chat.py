@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
-from stllava.experts.exchange import Exchange, Request, fault
+from stllava.experts.exchange import Exchange, Journal, Request, fault
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, NoReplyError, Reply
@@ -38,20 +38,20 @@ class Chat:
         *,
         root: Path,
         folder: Path,
-        spent: tuple[float, int] = (0.0, 0),
+        journal: Journal | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """Images are relative to `root`, sendings are noted in `folder`; `spent` are dollars and requests so far.
+        """Images are relative to `root`, sendings are noted in `folder`; `journal` says what was spent and answered before.
 
         `transport` replaces the network in tests.
         """
         self._options, self._folder, self._transport = options, folder, transport
         self._address = reach(options, purpose="an expert looks at them")
         self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
-        self._purse = Purse(options, cost=spent[0], requests=spent[1])
+        self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
         self._lock = Lock()
         self._failed = 0
-        self._answered = False
+        self._answered = journal is not None and len(journal) > 0
 
     @property
     def name(self) -> str:

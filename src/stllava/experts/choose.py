@@ -99,7 +99,7 @@ def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Spe
     kind = Batch if options.chat.batch else Chat
     silent = {"send_images": True, "key_variable": ""}
     chat = options.chat if sources.asks else options.chat.model_copy(update=silent)
-    return kind(chat, root=sources.root, folder=sources.folder, spent=(journal.cost, journal.attempts))
+    return kind(chat, root=sources.root, folder=sources.folder, journal=journal)
 
 
 def _known(options: JudgeOptions, truth: Path | None) -> Path:

@@ -125,22 +125,20 @@ def _choice(word: object) -> tuple[float, float] | Literal["abstain"] | None:
     return _CHOICES.get(re.sub(rf"^{_NAME}", "", name + " ", flags=re.IGNORECASE).strip() or name)
 
 
+_KEYS = frozenset({"verdict", "winner", "better", "betteranswer", "choice", "preferred", "best"})
+
+
 def _json_verdicts(words: str) -> Iterator[tuple[int, tuple[float, float] | Literal["abstain"]]]:
     """Verdicts in JSON objects, with where they end."""
     for end, value in _objects(words):
         for key, chosen in value.items():
-            if re.sub(r"\W|_", "", key.lower()) in (
-                "verdict",
-                "winner",
-                "better",
-                "betteranswer",
-                "choice",
-                "preferred",
-                "best",
-            ):
-                choice = _choice(chosen)
-                if choice is not None:
-                    yield end, choice
+            choice = _choice(chosen) if re.sub(r"\W|_", "", key.lower()) in _KEYS else None
+            if choice is not None:
+                yield end, choice
+
+
+_HEDGED = re.compile(r"(?:\b(?:not|whether|if|nor|cannot|hardly|unless)\b|n't\b)[^.!?\n]{0,60}$", re.IGNORECASE)
+"""What makes "answer 1 is better" no verdict when it stands before it in the same sentence."""
 
 
 def _said_verdicts(words: str) -> Iterator[tuple[int, tuple[float, float] | Literal["abstain"]]]:
@@ -148,10 +146,11 @@ def _said_verdicts(words: str) -> Iterator[tuple[int, tuple[float, float] | Lite
     for pattern in (_LABEL, _BRACKETS, _PROSE, _ORDINAL, _PREFER):
         for found in pattern.finditer(words):
             choice = _choice(found[1])
-            # "Verdict: both answers …" and "the better answer is a …" go on: a letter alone is no verdict there.
-            if choice is not None and not (
-                pattern is _LABEL and found[1] in ("a", "both", "neither") and _goes_on(words, found)
-            ):
+            if pattern is _LABEL:  # "Verdict: both answers …" and "the better answer is a …" go on: no verdict there.
+                doubtful = found[1] in ("a", "both", "neither") and _goes_on(words, found)
+            else:
+                doubtful = _HEDGED.search(words[max(0, found.start() - 80) : found.start()]) is not None
+            if choice is not None and not doubtful:
                 yield found.end(), choice
     for found in _EVEN.finditer(words):
         yield found.end(), TIE
@@ -176,7 +175,8 @@ _NUMBERS_LINE = re.compile(
 )
 _EACH = re.compile(
     rf"(?:\b(?:answer|response|option|assistant|candidate)\s*|^\s*\|?\s*)[*_`\"'#(\[]*(\d{{1,2}}|[A-H])\b[*_`\"')\]]*"
-    rf"[^\w\n]{{1,12}}(?:(?:score[sd]?|gets|is|a|rating|deserves|of|with|rated|would|get|at)\b[^\w\n]{{0,6}}){{0,4}}{_NUMBER}(?![\w%])",
+    r"[^\w\n]{1,12}(?:(?:score[sd]?|gets|is|a|rating|deserves|of|with|rated|would|get|at)\b[^\w\n]{0,6}){0,4}"
+    rf"{_NUMBER}(?=[ \t]*(?:[^\w\s%]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -1,6 +1,7 @@
 """A policy: a model, its processor, and how both turn images and text into tokens. Weights are safetensors only."""
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from stllava.store import MANIFEST, file_hash, read_manifest
 
 transformers_logging.disable_progress_bar()
 
-IMAGE_CACHE_BYTES = 1 << 27
+IMAGE_CACHE_BYTES = 1 << 28
+"""Of images kept encoded, those used last."""
 TEXT_CACHE_ENTRIES = 1 << 16
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
 NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", *KINDS})
@@ -62,6 +64,11 @@ class Encoded:
     kinds: dict[str, torch.Tensor] = field(default_factory=dict)
     """[N] what each token is, 0 for text, where the model asks for it: Gemma 3's masks and Qwen2-VL's positions need it."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image inputs."""
+        return sum(value.nbytes for value in self.inputs.values())
+
 
 @dataclass
 class Policy:
@@ -71,7 +78,8 @@ class Policy:
     processor: ProcessorMixin
     packs: bool = True
     """Whether many prompts about an image may share one sequence; a guard finds out (tree/guard.py)."""
-    _cache: dict[Prefix, Encoded] = field(default_factory=dict, repr=False)
+    _cache: OrderedDict[Prefix, Encoded] = field(default_factory=OrderedDict, repr=False)
+    _lengths: dict[Prefix, int] = field(default_factory=dict, repr=False)
     _tokens: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _cached_bytes: int = 0
 
@@ -115,6 +123,7 @@ class Policy:
         """Tokens and image tensors of a prefix; raises ItemError for an image that cannot be used."""
         known = self._cache.get(prefix)
         if known is not None:
+            self._cache.move_to_end(prefix)
             return known
         pictures = [open_image(prefix.root, path) for path in prefix.images]
         if prefix.blank:
@@ -123,20 +132,25 @@ class Policy:
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
         asked = KINDS & inspect.signature(self.model.forward).parameters.keys()
         encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs, {name: made[name][0] for name in asked & made.keys()})
-        size = sum(value.nbytes for value in inputs.values())
-        if self._cached_bytes + size <= IMAGE_CACHE_BYTES:
-            self._cached_bytes += size
-            self._cache[prefix] = encoded
+        self._lengths[prefix] = len(encoded.ids)
+        self._cache[prefix] = encoded
+        self._cached_bytes += encoded.nbytes
+        while self._cached_bytes > IMAGE_CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return encoded
 
     def forget(self) -> None:
         """Drop the images that are kept encoded."""
         self._cache.clear()
+        self._lengths.clear()
         self._cached_bytes = 0
 
     def length(self, prefix: Prefix) -> int:
         """Tokens of a prefix, image places expanded."""
-        return len(self.encode(prefix).ids) if prefix.images else 0
+        if not prefix.images:
+            return 0
+        known = self._lengths.get(prefix)
+        return known if known is not None else len(self.encode(prefix).ids)
 
     def join(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The image inputs of a batch, on the model's device and in its precision."""

@@ -120,8 +120,10 @@ class Client:
         stop: Event | None = None,
         fault: Callable[[bytes], str | None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
+        retries: int | None = None,
     ) -> Reply:
-        """The same for any request."""
+        """The same for any request; `retries` replaces those of the options."""
+        most = self._options.retries if retries is None else retries
         stop = stop if stop is not None else Event()
         failure, status = "it was stopped before it was sent", None
         attempts = 0
@@ -149,7 +151,7 @@ class Client:
                     asked = asked_pause(response.headers.get("Retry-After"))
                     if asked is not None:
                         self._pace.hold(pause(0, asked, share=0.0))
-            if attempts > self._options.retries or stop.wait(pause(attempts - 1, asked, share=random.random())):
+            if attempts > most or stop.wait(pause(attempts - 1, asked, share=random.random())):
                 break
         raise NoReplyError(self.address.hide(failure), attempts=attempts, status=status)
 

@@ -173,13 +173,19 @@ class Tally:
             yield judgment
 
     def check(self, options: JudgeOptions) -> None:
-        """Stop where too many requests failed: they can be asked again."""
+        """Stop where too many requests failed, which can be asked again, or where the order decides too often."""
         failed = self.causes["failed"]
         if failed > options.max_failed * self.judged:
             raise StllavaError(
                 f"{failed} of {self.judged} questions have no verdict because requests failed",
                 expected=f"at most {options.max_failed:.0%} (max_failed)",
                 remedy="Give the same command again: it asks only what was not answered.",
+            )
+        if self.flipped > options.max_flips * self.compared:
+            raise StllavaError(
+                f"in {self.flipped} of {self.compared} comparisons the order of the answers decided which one won",
+                expected=f"at most {options.max_flips:.0%} (max_flips)",
+                remedy="Use a better expert or rubric (stllava judge --check measures one), or raise max_flips.",
             )
 
     @property

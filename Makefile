@@ -48,5 +48,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (an hour); 
 	$(BIN)/python bench/generate.py --load slake --images 96
 	$(BIN)/python bench/limit.py
 	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/judge.py
+	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/kill.py
 	$(BIN)/python bench/table.py

@@ -116,13 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a tiny data set: whether it runs, not what it finds")
+    parser.add_argument("--variants", type=int, default=len(VARIANTS), help="run the first so many only")
     asked = parser.parse_args()
     found: list[JsonValue] = []
     head = f"{'wrong':>6}{'by order':>10}{'orders':>8}{'K':>4}{'pairs':>7}{'worse chosen':>14}{'flips':>8}"
     print(f"{head}   gain in points [95 %]: open exact match, closed accuracy")
     with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder:
         work = Path(folder)
-        for number, variant in enumerate(VARIANTS):
+        for number, variant in enumerate(VARIANTS[: asked.variants]):
             row = run_variant(variant, base=work / "base", to=work / f"run-{number}", seed=asked.seed, quick=asked.quick)
             found.append(row)
             gains = row["gains"]

@@ -14,6 +14,8 @@ COMMANDS = {
     "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
     "limit": ["--model", "tiny", "--shape", "small-image", "--repeats", "1"],
     "scale": ["--series", "answers", "--divide", "200"],
+    "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
+    "expert": ["--quick", "--variants", "2"],
 }
 
 

@@ -1,7 +1,7 @@
 """The provider's batch API as a way to ask the same requests: cheaper, and answered within a day.
 
 Requests are uploaded as files (`/files`), processed as batches (`/batches`), polled and collected; what is under way is
-kept in `batches.jsonl` beside the exchanges, so that a stage that was stopped, or a machine that was off, goes on with
+kept beside the exchanges, so that a stage that was stopped, or a machine that was off, goes on with
 the batches it paid for. A batch whose creation was not recorded, because a kill came between, is found again by the
 mark it carries. Files on the server are deleted once they are read: they hold images.
 """
@@ -97,12 +97,13 @@ class Batch(Chat):
         """As `Chat`; `sleep` waits between two polls."""
         super().__init__(options, root=root, folder=folder, journal=journal, transport=transport)
         self._sleep = sleep
+        self._log_path = folder / EXCHANGES / f"{journal.name if journal is not None else 'expert'}-batches.jsonl"
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Send every request in batches, and wait for them; batches under way are collected first."""
         audit = Audit(self._folder)
         with (
-            closing(Log(self._folder / EXCHANGES / "batches.jsonl")) as log,
+            closing(Log(self._log_path)) as log,
             Client(self._address, self._options, audit=audit, transport=self._transport) as client,
         ):
             waiting = {request.id: request for request in requests}

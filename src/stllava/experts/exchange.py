@@ -148,6 +148,7 @@ class Journal:
 
     def __init__(self, folder: Path, *, name: str) -> None:
         """Open the journal called `name` in a stage's folder."""
+        self.name = name
         self._log = Log(folder / EXCHANGES / f"{name}.jsonl")
         self._places: dict[str, int] = {}
         self._failures: dict[str, int] = {}

@@ -97,6 +97,12 @@ def test_against_a_faulty_server_every_comparison_ends_judged_or_with_a_cause_an
     assert set(faulty.answered) | faulty.refused == set(calm.answered)
     assert manifest.measures["no_verdict_refused"] == causes["refused"]
     assert manifest.measures["requests"] == faulty.asked.total()
+    kept = Counter(one.failure for one in read_jsonl_torn(tmp_path / "faulty" / EXCHANGES / "expert.jsonl"))
+    assert kept["the reply holds no choice"] == faulty.faults["empty choices"]
+    assert (
+        sum(count for problem, count in kept.items() if problem and "not a chat completion" in problem)
+        == (faulty.faults["wrong JSON"])
+    )
 
 
 def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) -> None:

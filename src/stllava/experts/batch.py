@@ -22,7 +22,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.chat import Chat
-from stllava.experts.exchange import Exchange, Journal, Request, fault
+from stllava.experts.exchange import Exchange, Journal, Request
 from stllava.records import Record, content_id
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, NoReplyError
@@ -285,7 +285,7 @@ class Batch(Chat):
                 failures[line.custom_id] = self._address.hide(" ".join(json.dumps(told, ensure_ascii=False).split())[:300])
                 continue
             body = json.dumps(line.response.body, ensure_ascii=False)
-            if (problem := fault(body.encode())) is not None:
+            if (problem := self.fault(request, body.encode())) is not None:
                 failures[line.custom_id] = problem
                 continue
             hidden = self._address.hide(body)

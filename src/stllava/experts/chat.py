@@ -45,7 +45,7 @@ class Chat:
 
         `transport` replaces the network in tests.
         """
-        self._options, self._folder, self._transport = options, folder, transport
+        self._options, self._folder, self._journal, self._transport = options, folder, journal, transport
         self._address = reach(options, purpose="an expert looks at them")
         self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
         self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
@@ -111,6 +111,14 @@ class Chat:
             cost=self._cost(request, body),
         )
 
+    def fault(self, request: Request, body: bytes) -> str | None:
+        """What makes a reply unusable; such a one is kept too, since it may have been paid for."""
+        problem = fault(body)
+        if problem is not None and self._journal is not None:
+            text = self._address.hide(body.decode(errors="replace"))
+            self._journal.add(Exchange.of(request, model=self.name, body=text, failure=problem, attempts=0))
+        return problem
+
     def _exchange(self, client: Client, request: Request, stop: Event) -> Exchange | None:
         """What comes of a request; None where it was stopped before it was sent."""
         try:
@@ -133,7 +141,7 @@ class Chat:
                 images=pictures,
                 tokens=self._purse.tokens(request.text, len(request.images)),
                 stop=stop,
-                fault=fault,
+                fault=lambda body: self.fault(request, body),
                 sending=sending,
             )
             exchange = self.exchange(request, reply)

@@ -61,7 +61,7 @@ class Exchange(Keyed):
     body: str | None
     """The reply as it came; None when none came."""
     failure: str | None = None
-    """Why none came."""
+    """Why none came, or what makes it unusable, so that it was asked for again."""
     cost: float = 0.0
     """US dollars, by the prices in the options."""
 
@@ -177,7 +177,7 @@ class Journal:
             self.cost += exchange.cost
             self.attempts += exchange.attempts
             # The first answer counts: a second one, as a batch may hold, was not asked for.
-            if exchange.body is not None:
+            if exchange.failure is None:
                 self._places.setdefault(exchange.id, at)
             else:
                 self._failures[exchange.id] = at
@@ -210,7 +210,7 @@ def said(exchange: Exchange | None) -> Said:
     """The words of an exchange, or why there are none."""
     if exchange is None:
         return Said("", "failed", "no reply", {})
-    if exchange.body is None:
+    if exchange.body is None or exchange.failure is not None:
         return Said("", "failed", exchange.failure or "no reply", {})
     if (problem := fault(exchange.body.encode())) is not None:
         return Said("", "failed", problem, {})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from stllava.experts.expert import Expert, Verdict
 from stllava.experts.model import Heard, ModelExpert
-from stllava.experts.orders import distinct
+from stllava.experts.orders import contests, distinct
 from stllava.metrics.agreement import balanced, kappa, rate
 from stllava.records import Answers, Flip, JudgeCheck, Vote, content_id
 
@@ -38,14 +38,13 @@ def truths_of_expert(expert: Expert, given: Sequence[Answers]) -> dict[tuple[str
     for answers in given:
         scores = expert.judge(answers).scores
         if scores is not None:
-            found |= {(answers.id, one, other): _sign(scores[one] - scores[other]) for one, other in contests(answers)}
+            found |= {(answers.id, one, other): _sign(scores[one] - scores[other]) for one, other in compared(answers)}
     return found
 
 
-def contests(answers: Answers) -> list[tuple[int, int]]:
+def compared(answers: Answers) -> list[tuple[int, int]]:
     """Every two different completions."""
-    places = distinct(answers.completions)
-    return [(one, other) for first, one in enumerate(places) for other in places[first + 1 :]]
+    return contests(distinct(answers.completions))
 
 
 @dataclass
@@ -74,7 +73,7 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
         heard = expert.heard(answers) if isinstance(expert, ModelExpert) else []
         requests += len(heard)
         verdict = expert.judge(answers)
-        for one, other in contests(answers):
+        for one, other in compared(answers):
             seen = [reply for reply in heard if {one, other} <= {*reply.order} and reply.reading.scores is not None]
             for reply in seen:
                 wins = _preferred(reply, one, other)

@@ -4,6 +4,7 @@ Every reply goes into a journal on disk; verdicts are read from there, so that t
 if need be, without asking or paying again.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -41,6 +42,9 @@ class ModelExpert:
     ) -> None:
         """Ask `speaker` by `rubric`, showing what `contexts` know of an image; keep what it says in `journal`."""
         self._speaker, self._rubric, self._journal, self._options = speaker, rubric, journal, options
+        self._identity = speaker.identity
+        self.prompt_hash = content_id(rubric.hash, options.orders, options.repeats)
+        """Hash of the rubric, and of the number of orders and repeats."""
         self._contexts: dict[str, list[Context]] = {}
         for context in contexts:
             self._contexts.setdefault(context.image, []).append(context)
@@ -60,11 +64,6 @@ class ModelExpert:
         order = f"in {options.orders} orders" if options.orders > 1 else "in one order"
         asked = f"It is a model that sees the image{context}, and is asked {task}, {order}{times}"
         return f"{asked}; where replies differ, it is a tie."
-
-    @property
-    def prompt_hash(self) -> str:
-        """Hash of the rubric, and of the number of orders and repeats."""
-        return content_id(self._rubric.hash, self._options.orders, self._options.repeats)
 
     def missing(self, answers: Answers) -> list[Request]:
         """What is to be asked about one set of answers and the journal does not hold an answer to."""
@@ -106,10 +105,9 @@ class ModelExpert:
             (request.order, self._read(reply, len(request.order))) for (request, _), reply in zip(heard, replies, strict=True)
         ]
         result = together(answers.completions, readings, mode=self._rubric.mode)
-        usage: dict[str, int] = {"requests": sum(exchange.attempts for _, exchange in heard if exchange is not None)}
+        usage = Counter(requests=sum(exchange.attempts for _, exchange in heard if exchange is not None))
         for reply in replies:
-            for name, count in reply.usage.items():
-                usage[name] = usage.get(name, 0) + count
+            usage.update(reply.usage)
         reasons = [reading.reason for _, reading in readings if (reading.scores is None) == (result.scores is None)]
         return Verdict(
             scores=result.scores,
@@ -118,15 +116,13 @@ class ModelExpert:
             comparisons=result.comparisons,
             context=tuple(context.id for context in self._known(answers)),
             raw=tuple(reply.text or reply.detail for reply in replies),
-            usage=usage if heard else {},
+            usage=dict(usage) if heard else {},
             cost=sum(exchange.cost for _, exchange in heard if exchange is not None),
         )
 
     def _read(self, reply: Said, count: int) -> Reading:
-        if reply.cause == "refused":
-            return Reading(None, "refused", reply.detail)
-        if reply.cause == "failed":
-            return Reading(None, "failed", reply.detail)
+        if reply.cause is not None:
+            return Reading(None, reply.cause, reply.detail)
         return read_verdict(reply.text) if self._rubric.mode == "pairwise" else read_scores(reply.text, count)
 
     def _known(self, answers: Answers) -> list[Context]:
@@ -150,5 +146,5 @@ class ModelExpert:
         for order in orders(places, mode=mode, count=self._options.orders):
             text = self._rubric.write(answers.question, [answers.completions[place] for place in order], known)
             for repeat in range(self._options.repeats):
-                key = content_id("request", self._speaker.identity, answers.id, list(answers.images), list(order), text, repeat)
+                key = content_id("request", self._identity, answers.id, list(answers.images), list(order), text, repeat)
                 yield Request(key, answers.id, order, repeat, text, answers.images, self._rubric.schema(len(order)))

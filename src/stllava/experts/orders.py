@@ -5,6 +5,7 @@ Where the orders disagree about two answers, it is a tie; where one of them brou
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from stllava.experts.replies import MOST_POINTS, Reading
 from stllava.experts.rubric import Mode
@@ -31,6 +32,16 @@ def distinct(completions: Sequence[str]) -> list[int]:
     return sorted({text: place for place, text in reversed(list(enumerate(completions)))}.values())
 
 
+def contests(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Every two places, the earlier one first."""
+    return list(combinations(places, 2))
+
+
+def better(scores: Sequence[float], one: int, other: int) -> int | None:
+    """Which of two places scored higher; None where they scored the same."""
+    return None if scores[one] == scores[other] else one if scores[one] > scores[other] else other
+
+
 def orders(places: Sequence[int], *, mode: Mode, count: int) -> Iterator[Order]:
     """The orders in which to show answers: every two of them `count` times, or all of them `count` times.
 
@@ -39,9 +50,8 @@ def orders(places: Sequence[int], *, mode: Mode, count: int) -> Iterator[Order]:
     if len(places) < 2:
         return
     if mode == "pairwise":
-        for first, one in enumerate(places):
-            for other in places[first + 1 :]:
-                yield from ((one, other) if turn % 2 == 0 else (other, one) for turn in range(count))
+        for one, other in contests(places):
+            yield from ((one, other) if turn % 2 == 0 else (other, one) for turn in range(count))
         return
     for turn in range(count):
         shift = turn // 2 % len(places)
@@ -52,13 +62,13 @@ def orders(places: Sequence[int], *, mode: Mode, count: int) -> Iterator[Order]:
 def together(completions: Sequence[str], said: Sequence[tuple[Order, Reading]], *, mode: Mode) -> Together:
     """The verdict of the replies to answers shown in several orders."""
     places = distinct(completions)
-    comparisons = tuple(_compared(one, other, said) for first, one in enumerate(places) for other in places[first + 1 :])
+    comparisons = tuple(_compared(one, other, said) for one, other in contests(places))
     causes = [reading.cause for _, reading in said if reading.cause is not None]
     marks: dict[int, float]
     if len(places) == 1:
         marks = {places[0]: 0.5}
     elif mode == "pairwise":
-        marks = _wins(comparisons)
+        marks = wins(comparisons)
     else:
         marks = {} if causes else _means(said)
     if len(marks) < len(places):
@@ -81,7 +91,7 @@ def _compared(one: int, other: int, said: Sequence[tuple[Order, Reading]]) -> Co
     return Comparison(first=one, second=other, winner=winner, flipped={1, -1} <= signs)
 
 
-def _wins(comparisons: Sequence[Comparison]) -> dict[int, float]:
+def wins(comparisons: Sequence[Comparison]) -> dict[int, float]:
     """Each place's share of won comparisons, ties by half; of no verdict are those that were never judged."""
     points: dict[int, list[float]] = {}
     for comparison in comparisons:

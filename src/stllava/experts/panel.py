@@ -1,10 +1,11 @@
 """Several experts as one: by votes on every two answers, or by the mean of their scores."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from stllava.experts.expert import Expert, Verdict
-from stllava.experts.orders import distinct
+from stllava.experts.orders import better, contests, distinct, wins
 from stllava.records import Answers, Comparison, content_id
 
 
@@ -45,49 +46,30 @@ class Panel:
             f"{member.name}: {'no verdict, ' + str(verdict.cause) if verdict.scores is None else verdict.scores}"
             for member, verdict in zip(self.members, verdicts, strict=True)
         )
-        usage: dict[str, int] = {}
+        usage: Counter[str] = Counter()
         for verdict in verdicts:
-            for name, count in verdict.usage.items():
-                usage[name] = usage.get(name, 0) + count
+            usage.update(verdict.usage)
         places = distinct(answers.completions)
-        contests = [(one, other) for first, one in enumerate(places) for other in places[first + 1 :]]
-        votes = {contest: [_vote(verdict, *contest) for verdict in heard] for contest in contests}
-        scores = self._scores(answers, heard, votes)
-        decided = {contest: self._winner(contest, given, scores) for contest, given in votes.items()}
-        agreeing = [vote == decided[contest] for contest, given in votes.items() for vote in given]
+        votes = {contest: [_vote(verdict, *contest) for verdict in heard] for contest in contests(places)}
+        means = tuple(sum(column) / len(column) for column in zip(*(verdict.scores or () for verdict in heard), strict=True))
+        decided = {
+            contest: _majority(given) if self._verdict == "majority" else better(means, *contest)
+            for contest, given in (votes.items() if heard else ())
+        }
+        comparisons = tuple(Comparison(first=a, second=b, winner=winner) for (a, b), winner in decided.items())
+        scores = None if not heard else means if self._verdict == "mean" else _scores(answers, comparisons)
+        agreeing = [vote == winner for contest, winner in decided.items() for vote in votes[contest]]
         return Verdict(
             scores=scores,
             cause=None if scores is not None else verdicts[0].cause,
             reason=" | ".join(verdict.reason for verdict in heard or verdicts),
-            comparisons=tuple(Comparison(first=a, second=b, winner=decided[a, b]) for a, b in contests) if heard else (),
+            comparisons=comparisons,
             context=tuple(dict.fromkeys(one for verdict in verdicts for one in verdict.context)),
             raw=(*raw, *(reply for verdict in verdicts for reply in verdict.raw)),
-            usage=usage,
+            usage=dict(usage),
             cost=sum(verdict.cost for verdict in verdicts),
             agreement=sum(agreeing) / len(agreeing) if agreeing and len(heard) > 1 else None,
         )
-
-    def _scores(
-        self, answers: Answers, heard: Sequence[Verdict], votes: dict[tuple[int, int], list[int | None]]
-    ) -> tuple[float, ...] | None:
-        if not heard:
-            return None
-        if self._verdict == "mean":
-            columns = zip(*(verdict.scores or () for verdict in heard), strict=True)
-            return tuple(sum(column) / len(column) for column in columns)
-        points: dict[int, list[float]] = {}
-        for (one, other), given in votes.items():
-            winner = _majority(given)
-            for place in (one, other):
-                points.setdefault(place, []).append(0.5 if winner is None else float(winner == place))
-        by_text = {answers.completions[place]: sum(won) / len(won) for place, won in points.items()}
-        return tuple(by_text.get(text, 0.5) for text in answers.completions)
-
-    def _winner(self, contest: tuple[int, int], given: Sequence[int | None], scores: tuple[float, ...] | None) -> int | None:
-        if self._verdict == "majority" or scores is None:
-            return _majority(given)
-        one, other = contest
-        return None if scores[one] == scores[other] else one if scores[one] > scores[other] else other
 
 
 def _vote(verdict: Verdict, one: int, other: int) -> int | None:
@@ -95,8 +77,13 @@ def _vote(verdict: Verdict, one: int, other: int) -> int | None:
     for comparison in verdict.comparisons:
         if {comparison.first, comparison.second} == {one, other}:
             return comparison.winner
-    scores = verdict.scores or ()
-    return None if scores[one] == scores[other] else one if scores[one] > scores[other] else other
+    return better(verdict.scores or (), one, other)
+
+
+def _scores(answers: Answers, comparisons: Sequence[Comparison]) -> tuple[float, ...]:
+    """Each completion's share of won comparisons; one half where there is only one text."""
+    by_text = {answers.completions[place]: share for place, share in wins(comparisons).items()}
+    return tuple(by_text.get(text, 0.5) for text in answers.completions)
 
 
 def _majority(given: Sequence[int | None]) -> int | None:

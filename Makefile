@@ -9,6 +9,9 @@ PRESET ?= anchored
 ifneq ($(wildcard ../shared/data/vqa_rad/train.json),)
 export STLLAVA_VQA_RAD ?= $(abspath ../shared/data/vqa_rad)
 endif
+ifneq ($(wildcard ../shared/conformance/metrics_conformance.jsonl),)
+export STLLAVA_CONFORMANCE ?= $(abspath ../shared/conformance)
+endif
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 

@@ -302,6 +302,10 @@ class Sample(Keyed):
     """closed: a choice such as yes or no; open: free text."""
     split: str
     """Name of the split it belongs to."""
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question in their published order, the targets among them; else empty."""
+    labels: dict[str, str] = {}
+    """What the benchmark says of it, by name: language, modality, content, …"""
 
 
 class Prediction(Keyed):
@@ -319,6 +323,12 @@ class Prediction(Keyed):
     """Reference answers."""
     kind: QuestionKind
     """open or closed."""
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question; else empty."""
+    labels: dict[str, str] = {}
+    """What the benchmark says of the sample, by name."""
+    prompt: str = ""
+    """The words the policy was asked in; empty where they are the question itself, and of a baseline."""
     completion: str
     """What the policy said."""
     policy: str
@@ -342,6 +352,10 @@ class Score(Record):
     """Upper end of the 95 % interval."""
     n: int
     """Samples it is the mean of."""
+    rule: str = ""
+    """Who defines the metric, and which version of it: robust-2, llava_med-1.0.0, …"""
+    abstained: int = 0
+    """Of these samples, those whose answer the rule could not read; they count as wrong."""
 
 
 class Difference(Record):
@@ -363,6 +377,10 @@ class Difference(Record):
     """Upper end of the 95 % interval."""
     n: int
     """Samples both answered."""
+    p: float | None = None
+    """Two-sided p-value of no difference: the sign-flip permutation test over images."""
+    detectable: float | None = None
+    """Smallest true difference that a set of this size and spread shows with 80 % power at 5 %."""
 
 
 class Manifest(Record):

@@ -46,7 +46,7 @@ class Reference(Knowing):
     @property
     def prompt_hash(self) -> str:
         """Hash of the rule's name and version."""
-        return content_id("reference", "same content words; yes/no by word, else token F1", 2)
+        return content_id("reference", "same content words; yes/no as read by robust, else token F1", 3)
 
     def judge(self, answers: Answers) -> Verdict:
         """Yes-or-no references score 1 or 0; others the word F1 of each completion with the nearest reference answer."""

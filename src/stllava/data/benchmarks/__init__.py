@@ -1,0 +1,20 @@
+"""Published medical VQA benchmarks, and your own, as `Sample` records.
+
+One file a benchmark finds its rows; `benchmark` compares them with what is published and leaves out what cannot be used;
+`importing` writes them for the other stages.
+"""
+
+from stllava.data.benchmarks.benchmark import NAMES, Benchmark, read_benchmark
+from stllava.data.benchmarks.importing import import_benchmark
+from stllava.data.benchmarks.vqa_rad import VQA_RAD_TEST, VqaRad, read_vqa_rad, vqa_rad_files
+
+__all__ = [
+    "NAMES",
+    "VQA_RAD_TEST",
+    "Benchmark",
+    "VqaRad",
+    "import_benchmark",
+    "read_benchmark",
+    "read_vqa_rad",
+    "vqa_rad_files",
+]

@@ -12,7 +12,7 @@ from stllava.config import FilesData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
 from stllava.data.conversations import conversation, read_conversations
 from stllava.data.folder import images_in
-from stllava.data.images import check_image
+from stllava.data.overlap import Learned, Looks, Source, learned_from, look
 from stllava.data.phantom import generate
 from stllava.errors import ItemError, StllavaError
 from stllava.metrics.robust import normalise
@@ -27,8 +27,8 @@ _NAMED = 5
 class Gathered:
     """A data set in memory, with what was left out of it and why."""
 
-    hashes: dict[str, str]
-    """Content hash of every usable image, by path."""
+    looks: dict[str, Looks]
+    """What every usable image looks like, by path."""
     conversations: list[Conversation]
     """What sft learns from."""
     images: list[Image]
@@ -37,6 +37,8 @@ class Gathered:
     """What chooses the best round."""
     benchmarks: dict[str, list[Sample]]
     """What measures it, by name."""
+    candidates: dict[str, list[str]] = field(default_factory=dict)
+    """Answers that the published open accuracy of a benchmark chooses from: those of its open training questions."""
     references: list[Sample] | None = None
     """What the reference expert may look at."""
     read: int = 0
@@ -46,10 +48,14 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
     """Sentences for the reader of the results."""
 
-    def learned(self) -> set[str]:
-        """Hashes of the images that weights or verdicts depend on."""
-        paths = {path for row in self.conversations for path in row.images} | {image.path for image in self.images}
-        return {self.hashes[path] for path in paths | {sample.image for sample in self.references or ()}}
+    def learned(self) -> dict[str, list[Learned]]:
+        """What weights or verdicts depend on, by the part of the data it is in."""
+        parts: dict[str, Sequence[Source]] = {
+            "labelled conversations": self.conversations,
+            "images to ask about": self.images,
+            "references": self.references or (),
+        }
+        return {name: [item for record in records for item in learned_from(record)] for name, records in parts.items()}
 
 
 def gather_phantoms(options: PhantomData, *, seed: int, to: Path) -> Gathered:
@@ -58,9 +64,10 @@ def gather_phantoms(options: PhantomData, *, seed: int, to: Path) -> Gathered:
     conversations, images = read_jsonl(to / "conversations.jsonl", Conversation), read_jsonl(to / "images.jsonl", Image)
     validation, test = (read_jsonl(to / f"{name}.jsonl", Sample) for name in ("validation", "phantom"))
     root = to / "images"
-    hashes = {path.relative_to(root).as_posix(): file_hash(path) for path in root.rglob("*.png")}
+    # Drawn by chance from one truth, two phantoms may look alike: only the same bytes would be a copy.
+    looks = {path.relative_to(root).as_posix(): Looks(file_hash(path), picture=None) for path in root.rglob("*.png")}
     read = len(conversations) + len(images) + len(validation) + len(test)
-    return Gathered(hashes, conversations, images, validation, {"phantom": test}, read=read)
+    return Gathered(looks, conversations, images, validation, {"phantom": test}, read=read)
 
 
 def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathered:
@@ -69,7 +76,7 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
     A training row that repeats another, or a test question about the same image, is left out.
     """
     both = read_vqa_rad(options.folder)
-    hashes, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
+    looks, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
     dropped: Counter[str] = Counter()
     notes: list[str] = []
     train, test = _usable(both.train, bad, dropped), _usable(both.test, bad, dropped)
@@ -101,11 +108,12 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
             f"{VQA_RAD_TEST['open']} and {VQA_RAD_TEST['closed']}."
         )
     return Gathered(
-        hashes,
+        looks,
         _conversations(images[: options.labelled], rows, seed=seed),
         [Image(id=content_id("image", image), path=image) for image in sorted(rest)],
         [row.model_copy(update={"split": "validation"}) for row in rows if row.image in set(held)],
         {"vqa-rad": test},
+        candidates={"vqa-rad": sorted({row.targets[0] for row in both.train if row.kind == "open"})},
         references=[row for row in rows if row.image in set(rest)],
         read=len(both.train) + len(both.test),
         dropped=dropped,
@@ -128,7 +136,7 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     read = len(talks) + dropped.total() + len(found) + sum(map(len, samples.values()))
     every = [row.image for rows in samples.values() for row in rows] + [image.path for image in found]
     every += [path for talk in talks for path in talk.images]
-    hashes, bad = _check_images(options.images, every, max_bad=max_bad)
+    looks, bad = _check_images(options.images, every, max_bad=max_bad)
     notes = []
     for name, rows in samples.items():
         samples[name] = _usable(rows, bad, dropped)
@@ -140,8 +148,8 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     dropped.update(bad[image.path].cause for image in found if image.path in bad)
     images = [image for image in found if image.path not in bad]
     if options.unlabelled is None:
-        held = {hashes[row.image] for name, rows in samples.items() if name != "references" for row in rows}
-        kept = [image for image in images if hashes[image.path] not in held]
+        held = {looks[row.image].content for name, rows in samples.items() if name != "references" for row in rows}
+        kept = [image for image in images if looks[image.path].content not in held]
         dropped["held out"] = len(images) - len(kept)
         images = kept
     for what, left in (("conversations", talks), ("images to ask about", images), *samples.items()):
@@ -149,7 +157,17 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
             raise StllavaError(f"no usable {what} are left", expected="at least one", remedy="Check data's paths and files.")
     benchmarks = {name: samples[f"benchmark {name}"] for name in options.benchmarks}
     references = samples.get("references")
-    return Gathered(hashes, talks, images, samples["validation"], benchmarks, references, read, +dropped, notes)
+    return Gathered(
+        looks,
+        talks,
+        images,
+        samples["validation"],
+        benchmarks,
+        references=references,
+        read=read,
+        dropped=+dropped,
+        notes=notes,
+    )
 
 
 def _conversations(images: Sequence[str], rows: Sequence[Sample], *, seed: int) -> list[Conversation]:
@@ -181,18 +199,16 @@ def _usable(rows: Iterable[Sample], bad: Mapping[str, ItemError], dropped: Count
     return kept
 
 
-def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[dict[str, str], dict[str, ItemError]]:
-    """Content hashes of the usable images and the errors of the others, both by path."""
-    hashes: dict[str, str] = {}
+def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[dict[str, Looks], dict[str, ItemError]]:
+    """What the usable images look like and the errors of the others, both by path."""
+    looks: dict[str, Looks] = {}
     bad: dict[str, ItemError] = {}
     every = sorted(set(paths))
     for path in track(every, "check", len(every), unit="images"):
         try:
-            check_image(root, path)
+            looks[path] = look(root, path)
         except ItemError as error:
             bad[path] = error
-        else:
-            hashes[path] = file_hash(root / path)
     if len(bad) > max_bad * len(every):
         named = ", ".join(f"{path!r} ({error.cause})" for path, error in list(bad.items())[:_NAMED])
         raise StllavaError(
@@ -200,7 +216,7 @@ def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[
             expected=f"at most {max_bad:.0%}",
             remedy="Mend these files or the rows that name them, or raise max_bad.",
         )
-    return hashes, bad
+    return looks, bad
 
 
 def _refuse_rows(path: Path, dropped: Mapping[str, int], total: int, *, max_bad: float) -> None:

@@ -5,11 +5,13 @@
 
 Reads the options of phantoms, the VQA-RAD folder or your own files. Writes `conversations.jsonl`, `images.jsonl`,
 `validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know (`truths.jsonl` for phantoms,
-`references.jsonl` for other data) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
+`references.jsonl` for other data), what images look like (`looks.jsonl`), what training has of the benchmarks
+(`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from stllava.config import Data, FilesData, PhantomData, VqaRadData
 from stllava.data.benchmarks import vqa_rad_files
 from stllava.data.folder import images_in
 from stllava.data.gather import Gathered, gather_files, gather_phantoms, gather_vqa_rad
+from stllava.data.overlap import describe, find_overlap, learned_from, refuse, write_looks
 from stllava.errors import StllavaError
-from stllava.records import Manifest, content_id
-from stllava.store import MANIFEST, Existing, Stage, file_hash, locked
+from stllava.records import Manifest, Overlap, content_id
+from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_records, write_whole
 
-_TAKEN = frozenset({"conversations", "images", "validation", "references", "truths"})
+_TAKEN = frozenset({"conversations", "images", "validation", "references", "truths", "overlaps", "looks"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class DataSet:
     """JSONL of `Sample`: what chooses the best round."""
     benchmarks: dict[str, Path]
     """JSONL of `Sample` by name: what measures it."""
+    candidates: dict[str, Path]
+    """JSON list of the answers that the published open accuracy chooses from, by benchmark, where they are known."""
+    overlaps: Path
+    """JSONL of `Overlap`: what the data that training starts from has of validation and of each benchmark."""
+    looks: Path
+    """JSONL of `Seen`: what tells its images from others."""
     truth: Path | None
     """JSONL of what the expert may know: `Truth` of the unlabelled phantoms, else reference `Sample`s; None without."""
     notes: tuple[str, ...]
@@ -62,12 +71,11 @@ def prepare(
     it needs no other folder.
     """
     with locked(to):
-        benchmarks = _benchmark_names(options)
         inputs = _inputs(options, seed=seed)
         if existing != "replace" and (to / MANIFEST).is_file():
             manifest = Stage("data", to, options, inputs=inputs, existing=existing).manifest
             if manifest is not None:
-                _refuse_overlap(benchmarks, manifest.measures, allow_overlap=allow_overlap)
+                _refuse_overlap(read_records(to, "overlaps", Overlap), allow_overlap=allow_overlap)
                 return _data_set(options, to, manifest)
         if isinstance(options, PhantomData):
             stage = Stage("data", to, options, inputs=inputs, existing=existing)
@@ -76,17 +84,19 @@ def prepare(
             gathered = gather_vqa_rad(options, seed=seed, max_bad=max_bad)
         else:
             gathered = gather_files(options, max_bad=max_bad)
-        measures = _measures(gathered)
-        _refuse_overlap(benchmarks, measures, allow_overlap=allow_overlap)
+        overlaps = _overlaps(gathered)
+        _refuse_overlap(overlaps, allow_overlap=allow_overlap)
         if not isinstance(options, PhantomData):
             stage = Stage("data", to, options, inputs=inputs, existing=existing)
             _write(stage, gathered)
+        stage.write_records("overlaps", overlaps)
+        stage.write_records("looks", write_looks(gathered.looks))
         manifest = stage.finish(
             counts_in=gathered.read,
             counts_out=gathered.read - gathered.dropped.total(),
             dropped=gathered.dropped,
-            measures=measures,
-            notes=[*gathered.notes, *_overlap_notes(benchmarks, measures, standard=isinstance(options, VqaRadData))],
+            measures=_measures(gathered),
+            notes=[*gathered.notes, *_overlap_notes(overlaps, standard=isinstance(options, VqaRadData))],
         )
         return _data_set(options, to, manifest)
 
@@ -120,13 +130,17 @@ def _inputs(options: Data, *, seed: int) -> dict[str, str]:
 
 
 def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
+    names = _benchmark_names(options)
     truth = to / ("truths.jsonl" if isinstance(options, PhantomData) else "references.jsonl")
     return DataSet(
         image_root=_image_root(options, to),
         conversations=to / "conversations.jsonl",
         images=to / "images.jsonl",
         validation=to / "validation.jsonl",
-        benchmarks={name: to / f"{name}.jsonl" for name in _benchmark_names(options)},
+        benchmarks={name: to / f"{name}.jsonl" for name in names},
+        candidates={name: to / _candidates(name) for name in names if _candidates(name) in manifest.outputs},
+        overlaps=to / "overlaps.jsonl",
+        looks=to / "looks.jsonl",
         truth=truth if truth.name in manifest.outputs else None,
         notes=manifest.notes,
         manifest=manifest,
@@ -145,8 +159,14 @@ def _write(stage: Stage, gathered: Gathered) -> None:
     stage.write_records("validation", gathered.validation)
     for name, samples in gathered.benchmarks.items():
         stage.write_records(name, samples)
+    for name, answers in gathered.candidates.items():
+        write_whole(stage.to / _candidates(name), json.dumps(answers, ensure_ascii=False, indent=0) + "\n")
     if gathered.references is not None:
         stage.write_records("references", gathered.references)
+
+
+def _candidates(benchmark: str) -> str:
+    return f"{benchmark}-candidates.json"
 
 
 def _measures(gathered: Gathered) -> dict[str, float]:
@@ -157,34 +177,37 @@ def _measures(gathered: Gathered) -> dict[str, float]:
         "unlabelled_images": len(gathered.images),
         "references": len(gathered.references or ()),
     }
-    learned = gathered.learned()
-    chosen = learned | {gathered.hashes[row.image] for row in gathered.validation}
     for name, rows in {"validation": gathered.validation, **gathered.benchmarks}.items():
         kinds, images = Counter(row.kind for row in rows), {row.image for row in rows}
-        seen = learned if name == "validation" else chosen
         measures |= {f"{name}_open": kinds["open"], f"{name}_closed": kinds["closed"], f"{name}_images": len(images)}
-        measures[f"{name}_shared_images"] = sum(gathered.hashes[path] in seen for path in images)
     return measures
 
 
-def _refuse_overlap(benchmarks: Sequence[str], measures: Mapping[str, float], *, allow_overlap: bool) -> None:
-    for name in benchmarks:
-        shared, total = int(measures[f"{name}_shared_images"]), int(measures[f"{name}_images"])
-        if shared and not allow_overlap:
-            raise StllavaError(
-                f"{shared} of {total} images of the benchmark {name} are also among the training images",
-                expected="a benchmark with images of its own",
-                remedy="Take them out of the training data, or set allow_overlap: the report then says so.",
-            )
+def _overlaps(gathered: Gathered) -> list[Overlap]:
+    """What the training side has seen of validation and, the validation split included, of every benchmark."""
+    learned, looks = gathered.learned(), gathered.looks
+    chosen = learned | {"validation": [item for row in gathered.validation for item in learned_from(row)]}
+    found = [find_overlap("validation", gathered.validation, looks=looks, learned=learned, learned_looks=looks)]
+    for name, rows in gathered.benchmarks.items():
+        found.append(find_overlap(name, rows, looks=looks, learned=chosen, learned_looks=looks))
+    return found
 
 
-def _overlap_notes(benchmarks: Sequence[str], measures: Mapping[str, float], *, standard: bool) -> list[str]:
+def _refuse_overlap(overlaps: Sequence[Overlap], *, allow_overlap: bool) -> None:
+    for overlap in overlaps:
+        if overlap.serious and overlap.benchmark != "validation" and not allow_overlap:
+            refuse(overlap)
+
+
+def _overlap_notes(overlaps: Sequence[Overlap], *, standard: bool) -> list[str]:
     notes: list[str] = []
-    for name in ("validation", *benchmarks):
-        shared, total = int(measures[f"{name}_shared_images"]), int(measures[f"{name}_images"])
-        if shared and name == "validation":
-            notes.append(f"{shared} of {total} validation images are also learned from: the choice of a round is less sure.")
-        elif shared:
-            why = "the standard split" if standard else "allowed by allow_overlap"
-            notes.append(f"{shared} of {total} test images of {name} are also among the training images ({why}).")
+    for overlap in overlaps:
+        if not overlap.serious:
+            continue
+        first, *others = describe(overlap)
+        if overlap.benchmark == "validation":
+            notes.append(f"{first} The choice of a round is less sure.")
+        else:
+            why = "This is the standard split." if standard else "It was allowed by allow_overlap."
+            notes += [f"{first} {why}", *others]
     return notes

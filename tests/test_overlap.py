@@ -1,0 +1,310 @@
+"""What training has seen of a benchmark: like pictures, shared images, questions asked before."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from PIL import ImageEnhance
+
+from stllava.data.benchmarks import read_vqa_rad
+from stllava.data.images import open_image
+from stllava.data.likeness import NEAR, near, picture_hash
+from stllava.data.overlap import LISTED, Learned, Looks, describe, find_overlap, learned_from, look, look_at
+from stllava.data.phantom import draw, make_truth
+from stllava.errors import ItemError
+from stllava.records import Conversation, Image, Lineage, Message, Overlap, Preference, Question, Role, Sample, Sampling
+
+Picture = Pillow.Image
+
+
+def again(image: Picture, **options: object) -> Picture:
+    """The image after a file has held it."""
+    file = io.BytesIO()
+    image.save(file, **options)  # type: ignore[arg-type]
+    return Pillow.open(file).convert("RGB")
+
+
+def scaled(image: Picture, factor: float) -> Picture:
+    """The image at another size."""
+    return image.resize((round(image.width * factor), round(image.height * factor)))
+
+
+ALTERED: dict[str, Callable[[Picture], Picture]] = {
+    "JPEG of quality 50": lambda image: again(image, format="JPEG", quality=50),
+    "PNG": lambda image: again(image, format="PNG"),
+    "GIF": lambda image: again(image, format="GIF"),
+    "half as large": lambda image: scaled(image, 0.5),
+    "twice as large": lambda image: scaled(image, 2),
+    "a square": lambda image: image.resize((224, 224)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.9),
+    "stronger": lambda image: ImageEnhance.Contrast(image).enhance(1.1),
+    "weaker": lambda image: ImageEnhance.Contrast(image).enhance(0.9),
+}
+
+
+def phantom(index: int) -> Picture:
+    """A phantom of 128 pixels."""
+    return Pillow.fromarray(draw(make_truth(0, index, "test"), seed=0))
+
+
+def hashed(image: Picture) -> int:
+    """The hash of an image that is not plain."""
+    value = picture_hash(image)
+    assert value is not None
+    return value
+
+
+@pytest.fixture(scope="module")
+def published() -> Path:
+    """The published VQA-RAD."""
+    folder = os.environ.get("STLLAVA_VQA_RAD")
+    if not folder:
+        pytest.skip("STLLAVA_VQA_RAD is not set: overlap is NOT tested on the published VQA-RAD; set it to its folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def published_looks(published: Path) -> dict[str, Looks]:
+    """What its 315 images look like."""
+    return look_at(published, [path.relative_to(published).as_posix() for path in (published / "images").iterdir()])
+
+
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
+def test_an_altered_phantom_is_known_again(alter: Callable[[Picture], Picture]) -> None:
+    for index in range(8):
+        image = phantom(index).convert("RGB")
+        assert (hashed(alter(image)) ^ hashed(image)).bit_count() <= NEAR
+
+
+def test_neighbouring_phantoms_are_told_apart() -> None:
+    hashes = [hashed(phantom(index)) for index in range(60)]
+    assert min((one ^ other).bit_count() for one, other in combinations(hashes, 2)) > NEAR
+
+
+@pytest.mark.parametrize("how", ["JPEG of quality 50", "half as large", "a square", "brighter", "stronger"])
+def test_an_altered_radiograph_is_known_again(how: str, published: Path, published_looks: dict[str, Looks]) -> None:
+    for path, looks in list(published_looks.items())[::40]:
+        assert looks.picture is not None
+        assert (hashed(ALTERED[how](open_image(published, path))) ^ looks.picture).bit_count() <= NEAR
+
+
+def test_all_published_radiographs_are_told_apart_with_room_to_spare(published_looks: dict[str, Looks]) -> None:
+    pictures = [looks.picture for looks in published_looks.values() if looks.picture is not None]
+    assert len(pictures) == 315
+    assert min((one ^ other).bit_count() for one, other in combinations(pictures, 2)) > 5 * NEAR
+
+
+def _plain() -> dict[str, Picture]:
+    x = np.linspace(0, 255, 90)
+    noise = np.random.default_rng(0).normal(120, 0.4, (80, 90))
+    return {
+        "black": Pillow.new("RGB", (90, 80)),
+        "grey with a little noise": Pillow.fromarray(noise.astype(np.uint8)),
+        "a gradient": Pillow.fromarray(np.tile(x, (80, 1)).astype(np.uint8)),
+        "bars": Pillow.fromarray(np.tile((x // 40 % 2) * 200, (80, 1)).astype(np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("image", _plain().values(), ids=_plain())
+def test_a_plain_picture_has_no_hash(image: Picture) -> None:
+    assert picture_hash(image) is None
+
+
+hashes = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 2**1024 - 1), max_size=6)
+
+
+@given(hashes, hashes, st.integers(0, 1024), st.integers(0, 400))
+def test_near_finds_the_pairs_that_bit_counts_find(
+    ours: dict[str, int], theirs: dict[str, int], distance: int, flips: int
+) -> None:
+    theirs |= {f"{name} altered": value ^ ((1 << flips) - 1) for name, value in ours.items()}
+    pairs = ((one, other, (ours[one] ^ theirs[other]).bit_count()) for one in ours for other in theirs)
+    assert sorted(near(ours, theirs, distance=distance)) == sorted(pair for pair in pairs if pair[2] <= distance)
+
+
+def test_near_finds_pairs_across_blocks() -> None:
+    rng = np.random.default_rng(0)
+    ours = {str(number): int.from_bytes(rng.bytes(128)) for number in range(4500)}
+    theirs = {name: value ^ (int(name) % 3) for name, value in ours.items()}
+    assert sorted(near(ours, theirs)) == sorted((name, name, (int(name) % 3).bit_count()) for name in ours)
+
+
+def turns(*texts: tuple[Role, str]) -> tuple[Message, ...]:
+    """Messages of roles and texts."""
+    return tuple(Message(role=role, content=text) for role, text in texts)
+
+
+SAMPLING = Sampling(temperature=1, top_k=0, top_p=1, max_new_tokens=8, seed=0)
+TALK = turns(("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("virtual_user", "Q2"), ("assistant", "A2"))
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (Image(id="i", path="a"), [Learned("a")]),
+        (
+            Conversation(id="c", images=("a", "b"), messages=TALK),
+            [Learned(image, f"Q{number}", f"A{number}") for image in "ab" for number in (1, 2)],
+        ),
+        (Conversation(id="c", images=("a",), messages=turns(("system", "S"))), [Learned("a")]),
+        (Question(id="q", images=("a",), text="Q", description="D", policy="p", sampling=SAMPLING), [Learned("a", "Q")]),
+        (
+            Preference(
+                id="p",
+                images=("a",),
+                prompt=(*TALK, *turns(("user", "Q3"))),
+                chosen="good",
+                rejected="bad",
+                margin=1,
+                lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
+            ),
+            [Learned("a", "Q1", "A1"), Learned("a", "Q2", "A2"), Learned("a", "Q3", "good")],
+        ),
+        (
+            Sample(id="s", image="a", question="Q", targets=("x", "y"), kind="open", split="train"),
+            [Learned("a", "Q", "x"), Learned("a", "Q", "y")],
+        ),
+    ],
+    ids=["image", "conversation", "no question", "question", "preference", "reference"],
+)
+def test_what_is_learned_from_a_record(
+    record: Image | Conversation | Question | Preference | Sample, expected: list[Learned]
+) -> None:
+    assert learned_from(record) == expected
+
+
+SHARED, COPY, OTHER, PLAIN = Looks("1", 2**900), Looks("2", 2**900 + 7), Looks("3", 2**1024 - 1), Looks("4", None)
+TRAINED = {"shared": SHARED, "original": Looks("5", 2**900), "far": Looks("6", (2**512 - 1) << 9), "plain": Looks("7", None)}
+QUESTION = "Is there a mass in the left lung?"
+
+
+def overlap(image: Looks, *items: Learned, question: str = QUESTION, target: str = "Yes") -> Overlap:
+    """The overlap of a benchmark of one sample with what one source holds."""
+    sample = Sample(id="s", image="test", question=question, targets=(target,), kind="closed", split="test")
+    return find_overlap("b", [sample], looks={"test": image}, learned={"talks": items}, learned_looks=TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("image", "item", "counts"),
+    [
+        (SHARED, Learned("shared"), (1, 0, 0, 0, 0, 0)),
+        (COPY, Learned("shared"), (0, 1, 0, 0, 0, 0)),
+        (OTHER, Learned("shared"), (0, 0, 0, 0, 0, 0)),
+        (PLAIN, Learned("plain"), (0, 0, 0, 0, 0, 0)),
+        (TRAINED["plain"], Learned("plain"), (1, 0, 0, 0, 0, 0)),
+        (SHARED, Learned("shared", "is there a mass in left lung"), (1, 0, 1, 0, 0, 1)),
+        (SHARED, Learned("shared", QUESTION, "no"), (1, 0, 1, 0, 0, 1)),
+        (SHARED, Learned("shared", QUESTION, "yes."), (1, 0, 1, 0, 1, 1)),
+        (COPY, Learned("shared", QUESTION, "yes."), (0, 1, 1, 0, 1, 1)),
+        (SHARED, Learned("shared", "Is there a mass in the lung?", "yes"), (1, 0, 0, 1, 0, 0)),
+        (SHARED, Learned("shared", "What organ is this?", "yes"), (1, 0, 0, 0, 0, 0)),
+        (OTHER, Learned("shared", QUESTION, "yes"), (0, 0, 0, 0, 0, 1)),
+    ],
+    ids=[
+        "same bytes",
+        "altered copy",
+        "other image",
+        "two plain images",
+        "one plain image",
+        "question without answer",
+        "question with another answer",
+        "triplet",
+        "triplet about a copy",
+        "near question",
+        "other question",
+        "question about another image",
+    ],
+)
+def test_what_is_counted_as_shared(image: Looks, item: Learned, counts: tuple[int, ...]) -> None:
+    found = overlap(image, item)
+    exact, close, same, nearly, triplets, known = counts
+    assert (found.exact_images, found.near_images) == (exact, close)
+    assert (found.same_questions, found.near_questions, found.triplets, found.known_texts) == (same, nearly, triplets, known)
+    assert found.serious == (exact + close > 0)
+    assert found.by_source == {"talks": exact + close}
+
+
+def test_a_near_image_and_a_question_about_it_are_listed_with_their_source() -> None:
+    found = overlap(COPY, Learned("shared", QUESTION, "yes"), Learned("original", "Is a mass in the left lung there?"))
+    listed = [(match.kind, match.sample_id, match.other_image, match.source, match.distance) for match in found.matches]
+    assert listed == [
+        ("triplet", "s", "shared", "talks", 3),
+        ("near question", "s", "original", "talks", 3),
+        ("near image", None, "shared", "talks", 3),
+        ("near image", None, "original", "talks", 3),
+    ]
+    assert (found.same_questions, found.near_questions) == (1, 0)
+
+
+def test_matches_beyond_the_list_are_counted() -> None:
+    found = overlap(SHARED, *(Learned("shared", QUESTION, str(number)) for number in range(LISTED + 3)), target="202")
+    assert (len(found.matches), found.left_out, found.matches[0].kind) == (LISTED, 3, "triplet")
+    assert (found.same_questions, found.triplets) == (1, 1)
+
+
+def test_images_of_two_roots_may_have_one_name() -> None:
+    sample = Sample(id="s", image="1.png", question="Q?", targets=("yes",), kind="closed", split="test")
+    learned = {"talks": [Learned("1.png", "Q?", "yes")]}
+    found = find_overlap("b", [sample], looks={"1.png": OTHER}, learned=learned, learned_looks={"1.png": SHARED})
+    assert not found.serious
+
+
+def test_overlap_is_told_in_sentences() -> None:
+    known = "of 1 test questions of b stand in training in the same words, about whatever image."
+    assert describe(overlap(OTHER, Learned("shared"))) == [
+        "None of 1 test images of b is among the training images, by its bytes or nearly.",
+        f"0 {known}",
+    ]
+    assert describe(overlap(COPY, Learned("shared", QUESTION, "yes"))) == [
+        "Of 1 test images of b, 0 are byte for byte among the training images and 1 more nearly so (talks 1).",
+        "Of 1 test questions of b, 1 are also asked in training about such an image, 1 of them with the same answer, and "
+        "0 more are nearly asked.",
+        f"1 {known}",
+    ]
+
+
+def test_files_are_told_apart_by_bytes_and_by_looks(tmp_path: Path) -> None:
+    phantom(0).save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    phantom(0).save(tmp_path / "c.bmp")
+    looks = look_at(tmp_path, ["a.png", "b.png", "c.bmp", "a.png"])
+    assert looks["a.png"] == looks["b.png"]
+    assert (looks["c.bmp"].picture, looks["c.bmp"].content) != (looks["a.png"].picture, looks["a.png"].content)
+    assert looks["c.bmp"].picture == looks["a.png"].picture
+
+
+def test_an_unusable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ItemError, match=r"bad\.png is not an image"):
+        look(tmp_path, "bad.png")
+
+
+def test_the_standard_split_of_vqa_rad_shares_all_images_but_one(published: Path, published_looks: dict[str, Looks]) -> None:
+    both = read_vqa_rad(published)
+    learned = {"train": [item for row in both.train for item in learned_from(row)]}
+    found = find_overlap("vqa-rad", both.test, looks=published_looks, learned=learned, learned_looks=published_looks)
+    assert (found.images, found.exact_images, found.near_images) == (203, 202, 0)
+    assert (found.same_questions, found.near_questions, found.triplets, found.known_texts) == (1, 3, 1, 85)
+    first, *others = found.matches
+    assert (first.kind, first.sample_id) == ("triplet", "vqa-rad-722")
+    assert {match.sample_id for match in others} == {"vqa-rad-160", "vqa-rad-2043", "vqa-rad-2611"}
+
+
+def test_the_image_disjoint_split_of_vqa_rad_shares_none(published: Path, published_looks: dict[str, Looks]) -> None:
+    rows = json.loads((published / "train_image_disjoint.json").read_text())
+    items = [Learned(f"images/{row['image_name']}", row["question"], str(row["answer"])) for row in rows]
+    test = read_vqa_rad(published).test
+    found = find_overlap("vqa-rad", test, looks=published_looks, learned={"train": items}, learned_looks=published_looks)
+    assert (found.exact_images, found.near_images, found.matches) == (0, 0, ())
+    assert found.known_texts > 0
+    assert not found.serious

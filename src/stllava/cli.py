@@ -3,6 +3,7 @@
 stllava demo                    the whole loop on synthetic phantoms
 stllava run RECIPE.yaml         the whole loop on your data
 stllava ask --help              the options of one stage
+stllava compare RUN…            tables of several runs
 """
 
 import logging
@@ -21,7 +22,9 @@ COMMANDS = {
     "judge": "Let an expert score the answers.",
     "pair": "Make preferences: best answer against worst.",
     "dpo": "Stage 2: teach a policy the preferences.",
-    "evaluate": "Score a policy on a benchmark.",
+    "evaluate": "Score a policy on a benchmark, or score its answers again.",
+    "compare": "Compare runs with each other and with published numbers.",
+    "import": "Bring a published benchmark into the form that evaluate reads.",
     "report": "Write a run's report.html and summary.json again.",
     "chat": "Talk with a policy about an image.",
 }

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -9,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from stllava.config import RECIPES, JudgeOptions, RunOptions, load_recipe
+from stllava.config import RECIPES, EvaluateOptions, JudgeOptions, RunOptions, load_recipe
 from stllava.errors import StllavaError
 from stllava.progress import clock
 from stllava.records import JudgeCheck, Manifest, Outcome, Score
@@ -18,6 +19,7 @@ from stllava.stages.answer import answer
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate
+from stllava.stages.evaluate import rescore as score_again
 from stllava.stages.judge import check as check_judge
 from stllava.stages.judge import judge, plan
 from stllava.stages.pair import pair
@@ -114,6 +116,70 @@ def judge_command(words: list[str]) -> None:
             tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing))
 
     parse(judge_or_look, words, name="judge")
+
+
+def evaluate_command(words: list[str]) -> None:
+    """`stllava evaluate`: the stage, or today's rules on the answers of an earlier evaluation."""
+
+    def evaluate_or_rescore(
+        options: EvaluateOptions,
+        *,
+        to: Path,
+        policy: Path | None = None,
+        samples: Path | None = None,
+        root: Path | None = None,
+        rescore: Path | None = None,
+        name: str = "policy",
+        blank: bool = False,
+        candidates: Path | None = None,
+        verdicts: Path | None = None,
+        learned: tuple[Path, ...] = (),
+        allow_overlap: bool = False,
+        existing: Existing = "resume",
+    ) -> None:
+        """Score a policy on a benchmark, or score the answers of an earlier evaluation again.
+
+        Args:
+            options: How questions are put and answered.
+            to: Folder for predictions and scores.
+            policy: Folder of the policy.
+            samples: JSONL of the benchmark's samples; its name is the benchmark's.
+            root: The image root.
+            rescore: Folder of an evaluation whose answers are scored by today's rules; nothing is generated.
+            name: What the policy is called in the results.
+            blank: Show black images: the question-only baseline.
+            candidates: JSON list of answers that the published open accuracy chooses from.
+            verdicts: With rescore, what `stllava judge --answers FOLDER` said of its open answers: an expert's score.
+            learned: What the policy learned from (conversations, questions, pairs, images): refused where it shares images.
+            allow_overlap: Go on although test items were learned from; the result says so.
+            existing: What to do with output that is there: resume, replace, or error.
+        """
+        if rescore is not None:
+            tell(score_again(options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing))
+            return
+        if policy is None or samples is None or root is None:
+            raise StllavaError(
+                "evaluate has no policy, samples or root",
+                expected="--policy, --samples and --root, or --rescore FOLDER",
+                remedy="See stllava evaluate --help.",
+            )
+        tell(
+            evaluate(
+                options,
+                policy=policy,
+                samples=samples,
+                root=root,
+                to=to,
+                name=name,
+                blank=blank,
+                candidates=candidates,
+                learned=learned,
+                allow_overlap=allow_overlap,
+                existing=existing,
+            )
+        )
+
+    parse(evaluate_or_rescore, words, name="evaluate")
 
 
 def describe(check: JudgeCheck) -> str:
@@ -246,11 +312,78 @@ def chat_command(words: list[str]) -> None:
     parse(chat, words, name="chat")
 
 
+def import_command(words: list[str]) -> None:
+    """`stllava import benchmark NAME SOURCE --to FOLDER`."""
+    if not words or words[0] not in ("benchmark", "-h", "--help"):
+        raise StllavaError("import of what?", expected="stllava import benchmark NAME SOURCE", remedy="See --help.")
+    from stllava.data.benchmarks import import_benchmark
+
+    def benchmark(
+        name: Positional[str],
+        source: Positional[str],
+        *,
+        to: Path,
+        language: Literal["en", "zh", "both"] = "en",
+        splits: tuple[str, ...] | None = None,
+        allow_changed: bool = False,
+        existing: Existing = "resume",
+    ) -> None:
+        """Bring a published benchmark, or your own file, into the form that evaluate reads: one JSONL of samples a split.
+
+        Args:
+            name: vqa-rad, slake, pathvqa, pmc-vqa or omnimedvqa; any other name is that of your own file.
+            source: Its folder, hub:owner/name where there is a network, or your own .jsonl or .csv file.
+            to: Folder for the samples.
+            language: Which of SLAKE's questions.
+            splits: Which splits; all that are there when not named.
+            allow_changed: Take files that differ from the published ones; the notes say so.
+            existing: What to do with output that is there: resume, replace, or error.
+        """
+        made = import_benchmark(
+            name, source, to=to, language=language, splits=splits, allow_changed=allow_changed, existing=existing
+        )
+        for split, rows in made.splits.items():
+            kinds = Counter(row.kind for row in rows)
+            images = len({row.image for row in rows})
+            print(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
+        print(*made.notes, f"Image root: {made.root}", sep="\n")
+
+    parse(benchmark, words[1:] if words[0] == "benchmark" else words, name="import benchmark")
+
+
+def compare_command(words: list[str]) -> None:
+    """`stllava compare RUN…`."""
+
+    def compare(
+        runs: Positional[tuple[Path, ...]],
+        *,
+        to: Path,
+        against: str | None = None,
+        policies: Literal["best", "all"] = "best",
+    ) -> None:
+        """Compare runs with each other and with published rows: compare.html, .md, .csv and .tex.
+
+        Args:
+            runs: Finished run directories, or folders of single evaluations; runs that differ in the seed alone become one row.
+            to: Folder for the tables.
+            against: The row that others are compared with; the first run's sft when not named.
+            policies: best shows sft, the best policy and their baselines; all shows every round.
+        """
+        from stllava.report.compare import compare_runs
+
+        print(compare_runs(runs, to=to, against=against, policies=policies))
+
+    parse(compare, words, name="compare")
+
+
 RUNNERS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_command,
     "run": run_command,
     "report": report_command,
     "chat": chat_command,
+    "import": import_command,
+    "compare": compare_command,
     "judge": judge_command,
-    **{function.__name__: stage(function) for function in (sft, ask, answer, pair, dpo, evaluate)},
+    "evaluate": evaluate_command,
+    **{function.__name__: stage(function) for function in (sft, ask, answer, pair, dpo)},
 }

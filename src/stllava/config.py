@@ -28,6 +28,7 @@ from stllava.errors import StllavaError
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 O = TypeVar("O", bound="Options")  # noqa: E741
+QUESTION = "{question}"
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
@@ -342,8 +343,23 @@ class EvaluateOptions(GenerationOptions):
 
     sampling: SamplingOptions = SamplingOptions(temperature=0.0, max_new_tokens=64)
     """How answers are sampled: greedy unless you have a reason."""
+    prompt: str = QUESTION
+    """The words in which every question is asked; {question} stands for it and the options it may have."""
+    prompts: dict[str, str] = {}
+    """The same for single benchmarks, by name."""
     chunk: PositiveInt = 128
     """Samples decoded together and written at once."""
+
+    @model_validator(mode="after")
+    def _prompts_hold_the_question(self) -> "EvaluateOptions":
+        for text in (self.prompt, *self.prompts.values()):
+            if text.count(QUESTION) != 1:
+                raise ValueError(f"prompts with {QUESTION} once, not {text!r}")
+        return self
+
+    def template(self, benchmark: str) -> str:
+        """The words in which a benchmark's questions are asked."""
+        return self.prompts.get(benchmark, self.prompt)
 
 
 class PhantomData(Options):

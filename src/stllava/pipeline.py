@@ -3,23 +3,30 @@
 Writes one folder a stage under the run directory, then `outcome.json`, `summary.json` and `report.html`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stllava.config import RunOptions
+from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError
 from stllava.metrics.score import compare
-from stllava.records import Difference, Manifest, Outcome, Prediction, Score, content_id
+from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import report
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo
-from stllava.stages.evaluate import evaluate, majority
+from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.stages.sft import sft
-from stllava.store import Existing, Stage, locked, read_records, write_whole
+from stllava.store import MANIFEST, Existing, Stage, locked, read_jsonl, read_records, write_whole
+
+BLIND = "blind-"
+"""Before a policy's name: the question-only baseline, the same policy shown black images."""
+CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
+"""The metrics whose mean on the validation split chooses the best policy."""
 
 
 def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
@@ -122,21 +129,37 @@ class Loop:
 
     def value(self, name: str, data: DataSet) -> float:
         """The mean of the policy's validation metrics: what rounds are compared by."""
-        scores = self.evaluate(name, data.validation, data)
-        return sum(score.value for score in scores) / len(scores)
+        scores = [score.value for score in self.evaluate(name, data.validation, data) if score.metric in CHOOSING]
+        return sum(scores) / len(scores)
 
     def evaluate(self, name: str, samples: Path, data: DataSet, *, blank: bool = False) -> list[Score]:
-        """A policy's scores on a benchmark."""
-        policy = self.policies["sft" if blank else name]
+        """A policy's scores on a benchmark; with `blank`, those of the same policy that is shown black images."""
+        shown = BLIND + name if blank else name
+        to = self.to / "evaluate" / shown / samples.stem
+        evaluate(
+            self.options.evaluate,
+            policy=self.policies[name],
+            samples=samples,
+            root=data.image_root,
+            to=to,
+            name=shown,
+            blank=blank,
+            candidates=data.candidates.get(samples.stem),
+        )
+        return read_records(to, "scores", Score)
+
+    def baseline(self, rule: Callable[..., Manifest], name: str, samples: Path, data: DataSet) -> list[Score]:
+        """The scores of a baseline that knows only the answers of the validation split."""
         to = self.to / "evaluate" / name / samples.stem
-        evaluate(self.options.evaluate, policy=policy, samples=samples, root=data.image_root, to=to, name=name, blank=blank)
+        rule(self.options.evaluate, known=data.validation, samples=samples, to=to)
         return read_records(to, "scores", Score)
 
     def measure(self, best: str, data: DataSet) -> Outcome:
         """Every policy and baseline on every benchmark, and the gains over sft."""
         scores: list[Score] = []
         differences: list[Difference] = []
-        baselines = ("majority", "question-only") if self.options.baselines else ()
+        blind = tuple(BLIND + name for name in self.policies)
+        baselines = ("majority", "random", *blind) if self.options.baselines else ()
         for samples in (*data.benchmarks.values(), data.validation):
             for name in self.policies:
                 scores += self.evaluate(name, samples, data)
@@ -147,11 +170,13 @@ class Loop:
                     )
                     differences += compare(mine, sfts, policy=name, against="sft", benchmark=samples.stem)
             if baselines:
-                to = self.to / "evaluate" / "majority" / samples.stem
-                majority(self.options.evaluate, known=data.validation, samples=samples, to=to)
-                scores += read_records(to, "scores", Score)
-                scores += self.evaluate("question-only", samples, data, blank=True)
+                scores += self.baseline(majority, "majority", samples, data)
+                scores += self.baseline(guess, "random", samples, data)
+            if baselines and samples != data.validation:
+                for name in self.policies:
+                    scores += self.evaluate(name, samples, data, blank=True)
         return Outcome(
+            overlaps=tuple(self.overlaps(data)),
             name=self.options.name,
             policies=tuple(self.policies),
             baselines=baselines,
@@ -161,6 +186,19 @@ class Loop:
             scores=tuple(scores),
             differences=tuple(differences),
         )
+
+    def overlaps(self, data: DataSet) -> list[Overlap]:
+        """What all that was learned, self-made questions and pairs included, has of validation and each benchmark."""
+        looks = read_looks(data.looks)
+        learned = {"labelled conversations": read_learned(data.conversations), "images to ask about": read_learned(data.images)}
+        for number in range(1, self.options.rounds + 1):
+            for stage, what in (("ask", "questions"), ("pair", "pairs")):
+                if (self.to / f"round-{number}" / stage / MANIFEST).is_file():
+                    learned[f"{what} of round {number}"] = read_learned(self.to / f"round-{number}" / stage)
+        return [
+            find_overlap(name, read_jsonl(path, Sample), looks=looks, learned=learned, learned_looks=looks)
+            for name, path in {"validation": data.validation, **data.benchmarks}.items()
+        ]
 
 
 def starting_model(options: RunOptions, data: DataSet, to: Path) -> str:

@@ -18,11 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue
 
+from stllava.data.overlap import describe
 from stllava.records import Difference, Manifest, Score
 from stllava.report import words
 from stllava.report.charts import Dot, Line, difference_chart, interval_chart, line_chart
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.gather import ROUND_STAGES, Round, RunFiles, gather
+from stllava.report.rules import disagreements
 from stllava.store import write_whole
 
 
@@ -50,13 +52,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One benchmark: a chart and a column of the table for each metric."""
+    """One benchmark by one family of rules: a column for each metric, a chart for each of the chief ones."""
 
     benchmark: str
+    rule: str
     metrics: tuple[str, ...]
     counts: tuple[int | None, ...]
     """Samples by metric; None where policies differ in it."""
-    charts: tuple[Markup, ...]
+    figures: tuple["Figure", ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
@@ -132,6 +135,8 @@ def render(run: RunFiles) -> str:
         "metric": words.metric_label,
         "plain": words.plain,
         "duration": words.duration,
+        "p_value": words.p_value,
+        "sentences": describe,
         "measure": lambda value, name: words.measure(name, value),
     }
     names = words.benchmarks(run.outcome.scores)
@@ -142,7 +147,13 @@ def render(run: RunFiles) -> str:
         outcome=run.outcome,
         summary=words.summary(run.outcome, len(run.rounds)),
         tiles=tiles(run),
-        tables=[table(run, name) for name in names],
+        tables=[table for name in names for table in tables(run, name)],
+        family=words.FAMILIES,
+        disagreed=disagreements(run.predictions.get(names[0], {}).get(words.challenger(run.outcome), ())) if names else [],
+        overlaps=run.outcome.overlaps,
+        detectable=detectable(run) if names else [],
+        challenger=words.challenger(run.outcome),
+        prompts={name: run.options.evaluate.template(name) for name in names},
         validation=words.VALIDATION,
         start=words.START,
         funnels=funnels,
@@ -188,30 +199,43 @@ def tiles(run: RunFiles) -> list[Tile]:
     return made
 
 
-def table(run: RunFiles, benchmark: str) -> Table:
-    """One benchmark's scores, charts and gains over sft."""
+def detectable(run: RunFiles) -> list[tuple[str, str]]:
+    """The smallest difference that the first benchmark can show, by headline metric, in points."""
+    rows = words.headline(run.outcome)
+    return [(words.metric_label(row.metric), words.percent(row.detectable)) for row in rows if row.detectable is not None]
+
+
+def tables(run: RunFiles, benchmark: str) -> list[Table]:
+    """One benchmark's scores, charts and gains over sft, a table for each family of rules, ours first."""
+    scores = [score for score in run.outcome.scores if score.benchmark == benchmark]
+    return [_table(run, benchmark, rule, [one for one in scores if one.rule == rule]) for rule in words.rules(scores)]
+
+
+def _table(run: RunFiles, benchmark: str, rule: str, scores: Sequence[Score]) -> Table:
     outcome = run.outcome
-    scores = [score for score in outcome.scores if score.benchmark == benchmark]
     metrics = words.in_order((score.metric for score in scores), list(words.METRICS))
     names = words.in_order((score.policy for score in scores), run.policies)
     gains = {(row.policy, row.metric): row for row in outcome.differences if row.benchmark == benchmark}
     found = {(score.policy, score.metric): score for score in scores}
     shades = ramp(outcome.policies)
-    charts, counts = [], []
+    figures, counts = [], []
     for metric in metrics:
         sizes = {score.n for score in scores if score.metric == metric}
         counts.append(sizes.pop() if len(sizes) == 1 else None)
+        if metric not in words.CHIEF:
+            continue
         dots = [
             Dot(words.policy_label(name), score.value, score.low, score.high, shades.get(name), best=name == outcome.best)
             for name in names
             if (score := found.get((name, metric)))
         ]
-        charts.append(interval_chart(f"{words.metric_label(metric)} on {benchmark}, in percent", dots))
+        label = words.metric_label(metric)
+        figures.append(Figure(label, interval_chart(f"{label} on {benchmark}, in percent", dots)))
     rows = []
     for name in names:
         cells = [Cell(found.get((name, metric)), gains.get((name, metric)), name == outcome.best) for metric in metrics]
         rows.append((name, tuple(cells)))
-    return Table(benchmark, tuple(metrics), tuple(counts), tuple(charts), tuple(rows))
+    return Table(benchmark, rule, tuple(metrics), tuple(counts), tuple(figures), tuple(rows))
 
 
 def ramp(policies: Sequence[str]) -> dict[str, float]:

@@ -13,8 +13,30 @@ METRICS = {
     "open_exact_match": ("Open exact match", "free-text answers equal to the reference"),
     "closed_accuracy": ("Closed accuracy", "yes/no and choice questions answered right"),
     "open_recall": ("Open recall", "share of the reference’s words found in free-text answers"),
+    "open_medical_match": ("Open medical match", "free-text answers equal to the reference once medical spellings are one"),
+    "open_f1": ("Open F1", "harmonic mean of word recall and word precision of free-text answers"),
+    "llava_med_closed": ("Closed, published", "“Closed” of the paper: yes/no answers in which the reference’s letters occur"),
+    "llava_med_closed_batch": ("Closed, published batch script", "the same without the condition that yes or no occurs"),
+    "llava_med_open_recall": ("Open recall, published", "“Open” of the paper: repeated words count again"),
+    "llava_med_open_precision": ("Open precision, published", "share of an answer’s words that the reference has"),
+    "llava_med_open_f1": ("Open F1, published", "harmonic mean of the published recall and precision"),
+    "llava_med_open_exact_match": ("Open “exact match”, published", "the reference’s words found, per word of the answer"),
+    "llava_med_open_bleu_1": ("Open BLEU-1, published", "unsmoothed share of single words, with a brevity penalty"),
+    "llava_med_open_accuracy": ("Open accuracy, published", "answers nearest to the right one of the training set’s answers"),
 }
 """Label and meaning of each metric, the headline metric first."""
+
+HEADLINES = ("open_exact_match", "closed_accuracy", "open_recall")
+"""The metrics of the tiles at the head of the page."""
+CHIEF = frozenset({*HEADLINES, "llava_med_open_recall", "llava_med_closed"})
+"""The metrics that get a chart: the headlines, and what the paper calls Open and Closed."""
+
+FAMILIES = {
+    "robust": "our rules: words are words, negation is read, what cannot be read counts as wrong and is counted",
+    "expert": "an expert compared every open answer with its reference, not knowing which was which",
+    "llava_med": "the published definitions of LLaVA-Med v1.0.0, quirks kept: for comparison with printed numbers only",
+}
+"""What each family of rules is, by the name before its version."""
 
 CURVES = {
     "loss": "Loss",
@@ -32,8 +54,8 @@ def metric_label(metric: str) -> str:
 
 
 def policy_label(policy: str) -> str:
-    """round-1 becomes round 1, kept on one line; other names stay."""
-    return policy.replace("round-", "round\u00a0")
+    """round-1 becomes round 1 and blind-sft blind sft, kept on one line; other names stay."""
+    return policy.replace("round-", "round\u00a0").replace("blind-", "blind\u00a0")
 
 
 def plain(name: str) -> str:
@@ -80,6 +102,22 @@ def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
+def p_value(value: float) -> str:
+    """A p-value as readers expect it."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def family(rule: str) -> str:
+    """The name of a family of rules without its version."""
+    return rule.partition("-")[0]
+
+
+def rules(scores: Sequence[Score]) -> list[str]:
+    """The rules by which scores were made, in the order of the families."""
+    order = list(FAMILIES)
+    return sorted({score.rule for score in scores}, key=lambda rule: (order.index(family(rule)) if rule else 0, rule))
+
+
 def benchmarks(scores: Sequence[Score]) -> list[str]:
     """Names of the benchmarks in the order scored, the validation split last."""
     return sorted(dict.fromkeys(score.benchmark for score in scores), key=lambda name: name == VALIDATION)
@@ -103,10 +141,11 @@ def headline(outcome: Outcome) -> list[Difference]:
     rows = [
         row
         for row in outcome.differences
-        if names and row.benchmark == names[0] and row.policy == challenger(outcome) and row.against == START
+        if names
+        and (row.benchmark, row.policy, row.against) == (names[0], challenger(outcome), START)
+        and row.metric in HEADLINES
     ]
-    order = in_order((row.metric for row in rows), list(METRICS))
-    return sorted(rows, key=lambda row: order.index(row.metric))
+    return sorted(rows, key=lambda row: HEADLINES.index(row.metric))
 
 
 def score_of(outcome: Outcome, policy: str, benchmark: str, metric: str) -> Score | None:

@@ -1,20 +1,28 @@
-"""Greedy answers on a benchmark, scored with 95 % intervals.
+"""Greedy answers on a benchmark, scored with 95 % intervals; and the baselines that every score is read beside.
 
-Reads samples; writes `predictions.jsonl` (every answer, so that another rule can score them again) and `scores.jsonl`.
+Reads samples; writes `predictions.jsonl` (every answer with the words it was asked in), `scores.jsonl`, and
+`answers.jsonl`: every open answer beside its references, so that `stllava judge` can be asked about them. `rescore`
+reads the predictions of an evaluation instead and scores them by today's rules without generating again.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from stllava.config import EvaluateOptions
-from stllava.metrics.score import score
-from stllava.records import Manifest, Message, Prediction, Sample, content_id
-from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
+from stllava.data.overlap import describe, find_overlap, look_at, read_learned, refuse
+from stllava.errors import StllavaError
+from stllava.metrics.score import score, summed
+from stllava.metrics.semantic import agreement, compared
+from stllava.metrics.semantic import verdicts as verdicts_of
+from stllava.records import Judgment, Manifest, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
+from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_jsonl, read_manifest, read_records
 
 if TYPE_CHECKING:
-    from stllava.model.sampler import Sampler
+    pass
 
 
 def evaluate(
@@ -26,9 +34,17 @@ def evaluate(
     to: Path,
     name: str = "policy",
     blank: bool = False,
+    candidates: Path | None = None,
+    learned: Sequence[Path] = (),
+    allow_overlap: bool = False,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead."""
+    """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead.
+
+    `candidates` is a JSON list of answers, which the published open accuracy chooses from. `learned` names what the
+    policy learned from, about images under the same root: where it has test images the stage refuses, unless
+    `allow_overlap`, and what was found is written to `overlaps.jsonl`.
+    """
     from stllava.model.load import fingerprint
     from stllava.model.sampler import Prompt, usable
     from stllava.tree.decode import open_sampler
@@ -36,42 +52,163 @@ def evaluate(
     with locked(to):
         weights = fingerprint(policy)
         inputs = {"policy": weights, "samples": file_hash(samples), "name": name, "blank": str(blank)}
+        inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
+        inputs |= {f"learned {path}": output_hash(path) if path.is_dir() else file_hash(path) for path in learned}
         stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
         rows = read_jsonl(samples, Sample)
+        if learned:
+            overlap = _overlap(samples.stem, rows, learned, root=root)
+            if overlap.serious and not allow_overlap:
+                refuse(overlap)
+            stage.write_records("overlaps", [overlap])
+            seen = describe(overlap)
         by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, audit=to, blank=blank)
+        template = options.template(samples.stem)
 
         def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Counter[str]]:
             kept, prompts, dropped = usable(
-                sampler, chunk, lambda one: Prompt((Message(role="user", content=one.question),), (one.image,))
+                sampler, chunk, lambda one: Prompt((Message(role="user", content=worded(one, template)),), (one.image,))
             )
             said = sampler.complete(prompts, k=1, sampling=options.sampling, seed=0)
-            return [predict(one, told.text, policy=weights) for one, (told,) in zip(kept, said, strict=True)], dropped
+            return [
+                predict(one, told.text, policy=weights, prompt=worded(one, template))
+                for one, (told,) in zip(kept, said, strict=True)
+            ], dropped
 
         predictions, dropped = stage.map_chunks(by_image, work, kind=Prediction, size=options.chunk, unit="samples")
         order = {one.id: place for place, one in enumerate(rows)}
         predictions.sort(key=lambda one: order[one.sample_id])
-        return _finish(stage, predictions, name=name, benchmark=samples.stem, dropped=dropped, sampler=sampler)
+        return _finish(
+            stage,
+            predictions,
+            options=options,
+            name=name,
+            benchmark=samples.stem,
+            dropped=dropped,
+            candidates=read_candidates(candidates),
+            notes=[*sampler.notes, *(seen if learned else ()), f"Every question was asked as {template!r}."],
+            device=sampler.device,
+        )
+
+
+def _overlap(benchmark: str, samples: Sequence[Sample], learned: Sequence[Path], *, root: Path) -> Overlap:
+    parts = {str(path): read_learned(path) for path in learned}
+    images = {sample.image for sample in samples} | {item.image for items in parts.values() for item in items}
+    looks = look_at(root, images)
+    return find_overlap(benchmark, samples, looks=looks, learned=parts, learned_looks=looks)
+
+
+def worded(sample: Sample, template: str) -> str:
+    """The question in the words of a template; the options of a multiple-choice question stand one a line, lettered."""
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, sample.choices, strict=False))
+    question = f"{sample.question}\n{options}" if options else sample.question
+    return template.replace("{question}", question)
+
+
+def read_candidates(path: Path | None) -> tuple[str, ...]:
+    """The answers that the published open accuracy chooses from; none without a file."""
+    if path is None:
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StllavaError(f"{path}: {error}", expected="a JSON list of answers", remedy="Check the file.") from None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise StllavaError(f"{path} holds no list of texts", expected="a JSON list of answers", remedy="Check the file.")
+    return tuple(found)
+
+
+def rescore(
+    options: EvaluateOptions,
+    *,
+    predictions: Path,
+    to: Path,
+    candidates: Path | None = None,
+    verdicts: Path | None = None,
+    existing: Existing = "resume",
+) -> Manifest:
+    """Score the answers of the evaluation in the folder `predictions` again, by today's rules; nothing is generated.
+
+    `verdicts` is what `stllava judge --answers PREDICTIONS` wrote: open answers are then scored by that expert too, and
+    its agreement with our words is measured.
+    """
+    with locked(to):
+        before = read_manifest(predictions)
+        inputs = {"predictions": output_hash(predictions), "name": before.inputs.get("name", "policy")}
+        inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
+        inputs |= {"verdicts": output_hash(verdicts)} if verdicts is not None else {}
+        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        return _finish(
+            stage,
+            read_records(predictions, "predictions", Prediction),
+            judgments=read_records(verdicts, "judgments", Judgment) if verdicts is not None else (),
+            options=options,
+            name=inputs["name"],
+            benchmark=read_records(predictions, "scores", Score)[0].benchmark,
+            dropped=Counter(before.dropped),
+            candidates=read_candidates(candidates),
+            notes=[
+                *before.notes,
+                f"Scored again from the answers of {before.started}, commit {before.commit[:10] or 'unknown'}.",
+            ],
+            device=before.device,
+        )
 
 
 def majority(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> Manifest:
     """Score the baseline that gives every sample the most frequent answer of its kind in the samples `known`."""
+
+    def usual(kind: QuestionKind, answers: Counter[str], _: Sample) -> str:
+        return min(answers, key=lambda text: (-answers[text], text), default="")
+
+    return _baseline("majority", usual, options, known=known, samples=samples, to=to, existing=existing)
+
+
+def guess(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> Manifest:
+    """Score the baseline that gives every sample a random answer of its kind, as often as each stands in `known`.
+
+    Of a multiple-choice question it is one of the options. The draw hangs on the sample's id alone.
+    """
+
+    def drawn(kind: QuestionKind, answers: Counter[str], sample: Sample) -> str:
+        place = int(content_id("guess", sample.id), 16)
+        if sample.choices:
+            return sample.choices[place % len(sample.choices)]
+        every = sorted(answers.elements())
+        return every[place % len(every)] if every else ""
+
+    return _baseline("random", drawn, options, known=known, samples=samples, to=to, existing=existing)
+
+
+def _baseline(
+    name: str,
+    rule: Callable[[QuestionKind, Counter[str], Sample], str],
+    options: EvaluateOptions,
+    *,
+    known: Path,
+    samples: Path,
+    to: Path,
+    existing: Existing,
+) -> Manifest:
+    """Score a rule that sees neither image nor question: only how often which answer was right elsewhere."""
     with locked(to):
-        inputs = {"known": file_hash(known), "samples": file_hash(samples)}
+        inputs = {"known": file_hash(known), "samples": file_hash(samples), "name": name}
         stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        counts: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
+        counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for sample in read_jsonl(known, Sample):
             counts[sample.kind][sample.targets[0].lower()] += 1
-        usual = {kind: min(answers, key=lambda text: (-answers[text], text), default="") for kind, answers in counts.items()}
-        predictions = [predict(one, usual[one.kind], policy="majority") for one in read_jsonl(samples, Sample)]
-        return _finish(stage, predictions, name="majority", benchmark=samples.stem, dropped=Counter())
+        predictions = [predict(one, rule(one.kind, counts[one.kind], one), policy=name) for one in read_jsonl(samples, Sample)]
+        return _finish(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 
-def predict(sample: Sample, completion: str, *, policy: str) -> Prediction:
+def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "") -> Prediction:
     """A sample with its answer."""
     return Prediction(
         id=content_id("prediction", sample.id, policy),
@@ -80,6 +217,9 @@ def predict(sample: Sample, completion: str, *, policy: str) -> Prediction:
         question=sample.question,
         targets=sample.targets,
         kind=sample.kind,
+        choices=sample.choices,
+        labels=sample.labels,
+        prompt="" if prompt == sample.question else prompt,
         completion=completion,
         policy=policy,
     )
@@ -89,19 +229,35 @@ def _finish(
     stage: Stage,
     predictions: list[Prediction],
     *,
+    options: EvaluateOptions,
     name: str,
     benchmark: str,
     dropped: Counter[str],
-    sampler: "Sampler | None" = None,
+    candidates: Sequence[str] = (),
+    judgments: Sequence[Judgment] = (),
+    notes: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Manifest:
-    scores = score(predictions, policy=name, benchmark=benchmark)
+    scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
+    measures = {one.metric: one.value for one in scores}
+    if judgments:
+        rows, said = [row for row in predictions if row.kind == "open"], verdicts_of(predictions, judgments)
+        expert = f"expert-{judgments[0].expert}"
+        scores.append(summed(rows, said, metric="open_semantic", rule=expert, policy=name, benchmark=benchmark))
+        agreed = agreement(predictions, said)
+        if agreed is not None:
+            measures["open_semantic"] = scores[-1].value
+            measures["open_semantic_kappa_with_medical_match"] = agreed.value
+            words = f"{agreed.value:.2f} [{agreed.low:.2f}, {agreed.high:.2f}], n = {agreed.n}"
+            notes = [*notes, f"{judgments[0].expert} agrees with open_medical_match at Cohen's kappa {words}."]
     stage.write_records("predictions", predictions)
     stage.write_records("scores", scores)
+    stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))
     return stage.finish(
         counts_in=len(predictions) + dropped.total(),
         counts_out=len(predictions),
         dropped=dropped,
-        measures={one.metric: one.value for one in scores},
-        notes=sampler.notes if sampler is not None else (),
-        device=sampler.device if sampler is not None else "cpu",
+        measures=measures,
+        notes=notes,
+        device=device,
     )

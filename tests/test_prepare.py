@@ -13,7 +13,7 @@ from stllava.config import FilesData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import StllavaError
-from stllava.records import Conversation, Image, Sample
+from stllava.records import Conversation, Image, Overlap, Sample
 from stllava.store import locked, read_jsonl, to_jsonl
 
 Row = dict[str, object]
@@ -133,7 +133,8 @@ def test_vqa_rad_is_split_by_image(vqa_rad: Path, tmp_path: Path) -> None:
     assert len(read_jsonl(data.benchmarks["vqa-rad"], Sample)) == 2
     assert data.manifest.dropped == {"question of the test split": 1, "repeated": 1}
     assert (data.manifest.counts_in, data.manifest.counts_out) == (22, 20)
-    assert "1 of 2 test images of vqa-rad are also among the training images (the standard split)." in data.notes
+    assert any(note.startswith("Of 2 test images of vqa-rad, 1 are byte for byte among") for note in data.notes)
+    assert any("This is the standard split." in note for note in data.notes)
     assert any("the published one 179 and 272" in note for note in data.notes)
 
 
@@ -146,10 +147,10 @@ def test_the_seed_decides_the_split(vqa_rad: Path, tmp_path: Path) -> None:
 
 def test_shared_images_are_refused_until_allowed(vqa_rad: Path, tmp_path: Path) -> None:
     to = tmp_path / "data"
-    with pytest.raises(StllavaError, match="1 of 2 images of the benchmark vqa-rad are also among the training images"):
+    with pytest.raises(StllavaError, match="Of 2 test images of vqa-rad, 1 are byte for byte"):
         prepare(rad(vqa_rad), seed=0, to=to)
     assert prepare(rad(vqa_rad), seed=0, to=to, allow_overlap=True).notes
-    with pytest.raises(StllavaError, match="1 of 2 images"):
+    with pytest.raises(StllavaError, match="Of 2 test images"):
         prepare(rad(vqa_rad), seed=0, to=to)
 
 
@@ -193,7 +194,10 @@ def test_the_published_vqa_rad_is_prepared_with_its_overlap_named(published: Pat
     parts = images_of(data)
     assert [len(parts[name]) for name in ("labelled", "validation", "unlabelled")] == [60, 30, 223]
     assert data.manifest.dropped == {"question of the test split": 1, "repeated": 3}
-    assert "202 of 203 test images of vqa-rad are also among the training images (the standard split)." in data.notes
+    assert any(note.startswith("Of 203 test images of vqa-rad, 202 are byte for byte among") for note in data.notes)
+    (overlap,) = [one for one in read_jsonl(data.overlaps, Overlap) if one.benchmark == "vqa-rad"]
+    # The one shared triplet was left out of the training side; three more test questions are nearly asked there.
+    assert (overlap.exact_images, overlap.near_images, overlap.triplets, overlap.near_questions) == (202, 0, 0, 3)
 
 
 def sample(image: str, key: str) -> Sample:
@@ -234,17 +238,17 @@ def test_own_files_are_prepared_without_asking_about_held_out_images(files: File
 
 def test_an_explicit_folder_with_benchmark_images_is_refused(files: FilesData, tmp_path: Path) -> None:
     options = files.model_copy(update={"unlabelled": Path("sub")})
-    with pytest.raises(StllavaError, match="2 of 2 images of the benchmark mine"):
+    with pytest.raises(StllavaError, match="Of 2 test images of mine, 2 are byte for byte"):
         prepare(options, seed=0, to=tmp_path / "data")
     notes = prepare(options, seed=0, to=tmp_path / "data", allow_overlap=True).notes
-    assert any(note.startswith("2 of 2 validation images") for note in notes)
-    assert "2 of 2 test images of mine are also among the training images (allowed by allow_overlap)." in notes
+    assert any(note.startswith("Of 2 test images of validation, 2") and "less sure" in note for note in notes)
+    assert any(note.startswith("Of 2 test images of mine, 2") and "allowed by allow_overlap" in note for note in notes)
 
 
 def test_a_copy_under_another_name_is_still_the_same_image(files: FilesData, tmp_path: Path) -> None:
     (files.images / "copy.png").write_bytes((files.images / "sub/6.png").read_bytes())
     written(files.conversations, [talk("What?", "That.", image="copy.png")])
-    with pytest.raises(StllavaError, match="1 of 2 images of the benchmark mine"):
+    with pytest.raises(StllavaError, match="Of 2 test images of mine, 1 are byte for byte"):
         prepare(files, seed=0, to=tmp_path / "data")
 
 

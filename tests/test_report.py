@@ -289,10 +289,12 @@ def test_a_script_in_a_chart_is_shown_as_text() -> None:
 
 def test_the_summary_file_has_exactly_the_promised_shape(made: Made) -> None:
     summary = json.loads((made.run / "summary.json").read_text())
-    assert list(summary) == ["name", "seed", "best", "rows", "differences", "sentences", "notes", "stages"]
+    assert list(summary) == [
+        "name", "seed", "best", "rows", "differences", "prompts", "overlaps", "sentences", "notes", "stages",
+    ]  # fmt: skip
     assert (summary["name"], summary["seed"], summary["best"]) == ("phantom <demo>", 7, "round-2")
     assert [Score.model_validate(row) for row in summary["rows"]] == list(made.outcome.scores)
-    assert list(summary["rows"][0]) == ["policy", "benchmark", "metric", "value", "low", "high", "n"]
+    assert list(summary["rows"][0]) == list(Score.model_fields)
     assert [Difference.model_validate(row) for row in summary["differences"]] == list(made.outcome.differences)
     assert list(summary["stages"])[:7] == [
         "data",

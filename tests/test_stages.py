@@ -164,8 +164,10 @@ def test_the_paired_difference_compares_the_same_samples() -> None:
         ]
 
     better, worse = answers_of("b", ["yes"] * 8), answers_of("w", ["yes"] * 4 + ["no"] * 4)
-    (gain,) = compare(better, worse, policy="b", against="w", benchmark="x")
-    (loss,) = compare(worse, better, policy="w", against="b", benchmark="x")
+    gain, *_ = compare(better, worse, policy="b", against="w", benchmark="x")
+    loss, *_ = compare(worse, better, policy="w", against="b", benchmark="x")
+    assert gain.metric == "closed_accuracy"
+    assert gain.p == loss.p
     assert gain.value == 0.5 == -loss.value
     assert 0 < gain.low <= 0.5 <= gain.high
     assert (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low))

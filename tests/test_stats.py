@@ -45,7 +45,7 @@ class Simulated(NamedTuple):
 
     def answered(self, rng: np.random.Generator, gain: float = 0.0) -> list[float]:
         """Hits of a policy that is better by `gain` on every question."""
-        return (rng.random(len(self.rates)) < self.rates + gain).astype(float).tolist()
+        return [float(hit) for hit in rng.random(len(self.rates)) < self.rates + gain]
 
 
 def simulated(rng: np.random.Generator, images: int, accuracy: float, prefix: str = "") -> Simulated:
@@ -199,16 +199,20 @@ def test_intervals_that_take_answers_as_independent_miss_the_truth_too_often() -
 
 def test_the_permutation_test_errs_as_seldom_as_it_says_and_sees_larger_gains_more_often() -> None:
     rng = np.random.default_rng(0)
-    found = {0.0: 0, 0.05: 0, 0.1: 0, 0.2: 0}
-    for gain in found:
-        for trial in range(1000):
+
+    def found(gain: float, trials: int) -> float:
+        hits = 0
+        for trial in range(trials):
             made = mild(rng, 60)
-            found[gain] += (
-                permutation_p(made.answered(rng, gain), made.answered(rng), made.images, seed=trial, resamples=499) <= 0.05
-            )
-    assert 30 <= found[0.0] <= 60
-    assert found[0.0] < found[0.05] < found[0.1] < found[0.2]
-    assert found[0.2] > 950
+            p = permutation_p(made.answered(rng, gain), made.answered(rng), made.images, seed=trial, resamples=499)
+            hits += p <= 0.05
+        return hits / trials
+
+    # Sums of hits often tie with the observed one, and a tie counts against the policy: it errs a little less.
+    never, small, middle, large = found(0.0, 1500), found(0.05, 200), found(0.1, 200), found(0.2, 200)
+    assert 0.025 <= never <= 0.06
+    assert never < small < middle < large
+    assert large > 0.95
 
 
 @given(coarse_rows)
@@ -259,7 +263,7 @@ def test_the_interval_of_several_seeds_holds_the_truth(seeds: int, design: str, 
     """Rates shift by ± `effect` with the seed; the truth is the mean over all seeds and images."""
     rng = np.random.default_rng(0)
     hits = 0
-    for _ in range(800):
+    for _ in range(500):
         shared = simulated(rng, 40, 0.5)
         values, clusters = [], []
         for seed in range(seeds):
@@ -268,7 +272,7 @@ def test_the_interval_of_several_seeds_holds_the_truth(seeds: int, design: str, 
             clusters.append(made.images)
         low, high = combine_seeds(values, clusters)[1:]
         hits += low <= 0.5 <= high
-    assert 0.93 <= hits / 800 <= 0.985
+    assert 0.93 <= hits / 500 <= 0.985
 
 
 def test_one_seed_and_seeds_that_agree_say_what_the_images_say() -> None:

@@ -381,7 +381,7 @@ class Difference(Record):
     p: float | None = None
     """Two-sided p-value of no difference: the sign-flip permutation test over images."""
     detectable: float | None = None
-    """Smallest true difference that a set of this size and spread shows with 80 % power at 5 %."""
+    """Smallest true difference that a set of this size and spread shows with 80 % power at 5 %; None for a single image."""
 
 
 class Seen(Record):

@@ -8,6 +8,7 @@ Reads image files (`look_at` only); writes nothing. Copies that were cut, turned
 are other images of the same patient.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def look_at(root: Path, paths: Iterable[str]) -> dict[str, Looks]:
     return {path: look(root, path) for path in sorted(set(paths))}
 
 
+Source = Conversation | Question | Preference | Image | Sample
+"""What training learns from, or asks itself about."""
 _MARKS: dict[str, type[Source]] = {
     "messages": Conversation,
     "chosen": Preference,
@@ -100,7 +103,7 @@ def read_learned(path: Path) -> list[Learned]:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
         for key, source in _MARKS.items():
-            if f'"{key}":' in first.replace('": ', '":'):
+            if re.search(rf'"{key}"\s*:', first):
                 return [item for record in read_jsonl(path, source) for item in learned_from(record)]
     raise StllavaError(
         f"{path} holds nothing that training learns from",
@@ -118,7 +121,7 @@ def refuse(overlap: Overlap) -> NoReturn:
     )
 
 
-def learned_from(record: Conversation | Question | Preference | Image | Sample) -> list[Learned]:
+def learned_from(record: Source) -> list[Learned]:
     """What training sees in a record: of a preference the chosen answer, of a reference sample every target."""
     match record:
         case Image():

@@ -71,6 +71,7 @@ def prepare(
     it needs no other folder.
     """
     with locked(to):
+        _benchmark_names(options)
         inputs = _inputs(options, seed=seed)
         if existing != "replace" and (to / MANIFEST).is_file():
             manifest = Stage("data", to, options, inputs=inputs, existing=existing).manifest

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 
 from stllava.metrics import llava_med, robust
 from stllava.metrics.stats import bootstrap_interval, detectable_difference, paired_difference, permutation_p
@@ -140,6 +141,7 @@ def compare(
             mine, theirs = values(rows, metric), values([known[row.sample_id] for row in rows], metric)
             images = [row.image for row in rows]
             value, low, high = paired_difference(mine, theirs, images)
+            detectable = detectable_difference(mine, theirs, images)
             differences.append(
                 Difference(
                     policy=policy,
@@ -151,7 +153,7 @@ def compare(
                     high=high,
                     n=len(rows),
                     p=permutation_p(mine, theirs, images),
-                    detectable=detectable_difference(mine, theirs, images),
+                    detectable=detectable if isfinite(detectable) else None,
                 )
             )
     return differences

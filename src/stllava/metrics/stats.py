@@ -6,6 +6,7 @@ often the intervals hold the truth is simulated in `tests/test_stats.py`; severa
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ class Interval(NamedTuple):
     high: float
 
 
-class Clusters(NamedTuple):
+@dataclass(frozen=True)
+class Clusters:
     """Values added up by cluster; G clusters, in the order of their names."""
 
     names: NDArray[np.str_]
@@ -147,7 +149,8 @@ def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> Clusters:
     if not np.isfinite(numbers).all():
         raise ValueError("a value is not a finite number")
     names, index = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)
-    return Clusters(names, np.bincount(index, weights=numbers), np.bincount(index).astype(np.float64))
+    sums, sizes = np.bincount(index, weights=numbers), np.bincount(index)
+    return Clusters(names, sums.astype(np.float64), sizes.astype(np.float64))
 
 
 def robust_variance(pulls: NDArray[np.float64]) -> float:

@@ -103,6 +103,8 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
         "best": outcome.best,
         "rows": [score.model_dump(mode="json") for score in outcome.scores],
         "differences": [difference.model_dump(mode="json") for difference in outcome.differences],
+        "prompts": {name: run.options.evaluate.template(name) for name in words.benchmarks(outcome.scores)},
+        "overlaps": [overlap.model_dump(mode="json") for overlap in outcome.overlaps],
         "sentences": list(outcome.sentences),
         "notes": list(outcome.notes),
         "stages": {

@@ -194,6 +194,8 @@ class AskOptions(GenerationOptions):
     """What the user says to get the description."""
     description: SamplingOptions = SamplingOptions(temperature=0.0)
     """How the description is sampled."""
+    descriptions: PositiveInt = 1
+    """Of so many descriptions the expert chooses the one that is asked about, and the policy learns from its choice."""
     sampling: SamplingOptions = SamplingOptions(top_k=300)
     """How questions are sampled."""
     chunk: PositiveInt = 24
@@ -334,6 +336,8 @@ class PairOptions(Options):
     """Choose yes as often as no: a policy that asks more about what is not there would learn to say no."""
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
+    least: Share = 0.0
+    """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
     alike: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 
@@ -466,6 +470,8 @@ class RunOptions(Options):
     """Benchmarks."""
     rounds: PositiveInt = 3
     """Most rounds of self-training."""
+    keep_pairs: bool = False
+    """Learn in every round from the pairs of the rounds before it too."""
     patience: PositiveInt = 1
     """Stop after so many rounds in a row that do not beat the best one on the validation split."""
     baselines: bool = True

@@ -15,7 +15,7 @@ from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import report
 from stllava.stages.answer import answer
-from stllava.stages.ask import ask
+from stllava.stages.ask import ask, request_descriptions
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.judge import judge
@@ -54,6 +54,7 @@ class Loop:
     notes: list[str] = field(default_factory=list)
     measures: dict[str, float] = field(default_factory=dict)
     policies: dict[str, Path] = field(default_factory=dict)
+    pairs: list[Path] = field(default_factory=list)
     finished: int = 0
 
     def turn(self) -> Outcome:
@@ -96,7 +97,17 @@ class Loop:
         options, at = self.options, self.to / name
         seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
-        asked = ask(options.ask, policy=policy, images=data.images, root=data.image_root, to=questions, seed=seed)
+        described = self.describe(at / "describe", policy, data, seed) if options.ask.descriptions > 1 else None
+        asked = ask(
+            options.ask,
+            policy=policy,
+            images=data.images,
+            root=data.image_root,
+            to=questions,
+            descriptions=at / "describe" / "answer" if described else None,
+            verdicts=at / "describe" / "judge" if described else None,
+            seed=seed,
+        )
         answer(options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
         judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
@@ -104,6 +115,9 @@ class Loop:
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
+        before = self.pairs if options.keep_pairs else []
+        earlier = [*before, described] if described else before
+        self.pairs += [described, pairs] if described else [pairs]
         self.sentences.append(
             f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a "
             f"verdict ({valid:.1%} of all but repeats); they made {paired.counts_out} pairs."
@@ -116,6 +130,7 @@ class Loop:
                 options.dpo,
                 policy=policy,
                 preferences=pairs,
+                earlier=earlier,
                 images=data.image_root,
                 conversations=data.conversations,
                 to=at / "dpo",
@@ -126,6 +141,16 @@ class Loop:
             return False
         self.policies[name] = at / "dpo"
         return True
+
+    def describe(self, at: Path, policy: Path, data: DataSet, seed: int) -> Path:
+        """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make."""
+        options, root = self.options, data.image_root
+        several = options.answer.model_copy(update={"k": options.ask.descriptions, "sampling": options.ask.description})
+        request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=at / "ask", seed=seed)
+        answer(several, policy=policy, questions=at / "ask", root=root, to=at / "answer", seed=seed)
+        judge(options.judge, answers=at / "answer", truth=data.truth, root=root, to=at / "judge", seed=seed)
+        pair(options.pair, answers=at / "answer", judgments=at / "judge", to=at / "pair")
+        return at / "pair"
 
     def value(self, name: str, data: DataSet) -> float:
         """The mean of the policy's validation metrics: what rounds are compared by."""

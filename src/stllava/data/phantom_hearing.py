@@ -118,6 +118,7 @@ HEARD: dict[str, tuple[str, ...]] = {
         "(?:how would you )?(?:report|describe) the (?:(?:complete|full|whole) )?{abnormality}",
         "what is the {abnormality} and where is it",
     ),
+    "describe": ("(?:please )?(?:describe|summari[sz]e) {this}", "what {do} {this} show", "give a short report"),
     "several": ("{showing} (?:more than one|several|multiple) {thing}(?: {seen})?",),
     "side": (
         "(?:(?:on|in|at) )?{which} side {be} {x}(?: {lie})?(?: (?:on|in|at))?",

@@ -98,6 +98,7 @@ def answer(query: Query, truth: Truth) -> tuple[str, ...]:
         "presence": _yes(there and fits),
         "place": _yes(there and fits),
         "report": (report(truth),),
+        "describe": (caption(truth),),
         "several": _yes(there and truth.count > 1),
         "is what": what if nothing else _yes(there),
     }

@@ -52,6 +52,7 @@ TEMPLATES: dict[str, Template] = {
     "any": Template(("is there any abnormality?", "is anything abnormal?"), closed=True),
     "what": Template(("what abnormality is seen?", "what is the abnormal finding?")),
     "what at": Template(),
+    "describe": Template(),
     "presence": Template(("is there a {finding}?", "does the image show a {finding}?"), closed=True),
     "place": Template(
         (

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from stllava.data.phantom_hearing import understand
 from stllava.data.phantom_language import NUMBERS, answer
 from stllava.data.phantom_questions import NAMES, Query, normal, plural
-from stllava.data.phantom_truth import LEVELS, ORGANS, SIDES, SIZES, Truth
+from stllava.data.phantom_truth import LEVELS, MODALITIES, ORGANS, SIDES, SIZES, Truth
 from stllava.experts.expert import Knowing, Verdict
 from stllava.records import Answers, content_id
 
-RULE = "slots 2"
+RULE = "slots 3"
 """Version of what is understood and how it is scored: change it with either."""
 FILLER = frozenset(["a", "an", "the", "it", "its", "is", "are", "there", "this", "that", "on", "in", "at", "of", "with"])
 HARMLESS = frozenset({"side", "level", "third", "image", "scan"})
@@ -28,6 +28,7 @@ CEILING = 0.8
 def _slot_of() -> dict[str, str]:
     slots = dict.fromkeys(NAMES, "finding") | {plural(name): "finding" for name in NAMES}
     slots |= dict.fromkeys(SIDES, "side") | dict.fromkeys(LEVELS, "level") | dict.fromkeys(SIZES, "size")
+    slots |= dict.fromkeys(MODALITIES, "modality") | dict.fromkeys(ORGANS, "region")
     return slots | dict.fromkeys(ORGANS.values(), "organ") | dict.fromkeys(NUMBERS[1:], "count")
 
 
@@ -53,6 +54,9 @@ def _facts(query: Query, truth: Truth) -> dict[str, str]:
     if query.template == "where":
         return place
     facts = {"finding": truth.finding, "size": str(truth.size), **place}
+    if query.template == "describe":
+        facts |= {"modality": truth.modality}
+        facts |= {"region": truth.region} if SLOT[truth.region] == "region" else {}
     return facts if truth.count == 1 else {**facts, "count": NUMBERS[truth.count]}
 
 
@@ -75,7 +79,11 @@ def score(completion: str, query: Query, truth: Truth) -> float:
     accepted = answer(query, truth)
     if any(said == _said(right) for right in accepted):
         return 1.0
-    partly = query.template in ("where", "report") and truth.finding != "none" and not accepted[0].startswith("there is no ")
+    partly = (
+        query.template in ("where", "report", "describe")
+        and truth.finding != "none"
+        and not accepted[0].startswith("there is no ")
+    )
     return _partial(said, query, truth) if partly and said else 0.0
 
 

@@ -1,6 +1,8 @@
 """Self-questioning: the policy describes each image, then asks about it as the virtual user.
 
 Reads images; writes `questions.jsonl`. Empty, repeated, cut-off and non-questions are dropped and counted by cause.
+`request_descriptions` writes the request for a description as a question of its own, for answer, judge and pair: the
+best description, as the expert sees it, is then what ask goes on from.
 """
 
 from collections import Counter
@@ -9,16 +11,68 @@ from pathlib import Path
 
 from stllava.config import AskOptions
 from stllava.data.folder import read_images
-from stllava.records import Image, Manifest, Message, Question, Sampling, content_id
-from stllava.store import Existing, Stage, locked
+from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
+from stllava.store import Existing, Stage, locked, output_hash, read_records
 
 MOST_WORDS = 60
 
 
-def ask(
+def request_descriptions(
     options: AskOptions, *, policy: Path, images: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
 ) -> Manifest:
-    """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`."""
+    """Write one question an image, what `options.describe` says, for `policy` to answer; nothing is generated."""
+    from stllava.model.load import fingerprint
+
+    with locked(to):
+        name, pictures = fingerprint(policy), read_images(images, root=root)
+        inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
+        stage = Stage("ask", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        how = Sampling(**options.description.model_dump(), seed=seed)
+        questions = [
+            Question(
+                id=content_id("question", image.path, options.describe, name),
+                images=(image.path,),
+                text=options.describe,
+                description="",
+                policy=name,
+                sampling=how,
+            )
+            for image in pictures
+        ]
+        stage.write_records("questions", questions)
+        return stage.finish(counts_in=len(pictures), counts_out=len(questions))
+
+
+def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
+    """The description of each image that scored highest, the one given first of equals; none where there is no verdict."""
+    given = {one.id: one for one in read_records(answers, "answers", Answers)}
+    best: dict[str, str] = {}
+    for judgment in read_records(judgments, "judgments", Judgment):
+        if judgment.scores is not None and judgment.answers_id in given:
+            told = given[judgment.answers_id]
+            best[told.images[0]] = told.completions[judgment.scores.index(max(judgment.scores))]
+    return best
+
+
+def ask(
+    options: AskOptions,
+    *,
+    policy: Path,
+    images: Path,
+    root: Path,
+    to: Path,
+    descriptions: Path | None = None,
+    verdicts: Path | None = None,
+    seed: int = 0,
+    existing: Existing = "resume",
+) -> Manifest:
+    """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`.
+
+    `descriptions` and `verdicts` are the folders of answers to requests for a description and of the judgments of
+    them: the best is what the policy is said to have told; it describes itself only images that have none.
+    """
     from stllava.model.load import fingerprint
     from stllava.model.sampler import Prompt, usable
     from stllava.tree.decode import open_sampler
@@ -26,6 +80,10 @@ def ask(
     with locked(to):
         name, pictures = fingerprint(policy), read_images(images, root=root)
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
+        told: dict[str, str] = {}
+        if descriptions is not None and verdicts is not None:
+            told = best_descriptions(descriptions, verdicts)
+            inputs |= {"descriptions": output_hash(descriptions), "verdicts": output_hash(verdicts)}
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
@@ -36,7 +94,11 @@ def ask(
             opening = Message(role="user", content=options.describe)
             seen, prompts, unusable = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)))
             dropped = Counter({cause: count * options.questions for cause, count in unusable.items()})
-            said = [one.text for (one,) in sampler.complete(prompts, k=1, sampling=options.description, seed=seed)]
+            untold = [place for place, image in enumerate(seen) if image.path not in told]
+            greedy = options.description.model_copy(update={"temperature": 0.0}) if told else options.description
+            spoken = sampler.complete([prompts[place] for place in untold], k=1, sampling=greedy, seed=seed) if untold else []
+            new = {seen[place].path: one.text for place, (one,) in zip(untold, spoken, strict=True)}
+            said = [told.get(image.path) or new[image.path] for image in seen]
             prompts = [
                 Prompt((opening, Message(role="assistant", content=text)), (image.path,), speaker="virtual_user")
                 for image, text in zip(seen, said, strict=True)

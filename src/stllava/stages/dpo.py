@@ -5,12 +5,13 @@ the starting policy: its log-probabilities are those it noted as it answered, or
 step, and written to `references.jsonl`.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
-from stllava.records import Conversation, Manifest, Preference
+from stllava.records import Conversation, Manifest, Message, Preference
 from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_records
 
 
@@ -21,11 +22,16 @@ def dpo(
     preferences: Path,
     images: Path,
     to: Path,
+    earlier: Sequence[Path] = (),
     conversations: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`."""
+    """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`.
+
+    `earlier` are folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the
+    same question about the same images only the pairs of the latest folder count.
+    """
     from stllava.model.load import fingerprint, load_policy
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
@@ -41,6 +47,7 @@ def dpo(
         replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
         weights = fingerprint(policy)
         inputs = {"policy": weights, "preferences": output_hash(preferences), "seed": str(seed)}
+        inputs |= {f"earlier {number}": output_hash(folder) for number, folder in enumerate(earlier, 1)}
         inputs |= {"conversations": file_hash(replayed)} if replayed is not None else {}
         stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
@@ -50,7 +57,7 @@ def dpo(
         loaded.packs = options.pack
         most = min(loaded.context, options.tokens)
         lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
-        pairs = read_records(preferences, "preferences", Preference)
+        pairs = latest(read_records(folder, "preferences", Preference) for folder in (*earlier, preferences))
         choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
         unpacked = check_packing(loaded, choices.trees)
         reference = choices.measure_reference(weights)
@@ -67,3 +74,14 @@ def dpo(
             notes=[*([unpacked] if unpacked else []), reference],
             device=str(loaded.device),
         )
+
+
+def latest(folders: Iterable[Sequence[Preference]]) -> list[Preference]:
+    """The pairs of all folders; of those that ask the same about the same images, only the last folder's."""
+    known: dict[tuple[tuple[str, ...], tuple[Message, ...]], list[Preference]] = {}
+    for folder in folders:
+        fresh: dict[tuple[tuple[str, ...], tuple[Message, ...]], list[Preference]] = {}
+        for one in folder:
+            fresh.setdefault((one.images, one.prompt), []).append(one)
+        known |= fresh
+    return [one for pairs in known.values() for one in pairs]

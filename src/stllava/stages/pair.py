@@ -90,7 +90,8 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     causes: list[str] = []
     for one in ranked:
         texts = frozenset((answers.completions[one.chosen], answers.completions[one.rejected]))
-        cause = _fault(answers, one, margin=options.margin, alike=options.alike)
+        cause = "chosen answer too bad" if scores[one.chosen] < options.least else None
+        cause = cause or _fault(answers, one, margin=options.margin, alike=options.alike)
         if cause is not None:
             causes.append(cause)
         elif texts not in made:

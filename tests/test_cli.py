@@ -100,7 +100,7 @@ def test_the_loop_in_small_runs_through_the_command_line(finished: tuple[Path, P
     _, run, shown = finished
     summary = json.loads((run / "summary.json").read_text())
     rows = {(row["policy"], row["benchmark"], row["metric"]) for row in summary["rows"]}
-    for policy in ("sft", "round-1", "majority", "question-only"):
+    for policy in ("sft", "round-1", "majority", "random", "blind-sft", "blind-round-1"):
         for metric in ("closed_accuracy", "open_recall", "open_exact_match"):
             assert (policy, "phantom", metric) in rows
     assert all(row["low"] <= row["value"] <= row["high"] for row in summary["rows"])

@@ -106,7 +106,7 @@ def test_two_texts_that_won_against_each_other_are_a_pair_the_way_that_was_wider
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4)), min_size=2, max_size=6))
 def test_reversing_the_scores_swaps_chosen_and_rejected(marked: list[tuple[str, int]]) -> None:
     scored = [(f"{text}{place}", float(mark)) for place, (text, mark) in enumerate(marked)]
-    negated = [(text, -score) for text, score in scored]
+    negated = [(text, 4 - score) for text, score in scored]
     for options in (EXTREMES, ALL):
         mirrored = {(one.rejected, one.chosen, one.margin) for one in paired(negated, options)}
         assert content(paired(scored, options)) == mirrored
@@ -280,3 +280,10 @@ def test_nearly_the_same_texts_are_no_pair_where_that_is_asked_for() -> None:
     assert pairs_of(answered(texts), judged(scores), options=PairOptions(alike=0.85)) == "nearly the same text"
     assert pairs_of(answered(("Yes.", "yes")), judged((1.0, 0.0)), options=PairOptions()) == "nearly the same text"
     assert likeness("left lung", "right lung") == likeness("right lung", "left lung") == 0.5
+
+
+def test_the_best_of_bad_answers_is_not_learned() -> None:
+    options = PairOptions(margin=0.2, least=0.9)
+    assert paired([("left", 0.6), ("right", 0.0)], options) == []
+    assert content(paired([("left", 1.0), ("right", 0.0)], options)) == {("left", "right", 1.0)}
+    assert pairs_of(answered(("a", "b")), judged((0.6, 0.0)), options=options) == "chosen answer too bad"

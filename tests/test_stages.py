@@ -9,10 +9,10 @@ import pytest
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Prediction, Question, Sample, Sampling
+from stllava.records import Answers, Judgment, Overlap, Prediction, Question, Sample, Sampling
 from stllava.stages.answer import answer
-from stllava.stages.ask import ask, screen
-from stllava.stages.evaluate import evaluate, majority
+from stllava.stages.ask import ask, best_descriptions, request_descriptions, screen
+from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
@@ -75,6 +75,55 @@ def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phanto
     assert manifest.counts_in == 18
 
 
+def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    root, images = phantoms / "images", phantoms / "images.jsonl"
+    options = AskOptions(questions=3, chunk=2, sampling=SHORT)
+    request_descriptions(options, policy=tiny_model, images=images, root=root, to=tmp_path / "request")
+    requests = read_records(tmp_path / "request", "questions", Question)
+    assert [one.text for one in requests] == ["Describe the image."] * 4
+    stage = Stage("answer", tmp_path / "answer", AnswerOptions(), inputs={}, existing="resume")
+    told = [
+        Answers(
+            id=f"a{place}",
+            question_id=one.id,
+            images=one.images,
+            question=one.text,
+            completions=("worse", f"normal chest ct number {place}", "worse"),
+            policy="p",
+            sampling=HOW,
+        )
+        for place, one in enumerate(requests)
+    ]
+    stage.write_records("answers", told)
+    stage.finish(counts_in=4, counts_out=4)
+    stage = Stage("judge", tmp_path / "judge", JudgeOptions(), inputs={}, existing="resume")
+    marks = [(0.0, 1.0, 0.0), (0.2, 0.9, 0.2), (0.0, 0.5, 0.1), None]
+    stage.write_records(
+        "judgments",
+        [
+            Judgment(
+                id=f"j{place}",
+                answers_id=f"a{place}",
+                scores=scores,
+                cause=None if scores else "abstained",
+                reason="",
+                expert="e",
+                prompt_hash="h",
+            )
+            for place, scores in enumerate(marks)
+        ],
+    )
+    stage.finish(counts_in=4, counts_out=4)
+    folders = {"descriptions": tmp_path / "answer", "verdicts": tmp_path / "judge"}
+    best = best_descriptions(folders["descriptions"], folders["verdicts"])
+    assert best == {one.images[0]: f"normal chest ct number {place}" for place, one in enumerate(requests[:3])}
+    ask(options, policy=tiny_model, images=images, root=root, to=tmp_path / "ask", seed=1, **folders)
+    ask(options, policy=tiny_model, images=images, root=root, to=tmp_path / "alone", seed=1)
+    own = {one.images[0]: one.description for one in read_records(tmp_path / "alone", "questions", Question)}
+    for one in read_records(tmp_path / "ask", "questions", Question):
+        assert one.description == best.get(one.images[0], own.get(one.images[0]))
+
+
 def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     texts = ["is the image normal?", "what abnormality is seen?", "is this image nice or not?"]
     questions, root = by_hand(tmp_path / "ask", texts), phantoms / "images"
@@ -121,6 +170,60 @@ def test_evaluate_keeps_every_answer_and_scores_it(tiny_model: Path, phantoms: P
     assert measures == {one.metric: one.value for one in score(predictions, policy="tiny", benchmark="phantom")}
 
 
+def test_the_words_of_a_prompt_are_asked_and_kept(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    samples, root = phantoms / "phantom.jsonl", phantoms / "images"
+    options = EvaluateOptions(prompts={"phantom": "Look well. {question} Answer in one word."})
+    evaluate(options, policy=tiny_model, samples=samples, root=root, to=tmp_path / "scores")
+    for row in read_records(tmp_path / "scores", "predictions", Prediction):
+        assert row.prompt == f"Look well. {row.question} Answer in one word."
+    with pytest.raises(ValueError, match="question"):
+        EvaluateOptions(prompt="no place for it")
+
+
+def test_a_multiple_choice_question_is_asked_with_its_options() -> None:
+    one = sample("a", "liver", "closed").model_copy(update={"choices": ("lung", "liver")})
+    assert worded(one, "{question}\nLetter:") == "?\nA. lung\nB. liver\nLetter:"
+
+
+def test_rescoring_generates_nothing_and_gives_the_same_scores(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, root = phantoms / "phantom.jsonl", phantoms / "images"
+    first = evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
+    monkeypatch.setattr("stllava.tree.decode.open_sampler", None)
+    again = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two")
+    assert again.measures == first.measures
+    assert (tmp_path / "one" / "scores.jsonl").read_bytes() == (tmp_path / "two" / "scores.jsonl").read_bytes()
+    write_whole(tmp_path / "candidates.json", '["left", "mass"]')
+    more = rescore(
+        EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "three", candidates=tmp_path / "candidates.json"
+    )
+    assert set(more.measures) - set(first.measures) == {"llava_med_open_accuracy"}
+
+
+def test_an_expert_scores_open_answers_through_judge_and_rescore(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    samples, root = phantoms / "phantom.jsonl", phantoms / "images"
+    evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
+    scripted = JudgeOptions(expert="scripted", mode="pairwise")
+    judge(scripted, answers=tmp_path / "one", truth=None, root=root, to=tmp_path / "verdicts")
+    made = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two", verdicts=tmp_path / "verdicts")
+    assert 0 <= made.measures["open_semantic"] <= 1
+    assert any("Cohen's kappa" in note for note in made.notes)
+
+
+def test_what_was_learned_is_refused_as_a_test(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    samples, root = phantoms / "phantom.jsonl", phantoms / "images"
+    given = {"policy": tiny_model, "samples": samples, "root": root}
+    with pytest.raises(StllavaError, match="Of 3 test images of phantom, 3 are byte for byte"):
+        evaluate(EvaluateOptions(), **given, to=tmp_path / "a", learned=[samples])
+    allowed = evaluate(EvaluateOptions(), **given, to=tmp_path / "b", learned=[samples], allow_overlap=True)
+    assert any(note.startswith("Of 3 test images") for note in allowed.notes)
+    (overlap,) = read_records(tmp_path / "b", "overlaps", Overlap)
+    assert overlap.triplets == overlap.samples
+    clean = evaluate(EvaluateOptions(), **given, to=tmp_path / "c", learned=[phantoms / "conversations.jsonl"])
+    assert any(note.startswith("None of 3 test images") for note in clean.notes)
+
+
 def sample(name: str, target: str, kind: str) -> Sample:
     return Sample.model_validate(
         {"id": name, "image": f"{name}.png", "question": "?", "targets": [target], "kind": kind, "split": "test"}
@@ -145,6 +248,20 @@ def test_the_majority_baseline_knows_the_validation_split_only(tmp_path: Path) -
     made = majority(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")
     assert made.measures["closed_accuracy"] == pytest.approx(1 / 3)
     assert made.measures["open_exact_match"] == 0
+
+
+def test_the_random_baseline_draws_from_what_it_knows_or_the_options(tmp_path: Path) -> None:
+    known = [sample("a", "Yes", "closed"), sample("b", "no", "closed"), sample("c", "lung", "open")]
+    choice = sample("m", "liver", "closed").model_copy(update={"choices": ("lung", "liver")})
+    tests = [*(sample(f"t{n}", "yes", "closed") for n in range(40)), sample("o", "lung", "open"), choice]
+    for name, rows in (("known", known), ("tests", tests)):
+        write_whole(tmp_path / f"{name}.jsonl", to_jsonl(rows))
+    made = guess(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")
+    said = {row.sample_id: row.completion for row in read_records(tmp_path / "out", "predictions", Prediction)}
+    assert {said[f"t{n}"] for n in range(40)} == {"yes", "no"}
+    assert said["o"] == "lung"
+    assert said["m"] in ("lung", "liver")
+    assert made.measures["open_exact_match"] == 1
 
 
 def test_the_paired_difference_compares_the_same_samples() -> None:

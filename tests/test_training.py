@@ -20,7 +20,7 @@ from stllava.model.adapters import group_of
 from stllava.model.load import Policy, load_policy
 from stllava.model.train import newest_whole_checkpoint
 from stllava.records import Lineage, Message, Preference
-from stllava.stages.dpo import dpo
+from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import PARTS, Stage, output_hash, read_manifest
 from stllava.tree.guard import Watch
@@ -322,6 +322,14 @@ def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phant
     assert manifest.curves["reward_accuracy"][-1][1] == 1.0
     assert manifest.curves["chosen_logp"][-1][1] > manifest.curves["chosen_logp"][0][1]
     assert not (tmp_path / "dpo" / PARTS).exists()
+
+
+def test_of_the_same_question_only_the_latest_rounds_pairs_are_learned() -> None:
+    first, second = pairs()[:3], pairs()[:2]
+    newer = [one.model_copy(update={"id": f"new {one.id}", "chosen": "another answer"}) for one in second]
+    kept = latest([first, newer])
+    assert [one.id for one in kept] == [newer[0].id, newer[1].id, first[2].id]
+    assert latest([first]) == list(first)
 
 
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ MEANT = [
     (Query("modality"), "which modality is this? what type of image is this? how was this image taken?"),
     (Query("region"), "which region is imaged? what part of the body is this? which body part is shown?"),
     (Query("system"), "what organ system is this? which body system is seen?"),
+    (Query("describe"), "please describe the image? what does the scan show? summarize this image?"),
 ]
 MEANINGLESS = """
 is the? what level is the how large? how many multiple nodules what is the cyst? what is the cyst? is the mass?
@@ -252,7 +253,7 @@ is there a left? which is the mass? is the mass the edema? is there a nodule or 
 what size? is there? is there a? what is this? what is shown? is this left? is there no mass? is the small nodule?
 which lung is the nodule in? how old is the patient? which side is the left? are there how many nodules? is this a mass?
 is the mass on the left on the right? is there a small large mass? is there a mass in the left right lung? why?
-where where is the mass? does the image show? where is the dog? is there a nodule in the? describe the image?
+where where is the mass? does the image show? where is the dog? is there a nodule in the?
 is there a nodule in the dog? is there a ct? does the mass large? is the mass small large? is the mass on the lung side?
 """
 

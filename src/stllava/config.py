@@ -190,6 +190,8 @@ class AskOptions(GenerationOptions):
 
     questions: PositiveInt = 5
     """Questions an image."""
+    borrow: NonNegativeInt = 0
+    """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
     describe: str = "Describe the image."
     """What the user says to get the description."""
     description: SamplingOptions = SamplingOptions(temperature=0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stllava.config import AskOptions
 from stllava.data.folder import read_images
+from stllava.metrics.robust import token_f1
 from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
@@ -104,9 +105,10 @@ def ask(
                 for image, text in zip(seen, said, strict=True)
             ]
             asked = sampler.complete(prompts, k=options.questions, sampling=options.sampling, seed=seed)
+            own = [screen([one.text for one in texts], dropped) for texts in asked]
             kept = []
-            for image, description, texts in zip(seen, said, asked, strict=True):
-                for text in screen([one.text for one in texts], dropped):
+            for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow), strict=True):
+                for text in texts:
                     key = content_id("question", image.path, text, name)
                     kept.append(
                         Question(id=key, images=(image.path,), text=text, description=description, policy=name, sampling=how)
@@ -117,12 +119,13 @@ def ask(
         stage.write_records("questions", questions)
         asked = len(pictures) * options.questions
         return stage.finish(
-            counts_in=asked,
+            counts_in=len(questions) + dropped.total(),
             counts_out=len(questions),
             dropped=dropped,
             measures={
                 "images": float(len(pictures)),
-                "kept_share": len(questions) / asked if asked else 0.0,
+                "borrowed": float(len(questions) + dropped.total() - asked),
+                "kept_share": len(questions) / (len(questions) + dropped.total()) if pictures else 0.0,
                 "distinct_share": len({question.text for question in questions}) / len(questions) if questions else 0.0,
             },
             notes=sampler.notes,
@@ -130,11 +133,30 @@ def ask(
         )
 
 
+def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, most: int) -> list[list[str]]:
+    """Each image's own questions, and so many of other images', first those of the images whose description is most alike.
+
+    A question that was asked about one cyst suits the next one: what a policy hardly ever asks of its own accord is what
+    it is taught least about.
+    """
+    lent = []
+    for place, texts in enumerate(own):
+        alike = [token_f1(descriptions[place], [description]) for description in descriptions]
+        order = sorted(range(len(own)), key=lambda other: (-alike[other], (other - place) % len(own)))
+        known = {_bare(text) for text in texts}
+        bank: dict[str, str] = {}
+        for text in (text for other in order for text in own[other]):
+            if _bare(text) not in known:
+                bank.setdefault(_bare(text), text)
+        lent.append([*texts, *list(bank.values())[:most]])
+    return lent
+
+
 def screen(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
     """The usable questions among `texts`, each once; the others are counted by cause in `dropped`."""
     kept: dict[str, str] = {}
     for text in texts:
-        key = " ".join(text.lower().split())
+        key = _bare(text)
         if not key:
             dropped["empty"] += 1
         elif not key.endswith("?") or len(key.split()) < 2:
@@ -146,3 +168,7 @@ def screen(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
         else:
             kept[key] = text
     return list(kept.values())
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -208,9 +208,13 @@ def detectable(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def tables(run: RunFiles, benchmark: str) -> list[Table]:
-    """One benchmark's scores, charts and gains over sft, a table for each family of rules, ours first."""
+    """One benchmark's scores, charts and gains over sft, a table for each family of rules, ours first.
+
+    The validation split only chooses a policy, so there our rules are enough.
+    """
     scores = [score for score in run.outcome.scores if score.benchmark == benchmark]
-    return [_table(run, benchmark, rule, [one for one in scores if one.rule == rule]) for rule in words.rules(scores)]
+    rules = words.rules(scores)[: 1 if benchmark == words.VALIDATION else None]
+    return [_table(run, benchmark, rule, [one for one in scores if one.rule == rule]) for rule in rules]
 
 
 def _table(run: RunFiles, benchmark: str, rule: str, scores: Sequence[Score]) -> Table:

@@ -340,6 +340,8 @@ class PairOptions(Options):
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     least: Share = 0.0
     """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
+    settled: Share = 0.0
+    """Score from which questions whose answers all score the same are replayed with their answer; 0 replays none."""
     alike: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 

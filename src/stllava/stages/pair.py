@@ -4,7 +4,9 @@ Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ti
 margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
 the same. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for,
 that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one pair
-or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
+or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause. Questions to
+which all answers were as good as right make no pair; if asked for, they are written to `settled.jsonl` as conversations,
+which dpo replays.
 """
 
 from collections import Counter
@@ -14,9 +16,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from stllava.config import PairOptions
+from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
 from stllava.metrics.robust import is_yes_no, normalise
-from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
+from stllava.records import Answers, Conversation, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
 
@@ -43,6 +46,7 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         judged = read_records(judgments, "judgments", Judgment)
         dropped: Counter[str] = Counter()
         made: list[Preference] = []
+        settled: list[Conversation] = []
         for judgment in judged:
             if judgment.answers_id not in given:
                 raise StllavaError(
@@ -53,6 +57,8 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
             found = pairs_of(given[judgment.answers_id], judgment, options=options)
             if isinstance(found, str):
                 dropped[found] += 1
+                if found == "tie" and 0 < options.settled <= min(judgment.scores or (0.0,)):
+                    settled.append(_lesson(given[judgment.answers_id]))
             else:
                 made += found
         surplus = unbalanced(made) if options.balance else set()
@@ -62,6 +68,9 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         kept = [one for one in even if one.id not in long]
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
         stage.write_records("preferences", kept)
+        if options.settled:
+            more = _even_lessons(settled) if options.balance else settled
+            stage.write_records("settled", more)
         return stage.finish(
             counts_in=len(judged),
             counts_out=len(kept),
@@ -185,6 +194,25 @@ def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Ref
     if chosen not in known or rejected not in known:
         return None
     return Reference(id=key, policy=answers.policy, chosen=known[chosen], rejected=known[rejected])
+
+
+def _lesson(answers: Answers) -> Conversation:
+    """A question with the answer that was given most often, the first of equals."""
+    text = Counter(answers.completions).most_common(1)[0][0]
+    return conversation(
+        answers.images, (Message(role="user", content=answers.question), Message(role="assistant", content=text))
+    )
+
+
+def _even_lessons(lessons: Sequence[Conversation]) -> list[Conversation]:
+    """The lessons without those that teach yes more often than no, or no than yes: of the more frequent, the last ids."""
+    taught: dict[str, list[str]] = {"yes": [], "no": []}
+    for one in lessons:
+        if is_yes_no(one.messages[-1].content):
+            taught[normalise(one.messages[-1].content)].append(one.id)
+    fewest = min(map(len, taught.values()))
+    surplus = {key for keys in taught.values() for key in sorted(keys)[fewest:]}
+    return [one for one in lessons if one.id not in surplus]
 
 
 def _questions(preferences: Iterable[Preference]) -> int:

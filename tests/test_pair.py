@@ -300,6 +300,5 @@ def test_questions_that_all_answers_settle_are_kept_as_lessons(tmp_path: Path) -
     ]
     manifest, made = run_pair(PairOptions(settled=1.0), rounds, tmp_path)
     lessons = read_records(tmp_path / "pair", "settled", Conversation)
-    assert [one.messages[-1].content for one in lessons][0] == "left"
     assert Counter(one.messages[-1].content for one in lessons) == {"left": 1, "yes": 1, "no": 1}
     assert (len(made), manifest.dropped["tie"]) == (1, 5)

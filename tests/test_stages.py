@@ -9,7 +9,7 @@ import pytest
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Overlap, Prediction, Question, Sample, Sampling
+from stllava.records import Answers, Judgment, Manifest, Overlap, Prediction, Question, Sample, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, lend, request_descriptions, screen
 from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
@@ -114,10 +114,19 @@ def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path
         ],
     )
     stage.finish(counts_in=4, counts_out=4)
-    folders = {"descriptions": tmp_path / "answer", "verdicts": tmp_path / "judge"}
-    best = best_descriptions(folders["descriptions"], folders["verdicts"])
+    descriptions, verdicts = tmp_path / "answer", tmp_path / "judge"
+    best = best_descriptions(descriptions, verdicts)
     assert best == {one.images[0]: f"normal chest ct number {place}" for place, one in enumerate(requests[:3])}
-    ask(options, policy=tiny_model, images=images, root=root, to=tmp_path / "ask", seed=1, **folders)
+    ask(
+        options,
+        policy=tiny_model,
+        images=images,
+        root=root,
+        to=tmp_path / "ask",
+        descriptions=descriptions,
+        verdicts=verdicts,
+        seed=1,
+    )
     ask(options, policy=tiny_model, images=images, root=root, to=tmp_path / "alone", seed=1)
     own = {one.images[0]: one.description for one in read_records(tmp_path / "alone", "questions", Question)}
     for one in read_records(tmp_path / "ask", "questions", Question):
@@ -228,14 +237,26 @@ def test_an_expert_scores_open_answers_through_judge_and_rescore(tiny_model: Pat
 
 def test_what_was_learned_is_refused_as_a_test(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     samples, root = phantoms / "phantom.jsonl", phantoms / "images"
-    given = {"policy": tiny_model, "samples": samples, "root": root}
+
+    def scored(name: str, learned: Path, *, allow_overlap: bool = False) -> Manifest:
+        to = tmp_path / name
+        return evaluate(
+            EvaluateOptions(),
+            policy=tiny_model,
+            samples=samples,
+            root=root,
+            to=to,
+            learned=[learned],
+            allow_overlap=allow_overlap,
+        )
+
     with pytest.raises(StllavaError, match="Of 3 test images of phantom, 3 are byte for byte"):
-        evaluate(EvaluateOptions(), **given, to=tmp_path / "a", learned=[samples])
-    allowed = evaluate(EvaluateOptions(), **given, to=tmp_path / "b", learned=[samples], allow_overlap=True)
+        scored("a", samples)
+    allowed = scored("b", samples, allow_overlap=True)
     assert any(note.startswith("Of 3 test images") for note in allowed.notes)
     (overlap,) = read_records(tmp_path / "b", "overlaps", Overlap)
     assert overlap.triplets == overlap.samples
-    clean = evaluate(EvaluateOptions(), **given, to=tmp_path / "c", learned=[phantoms / "conversations.jsonl"])
+    clean = scored("c", phantoms / "conversations.jsonl")
     assert any(note.startswith("None of 3 test images") for note in clean.notes)
 
 

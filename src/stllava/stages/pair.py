@@ -207,6 +207,7 @@ def _lesson(answers: Answers) -> Conversation:
 def _even_lessons(lessons: Sequence[Conversation]) -> list[Conversation]:
     """The lessons without those that teach yes more often than no, or no than yes: of the more frequent, the last ids."""
     taught: dict[str, list[str]] = {"yes": [], "no": []}
+    lessons = list({one.id: one for one in lessons}.values())
     for one in lessons:
         if is_yes_no(one.messages[-1].content):
             taught[normalise(one.messages[-1].content)].append(one.id)

@@ -194,6 +194,8 @@ class AskOptions(GenerationOptions):
     """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
     describe: str = "Describe the image."
     """What the user says to get the description."""
+    describe_also: tuple[str, ...] = ()
+    """Other words for the same request: the expert judges what each of them brings, and the policy learns them all."""
     description: SamplingOptions = SamplingOptions(temperature=0.0)
     """How the description is sampled."""
     descriptions: PositiveInt = 1

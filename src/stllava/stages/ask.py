@@ -21,7 +21,7 @@ MOST_WORDS = 60
 def request_descriptions(
     options: AskOptions, *, policy: Path, images: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
 ) -> Manifest:
-    """Write one question an image, what `options.describe` says, for `policy` to answer; nothing is generated."""
+    """Write the requests for a description of each image, for `policy` to answer; nothing is generated."""
     from stllava.model.load import fingerprint
 
     with locked(to):
@@ -33,28 +33,30 @@ def request_descriptions(
         how = Sampling(**options.description.model_dump(), seed=seed)
         questions = [
             Question(
-                id=content_id("question", image.path, options.describe, name),
+                id=content_id("question", image.path, text, name),
                 images=(image.path,),
-                text=options.describe,
+                text=text,
                 description="",
                 policy=name,
                 sampling=how,
             )
             for image in pictures
+            for text in dict.fromkeys((options.describe, *options.describe_also))
         ]
         stage.write_records("questions", questions)
-        return stage.finish(counts_in=len(pictures), counts_out=len(questions))
+        return stage.finish(counts_in=len(questions), counts_out=len(questions))
 
 
 def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
     """The description of each image that scored highest, the one given first of equals; none where there is no verdict."""
     given = {one.id: one for one in read_records(answers, "answers", Answers)}
-    best: dict[str, str] = {}
+    best: dict[str, tuple[float, str]] = {}
     for judgment in read_records(judgments, "judgments", Judgment):
         if judgment.scores is not None and judgment.answers_id in given:
-            told = given[judgment.answers_id]
-            best[told.images[0]] = told.completions[judgment.scores.index(max(judgment.scores))]
-    return best
+            told, score = given[judgment.answers_id], max(judgment.scores)
+            if score > best.get(told.images[0], (-1.0, ""))[0]:
+                best[told.images[0]] = (score, told.completions[judgment.scores.index(score)])
+    return {image: text for image, (_, text) in best.items()}
 
 
 def ask(

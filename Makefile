@@ -53,5 +53,6 @@ bench: setup ## race the peers, measure limits, kill and resume runs (an hour); 
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/judge.py
 	$(BIN)/python bench/expert.py
+	$(BIN)/python bench/efficiency.py
 	$(BIN)/python bench/kill.py
 	$(BIN)/python bench/table.py

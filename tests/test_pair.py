@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.records import Answers, Conversation, Judgment, Lineage, Manifest, Preference, Reference, Sampling
-from stllava.stages.pair import contests, likeness, pair, pairs_of, unbalanced, unbalanced_length
+from stllava.stages.pair import Taught, contests, denying, likeness, pair, pairs_of, unbalanced, unbalanced_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -41,6 +41,10 @@ def paired(marked: Marked, options: PairOptions) -> list[Preference]:
     texts, scores = zip(*marked, strict=True)
     made = pairs_of(answered(texts), judged(scores), options=options)
     return [] if isinstance(made, str) else made
+
+
+def taught(pairs: list[Preference]) -> list[Taught]:
+    return [Taught(one.id, "is it so?", one.chosen) for one in pairs]
 
 
 def content(pairs: list[Preference]) -> set[tuple[str, str, float]]:
@@ -203,12 +207,12 @@ def test_balanced_pairs_choose_yes_as_often_as_no(chosen: list[str], rng: random
         Preference(id=f"{place:02}", images=(), prompt=(), chosen=text, rejected="x", margin=1.0, lineage=lineage)
         for place, text in enumerate(chosen)
     ]
-    left = unbalanced(made)
+    left = unbalanced(taught(made))
     kept = [one.chosen.lower() for one in made if one.id not in left]
     assert kept.count("yes") == kept.count("no") == min(chosen.count("yes"), chosen.count("No") + chosen.count("no"))
     assert [text for text in kept if text not in ("yes", "no")] == [text for text in chosen if " " in text or text == "left"]
     rng.shuffle(made)
-    assert unbalanced(made) == left
+    assert unbalanced(taught(made)) == left
 
 
 def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> None:
@@ -302,3 +306,19 @@ def test_questions_that_all_answers_settle_are_kept_as_lessons(tmp_path: Path) -
     lessons = read_records(tmp_path / "pair", "settled", Conversation)
     assert Counter(one.messages[-1].content for one in lessons) == {"left": 1, "yes": 1, "no": 1}
     assert (len(made), manifest.dropped["tie"]) == (1, 5)
+
+
+def test_yes_and_no_are_balanced_among_questions_that_begin_alike() -> None:
+    said = [("is this a ct?", "yes"), ("is this a mr?", "no"), ("is this a x-ray?", "yes")]
+    said += [("is there a mass?", "no"), ("is there a cyst?", "No."), ("is there a nodule?", "yes")]
+    given = [Taught(f"{place}", question, answer) for place, (question, answer) in enumerate(said)]
+    assert unbalanced(given) == {"2", "4"}
+
+
+def test_denials_are_kept_to_their_share() -> None:
+    given = [Taught(f"d{place}", "how large is the cyst?", "there is no cyst") for place in range(5)]
+    given += [Taught(f"o{place}", "how large is the cyst?", "small") for place in range(9)]
+    given += [Taught("n", "is there a cyst?", "no")]
+    assert denying(given, most=1.0) == set()
+    assert denying(given, most=0.0) == {"d0", "d1", "d2", "d3", "d4"}
+    assert denying(given, most=0.2) == {"d2", "d3", "d4"}

@@ -337,7 +337,9 @@ class PairOptions(Options):
     most: PositiveInt | None = None
     """Most pairs of one question, those that differ most; no limit when absent."""
     balance: bool = True
-    """Choose yes as often as no: a policy that asks more about what is not there would learn to say no."""
+    """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
+    denials: Share = 1.0
+    """Largest share of chosen answers such as "there is no …" to questions that take for granted what is not there."""
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     least: Share = 0.0

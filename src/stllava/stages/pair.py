@@ -14,13 +14,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import NamedTuple
 
 from stllava.config import PairOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
-from stllava.metrics.robust import is_yes_no, normalise
+from stllava.metrics.robust import is_yes_no, normalise, yes_no
 from stllava.records import Answers, Conversation, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
+
+OPENING = 3
+"""Words at the beginning of a question that say what kind it is."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,24 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                     settled.append(_lesson(given[judgment.answers_id]))
             else:
                 made += found
-        surplus = unbalanced(made) if options.balance else set()
-        even = [one for one in made if one.id not in surplus]
-        dropped["surplus of yes or no"] = _questions(made) - _questions(even)
+        taught = [Taught(one.id, one.prompt[-1].content, one.chosen) for one in made]
+        surplus = unbalanced(taught) if options.balance else set()
+        fair = [one for one in made if one.id not in surplus]
+        dropped["surplus of yes or no"] = _questions(made) - _questions(fair)
+        denied = denying([one for one in taught if one.id not in surplus], most=options.denials)
+        even = [one for one in fair if one.id not in denied]
+        dropped["surplus of denials"] = _questions(fair) - _questions(even)
         long = unbalanced_length(even) if options.balance_length else set()
         kept = [one for one in even if one.id not in long]
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
         stage.write_records("preferences", kept)
         if options.settled:
-            more = _even_lessons(settled) if options.balance else settled
-            stage.write_records("settled", more)
+            stage.write_records("settled", _even(settled, options))
         return stage.finish(
             counts_in=len(judged),
             counts_out=len(kept),
             dropped=+dropped,
-            measures=_measures(kept, judged=len(judged), surplus=len(surplus) + len(long)),
+            measures=_measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long)),
         )
 
 
@@ -132,14 +139,38 @@ def contests(
     return sorted(made, key=order)
 
 
-def unbalanced(preferences: Iterable[Preference]) -> set[str]:
-    """Ids of the pairs without which yes and no are chosen equally often: of the more frequent answer, the last ids."""
-    chosen: dict[str, list[str]] = {"yes": [], "no": []}
-    for one in preferences:
-        if is_yes_no(one.chosen):
-            chosen[normalise(one.chosen)].append(one.id)
-    fewest = min(map(len, chosen.values()))
-    return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
+class Taught(NamedTuple):
+    """A question and the answer that is taught for it."""
+
+    id: str
+    """Of the pair or the lesson."""
+    question: str
+    answer: str
+
+
+def unbalanced(taught: Iterable[Taught]) -> set[str]:
+    """Ids of those without which yes and no are taught equally often: of the more frequent answer, the last ids.
+
+    Counted among questions that begin with the same three words: a policy that hears yes to "is this a …" and no to "is
+    there a …" learns the question, not the image.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for one in taught:
+        if is_yes_no(one.answer):
+            opening = " ".join(one.question.lower().split()[:OPENING])
+            groups.setdefault(opening, {"yes": [], "no": []})[normalise(one.answer)].append(one.id)
+    return {
+        key for group in groups.values() for keys in group.values() for key in sorted(keys)[min(map(len, group.values())) :]
+    }
+
+
+def denying(taught: Sequence[Taught], *, most: float) -> set[str]:
+    """Ids of the last denials ("there is no …" to more than yes or no) without which they are at most that share."""
+    denials = sorted(one.id for one in taught if not is_yes_no(one.answer) and yes_no(one.answer) == "no")
+    if most == 1 or not denials:
+        return set()
+    others = len(taught) - len(denials)
+    return set(denials[int(most / (1 - most) * others) :])
 
 
 def unbalanced_length(preferences: Iterable[Preference]) -> set[str]:
@@ -204,16 +235,13 @@ def _lesson(answers: Answers) -> Conversation:
     )
 
 
-def _even_lessons(lessons: Sequence[Conversation]) -> list[Conversation]:
-    """The lessons without those that teach yes more often than no, or no than yes: of the more frequent, the last ids."""
-    taught: dict[str, list[str]] = {"yes": [], "no": []}
-    lessons = list({one.id: one for one in lessons}.values())
-    for one in lessons:
-        if is_yes_no(one.messages[-1].content):
-            taught[normalise(one.messages[-1].content)].append(one.id)
-    fewest = min(map(len, taught.values()))
-    surplus = {key for keys in taught.values() for key in sorted(keys)[fewest:]}
-    return [one for one in lessons if one.id not in surplus]
+def _even(lessons: Sequence[Conversation], options: PairOptions) -> list[Conversation]:
+    """The lessons, each once, without the surplus that pairs leave out too."""
+    known = {one.id: one for one in lessons}
+    taught = [Taught(key, one.messages[0].content, one.messages[-1].content) for key, one in known.items()]
+    surplus = unbalanced(taught) if options.balance else set()
+    surplus |= denying([one for one in taught if one.id not in surplus], most=options.denials)
+    return [one for key, one in known.items() if key not in surplus]
 
 
 def _questions(preferences: Iterable[Preference]) -> int:

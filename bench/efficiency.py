@@ -13,7 +13,6 @@ same --work. Writes bench/results/efficiency-DEVICE.json and .svg and prints a t
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -210,7 +209,6 @@ def main() -> None:
     with ThreadPoolExecutor(asked.jobs) as pool:
         seconds = list(pool.map(start, tasks))
     arms = summarise(work, asked.seeds)
-    print(json.dumps(arms, indent=1))
     for arm, row in arms.items():
         assert isinstance(row, dict)
         cells = []
@@ -230,8 +228,6 @@ def main() -> None:
         "seconds": {f"{seed} {task}": spent for (seed, task), spent in zip(tasks, seconds, strict=True)},
         "wall_seconds": time.perf_counter() - began,
     }
-    if asked.quick:
-        return
     print(write_result(name, result))
     (RESULTS / f"{name}.svg").write_text(draw(arms))
 

@@ -17,11 +17,14 @@ name: small
 data: {kind: phantom, labelled: 12, unlabelled: 10, validation: 4, test: 4, size: 64}
 small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
 sft: {epochs: 80, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
-ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16}, description: {temperature: 0, max_new_tokens: 16}}
+ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16}, description: {temperature: 0.5, max_new_tokens: 16},
+  descriptions: 3, describe_also: ["What does the image show?"], borrow: 2}
 answer: {k: 6, sampling: {temperature: 2.0, max_new_tokens: 8}}
 pair: {balance: false}
 dpo: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
 evaluate: {sampling: {temperature: 0, max_new_tokens: 8}}
+consolidate: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
+keep_pairs: true
 rounds: 1
 """
 
@@ -100,11 +103,12 @@ def test_the_loop_in_small_runs_through_the_command_line(finished: tuple[Path, P
     _, run, shown = finished
     summary = json.loads((run / "summary.json").read_text())
     rows = {(row["policy"], row["benchmark"], row["metric"]) for row in summary["rows"]}
-    for policy in ("sft", "round-1", "majority", "random", "blind-sft", "blind-round-1"):
+    for policy in ("sft", "round-1", "final", "majority", "random", "blind-sft", "blind-final"):
         for metric in ("closed_accuracy", "open_recall", "open_exact_match"):
             assert (policy, "phantom", metric) in rows
     assert all(row["low"] <= row["value"] <= row["high"] for row in summary["rows"])
     assert {f"round-1/{stage}" for stage in ("ask", "answer", "judge", "pair", "dpo")} <= set(summary["stages"])
+    assert {"final/consolidate", "final/sft"} <= set(summary["stages"])
     assert "<svg" in (run / "report.html").read_text()
     assert "round-1" in shown
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
-from stllava.records import Answers, Conversation, Judgment, Lineage, Manifest, Preference, Reference, Sampling
-from stllava.stages.pair import Taught, contests, denying, likeness, pair, pairs_of, unbalanced, unbalanced_length
+from stllava.data.balance import Taught, denying, unbalanced
+from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling
+from stllava.stages.pair import contests, likeness, pair, pairs_of, unbalanced_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -291,21 +292,6 @@ def test_the_best_of_bad_answers_is_not_learned() -> None:
     assert paired([("left", 0.6), ("right", 0.0)], options) == []
     assert content(paired([("left", 1.0), ("right", 0.0)], options)) == {("left", "right", 1.0)}
     assert pairs_of(answered(("a", "b")), judged((0.6, 0.0)), options=options) == "chosen answer too bad"
-
-
-def test_questions_that_all_answers_settle_are_kept_as_lessons(tmp_path: Path) -> None:
-    rounds = [
-        [("left", 1.0), ("on the left", 1.0), ("left", 1.0)],
-        [("left", 0.0), ("right", 0.0)],
-        [("yes", 1.0), ("yes", 1.0)],
-        [("no", 1.0), ("no", 1.0)],
-        [("no", 1.0), ("no", 1.0)],
-        [("left", 1.0), ("right", 0.0)],
-    ]
-    manifest, made = run_pair(PairOptions(settled=1.0), rounds, tmp_path)
-    lessons = read_records(tmp_path / "pair", "settled", Conversation)
-    assert Counter(one.messages[-1].content for one in lessons) == {"left": 1, "yes": 1, "no": 1}
-    assert (len(made), manifest.dropped["tie"]) == (1, 5)
 
 
 def test_yes_and_no_are_balanced_among_questions_that_begin_alike() -> None:

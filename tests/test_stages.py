@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
+from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Judgment, Manifest, Overlap, Prediction, Question, Sample, Sampling
+from stllava.records import Answers, Conversation, Judgment, Manifest, Overlap, Prediction, Question, Sample, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, lend, request_descriptions, screen
+from stllava.stages.consolidate import consolidate
 from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
@@ -123,7 +125,7 @@ def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path
         images=images,
         root=root,
         to=tmp_path / "ask",
-        descriptions=descriptions,
+        described=descriptions,
         verdicts=verdicts,
         seed=1,
     )
@@ -163,6 +165,48 @@ def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms:
     assert judgments[2].cause == "abstained"
     made = pair(PairOptions(), answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "pair")
     assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
+
+
+def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path, tmp_path: Path) -> None:
+    def made(number: int, rows: list[tuple[str, tuple[str, ...], tuple[float, ...] | None]]) -> tuple[Path, Path]:
+        at = tmp_path / str(number)
+        stage = Stage("answer", at / "answer", AnswerOptions(), inputs={}, existing="resume")
+        stage.write_records(
+            "answers",
+            [
+                Answers(
+                    id=f"{number}{place}", question_id="q", images=("x.png",), question=question, completions=texts,
+                    policy="p", sampling=HOW,
+                )
+                for place, (question, texts, _) in enumerate(rows)
+            ],
+        )  # fmt: skip
+        stage.finish(counts_in=len(rows), counts_out=len(rows))
+        stage = Stage("judge", at / "judge", JudgeOptions(), inputs={}, existing="resume")
+        stage.write_records(
+            "judgments",
+            [
+                Judgment(
+                    id=f"j{number}{place}", answers_id=f"{number}{place}", scores=scores, reason="", expert="e",
+                    cause=None if scores else "abstained", prompt_hash="",
+                )
+                for place, (_, _, scores) in enumerate(rows)
+            ],
+        )  # fmt: skip
+        stage.finish(counts_in=len(rows), counts_out=len(rows))
+        return at / "answer", at / "judge"
+
+    first = made(1, [("where?", ("left", "right"), (1.0, 0.0)), ("what?", ("a", "b"), (0.5, 0.0)), ("how?", ("x",), None)])
+    second = made(2, [("where?", ("up", "down"), (0.0, 1.0)), ("is it?", ("yes",), (1.0,)), ("size?", ("big", "big"), (1, 1))])
+    labels = phantoms / "conversations.jsonl"
+    options = PairOptions(least=1.0)
+    manifest = consolidate(options, conversations=labels, rounds=[first, second], to=tmp_path / "final")
+    known = read_conversations(labels)[0]
+    kept = read_records(tmp_path / "final", "conversations", Conversation)
+    assert kept[: len(known)] == known
+    said = {row.messages[0].content: row.messages[1].content for row in kept[len(known) :]}
+    assert said == {"where?": "down", "size?": "big"}  # yes has no no to balance it
+    assert manifest.dropped == {"surplus of denials": 0, "surplus of yes or no": 1}
 
 
 def test_judgments_of_other_answers_are_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:

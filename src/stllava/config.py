@@ -344,8 +344,6 @@ class PairOptions(Options):
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     least: Share = 0.0
     """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
-    settled: Share = 0.0
-    """Score from which questions whose answers all score the same are replayed with their answer; 0 replays none."""
     alike: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 
@@ -478,6 +476,8 @@ class RunOptions(Options):
     """Benchmarks."""
     rounds: PositiveInt = 3
     """Most rounds of self-training."""
+    consolidate: SftOptions | None = None
+    """After the rounds, train the best policy once more on the labels and on every answer that the expert found right."""
     keep_pairs: bool = False
     """Learn in every round from the pairs of the rounds before it too."""
     patience: PositiveInt = 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import RunOptions
+from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError
@@ -16,6 +16,7 @@ from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, 
 from stllava.report.page import report
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
+from stllava.stages.consolidate import consolidate
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.judge import judge
@@ -23,6 +24,8 @@ from stllava.stages.pair import pair
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, Existing, Stage, locked, read_jsonl, read_records, write_whole
 
+FINAL = "final"
+"""The policy that comes of consolidating the rounds."""
 BLIND = "blind-"
 """Before a policy's name: the question-only baseline, the same policy shown black images."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
@@ -55,6 +58,7 @@ class Loop:
     measures: dict[str, float] = field(default_factory=dict)
     policies: dict[str, Path] = field(default_factory=dict)
     pairs: list[Path] = field(default_factory=list)
+    judged: list[tuple[Path, Path]] = field(default_factory=list)
     finished: int = 0
 
     def turn(self) -> Outcome:
@@ -89,6 +93,12 @@ class Loop:
                 break
         else:
             self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
+        if options.consolidate is not None and self.judged:
+            self.consolidate(options.consolidate, self.policies[best], data)
+            values[FINAL] = self.value(FINAL, data)
+            change = f"changed validation from {values[best]:.3f} ({best}) to {values[FINAL]:.3f}"
+            best = FINAL if values[FINAL] > values[best] else best
+            self.sentences.append(f"Learning all that was found right {change}.")
         self.sentences.append(f"{best} is the best policy: its validation score of {values[best]:.3f} is the highest.")
         return self.measure(best, data)
 
@@ -104,7 +114,7 @@ class Loop:
             images=data.images,
             root=data.image_root,
             to=questions,
-            descriptions=at / "describe" / "answer" if described else None,
+            described=at / "describe" / "answer" if described else None,
             verdicts=at / "describe" / "judge" if described else None,
             seed=seed,
         )
@@ -115,6 +125,8 @@ class Loop:
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
+        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if described else []
+        self.judged.append((answers, judgments))
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
@@ -151,6 +163,16 @@ class Loop:
         judge(options.judge, answers=at / "answer", truth=data.truth, root=root, to=at / "judge", seed=seed)
         pair(options.pair, answers=at / "answer", judgments=at / "judge", to=at / "pair")
         return at / "pair"
+
+    def consolidate(self, training: SftOptions, policy: Path, data: DataSet) -> None:
+        """Train `policy` once more on the labels and on all that the expert found right in the rounds."""
+        at = self.to / FINAL
+        self.policies[FINAL] = at / "sft"
+        consolidate(self.options.pair, conversations=data.conversations, rounds=self.judged, to=at / "consolidate")
+        lessons = at / "consolidate" / "conversations.jsonl"
+        seed = int(content_id(self.options.seed, FINAL)[:8], 16)
+        root = data.image_root
+        sft(training, model=str(policy), conversations=lessons, images=root, to=self.policies[FINAL], seed=seed)
 
     def value(self, name: str, data: DataSet) -> float:
         """The mean of the policy's validation metrics: what rounds are compared by."""

@@ -59,6 +59,8 @@ def gather(run: Path) -> RunFiles:
     rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
+    final = {f"final/{stage}": run / "final" / stage for stage in ("consolidate", "sft")}
+    manifests |= {name: read_manifest(at) for name, at in final.items() if at.is_dir()}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
     for policy in (*outcome.policies, *outcome.baselines):
         for folder in sorted(path for path in (run / "evaluate" / policy).glob("*") if path.is_dir()):

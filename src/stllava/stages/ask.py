@@ -66,14 +66,14 @@ def ask(
     images: Path,
     root: Path,
     to: Path,
-    descriptions: Path | None = None,
+    described: Path | None = None,
     verdicts: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
 ) -> Manifest:
     """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`.
 
-    `descriptions` and `verdicts` are the folders of answers to requests for a description and of the judgments of
+    `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
     them: the best is what the policy is said to have told; it describes itself only images that have none.
     """
     from stllava.model.load import fingerprint
@@ -84,9 +84,9 @@ def ask(
         name, pictures = fingerprint(policy), read_images(images, root=root)
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
         told: dict[str, str] = {}
-        if descriptions is not None and verdicts is not None:
-            told = best_descriptions(descriptions, verdicts)
-            inputs |= {"descriptions": output_hash(descriptions), "verdicts": output_hash(verdicts)}
+        if described is not None and verdicts is not None:
+            told = best_descriptions(described, verdicts)
+            inputs |= {"described": output_hash(described), "verdicts": output_hash(verdicts)}
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest

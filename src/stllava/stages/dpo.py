@@ -12,7 +12,7 @@ from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Manifest, Preference
-from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_manifest, read_records
+from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_records
 
 
 def dpo(
@@ -30,8 +30,7 @@ def dpo(
     """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`.
 
     `earlier` are folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the
-    same question about the same images only what the latest folder says counts. Settled questions in these folders are
-    replayed with the conversations.
+    same question about the same images only the pairs of the latest folder count.
     """
     from stllava.model.load import fingerprint, load_policy
     from stllava.tree.guard import check_packing
@@ -55,8 +54,7 @@ def dpo(
             return stage.manifest
         loaded = load_policy(policy)
         read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
-        pairs, settled = latest([*earlier, preferences])
-        read += settled if read else []
+        pairs = latest([*earlier, preferences])
         loaded.packs = options.pack
         most = min(loaded.context, options.tokens)
         lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
@@ -78,16 +76,12 @@ def dpo(
         )
 
 
-def latest(folders: Sequence[Path]) -> tuple[list[Preference], list[Conversation]]:
-    """The pairs and the settled questions of all folders; of the same question about the same images only the last."""
-    known: dict[tuple[tuple[str, ...], str], list[Preference] | Conversation] = {}
+def latest(folders: Sequence[Path]) -> list[Preference]:
+    """The pairs of all folders; of those that ask the same about the same images only the last folder's."""
+    known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
     for folder in folders:
         fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
         for one in read_records(folder, "preferences", Preference):
             fresh.setdefault((one.images, one.prompt[-1].content), []).append(one)
         known |= fresh
-        if "settled.jsonl" in read_manifest(folder).outputs:
-            rows = read_records(folder, "settled", Conversation)
-            known |= {(row.images, row.messages[0].content): row for row in rows}
-    pairs = [one for found in known.values() if isinstance(found, list) for one in found]
-    return pairs, [found for found in known.values() if isinstance(found, Conversation)]
+    return [one for found in known.values() for one in found]

@@ -4,9 +4,7 @@ Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ti
 margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
 the same. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for,
 that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one pair
-or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause. Questions to
-which all answers were as good as right make no pair; if asked for, they are written to `settled.jsonl` as conversations,
-which dpo replays.
+or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
 """
 
 from collections import Counter
@@ -14,17 +12,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import NamedTuple
 
 from stllava.config import PairOptions
-from stllava.data.conversations import conversation
+from stllava.data.balance import Taught, denying, unbalanced
 from stllava.errors import StllavaError
-from stllava.metrics.robust import is_yes_no, normalise, yes_no
-from stllava.records import Answers, Conversation, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
+from stllava.metrics.robust import normalise
+from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
-
-OPENING = 3
-"""Words at the beginning of a question that say what kind it is."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,6 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         judged = read_records(judgments, "judgments", Judgment)
         dropped: Counter[str] = Counter()
         made: list[Preference] = []
-        settled: list[Conversation] = []
         for judgment in judged:
             if judgment.answers_id not in given:
                 raise StllavaError(
@@ -61,8 +54,6 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
             found = pairs_of(given[judgment.answers_id], judgment, options=options)
             if isinstance(found, str):
                 dropped[found] += 1
-                if found == "tie" and 0 < options.settled <= min(judgment.scores or (0.0,)):
-                    settled.append(_lesson(given[judgment.answers_id]))
             else:
                 made += found
         taught = [Taught(one.id, one.prompt[-1].content, one.chosen) for one in made]
@@ -76,8 +67,6 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         kept = [one for one in even if one.id not in long]
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
         stage.write_records("preferences", kept)
-        if options.settled:
-            stage.write_records("settled", _even(settled, options))
         return stage.finish(
             counts_in=len(judged),
             counts_out=len(kept),
@@ -139,40 +128,6 @@ def contests(
     return sorted(made, key=order)
 
 
-class Taught(NamedTuple):
-    """A question and the answer that is taught for it."""
-
-    id: str
-    """Of the pair or the lesson."""
-    question: str
-    answer: str
-
-
-def unbalanced(taught: Iterable[Taught]) -> set[str]:
-    """Ids of those without which yes and no are taught equally often: of the more frequent answer, the last ids.
-
-    Counted among questions that begin with the same three words: a policy that hears yes to "is this a …" and no to "is
-    there a …" learns the question, not the image.
-    """
-    groups: dict[str, dict[str, list[str]]] = {}
-    for one in taught:
-        if is_yes_no(one.answer):
-            opening = " ".join(one.question.lower().split()[:OPENING])
-            groups.setdefault(opening, {"yes": [], "no": []})[normalise(one.answer)].append(one.id)
-    return {
-        key for group in groups.values() for keys in group.values() for key in sorted(keys)[min(map(len, group.values())) :]
-    }
-
-
-def denying(taught: Sequence[Taught], *, most: float) -> set[str]:
-    """Ids of the last denials ("there is no …" to more than yes or no) without which they are at most that share."""
-    denials = sorted(one.id for one in taught if not is_yes_no(one.answer) and yes_no(one.answer) == "no")
-    if most == 1 or not denials:
-        return set()
-    others = len(taught) - len(denials)
-    return set(denials[int(most / (1 - most) * others) :])
-
-
 def unbalanced_length(preferences: Iterable[Preference]) -> set[str]:
     """Ids of the pairs without which longer answers are chosen as often as shorter: of the more frequent, the last ids."""
     chosen: dict[bool, list[str]] = {True: [], False: []}
@@ -225,23 +180,6 @@ def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Ref
     if chosen not in known or rejected not in known:
         return None
     return Reference(id=key, policy=answers.policy, chosen=known[chosen], rejected=known[rejected])
-
-
-def _lesson(answers: Answers) -> Conversation:
-    """A question with the answer that was given most often, the first of equals."""
-    text = Counter(answers.completions).most_common(1)[0][0]
-    return conversation(
-        answers.images, (Message(role="user", content=answers.question), Message(role="assistant", content=text))
-    )
-
-
-def _even(lessons: Sequence[Conversation], options: PairOptions) -> list[Conversation]:
-    """The lessons, each once, without the surplus that pairs leave out too."""
-    known = {one.id: one for one in lessons}
-    taught = [Taught(key, one.messages[0].content, one.messages[-1].content) for key, one in known.items()]
-    surplus = unbalanced(taught) if options.balance else set()
-    surplus |= denying([one for one in taught if one.id not in surplus], most=options.denials)
-    return [one for key, one in known.items() if key not in surplus]
 
 
 def _questions(preferences: Iterable[Preference]) -> int:

@@ -7,6 +7,10 @@ and validation questions; "the rest" are the images whose labels an arm does not
 oracle, which compares answers with the truth but never gives one. Every stage-1 arm sees as many labelled images in
 training (`PRESENTED`); the loop starts from the recipe's own short stage 1 on 9 %.
 
+The loop's own options, beyond the recipe's: the expert chooses the descriptions that are asked about, images borrow
+questions from those described alike, and the rounds end with one more training on the labels and on all that the
+expert found right.
+
 Runs are single-threaded processes, two at a time; each goes on where it was when the command is given again with the
 same --work. Writes bench/results/efficiency-DEVICE.json and .svg and prints a table. Intervals are over seeds and images
 (`stllava.metrics.seeds`), differences are paired by question.
@@ -45,7 +49,30 @@ def options_of(seed: int, *, quick: bool) -> RunOptions:
         data |= {"validation": 6, "test": 8}
         overrides |= {"sft": {"epochs": 2}, "dpo": {"epochs": 1}, "rounds": 1}
     else:
-        overrides |= {"rounds": 7, "patience": 7}
+        rates: dict[str, JsonValue] = dict.fromkeys(("language", "projector", "vision"), 0.001)
+        overrides |= {
+            "rounds": 6,
+            "patience": 6,
+            "keep_pairs": True,
+            "ask": {
+                "questions": 12,
+                "borrow": 14,
+                "chunk": 100,
+                "descriptions": 20,
+                "describe_also": ["What does the image show?", "Give a short report.", "Summarize the image."],
+                "description": {"temperature": 1.2, "max_new_tokens": 32},
+            },
+            "answer": {"k": 10, "sampling": {"temperature": 1.5}},
+            "pair": {"least": 1.0, "denials": 0.1},
+            "consolidate": {
+                "epochs": 10,
+                "batch_size": BATCH,
+                "learning_rate": rates,
+                "warmup": 0.1,
+                "weight_decay": 0.05,
+                "sq_r": 1.0,
+            },
+        }
     return load_recipe(RECIPES / "phantom.yaml", overrides=overrides)
 
 
@@ -85,6 +112,14 @@ def run_stage_1(work: Path, seed: int, share: str, *, quick: bool) -> None:
     sft(training, model=model, conversations=at / "labels.jsonl", images=data.image_root, to=at / "sft", seed=seed)
     to = at / "evaluate" / TESTS
     evaluate(options.evaluate, policy=at / "sft", samples=data.benchmarks[TESTS], root=data.image_root, to=to, name=share)
+
+
+def run_task(work: Path, seed: int, task: str, *, quick: bool) -> None:
+    """One arm of one seed."""
+    if task == "loop":
+        run_loop(work / str(seed), seed, quick=quick)
+    else:
+        run_stage_1(work / str(seed), seed, task, quick=quick)
 
 
 def evaluations(work: Path) -> dict[str, Path]:
@@ -179,15 +214,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one when not given")
-    parser.add_argument("--quick", action="store_true", help="tiny: whether it runs, not what it finds")
+    parser.add_argument("--quick", action="store_true", help="tiny and in this process: whether it runs, not what it finds")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.task:
         (seed,) = asked.seeds
-        if asked.task == "loop":
-            run_loop(asked.work / str(seed), seed, quick=asked.quick)
-        else:
-            run_stage_1(asked.work / str(seed), seed, asked.task, quick=asked.quick)
+        run_task(asked.work, seed, asked.task, quick=asked.quick)
         return
     began = time.perf_counter()
     work = asked.work or Path(tempfile.mkdtemp(prefix="stllava-efficiency-"))
@@ -199,14 +231,16 @@ def main() -> None:
     def start(task: tuple[int, str]) -> float:
         seed, what = task
         clock = time.perf_counter()
+        if asked.quick:
+            run_task(work, seed, what, quick=True)
+            return time.perf_counter() - clock
         words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", what]
-        words += ["--quick"] if asked.quick else []
         with (work / f"{seed}-{what.replace(' %', '')}.log").open("w") as log:
             subprocess.run(words, env=environment, stdout=log, stderr=log, check=True)
         print(f"seed {seed}, {what}: {time.perf_counter() - clock:.0f} s", flush=True)
         return time.perf_counter() - clock
 
-    with ThreadPoolExecutor(asked.jobs) as pool:
+    with ThreadPoolExecutor(1 if asked.quick else asked.jobs) as pool:
         seconds = list(pool.map(start, tasks))
     arms = summarise(work, asked.seeds)
     for arm, row in arms.items():

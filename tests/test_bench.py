@@ -16,7 +16,7 @@ COMMANDS = {
     "scale": ["--series", "answers", "--divide", "200"],
     "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
     "expert": ["--quick", "--variants", "2"],
-    "efficiency": ["--quick", "--seeds", "0", "1", "--jobs", "1"],
+    "efficiency": ["--quick", "--seeds", "0"],
 }
 
 

@@ -14,7 +14,7 @@ from stllava.config import RECIPES, EvaluateOptions, JudgeOptions, RunOptions, l
 from stllava.errors import StllavaError
 from stllava.progress import clock
 from stllava.records import JudgeCheck, Manifest, Outcome, Score
-from stllava.report.words import check_rows
+from stllava.report.words import CHIEF, check_rows
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo
@@ -251,11 +251,16 @@ def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:
 
 
 def table(outcome: Outcome) -> str:
-    """Policies × metrics of every benchmark with 95 % intervals in percent, the gains over sft, and what was decided."""
+    """Policies × chief metrics of every benchmark with 95 % intervals in percent, the gains over sft, and what was decided.
+
+    The other metrics stand in the report.
+    """
     lines = [outcome.name]
     for benchmark in dict.fromkeys(score.benchmark for score in outcome.scores):
         cells: dict[tuple[str, str], Score] = {
-            (score.policy, score.metric): score for score in outcome.scores if score.benchmark == benchmark
+            (score.policy, score.metric): score
+            for score in outcome.scores
+            if score.benchmark == benchmark and score.metric in CHIEF
         }
         metrics = list(dict.fromkeys(metric for _, metric in cells))
         sizes = {metric: next(score.n for (_, name), score in cells.items() if name == metric) for metric in metrics}
@@ -265,12 +270,12 @@ def table(outcome: Outcome) -> str:
             row = [cells.get((policy, metric)) for metric in metrics]
             lines.append(f"{policy + mark:<16}" + "".join(f"{_cell(score):>30}" for score in row))
     for gain in outcome.differences:
-        if gain.policy == outcome.best:
+        if gain.policy == outcome.best and gain.metric in CHIEF:
             points = f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
             lines += (
                 ["", f"{gain.policy} against {gain.against} on {gain.benchmark}:"] if gain.metric == "closed_accuracy" else []
             )
-            lines.append(f"  {gain.metric:<18} {points}")
+            lines.append(f"  {gain.metric:<22} {points}")
     return "\n".join([*lines, "", *outcome.sentences, *outcome.notes])
 
 

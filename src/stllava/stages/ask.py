@@ -101,7 +101,7 @@ def ask(
             greedy = options.description.model_copy(update={"temperature": 0.0}) if told else options.description
             spoken = sampler.complete([prompts[place] for place in untold], k=1, sampling=greedy, seed=seed) if untold else []
             new = {seen[place].path: one.text for place, (one,) in zip(untold, spoken, strict=True)}
-            said = [told.get(image.path) or new[image.path] for image in seen]
+            said = [told[image.path] if image.path in told else new[image.path] for image in seen]
             prompts = [
                 Prompt((opening, Message(role="assistant", content=text)), (image.path,), speaker="virtual_user")
                 for image, text in zip(seen, said, strict=True)
@@ -141,6 +141,8 @@ def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, most: int
     A question that was asked about one cyst suits the next one: what a policy hardly ever asks of its own accord is what
     it is taught least about.
     """
+    if not most:
+        return [list(texts) for texts in own]
     lent = []
     for place, texts in enumerate(own):
         alike = [token_f1(descriptions[place], [description]) for description in descriptions]

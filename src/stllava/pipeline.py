@@ -14,6 +14,7 @@ from stllava.errors import CollapseError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import report
+from stllava.report.words import BLIND
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
 from stllava.stages.consolidate import consolidate
@@ -26,8 +27,6 @@ from stllava.store import MANIFEST, Existing, Stage, locked, read_jsonl, read_re
 
 FINAL = "final"
 """The policy that comes of consolidating the rounds."""
-BLIND = "blind-"
-"""Before a policy's name: the question-only baseline, the same policy shown black images."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 """The metrics whose mean on the validation split chooses the best policy."""
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stllava.errors import StllavaError
@@ -34,6 +33,7 @@ from stllava.report.runs import (
     shared_samples,
 )
 from stllava.report.tables import Comparison, Row, Table, write_csv, write_latex, write_markdown
+from stllava.report.template import pages
 from stllava.store import write_whole
 
 Policies = Literal["best", "all"]
@@ -257,26 +257,16 @@ def _rescored(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": words.percent,
-        "points": words.points,
-        "policy": words.policy_label,
-        "metric": words.metric_label,
-        "p_value": words.p_value,
-    }
-    return environment.get_template("compare.html.jinja").render(
-        comparison=comparison,
-        charts=[draw(table, comparison.reference) for table in comparison.tables],
-        family={table.rule: words.FAMILIES.get(words.family(table.rule), "") for table in comparison.tables},
-        validation=words.VALIDATION,
-        mark=MARK,
+    return (
+        pages()
+        .get_template("compare.html.jinja")
+        .render(
+            comparison=comparison,
+            charts=[draw(table, comparison.reference) for table in comparison.tables],
+            family={table.rule: words.FAMILIES.get(words.family(table.rule), "") for table in comparison.tables},
+            validation=words.VALIDATION,
+            mark=MARK,
+        )
     )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue
 
@@ -25,6 +24,7 @@ from stllava.report.charts import Dot, Line, difference_chart, interval_chart, l
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.gather import ROUND_STAGES, Round, RunFiles, gather
 from stllava.report.rules import disagreements
+from stllava.report.template import pages
 from stllava.store import write_whole
 
 
@@ -123,21 +123,10 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
 
 def render(run: RunFiles) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.filters |= {
-        "percent": words.percent,
-        "points": words.points,
-        "policy": words.policy_label,
-        "metric": words.metric_label,
         "plain": words.plain,
         "duration": words.duration,
-        "p_value": words.p_value,
         "sentences": describe,
         "measure": lambda value, name: words.measure(name, value),
     }

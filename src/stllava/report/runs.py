@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from stllava.errors import StllavaError
 from stllava.records import Manifest, Outcome, Prediction, Score, content_id
-from stllava.report.words import START
+from stllava.report.words import BLIND, START
 from stllava.store import read_manifest, read_plan, read_records
 
-BLIND = "blind-"
 BEST = "best"
 """The name of a row of several seeds, of which each brings the policy that its validation split chose."""
 SHARED = 0.9

@@ -6,6 +6,8 @@ from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Sco
 
 VALIDATION = "validation"
 START = "sft"
+BLIND = "blind-"
+"""Before a policy's name: the question-only baseline, the same policy shown black images."""
 UNIT = "\u00a0%"
 VERBS = {"better": "rose", "worse": "fell", "level": "did not measurably change"}
 
@@ -55,7 +57,7 @@ def metric_label(metric: str) -> str:
 
 def policy_label(policy: str) -> str:
     """round-1 becomes round 1 and blind-sft blind sft, kept on one line; other names stay."""
-    return policy.replace("round-", "round\u00a0").replace("blind-", "blind\u00a0")
+    return policy.replace("round-", "round\u00a0").replace(BLIND, "blind\u00a0")
 
 
 def plain(name: str) -> str:

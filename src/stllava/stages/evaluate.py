@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
-from stllava.config import EvaluateOptions
+from stllava.config import QUESTION, EvaluateOptions
 from stllava.data.overlap import describe, find_overlap, look_at, read_learned, refuse
 from stllava.errors import StllavaError
 from stllava.metrics.score import score, summed
@@ -20,9 +19,6 @@ from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
 from stllava.records import Judgment, Manifest, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
 from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_jsonl, read_manifest, read_records
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(
@@ -105,7 +101,7 @@ def worded(sample: Sample, template: str) -> str:
     """The question in the words of a template; the options of a multiple-choice question stand one a line, lettered."""
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, sample.choices, strict=False))
     question = f"{sample.question}\n{options}" if options else sample.question
-    return template.replace("{question}", question)
+    return template.replace(QUESTION, question)
 
 
 def read_candidates(path: Path | None) -> tuple[str, ...]:

@@ -51,8 +51,9 @@ def options_of(seed: int, *, quick: bool) -> RunOptions:
     else:
         rates: dict[str, JsonValue] = dict.fromkeys(("language", "projector", "vision"), 0.001)
         overrides |= {
-            "rounds": 6,
-            "patience": 6,
+            "rounds": 5,
+            "patience": 5,
+            "dpo": {"epochs": 3},
             "keep_pairs": True,
             "ask": {
                 "questions": 12,

@@ -8,10 +8,9 @@ from transformers import PreTrainedModel
 
 from stllava.config import GroupRates, LoraOptions, TrainingOptions
 from stllava.errors import StllavaError
+from stllava.model.families import PROJECTOR, VISION
 
 Group = Literal["language", "projector", "vision"]
-VISION = ("vision_tower", "vision_model", "visual")
-PROJECTOR = ("multi_modal_projector", "connector", "merger")
 
 
 def group_of(name: str) -> Group:

@@ -1,0 +1,52 @@
+"""Flags are read off the functions that commands call, so an option is defined once."""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import tyro
+from tyro.conf import AvoidSubcommands, arg
+
+from stllava.progress import clock
+from stllava.records import Manifest
+
+T = TypeVar("T")
+
+
+def parse(function: Callable[..., T], words: list[str], *, name: str, options: object = inspect.Parameter.empty) -> T:
+    """Call a function with what the flags say; its parameter `options` gives its fields as flags without a prefix."""
+    signature = inspect.signature(function, eval_str=True)
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "options":
+            bare: object = Annotated.__class_getitem__((parameter.annotation, arg(name="")))  # type: ignore[attr-defined]
+            parameters.append(parameter.replace(annotation=bare, kind=inspect.Parameter.KEYWORD_ONLY, default=options))
+        else:
+            parameters.append(parameter)
+
+    def call(**values: object) -> T:
+        return function(**values)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = function.__doc__
+    return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+
+
+def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:
+    """The command of one stage, which prints what went in and came out."""
+
+    def command(words: list[str]) -> None:
+        tell(parse(function, words, name=function.__name__))
+
+    return command
+
+
+def tell(manifest: Manifest) -> None:
+    """Print what went into a stage and came out."""
+    dropped = ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items())
+    print(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
+    if dropped:
+        print(f"  left out: {dropped}")
+    for name, value in manifest.measures.items():
+        print(f"  {name}: {value:.4g}")

@@ -1,0 +1,72 @@
+"""`stllava judge`: verdicts, what they would cost, how far their expert can be trusted."""
+
+from pathlib import Path
+
+from stllava.commands.flags import parse, tell
+from stllava.config import JudgeOptions
+from stllava.records import JudgeCheck
+from stllava.report.words import check_rows
+from stllava.stages.judge import check as check_judge
+from stllava.stages.judge import judge, plan
+from stllava.store import Existing
+
+
+def judge_command(words: list[str]) -> None:
+    """`stllava judge`: the stage, what it would take, or how far its expert can be trusted."""
+
+    def judge_or_look(
+        options: JudgeOptions,
+        *,
+        answers: Path,
+        to: Path,
+        truth: Path | None = None,
+        root: Path | None = None,
+        seed: int = 0,
+        existing: Existing = "resume",
+        dry_run: bool = False,
+        check: bool = False,
+        sample: int = 100,
+        votes: Path | None = None,
+    ) -> None:
+        """Let an expert judge the folder of answers.
+
+        Args:
+            options: Which expert, and how it is asked.
+            answers: Folder of the answers.
+            to: Folder for the judgments, or for the check.
+            truth: JSONL of phantom truths or reference samples, for experts that know.
+            root: The image root, for experts that are models.
+            seed: Seed of the run.
+            existing: What to do with output that is there: resume, replace, or error.
+            dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
+            check: Measure the expert on a sample instead: biases by order and length, agreement with itself and the truth.
+            sample: Questions in that sample.
+            votes: JSONL of people's votes, the truth of a check.
+        """
+        if dry_run:
+            found = plan(options, answers=answers, truth=truth, root=root, to=to)
+            print(found.prompt or "Nothing is to be asked.")
+            print(f"\n{found.requests} requests, ${found.cost:.4f} at most")
+        elif check:
+            print(
+                describe(
+                    check_judge(
+                        options, answers=answers, truth=truth, root=root, votes=votes, sample=sample, to=to, existing=existing
+                    )
+                )
+            )
+        else:
+            tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing))
+
+    parse(judge_or_look, words, name="judge")
+
+
+def describe(check: JudgeCheck) -> str:
+    """A check as lines of text."""
+    lines = [f"{check.expert}: {check.questions} questions, {check.requests} replies"]
+    for label, rate in check_rows(check):
+        shown = "–" if rate is None else f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})"
+        lines.append(f"  {label:<58} {shown}")
+    for flip in check.examples[:3]:
+        lines += ["", f"  flipped: {flip.question!r} about {flip.image}: {flip.answers[0]!r} against {flip.answers[1]!r}"]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""`stllava run` and `demo`: the whole loop and its table."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from stllava.commands.flags import parse
+from stllava.config import RECIPES, RunOptions, load_recipe
+from stllava.errors import StllavaError
+from stllava.records import Outcome, Score
+from stllava.report.words import CHIEF
+from stllava.store import Existing
+
+
+def run_command(words: list[str]) -> None:
+    """`stllava run RECIPE [flags]`: the recipe's values are the flags' defaults."""
+    if not words or words[0].startswith("-"):
+        if not words or words[0] not in ("-h", "--help"):
+            raise StllavaError("no recipe", expected="stllava run RECIPE.yaml", remedy=f"The recipes shipped are in {RECIPES}.")
+        recipe, rest = RECIPES / "phantom.yaml", words
+    else:
+        recipe, rest = Path(words[0]), words[1:]
+
+    def run_recipe(options: RunOptions, *, to: Path | None = None, existing: Existing = "resume") -> None:
+        """Run the whole loop of a recipe; every key of the recipe is a flag.
+
+        Args:
+            options: What the recipe says.
+            to: The run directory; runs/NAME-SEED when not given.
+            existing: What to do with a run directory that is there: resume, replace, or error.
+        """
+        start(options, to=to, existing=existing)
+
+    parse(run_recipe, rest, name="run RECIPE", options=load_recipe(recipe))
+
+
+def demo_command(words: list[str]) -> None:
+    """`stllava demo`: the phantom recipe, or its plain preset."""
+
+    def demo(
+        *,
+        seed: int = 0,
+        preset: Literal["anchored", "plain"] = "anchored",
+        to: Path | None = None,
+        existing: Existing = "resume",
+    ) -> None:
+        """Run the whole loop on synthetic phantoms with an expert that knows their truth.
+
+        Args:
+            seed: Changes data, model and sampling.
+            preset: anchored, the default recipe; plain, the paper's.
+            to: The run directory; runs/NAME-SEED when not given.
+            existing: What to do with a run directory that is there: resume, replace, or error.
+        """
+        recipe = {"anchored": "phantom.yaml", "plain": "phantom-plain.yaml"}[preset]
+        start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
+
+    parse(demo, words, name="demo")
+
+
+def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:
+    """Run the loop and print its table."""
+    from stllava.pipeline import run
+
+    slug = re.sub(r"[^a-z0-9]+", "-", options.name.lower()).strip("-")
+    folder = to if to is not None else Path("runs") / f"{slug}-{options.seed}"
+    outcome = run(options, to=folder, existing=existing)
+    print(table(outcome))
+    print(f"\n{folder / 'report.html'}")
+
+
+def table(outcome: Outcome) -> str:
+    """Policies × chief metrics of every benchmark with 95 % intervals in percent, the gains over sft, and what was decided.
+
+    The other metrics stand in the report.
+    """
+    lines = [outcome.name]
+    for benchmark in dict.fromkeys(score.benchmark for score in outcome.scores):
+        cells: dict[tuple[str, str], Score] = {
+            (score.policy, score.metric): score
+            for score in outcome.scores
+            if score.benchmark == benchmark and score.metric in CHIEF
+        }
+        metrics = list(dict.fromkeys(metric for _, metric in cells))
+        sizes = {metric: next(score.n for (_, name), score in cells.items() if name == metric) for metric in metrics}
+        lines += ["", f"{benchmark:<16}" + "".join(f"{f'{metric} (n={sizes[metric]})':>30}" for metric in metrics)]
+        for policy in dict.fromkeys(name for name, _ in cells):
+            mark = " *" if policy == outcome.best else ""
+            row = [cells.get((policy, metric)) for metric in metrics]
+            lines.append(f"{policy + mark:<16}" + "".join(f"{_cell(score):>30}" for score in row))
+    for gain in outcome.differences:
+        if gain.policy == outcome.best and gain.metric in CHIEF:
+            points = f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+            lines += (
+                ["", f"{gain.policy} against {gain.against} on {gain.benchmark}:"] if gain.metric == "closed_accuracy" else []
+            )
+            lines.append(f"  {gain.metric:<22} {points}")
+    return "\n".join([*lines, "", *outcome.sentences, *outcome.notes])
+
+
+def _cell(score: Score | None) -> str:
+    return "" if score is None else f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"

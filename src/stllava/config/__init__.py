@@ -1,0 +1,56 @@
+"""Every option, defined once: these classes are the YAML schema, the flags, `--help` and the Python API.
+
+A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` takes
+an environment variable. Unknown keys are refused.
+"""
+
+from stllava.config.base import Options, Rate, Share, validate
+from stllava.config.generation import (
+    QUESTION,
+    AnswerOptions,
+    AskOptions,
+    EndpointOptions,
+    EvaluateOptions,
+    GenerationOptions,
+    SamplingOptions,
+    ServerOptions,
+)
+from stllava.config.judging import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
+from stllava.config.recipe import RECIPES, RunOptions, load_judge, load_recipe
+from stllava.config.sources import Data, FilesData, PhantomData, SmallModel, VqaRadData
+from stllava.config.training import DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
+
+__all__ = [
+    "QUESTION",
+    "RECIPES",
+    "AnswerOptions",
+    "AskOptions",
+    "ChatOptions",
+    "Data",
+    "DpoOptions",
+    "EndpointOptions",
+    "EvaluateOptions",
+    "FilesData",
+    "GenerationOptions",
+    "GroupRates",
+    "JudgeOptions",
+    "LocalExpertOptions",
+    "LoraOptions",
+    "Options",
+    "PairOptions",
+    "PhantomData",
+    "Rate",
+    "RunOptions",
+    "SamplingOptions",
+    "ScriptedOptions",
+    "ServerOptions",
+    "SftOptions",
+    "Share",
+    "SimulatedOptions",
+    "SmallModel",
+    "TrainingOptions",
+    "VqaRadData",
+    "load_judge",
+    "load_recipe",
+    "validate",
+]

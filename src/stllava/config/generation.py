@@ -1,0 +1,116 @@
+"""Options of the stages in which the policy speaks: ask, answer, evaluate."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from stllava.config.base import Options, Rate
+
+
+class SamplingOptions(Options):
+    """How text is sampled."""
+
+    temperature: Rate = 1.2
+    """Softmax temperature; 0 is greedy."""
+    top_k: NonNegativeInt = 100
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Keep the smallest set of tokens whose probability reaches p."""
+    max_new_tokens: PositiveInt = 300
+    """Longest completion, in tokens."""
+
+
+class ServerOptions(Options):
+    """An OpenAI-compatible server and how it is spoken to."""
+
+    free = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable"})
+
+    url: str = ""
+    """Base address, such as http://localhost:8000/v1."""
+    model: str = ""
+    """Name under which the server knows the model."""
+    concurrency: PositiveInt = 8
+    """Most requests at a time."""
+    timeout: PositiveFloat = 120.0
+    """Seconds without a byte from the server after which a request is tried again."""
+    retries: NonNegativeInt = 4
+    """Times a request is tried again when the server is busy, unreachable or failing."""
+    send_images: bool = False
+    """Your word that images may leave this machine for that address: re-encoded pixels without metadata."""
+    key_variable: str = ""
+    """Name of the environment variable that holds the server's API key; empty when it needs none."""
+
+
+class EndpointOptions(ServerOptions):
+    """A server that speaks for the policy and must serve its weights (docs/serving.md). Without url the policy speaks here."""
+
+    model: str = "policy"
+    """Name under which the server knows the policy."""
+
+
+class GenerationOptions(Options):
+    """What ask, answer and evaluate share."""
+
+    tokens: PositiveInt = 32768
+    """Most tokens held in the cache at once: fewer need less memory and more time."""
+    endpoint: EndpointOptions = EndpointOptions()
+    """A server that speaks for the policy, for a stage run by itself."""
+
+
+class AskOptions(GenerationOptions):
+    """The policy describes each image, then asks about it as the virtual user."""
+
+    questions: PositiveInt = 5
+    """Questions an image."""
+    borrow: NonNegativeInt = 0
+    """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
+    describe: str = "Describe the image."
+    """What the user says to get the description."""
+    describe_also: tuple[str, ...] = ()
+    """Other words for the same request: the expert judges what each of them brings, and the policy learns them all."""
+    description: SamplingOptions = SamplingOptions(temperature=0.0)
+    """How the description is sampled."""
+    descriptions: PositiveInt = 1
+    """Of so many descriptions the expert chooses the one that is asked about, and the policy learns from its choice."""
+    sampling: SamplingOptions = SamplingOptions(top_k=300)
+    """How questions are sampled."""
+    chunk: PositiveInt = 24
+    """Images decoded together and written at once; while they fit into half the tokens, each is computed once."""
+
+
+class AnswerOptions(GenerationOptions):
+    """The policy answers each question K times, alone with the image."""
+
+    k: Annotated[int, Field(ge=2)] = 4
+    """Answers a question."""
+    sampling: SamplingOptions = SamplingOptions(temperature=1.5, max_new_tokens=1024)
+    """How answers are sampled."""
+    chunk: PositiveInt = 128
+    """Questions decoded together and written at once."""
+
+
+QUESTION = "{question}"
+
+
+class EvaluateOptions(GenerationOptions):
+    """Greedy answers on benchmarks, scored."""
+
+    sampling: SamplingOptions = SamplingOptions(temperature=0.0, max_new_tokens=64)
+    """How answers are sampled: greedy unless you have a reason."""
+    prompt: str = QUESTION
+    """The words in which every question is asked; {question} stands for it and the options it may have."""
+    prompts: dict[str, str] = Field(default={})
+    """The same for single benchmarks, by name."""
+    chunk: PositiveInt = 128
+    """Samples decoded together and written at once."""
+
+    @model_validator(mode="after")
+    def _prompts_hold_the_question(self) -> "EvaluateOptions":
+        for text in (self.prompt, *self.prompts.values()):
+            if text.count(QUESTION) != 1:
+                raise ValueError(f"prompts with {QUESTION} once, not {text!r}")
+        return self
+
+    def template(self, benchmark: str) -> str:
+        """The words in which a benchmark's questions are asked."""
+        return self.prompts.get(benchmark, self.prompt)

@@ -1,0 +1,140 @@
+"""Options of experts, of their verdicts and of the pairs these make."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from stllava.config.base import Options, Rate, Share
+from stllava.config.generation import ServerOptions
+
+
+class ChatOptions(ServerOptions):
+    """A vision-language model behind an OpenAI-compatible server, as an expert (docs/expert.md)."""
+
+    free = ServerOptions.free | {
+        "requests_per_minute",
+        "tokens_per_minute",
+        "input_price",
+        "output_price",
+        "image_tokens",
+        "max_cost",
+        "max_requests",
+        "batch",
+        "poll",
+    }
+
+    temperature: Rate = 0.0
+    """Softmax temperature of its replies; 0 is greedy."""
+    max_tokens: PositiveInt = 1024
+    """Longest reply, in tokens."""
+    structured: bool = True
+    """Ask for JSON by schema; set false where the server refuses `response_format`."""
+    extra: dict[str, str | int | float | bool | None] = Field(default={})
+    """Fields to add to every request, such as reasoning_effort; a field of None is left out of it, max_tokens say."""
+    max_side: Annotated[int, Field(ge=32)] = 1024
+    """Larger images are scaled down to so many pixels on their longer side before they are sent."""
+    requests_per_minute: NonNegativeInt = 0
+    """Most requests in any minute; 0 sets no limit."""
+    tokens_per_minute: NonNegativeInt = 0
+    """Most tokens, prompts and replies, in any minute; 0 sets no limit."""
+    input_price: Rate = 0.0
+    """US dollars a million tokens of prompt."""
+    output_price: Rate = 0.0
+    """US dollars a million tokens of reply."""
+    image_tokens: NonNegativeInt = 1000
+    """Tokens the server counts for an image: for estimates, until its replies say."""
+    max_cost: Rate = 0.0
+    """US dollars after which the stage stops, to be resumed with more; 0 sets no limit."""
+    max_requests: NonNegativeInt = 0
+    """Requests, repeated ones included, after which the stage stops, to be resumed with more; 0 sets no limit."""
+    batch: bool = False
+    """Send the requests through the provider's batch API: cheaper, and answered within a day."""
+    poll: PositiveFloat = 30.0
+    """Seconds between two questions whether a batch is done."""
+
+
+class LocalExpertOptions(Options):
+    """A vision-language model in this process, as an expert."""
+
+    model: str = ""
+    """Folder or name of a transformers image-text-to-text model."""
+    max_new_tokens: PositiveInt = 512
+    """Longest reply, in tokens."""
+    tokens: PositiveInt = 32768
+    """Most tokens held in the cache at once: fewer need less memory and more time."""
+
+
+class ScriptedOptions(Options):
+    """An expert that follows a script: for tests, examples and trying out a recipe without a model."""
+
+    prefer: tuple[str, ...] = ("yes",)
+    """Words it likes: the more of them an answer has, the better it is."""
+
+
+class SimulatedOptions(Options):
+    """The oracle made worse on purpose, to learn what an expert's quality is worth; judges pair by pair."""
+
+    wrong: Share = 0.0
+    """Share of comparisons in which the worse answer wins, whatever the order."""
+    order_bias: Share = 0.0
+    """Share of replies that prefer the answer shown first, whatever it says."""
+
+
+class JudgeOptions(Options):
+    """An expert scores the answers."""
+
+    free = frozenset({"max_failed", "max_flips"})
+
+    expert: Literal["oracle", "reference", "chat", "local", "scripted", "simulated", "panel"] = "oracle"
+    """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
+    a vision-language model behind a server or here; scripted: by rule; simulated: the oracle made worse; panel: several."""
+    mode: Literal["scores", "pairwise"] = "scores"
+    """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
+    orders: PositiveInt = 2
+    """Orders in which a model is shown the same answers; where its verdicts differ, it is a tie."""
+    repeats: PositiveInt = 1
+    """Times a model is asked the same in each order; its verdicts are taken together as orders are."""
+    rubric: Path | None = None
+    """Your own prompt in place of the one that is shipped (docs/expert.md)."""
+    context: Path | None = None
+    """JSONL of Context records that a model is shown: captions, reports, reference answers."""
+    show_references: bool = False
+    """Show a model the reference answers to the same question about the same image, where there are any."""
+    chat: ChatOptions = ChatOptions()
+    """The server of `chat`."""
+    local: LocalExpertOptions = LocalExpertOptions()
+    """The model of `local`."""
+    scripted: ScriptedOptions = ScriptedOptions()
+    """The script of `scripted`."""
+    simulated: SimulatedOptions = SimulatedOptions()
+    """The faults of `simulated`."""
+    panel: tuple[Path, ...] = ()
+    """YAML files, each with these options of one member of `panel`."""
+    verdict: Literal["majority", "mean"] = "majority"
+    """How a panel decides: by votes on every two answers, or by the mean of its members' scores."""
+    max_failed: Share = 0.05
+    """Largest share of questions without a verdict because requests failed, before the stage stops."""
+    max_flips: Share = 0.5
+    """Largest share of comparisons that the order of the answers decides, before the stage stops."""
+
+
+class PairOptions(Options):
+    """Which answers to a question become pairs; ties and abstentions never do."""
+
+    margin: PositiveFloat = 0.2
+    """Smallest difference of scores, which go from 0 to 1, that makes a pair."""
+    pairs: Literal["extremes", "all"] = "extremes"
+    """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
+    most: PositiveInt | None = None
+    """Most pairs of one question, those that differ most; no limit when absent."""
+    balance: bool = True
+    """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
+    denials: Share = 1.0
+    """Largest share of chosen answers such as "there is no …" to questions that take for granted what is not there."""
+    balance_length: bool = False
+    """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
+    least: Share = 0.0
+    """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
+    alike: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

@@ -1,7 +1,6 @@
 """What training has seen of a benchmark: like pictures, shared images, questions asked before."""
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -301,10 +300,9 @@ def test_the_standard_split_of_vqa_rad_shares_all_images_but_one(published: Path
 
 
 def test_the_image_disjoint_split_of_vqa_rad_shares_none(published: Path, published_looks: dict[str, Looks]) -> None:
-    rows = json.loads((published / "train_image_disjoint.json").read_text())
-    items = [Learned(f"images/{row['image_name']}", row["question"], str(row["answer"])) for row in rows]
-    test = read_vqa_rad(published).test
-    found = find_overlap("vqa-rad", test, looks=published_looks, learned={"train": items}, learned_looks=published_looks)
+    both = read_vqa_rad(published, split="image-disjoint")
+    items = [item for row in both.train for item in learned_from(row)]
+    found = find_overlap("vqa-rad", both.test, looks=published_looks, learned={"train": items}, learned_looks=published_looks)
     assert (found.exact_images, found.near_images, found.matches) == (0, 0, ())
     assert found.known_texts > 0
     assert not found.serious

@@ -105,7 +105,7 @@ def test_a_folder_that_is_not_vqa_rad_is_refused(tmp_path: Path) -> None:
         prepare(VqaRadData(kind="vqa-rad", folder=tmp_path), seed=0, to=tmp_path / "data")
 
 
-def rad(folder: Path, **more: int) -> VqaRadData:
+def rad(folder: Path, **more: int | str) -> VqaRadData:
     """Options for the small folder."""
     return VqaRadData.model_validate({"kind": "vqa-rad", "folder": folder, "labelled": 2, "validation": 1, **more})
 
@@ -171,6 +171,39 @@ def test_a_finished_data_set_is_left_alone(vqa_rad: Path, tmp_path: Path) -> Non
 def test_too_few_images_for_the_split_are_refused(vqa_rad: Path, tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match=r"6 usable training images, 5 \+ 1 are set aside"):
         prepare(rad(vqa_rad, labelled=5), seed=0, to=tmp_path / "data", allow_overlap=True)
+
+
+def test_labelled_all_leaves_no_image_to_ask_about_and_the_same_validation(vqa_rad: Path, tmp_path: Path) -> None:
+    some = prepare(rad(vqa_rad), seed=0, to=tmp_path / "some", allow_overlap=True)
+    every = prepare(rad(vqa_rad, labelled="all"), seed=0, to=tmp_path / "all", allow_overlap=True)
+    assert every.validation.read_text() == some.validation.read_text()
+    assert every.images.read_text() == ""
+    assert every.manifest.measures["labelled_images"] == 5
+    labelled = {path for row in read_jsonl(some.conversations, Conversation) for path in row.images}
+    assert labelled < {path for row in read_jsonl(every.conversations, Conversation) for path in row.images}
+
+
+def test_the_image_disjoint_split_is_read_from_its_own_file(vqa_rad: Path, tmp_path: Path) -> None:
+    with pytest.raises(StllavaError, match=r"no file .*train_image_disjoint\.json"):
+        prepare(rad(vqa_rad, split="image-disjoint"), seed=0, to=tmp_path / "none")
+    rows = json.loads((vqa_rad / "train.json").read_text())
+    written(vqa_rad / "train_image_disjoint.json", [row for row in rows if row["image_name"] != "i0.png"])
+    data = prepare(rad(vqa_rad, split="image-disjoint"), seed=0, to=tmp_path / "data")
+    assert "images/i0.png" not in set.union(*images_of(data).values())
+    (overlap,) = [one for one in read_jsonl(data.overlaps, Overlap) if one.benchmark == "vqa-rad"]
+    assert (overlap.exact_images, overlap.triplets) == (0, 0)
+
+
+def test_captions_of_labelled_images_come_first_in_their_conversations(vqa_rad: Path, tmp_path: Path) -> None:
+    rows = [row | {"image_organ": "HEAD"} for row in json.loads((vqa_rad / "train.json").read_text())]
+    written(vqa_rad / "train.json", rows)
+    data = prepare(rad(vqa_rad), seed=0, to=tmp_path / "data", allow_overlap=True)
+    assert data.captions is not None
+    captions = read_jsonl(data.captions, Conversation)
+    assert {path for row in captions for path in row.images} == images_of(data)["labelled"]
+    assert {row.messages[1].content for row in captions} == {"The image shows the head."}
+    longest = [row for row in read_jsonl(data.conversations, Conversation) if len(row.messages) > 2]
+    assert {row.messages[:2] for row in longest} == {row.messages for row in captions}
 
 
 def test_bad_images_are_counted_or_stop_the_stage_by_name(vqa_rad: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
-from stllava.errors import CollapseError
+from stllava.errors import CollapseError, StllavaError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import report
@@ -70,7 +70,7 @@ class Loop:
         self.policies["sft"] = self.to / "sft"
         sft(
             options.sft,
-            model=starting_model(options, data, self.to / "model"),
+            model=self.start(data),
             conversations=data.conversations,
             images=data.image_root,
             to=self.policies["sft"],
@@ -100,6 +100,20 @@ class Loop:
             self.sentences.append(f"Learning all that was found right {change}.")
         self.sentences.append(f"{best} is the best policy: its validation score of {values[best]:.3f} is the highest.")
         return self.measure(best, data)
+
+    def start(self, data: DataSet) -> str:
+        """The model that stage 1 starts from: as the options name it, or aligned with the data's captions."""
+        options = self.options
+        model = starting_model(options, data, self.to / "model")
+        if options.align is None:
+            return model
+        if data.captions is None:
+            raise StllavaError(
+                "align without captions", expected="data with captions", remedy="Set data.captions, or no align."
+            )
+        at, root = self.to / "align", data.image_root
+        sft(options.align, model=model, conversations=data.captions, images=root, to=at, seed=options.seed)
+        return str(at)
 
     def round(self, name: str, policy: Path, data: DataSet) -> bool:
         """One round of self-training from `policy`; False, with a sentence, when it made no policy."""

@@ -6,6 +6,7 @@ an environment variable. Unknown keys are refused.
 
 from stllava.config.base import Options, Rate, Share, validate
 from stllava.config.generation import (
+    DESCRIBE,
     QUESTION,
     AnswerOptions,
     AskOptions,
@@ -21,6 +22,7 @@ from stllava.config.sources import Data, FilesData, PhantomData, SmallModel, Vqa
 from stllava.config.training import DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
 
 __all__ = [
+    "DESCRIBE",
     "QUESTION",
     "RECIPES",
     "AnswerOptions",

@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from stllava.config.base import Options, Rate
 
+QUESTION = "{question}"
+DESCRIBE = "Describe the image."
+
 
 class SamplingOptions(Options):
     """How text is sampled."""
@@ -64,7 +67,7 @@ class AskOptions(GenerationOptions):
     """Questions an image."""
     borrow: NonNegativeInt = 0
     """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
-    describe: str = "Describe the image."
+    describe: str = DESCRIBE
     """What the user says to get the description."""
     describe_also: tuple[str, ...] = ()
     """Other words for the same request: the expert judges what each of them brings, and the policy learns them all."""
@@ -87,9 +90,6 @@ class AnswerOptions(GenerationOptions):
     """How answers are sampled."""
     chunk: PositiveInt = 128
     """Questions decoded together and written at once."""
-
-
-QUESTION = "{question}"
 
 
 class EvaluateOptions(GenerationOptions):

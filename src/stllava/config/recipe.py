@@ -10,7 +10,7 @@ from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 from stllava.config.base import Options, Share, validate
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
 from stllava.config.judging import JudgeOptions, PairOptions
-from stllava.config.sources import Data, SmallModel
+from stllava.config.sources import Data, SmallModel, VqaRadData
 from stllava.config.training import DpoOptions, SftOptions
 from stllava.errors import StllavaError
 
@@ -30,6 +30,8 @@ class RunOptions(Options):
     """small: build the small LLaVA; else the folder or name of a transformers image-text-to-text model."""
     small: SmallModel = SmallModel()
     """Shape of the small LLaVA."""
+    align: SftOptions | None = None
+    """Before stage 1, learn the data's captions: with learning rates of 0 for language and vision, the projector alone."""
     sft: SftOptions = SftOptions()
     """Stage 1."""
     ask: AskOptions = AskOptions()
@@ -44,8 +46,8 @@ class RunOptions(Options):
     """Stage 2."""
     evaluate: EvaluateOptions = EvaluateOptions()
     """Benchmarks."""
-    rounds: PositiveInt = 3
-    """Most rounds of self-training."""
+    rounds: NonNegativeInt = 3
+    """Most rounds of self-training; 0 ends with stage 1."""
     consolidate: SftOptions | None = None
     """After the rounds, train the best policy once more on the labels and on every answer that the expert found right."""
     keep_pairs: bool = False
@@ -64,6 +66,12 @@ class RunOptions(Options):
         for name in ("ask", "answer", "evaluate"):
             if getattr(self, name).endpoint.url:
                 raise ValueError(f"no {name}.endpoint in a run: a server serves one policy, and a run makes several")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_have_images(self) -> "RunOptions":
+        if isinstance(self.data, VqaRadData) and self.data.labelled == "all" and self.rounds:
+            raise ValueError("rounds 0 with data.labelled all: no image is left to ask about")
         return self
 
 

@@ -32,8 +32,10 @@ class VqaRadData(Options):
     """The VQA-RAD folder."""
     folder: Path
     """Folder that holds train.json, test.json and images/."""
-    labelled: PositiveInt = 60
-    """Training images whose questions and answers sft sees."""
+    split: Literal["standard", "image-disjoint"] = "standard"
+    """standard: nearly all test images are training images too; image-disjoint: the 111 training images that are not."""
+    labelled: PositiveInt | Literal["all"] = 60
+    """Training images whose questions and answers sft sees; all: every one, and none is left to ask about."""
     validation: PositiveInt = 30
     """Training images held out to choose the best round."""
 
@@ -55,6 +57,8 @@ class FilesData(Options):
     """JSONL of Sample records the reference expert may look at; never a benchmark."""
     unlabelled: Path | None = None
     """Folder inside the image root to ask about; the whole root when absent."""
+    captions: Path | None = None
+    """LLaVA-style JSON, or JSONL of Conversation records, that the run's `align` learns from."""
 
 
 Data = Annotated[PhantomData | VqaRadData | FilesData, Field(discriminator="kind")]

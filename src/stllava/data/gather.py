@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import FilesData, PhantomData, VqaRadData
+from stllava.config import DESCRIBE, FilesData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
+from stllava.data.captions import caption
 from stllava.data.conversations import conversation, read_conversations
 from stllava.data.folder import images_in
 from stllava.data.overlap import Learned, Looks, Source, learned_from, look
@@ -37,6 +38,8 @@ class Gathered:
     """What chooses the best round."""
     benchmarks: dict[str, list[Sample]]
     """What measures it, by name."""
+    captions: list[Conversation] = field(default_factory=list)
+    """What an alignment stage learns from."""
     candidates: dict[str, list[str]] = field(default_factory=dict)
     """Answers that the published open accuracy of a benchmark chooses from: those of its open training questions."""
     references: list[Sample] | None = None
@@ -52,6 +55,7 @@ class Gathered:
         """What weights or verdicts depend on, by the part of the data it is in."""
         parts: dict[str, Sequence[Source]] = {
             "labelled conversations": self.conversations,
+            "captions": self.captions,
             "images to ask about": self.images,
             "references": self.references or (),
         }
@@ -75,7 +79,7 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
 
     A training row that repeats another, or a test question about the same image, is left out.
     """
-    both = read_vqa_rad(options.folder)
+    both = read_vqa_rad(options.folder, split=options.split)
     looks, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
     dropped: Counter[str] = Counter()
     notes: list[str] = []
@@ -93,14 +97,15 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
     if len(rows) < len(train):
         dropped["repeated"] = len(train) - len(rows)
     images = sorted({row.image for row in rows}, key=lambda image: content_id("split", seed, image))
-    if len(images) <= options.labelled + options.validation:
+    held, others = images[: options.validation], images[options.validation :]
+    count = len(others) if options.labelled == "all" else options.labelled
+    labelled, rest = others[:count], others[count:]
+    if not labelled or (not rest and options.labelled != "all"):
         raise StllavaError(
             f"VQA-RAD has {len(images)} usable training images, {options.labelled} + {options.validation} are set aside",
             expected="some left to ask about",
             remedy="Lower data.labelled or data.validation.",
         )
-    held = images[options.labelled : options.labelled + options.validation]
-    rest = images[options.labelled + options.validation :]
     kinds = Counter(row.kind for row in test)
     if kinds != VQA_RAD_TEST:
         notes.append(
@@ -109,10 +114,11 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
         )
     return Gathered(
         looks,
-        _conversations(images[: options.labelled], rows, seed=seed),
+        _conversations(labelled, rows, seed=seed),
         [Image(id=content_id("image", image), path=image) for image in sorted(rest)],
         [row.model_copy(update={"split": "validation"}) for row in rows if row.image in set(held)],
         {"vqa-rad": test},
+        captions=_captions(labelled, rows),
         candidates={"vqa-rad": sorted({row.targets[0] for row in both.train if row.kind == "open"})},
         references=[row for row in rows if row.image in set(rest)],
         read=len(both.train) + len(both.test),
@@ -126,25 +132,24 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
 
     When the whole image root is to be asked about, that means all images but those of validation and benchmarks.
     """
-    talks, dropped = read_conversations(options.conversations)
-    _refuse_rows(options.conversations, dropped, len(talks) + dropped.total(), max_bad=max_bad)
+    dropped: Counter[str] = Counter()
+    talks = _read_talks(options.conversations, dropped, max_bad=max_bad)
+    captions = _read_talks(options.captions, dropped, max_bad=max_bad) if options.captions is not None else []
     found = images_in(options.images, options.unlabelled)
     sets = {"validation": options.validation, **{f"benchmark {name}": path for name, path in options.benchmarks.items()}}
     if options.references is not None:
         sets["references"] = options.references
     samples = {name: read_jsonl(path, Sample) for name, path in sets.items()}
-    read = len(talks) + dropped.total() + len(found) + sum(map(len, samples.values()))
+    read = len(talks) + len(captions) + dropped.total() + len(found) + sum(map(len, samples.values()))
     every = [row.image for rows in samples.values() for row in rows] + [image.path for image in found]
-    every += [path for talk in talks for path in talk.images]
+    every += [path for talk in (*talks, *captions) for path in talk.images]
     looks, bad = _check_images(options.images, every, max_bad=max_bad)
     notes = []
     for name, rows in samples.items():
         samples[name] = _usable(rows, bad, dropped)
         if len(samples[name]) < len(rows):
             notes.append(f"{len(rows) - len(samples[name])} of {len(rows)} samples of {name} cannot be used and are left out.")
-    for talk in talks:
-        dropped.update([bad[path].cause for path in talk.images if path in bad][:1])
-    talks = [talk for talk in talks if not any(path in bad for path in talk.images)]
+    talks, captions = _shown(talks, bad, dropped), _shown(captions, bad, dropped)
     dropped.update(bad[image.path].cause for image in found if image.path in bad)
     images = [image for image in found if image.path not in bad]
     if options.unlabelled is None:
@@ -163,6 +168,7 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
         images,
         samples["validation"],
         benchmarks,
+        captions=captions,
         references=references,
         read=read,
         dropped=+dropped,
@@ -170,11 +176,27 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     )
 
 
+def _read_talks(path: Path, dropped: Counter[str], *, max_bad: float) -> list[Conversation]:
+    """The usable conversations of a file; the others are counted, and too many of them refused."""
+    talks, lost = read_conversations(path)
+    _refuse_rows(path, lost, len(talks) + lost.total(), max_bad=max_bad)
+    dropped.update(lost)
+    return talks
+
+
+def _shown(talks: Sequence[Conversation], bad: Mapping[str, ItemError], dropped: Counter[str]) -> list[Conversation]:
+    """The conversations all of whose images can be used; the others are counted by the first cause."""
+    for talk in talks:
+        dropped.update([bad[path].cause for path in talk.images if path in bad][:1])
+    return [talk for talk in talks if not any(path in bad for path in talk.images)]
+
+
 def _conversations(images: Sequence[str], rows: Sequence[Sample], *, seed: int) -> list[Conversation]:
-    """For every image one conversation for each of its questions, and one of all in seeded order."""
+    """For every image one conversation for each of its questions, and one of all in seeded order behind its caption."""
     made: list[Conversation] = []
     for image in sorted(images):
         about = [row for row in rows if row.image == image]
+        described = _described(about)
         turns = {
             row.id: (Message(role="user", content=row.question), Message(role="assistant", content=row.targets[0]))
             for row in about
@@ -182,8 +204,19 @@ def _conversations(images: Sequence[str], rows: Sequence[Sample], *, seed: int) 
         made += [conversation((image,), pair) for pair in turns.values()]
         if len(about) > 1:
             order = sorted(turns, key=lambda key: content_id("turns", seed, key))
-            made.append(conversation((image,), tuple(message for key in order for message in turns[key])))
+            made.append(conversation((image,), (*described, *(message for key in order for message in turns[key]))))
     return made
+
+
+def _captions(images: Sequence[str], rows: Sequence[Sample]) -> list[Conversation]:
+    """For every image whose labels make one, the request to describe it and its caption."""
+    turns = {image: _described([row for row in rows if row.image == image]) for image in sorted(images)}
+    return [conversation((image,), messages) for image, messages in turns.items() if messages]
+
+
+def _described(rows: Sequence[Sample]) -> tuple[Message, ...]:
+    text = caption(rows)
+    return () if text is None else (Message(role="user", content=DESCRIBE), Message(role="assistant", content=text))
 
 
 def _usable(rows: Iterable[Sample], bad: Mapping[str, ItemError], dropped: Counter[str]) -> list[Sample]:

@@ -3,8 +3,8 @@
     from stllava.data.prepare import prepare
     data = prepare(options.data, seed=0, to=Path("run/data"))
 
-Reads the options of phantoms, the VQA-RAD folder or your own files. Writes `conversations.jsonl`, `images.jsonl`,
-`validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know (`truths.jsonl` for phantoms,
+Reads the options of phantoms, the VQA-RAD folder or your own files. Writes `conversations.jsonl`, `captions.jsonl`,
+`images.jsonl`, `validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know (`truths.jsonl` for phantoms,
 `references.jsonl` for other data), what images look like (`looks.jsonl`), what training has of the benchmarks
 (`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
 """
@@ -24,7 +24,7 @@ from stllava.errors import StllavaError
 from stllava.records import Manifest, Overlap, content_id
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_records, write_whole
 
-_TAKEN = frozenset({"conversations", "images", "validation", "references", "truths", "overlaps", "looks"})
+_TAKEN = frozenset({"conversations", "captions", "images", "validation", "references", "truths", "overlaps", "looks"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class DataSet:
     """What every image path is relative to."""
     conversations: Path
     """JSONL of `Conversation`: what sft learns from."""
+    captions: Path | None
+    """JSONL of `Conversation`: what the alignment stage learns from; None where there are none."""
     images: Path
     """JSONL of `Image`: what the policy asks itself about."""
     validation: Path
@@ -119,12 +121,12 @@ def _inputs(options: Data, *, seed: int) -> dict[str, str]:
     """What decides the data set beside its options: the seed, the files' hashes, the names of the images."""
     inputs = {"seed": str(seed)}
     if isinstance(options, VqaRadData):
-        inputs |= {split: file_hash(path) for split, path in vqa_rad_files(options.folder).items()}
+        inputs |= {split: file_hash(path) for split, path in vqa_rad_files(options.folder, split=options.split).items()}
     elif isinstance(options, FilesData):
         files = {"conversations": options.conversations, "validation": options.validation}
         files |= {f"benchmark {name}": path for name, path in options.benchmarks.items()}
-        if options.references is not None:
-            files["references"] = options.references
+        optional = {"references": options.references, "captions": options.captions}
+        files |= {name: path for name, path in optional.items() if path is not None}
         inputs |= {name: file_hash(path) for name, path in files.items()}
         inputs["unlabelled"] = content_id([image.path for image in images_in(options.images, options.unlabelled)])
     return inputs
@@ -136,6 +138,7 @@ def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
     return DataSet(
         image_root=_image_root(options, to),
         conversations=to / "conversations.jsonl",
+        captions=to / "captions.jsonl" if manifest.measures.get("captions") else None,
         images=to / "images.jsonl",
         validation=to / "validation.jsonl",
         benchmarks={name: to / f"{name}.jsonl" for name in names},
@@ -156,6 +159,7 @@ def _image_root(options: Data, to: Path) -> Path:
 
 def _write(stage: Stage, gathered: Gathered) -> None:
     stage.write_records("conversations", gathered.conversations)
+    stage.write_records("captions", gathered.captions)
     stage.write_records("images", gathered.images)
     stage.write_records("validation", gathered.validation)
     for name, samples in gathered.benchmarks.items():
@@ -174,6 +178,7 @@ def _measures(gathered: Gathered) -> dict[str, float]:
     """Counts by name; a set's shared images are those that the training side has too, told by content."""
     measures: dict[str, float] = {
         "conversations": len(gathered.conversations),
+        "captions": len(gathered.captions),
         "labelled_images": len({path for row in gathered.conversations for path in row.images}),
         "unlabelled_images": len(gathered.images),
         "references": len(gathered.references or ()),

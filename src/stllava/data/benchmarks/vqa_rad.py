@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,9 +14,11 @@ from stllava.data.benchmarks.rows import Found, Row, bad_row, first_folder, give
 from stllava.errors import StllavaError
 from stllava.records import Sample
 
+Split = Literal["standard", "image-disjoint"]
 VQA_RAD_TEST = {"open": 179, "closed": 272}
 """Questions of the published test split by kind."""
 
+_TRAIN = {"standard": "train.json", "image-disjoint": "train_image_disjoint.json"}
 _PUBLIC = "VQA_RAD Dataset Public.json"
 _IMAGES = ("VQA_RAD Image Folder", "images")
 _SPLITS = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
@@ -26,7 +29,7 @@ class VqaRad:
     """VQA-RAD in its public JSON; image paths are relative to its folder."""
 
     train: tuple[Sample, ...]
-    """1,797 questions on 313 images when published."""
+    """1,797 questions on 313 images when published; image-disjoint 734 on 111."""
     test: tuple[Sample, ...]
     """451 questions on 203 images when published, 202 of them also in train."""
 
@@ -45,27 +48,26 @@ class _Question(BaseModel):
     phrase_type: str | None = None
 
 
-def vqa_rad_files(folder: Path) -> dict[str, Path]:
-    """The JSON file of each split in a VQA-RAD folder."""
-    files = {split: folder / f"{split}.json" for split in ("train", "test")}
+def vqa_rad_files(folder: Path, *, split: Split = "standard") -> dict[str, Path]:
+    """The JSON files of train and test in a VQA-RAD folder; the image-disjoint train shares no image with test."""
+    files = {"train": folder / _TRAIN[split], "test": folder / "test.json"}
     for path in files.values():
         if not path.is_file():
             raise StllavaError(
                 f"no file {path}",
-                expected="the VQA-RAD folder with train.json, test.json and images/",
+                expected=f"the VQA-RAD folder with {_TRAIN[split]}, test.json and images/",
                 remedy="Name that folder; in a recipe that is data.folder, or STLLAVA_VQA_RAD where it is used.",
             )
     return files
 
 
-def read_vqa_rad(folder: Path) -> VqaRad:
-    """Both splits of a folder that holds train.json, test.json and images/; the image files are not opened."""
-    files = vqa_rad_files(folder)
+def read_vqa_rad(folder: Path, *, split: Split = "standard") -> VqaRad:
+    """Train and test of a folder that holds them and images/; the image files are not opened."""
     rows = {
-        split: [_row(path, number, row, images="images") for number, row in enumerate(json_rows(path, _Question), 1)]
-        for split, path in files.items()
+        name: [_row(path, number, row, images="images") for number, row in enumerate(json_rows(path, _Question), 1)]
+        for name, path in vqa_rad_files(folder, split=split).items()
     }
-    return VqaRad(**{split: samples_of("vqa-rad", split, some) for split, some in rows.items()})
+    return VqaRad(**{name: samples_of("vqa-rad", name, some) for name, some in rows.items()})
 
 
 def find_vqa_rad(folder: Path) -> Found:

@@ -1,7 +1,8 @@
-"""Tiny models of five families, with random weights: what a packed tree must give there, or be seen not to give.
+"""Tiny models with random weights: what a packed tree must give there, or be seen not to give, and every family's whole way.
 
 Each is built from its configuration by the transformers classes a user's model has, with a byte-level BPE tokenizer
-trained on a few sentences and a chat template in the family's own words that knows the role virtual_user too.
+trained on a few sentences. ARCHITECTURES have chat templates that know the role virtual_user; FAMILIES, by `model_type`,
+have templates that do what those of the family's published models do, in words of our own.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,12 +25,16 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     MistralConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -37,9 +42,12 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from stllava.config import SmallModel
-from stllava.model.load import Policy
+from stllava.model.families import family_of
+from stllava.model.load import Policy, without_videos
 from stllava.model.small import IMAGE, TEMPLATE, build_tokenizer, small_policy
 
 TEXTS = (
@@ -64,6 +72,37 @@ VISION: dict[str, Any] = {
 }
 
 
+CHATML = ["<|im_start|>", "<|im_end|>"]
+QWEN = {
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
+"""Special tokens by the option of a configuration that holds their id."""
+
+
+def template(*, turn: str, image: str, end: str) -> str:
+    """A chat template: how a turn opens, what stands for an image, how a turn closes."""
+    part = "{%- if part['type'] == 'image' -%}IMAGE{%- else -%}{{ part['text'] }}{%- endif -%}"
+    turns = "{%- for message in messages -%}TURN{%- for part in message['content'] -%}PART{%- endfor -%}END{%- endfor -%}"
+    return (
+        turns.replace("PART", part)
+        .replace("IMAGE", _literal(image))
+        .replace("TURN", _literal(turn))
+        .replace("END", _literal(end))
+    )
+
+
+def _literal(text: str) -> str:
+    """Text whose line breaks a template keeps between tags that strip white space."""
+    return text.replace("\n", "{{ '\n' }}")
+
+
+def chatml(image: str) -> str:
+    return template(turn="<|im_start|>{{ message['role'] }}\n", image=image, end="<|im_end|>\n")
+
+
 def llava() -> Policy:
     """A LLaVA of CLIP and Llama: positions count tokens, attention is causal in every layer."""
     shape = SmallModel(
@@ -84,6 +123,11 @@ def llava() -> Policy:
 def sliding(*, window: int = 24) -> Policy:
     """A LLaVA on Mistral whose window is shorter than an image with its question, so that windows matter."""
     tokenizer = build_tokenizer(TEXTS, vocabulary=VOCABULARY, context=CONTEXT)
+    return llava_of(tokenizer, MistralConfig(sliding_window=window, **text_options(tokenizer)), spoken=TEMPLATE, seed=2)
+
+
+def llava_of(tokenizer: PreTrainedTokenizerFast, text: PreTrainedConfig, *, spoken: str, seed: int) -> Policy:
+    """A LLaVA of CLIP and a language model."""
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"height": SIDE, "width": SIDE}, do_center_crop=False, image_mean=HALF, image_std=HALF
@@ -93,72 +137,61 @@ def sliding(*, window: int = 24) -> Policy:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token=IMAGE,
-        chat_template=TEMPLATE,
+        chat_template=spoken,
     )
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(projection_dim=WIDTH, **VISION),
-        text_config=MistralConfig(sliding_window=window, **_text(tokenizer)),
-        image_token_index=_id(tokenizer, IMAGE),
+        text_config=text,
+        image_token_index=id_of(tokenizer, IMAGE),
         image_seq_length=(SIDE // PATCH) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
-    with _seeded(2):
+    with seeded(seed):
         return Policy(LlavaForConditionalGeneration(config).eval(), processor)
-
-
-class Qwen2VLPictures(Qwen2VLProcessor):
-    """Qwen2-VL's processor without its half for videos, which needs torchvision."""
-
-    def __init__(
-        self, image_processor: Qwen2VLImageProcessorPil, tokenizer: PreTrainedTokenizerFast, chat_template: str
-    ) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = _id(tokenizer, self.image_token), _id(tokenizer, self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def qwen2_vl() -> Policy:
     """A Qwen2-VL: an image's tokens have positions of three axes, and the text goes on behind the largest of them."""
-    tokenizer = _tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"], end="<|im_end|>"
-    )
-    processor = Qwen2VLPictures(
-        image_processor=Qwen2VLImageProcessorPil(
-            size={"shortest_edge": SIDE**2, "longest_edge": (2 * SIDE) ** 2},
-            patch_size=PATCH,
-            merge_size=2,
-            image_mean=HALF,
-            image_std=HALF,
-        ),
-        tokenizer=tokenizer,
-        chat_template=_template(
-            turn="<|im_start|>{{ message['role'] }}\n", image="<|vision_start|><|image_pad|><|vision_end|>", end="<|im_end|>\n"
-        ),
-    )
+    tokenizer = tokenizer_of([*CHATML, *QWEN.values()], end="<|im_end|>")
     config = Qwen2VLConfig(
         vision_config=Qwen2VLVisionConfig(
             depth=1, embed_dim=WIDTH, hidden_size=WIDTH, num_heads=HEADS, mlp_ratio=2, patch_size=PATCH
         ),
-        text_config=Qwen2VLTextConfig(rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]}, **_text(tokenizer)),
-        image_token_id=_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
+        text_config=Qwen2VLTextConfig(
+            rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]}, **text_options(tokenizer)
+        ),
+        **ids(tokenizer, QWEN),
     )
-    with _seeded(3):
-        return Policy(Qwen2VLForConditionalGeneration(config).eval(), processor)
+    with seeded(3):
+        return Policy(Qwen2VLForConditionalGeneration(config).eval(), qwen_processor(Qwen2VLProcessor, tokenizer, "Qwen2VL"))
 
 
-def gemma3(*, window: int = CONTEXT) -> Policy:
+def qwen_processor(kind: type[ProcessorMixin], tokenizer: PreTrainedTokenizerFast, videos: str) -> ProcessorMixin:
+    """A Qwen processor's half for images, with what its folder says of the other."""
+    pictures = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": SIDE**2, "longest_edge": (2 * SIDE) ** 2},
+        patch_size=PATCH,
+        merge_size=2,
+        image_mean=HALF,
+        image_std=HALF,
+    )
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    return without_video_half(
+        kind, "qwen2_vl", pictures, tokenizer, videos=f"{videos}VideoProcessor", chat_template=chatml(image)
+    )
+
+
+def gemma3(*, window: int = CONTEXT, begin: str | None = None, end: str = "<end_of_turn>") -> Policy:
     """A Gemma 3: an image's tokens see each other both ways; one layer has a window, which is wide unless told."""
     special = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = _tokenizer(["<start_of_turn>", "<end_of_turn>", *special.values()], end="<end_of_turn>", named=special)
+    tokens = dict.fromkeys(["<start_of_turn>", "<end_of_turn>", *special.values(), *([begin] if begin else []), end])
+    tokenizer = tokenizer_of([*tokens], end=end, begin=begin, named=special)
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=HALF, image_std=HALF),
         tokenizer=tokenizer,
         image_seq_length=(SIDE // PATCH) ** 2,
-        chat_template=_template(turn="<start_of_turn>{{ message['role'] }}\n", image="<start_of_image>", end="<end_of_turn>\n"),
+        chat_template=template(turn="<start_of_turn>{{ message['role'] }}\n", image="<start_of_image>", end="<end_of_turn>\n"),
     )
     config = Gemma3Config(
         vision_config=SiglipVisionConfig(vision_use_head=False, **VISION),
@@ -167,74 +200,84 @@ def gemma3(*, window: int = CONTEXT) -> Policy:
             query_pre_attn_scalar=WIDTH // HEADS,
             sliding_window=window,
             layer_types=["sliding_attention", "full_attention"],
-            **_text(tokenizer),
+            **text_options(tokenizer),
         ),
         mm_tokens_per_image=(SIDE // PATCH) ** 2,
-        image_token_index=_id(tokenizer, special["image_token"]),
-        boi_token_index=_id(tokenizer, special["boi_token"]),
-        eoi_token_index=_id(tokenizer, special["eoi_token"]),
+        image_token_index=id_of(tokenizer, special["image_token"]),
+        boi_token_index=id_of(tokenizer, special["boi_token"]),
+        eoi_token_index=id_of(tokenizer, special["eoi_token"]),
     )
-    with _seeded(4):
+    with seeded(4):
         model = Gemma3ForConditionalGeneration(config)
         # It starts as zeros, and then no image is seen.
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=WEIGHT_SCALE)
         return Policy(model.eval(), processor)
 
 
-def smolvlm() -> Policy:
-    """An Idefics3, as SmolVLM is one: an image becomes tiles and a view of the whole, [1, tiles, 3, height, width].
-
-    SmolVLM's own processor needs num2words and torchvision, for videos; its image half is Idefics3's. Image splitting is on.
-    """
-    special = ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"]
+def idefics3(*, smol: bool = False) -> Policy:
+    """An Idefics3, or a SmolVLM: an image becomes tiles and a view of the whole, [1, tiles, 3, height, width]."""
+    special = ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", IMAGE, "<global-img>"]
     places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer = _tokenizer([*special, *places], end="<end_of_utterance>")
-    processor = Idefics3Processor(
-        image_processor=Idefics3ImageProcessorPil(
-            do_image_splitting=True,
-            size={"longest_edge": 2 * SIDE},
-            max_image_size={"longest_edge": SIDE},
-            image_mean=HALF,
-            image_std=HALF,
-        ),
-        tokenizer=tokenizer,
-        image_seq_len=(SIDE // PATCH // 2) ** 2,
-        chat_template="<|im_start|>"
-        + _template(turn="{{ message['role'] | capitalize }}:", image="<image>", end="<end_of_utterance>\n"),
+    tokenizer = tokenizer_of([*special, *places], end="<end_of_utterance>")
+    pictures = (SmolVLMImageProcessorPil if smol else Idefics3ImageProcessorPil)(
+        do_image_splitting=True,
+        size={"longest_edge": 2 * SIDE},
+        max_image_size={"longest_edge": SIDE},
+        image_mean=HALF,
+        image_std=HALF,
     )
-    config = Idefics3Config(
-        vision_config=Idefics3VisionConfig(**VISION),
-        text_config=LlamaConfig(**_text(tokenizer)),
-        image_token_id=_id(tokenizer, "<image>"),
-        scale_factor=2,
-    )
-    with _seeded(5):
-        return Policy(Idefics3ForConditionalGeneration(config).eval(), processor)
+    settings: dict[str, Any] = {
+        "image_seq_len": (SIDE // PATCH // 2) ** 2,
+        "chat_template": "<|im_start|>"
+        + template(turn="{{ message['role'] | capitalize }}:", image=IMAGE, end="<end_of_utterance>\n"),
+    }
+    shape: dict[str, Any] = {
+        "text_config": LlamaConfig(**text_options(tokenizer)),
+        "image_token_id": id_of(tokenizer, IMAGE),
+        "scale_factor": 2,
+    }
+    with seeded(5):
+        if not smol:
+            config = Idefics3Config(vision_config=Idefics3VisionConfig(**VISION), **shape)
+            return Policy(
+                Idefics3ForConditionalGeneration(config).eval(), Idefics3Processor(pictures, tokenizer=tokenizer, **settings)
+            )
+        model = SmolVLMForConditionalGeneration(SmolVLMConfig(vision_config=SmolVLMVisionConfig(**VISION), **shape))
+        videos = "SmolVLMVideoProcessor"
+        return Policy(
+            model.eval(), without_video_half(SmolVLMProcessor, "smolvlm", pictures, tokenizer, videos=videos, **settings)
+        )
 
 
 ARCHITECTURES: dict[str, Callable[[], Policy]] = {
     "llava": llava,
     "qwen2_vl": qwen2_vl,
     "gemma3": gemma3,
-    "smolvlm": smolvlm,
+    "smolvlm": idefics3,
     "sliding": sliding,
 }
 
 
-def _template(*, turn: str, image: str, end: str) -> str:
-    """A chat template: how a turn opens, what stands for an image, how a turn closes."""
-    part = "{%- if part['type'] == 'image' -%}IMAGE{%- else -%}{{ part['text'] }}{%- endif -%}"
-    turns = "{%- for message in messages -%}TURN{%- for part in message['content'] -%}PART{%- endfor -%}END{%- endfor -%}"
-    return turns.replace("PART", part).replace("IMAGE", image).replace("TURN", _literal(turn)).replace("END", _literal(end))
+def without_video_half(
+    kind: type[ProcessorMixin],
+    model_type: str,
+    pictures: object,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    videos: str,
+    **settings: object,
+) -> ProcessorMixin:
+    """A processor without its half for videos, which needs torchvision, and with what its folder says of that half."""
+    return without_videos(kind, family_of(model_type), {"video_processor_type": videos})(pictures, tokenizer, **settings)
 
 
-def _literal(text: str) -> str:
-    """Text whose line breaks a template keeps between tags that strip white space."""
-    return text.replace("\n", "{{ '\n' }}")
+def tokenizer_of(
+    special: list[str], *, end: str, begin: str | None = None, named: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE like the small model's, with a family's special tokens; `named` become the tokenizer's attributes.
 
-
-def _tokenizer(special: list[str], *, end: str, named: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
-    """Byte-level BPE like the small model's, with a family's special tokens; `named` become the tokenizer's attributes."""
+    It writes `begin` before every text unless told not to.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -248,6 +291,8 @@ def _tokenizer(special: list[str], *, end: str, named: dict[str, str] | None = N
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
+        bos_token=begin,
+        add_bos_token=begin is not None,
         eos_token=end,
         extra_special_tokens=named if named is not None else special,
         model_max_length=CONTEXT,
@@ -255,7 +300,7 @@ def _tokenizer(special: list[str], *, end: str, named: dict[str, str] | None = N
     )
 
 
-def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def text_options(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Options of the language model, by the names all their classes use."""
     return {
         "vocab_size": len(tokenizer),
@@ -272,15 +317,20 @@ def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     """The id of one token."""
     found = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(found, int)
     return found
 
 
+def ids(tokenizer: PreTrainedTokenizerFast, tokens: dict[str, str]) -> dict[str, Any]:
+    """The ids of tokens by the options that hold them."""
+    return {option: id_of(tokenizer, token) for option, token in tokens.items()}
+
+
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Weights drawn from `seed`, and torch's generator left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

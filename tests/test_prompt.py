@@ -1,12 +1,14 @@
 """What is learned from, and the borders of turns."""
 
+from copy import copy
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, load_policy
-from stllava.model.prompt import prompt, segments, self_question
+from stllava.model.prompt import ChatProcessor, closing, prompt, segments, self_question, virtual_role
 from stllava.records import Message, Role
 
 TALK = [
@@ -81,19 +83,124 @@ def test_image_places_in_the_text_are_refused(policy: Policy) -> None:
         segments(policy.chat, [Message(role="user", content="what is <image>?")], images=1)
 
 
-class _Template:
-    """A processor with a template of the test's own."""
-
-    image_token = "<image>"
-    chat_template = ""
-
-    def __init__(self, known: set[str]) -> None:
-        self.known = known
-
-    def apply_chat_template(self, conversation: list[dict[str, object]], *, tokenize: bool) -> str:
-        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation if turn["role"] in self.known)
+def chat(policy: Policy, template: str) -> ChatProcessor:
+    """The policy's processor with another chat template, in which TEXT stands for a turn's content."""
+    made = copy(policy.chat)
+    made.chat_template = template.replace("TEXT", "{{ message['content'][-1]['text'] }}").replace("\n", "{{ '\n' }}")
+    return made
 
 
-def test_a_template_that_leaves_out_the_virtual_user_is_refused_with_the_way_out() -> None:
-    with pytest.raises(StllavaError, match="set sq_r to 0"):
-        segments(_Template({"user", "assistant"}), self_question(TALK[1:], [True] * 3), images=0)
+CHATML = "{%- for message in messages -%}<|user|>{{ message['role'] }}\nTEXT<|end|>\n{%- endfor -%}"
+PLAIN = "{%- for message in messages -%}{{ message['role'] | upper + ': ' }}TEXT{{ ' ' }}{%- endfor -%}"
+REFUSING = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{ '[INST] ' }}TEXT{{ ' [/INST]' }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ ' ' }}TEXT<|end|>"
+    "{%- else -%}{{ raise_exception('unknown role') }}{%- endif -%}{%- endfor -%}"
+)
+ALTERNATING = (
+    "{%- for message in messages -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('take turns') }}{%- endif -%}"
+    "<|user|>{{ message['role'] }}\nTEXT<|system|>\n{%- endfor -%}"
+)
+DROPPING = CHATML.replace("in messages -%}", "in messages if message['role'] in ('user', 'assistant') -%}")
+CONFUSING = "{%- for message in messages -%}{{ 'Q: ' if message['role'] == 'user' else 'A: ' }}TEXT<|end|>{%- endfor -%}"
+SHORT = "{%- for message in messages[:2] -%}{{ message['role'] }}\nTEXT<|end|>{%- endfor -%}"
+TEMPLATES = {"chatml": CHATML, "plain": PLAIN, "refusing": REFUSING, "alternating": ALTERNATING, "dropping": DROPPING}
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [
+        (CHATML, "virtual_user"),
+        (PLAIN, "virtual_user"),
+        (REFUSING, "user"),
+        (ALTERNATING, "user"),
+        (DROPPING, "user"),
+        (CONFUSING, "user"),
+    ],
+    ids=["chatml", "plain", "refusing", "alternating", "dropping", "confusing"],
+)
+def test_the_virtual_user_has_a_role_of_its_own_where_the_template_opens_one_and_else_speaks_as_a_user(
+    policy: Policy, template: str, role: Role
+) -> None:
+    assert virtual_role(chat(policy, template)) == role
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("speaker", ["assistant", "virtual_user"])
+def test_with_any_template_a_prompt_is_the_beginning_of_what_training_sees(
+    policy: Policy, template: str, speaker: Role
+) -> None:
+    processor = chat(policy, template)
+    talk = self_question(TALK[1:6], [True] * 3)[: 5 if speaker == "assistant" else 4]
+    opened, ending = prompt(processor, talk, images=0, speaker=speaker)
+    whole = segments(processor, [*talk, Message(role=speaker, content="lung")], images=0)
+    assert opened == whole[: len(opened)]
+    assert whole[len(opened)].text.strip() == "lung" + ending.strip()
+    assert [piece.learn for piece in opened] == [False, True] * (len(opened) // 2) + [False]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_with_any_template_every_learned_turn_is_what_was_said_and_a_token_that_stops(policy: Policy, template: str) -> None:
+    policy.processor.chat_template = chat(policy, template).chat_template
+    asked = self_question(TALK[1:], [True] * 3)
+    learned = [policy.tokens(piece.text) for piece in segments(policy.chat, asked, images=0) if piece.learn]
+    assert all(ids[-1] in policy.stop_ids and not policy.stop_ids & set(ids[:-1]) for ids in learned)
+    said = [str(policy.tokenizer.decode([*ids], skip_special_tokens=True)).strip() for ids in learned]
+    assert said == [turn.content for turn in asked if turn.role != "user"]
+
+
+def test_the_template_says_what_ends_a_turn_and_the_tokenizer_where_it_does_not(policy: Policy) -> None:
+    endings = {name: closing(chat(policy, template)) for name, template in TEMPLATES.items()}
+    assert endings == {
+        "chatml": "<|end|>",
+        "plain": "<|end|>",
+        "refusing": "<|end|>",
+        "alternating": "<|system|>",
+        "dropping": "<|end|>",
+    }
+
+
+def test_a_model_that_is_told_to_speak_as_a_user_goes_on_behind_the_users_opening_words(policy: Policy) -> None:
+    opened, _ = prompt(chat(policy, REFUSING), TALK[1:3], images=0, speaker="virtual_user")
+    assert opened[-1].text.endswith("[INST]")
+
+
+def test_a_template_that_holds_no_second_question_is_refused_with_the_way_out(policy: Policy) -> None:
+    with pytest.raises(StllavaError, match=r"writes 2 of 4 turns .* set sq_r to 0"):
+        segments(chat(policy, SHORT), self_question(TALK[1:5], [True] * 3), images=0)
+    assert len(segments(chat(policy, SHORT), TALK[1:3], images=0)) == 2
+
+
+def test_a_refused_system_turn_is_named(policy: Policy) -> None:
+    with pytest.raises(StllavaError, match=r"refuses the turns system, user, assistant \(unknown role\)"):
+        segments(chat(policy, REFUSING), TALK[:3], images=0)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused_where_the_template_has_none(policy: Policy) -> None:
+    policy.tokenizer.eos_token = None
+    with pytest.raises(StllavaError, match="a tokenizer with an eos_token"):
+        segments(chat(policy, PLAIN), TALK[1:3], images=0)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_text_begins_with_the_tokenizers_first_token_exactly_once(policy: Policy, template: str) -> None:
+    policy.tokenizer.bos_token = "<|user|>"
+    policy.tokenizer.add_bos_token = True
+    opened, _ = prompt(chat(policy, template), TALK[1:2], images=0, speaker="assistant")
+    ids = [token for piece in opened for token in policy.tokens(piece.text)]
+    first = policy.tokenizer.bos_token_id
+    assert ids[0] == first
+    assert ids[1] != first
+
+
+@pytest.mark.parametrize("prefix_space", [True, False], ids=["a tokenizer that writes blanks", "one that does not"])
+def test_turns_are_cut_into_tokens_as_if_they_were_not_cut(policy: Policy, *, prefix_space: bool) -> None:
+    policy.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    processor = chat(policy, PLAIN)
+    pieces = segments(processor, TALK[1:3], images=0)
+    whole = processor.apply_chat_template(
+        [{"role": turn.role, "content": [{"type": "text", "text": turn.content}]} for turn in TALK[1:3]], tokenize=False
+    )
+    assert [token for piece in pieces for token in policy.tokens(piece.text)] == [*policy.tokens(whole.rstrip() + "<|end|>")]

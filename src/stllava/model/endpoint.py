@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from stllava.config import EndpointOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.model.sampler import Completion, Prompt
-from stllava.records import content_id
+from stllava.records import Role, content_id
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, NoReplyError
@@ -41,13 +41,15 @@ class EndpointSampler:
         root: Path,
         audit: Path | None = None,
         blank: bool = False,
+        virtual: Role = "virtual_user",
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Images are relative to `root`; `blank` shows black instead. Sendings are noted in the folder `audit`.
 
+        `virtual` is the role by which the policy's chat template knows the virtual user (`model.prompt.virtual_role`).
         `transport` replaces the network in tests.
         """
-        self._options, self._audit, self._transport = options, audit, transport
+        self._options, self._audit, self._virtual, self._transport = options, audit, virtual, transport
         self._address = reach(options, purpose="they are shown to the policy")
         self._pictures = Pictures(root, keep=options.concurrency + 1, blank=blank)
 
@@ -119,7 +121,7 @@ class EndpointSampler:
         return Completion(choice.message.content.strip())
 
     def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
-        messages: list[JsonValue] = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+        messages: list[JsonValue] = [{"role": self._told(turn.role), "content": turn.content} for turn in prompt.messages]
         if pictures:
             first = next(index for index, turn in enumerate(prompt.messages) if turn.role == "user")
             places: list[JsonValue] = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in pictures]
@@ -138,9 +140,12 @@ class EndpointSampler:
             body["top_k"] = sampling.top_k
         if prompt.speaker != "assistant":
             # Servers open turns of the assistant only; vLLM goes on with another's when it stands there, still empty.
-            messages.append({"role": prompt.speaker, "content": ""})
+            messages.append({"role": self._told(prompt.speaker), "content": ""})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body
+
+    def _told(self, role: Role) -> Role:
+        return self._virtual if role == "virtual_user" else role
 
 
 def request_seed(prompt: Prompt, *, number: int, seed: int) -> int:

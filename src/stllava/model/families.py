@@ -1,4 +1,91 @@
-"""What differs between families of vision-language models."""
+"""What differs between families of vision-language models, in one table.
 
-VISION = ("vision_tower", "vision_model", "visual")
-PROJECTOR = ("multi_modal_projector", "connector", "merger")
+The table is knowledge, not a gate. A model of a family that is not in it works by the same rules: the names below
+say which part of it a weight belongs to, tree/guard.py finds out whether its trees can be packed, and its chat template
+says how it is spoken to. `tests/test_families.py` holds every row against a tiny model of that family.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family."""
+
+    title: str
+    """Its name in the docs."""
+    vision: str
+    """Name of the module that is the vision tower."""
+    projector: tuple[str, ...]
+    """Names of the modules and parameters that carry image features to the language model."""
+    place: str
+    """What stands for an image in a prompt."""
+    unpacked: str = ""
+    """Why its trees are not packed; empty where they are."""
+    added: str = ""
+    """What its processor writes behind a prompt whether it ends there or not; it is cut off again."""
+    kind_of_text: int = 0
+    """What a token behind the images is, where the model asks what each token is."""
+    pictures: str = ""
+    """Processor class that reads images as its own does, where its own cannot even be built without its half for videos."""
+    template: str = ""
+    """Chat template for processors that come without one."""
+
+
+POSITIONS = "an image's tokens have positions of several axes"
+BOTH_WAYS = "an image's tokens see each other both ways"
+
+PALIGEMMA = (
+    "{%- set seen = namespace(images=0) -%}"
+    "{%- for message in messages if message['content'] is not string -%}"
+    "{%- for part in message['content'] if part['type'] == 'image' -%}"
+    "{%- set seen.images = seen.images + 1 -%}{{ '<image>' }}"
+    "{%- endfor -%}{%- endfor -%}"
+    "{%- if not seen.images -%}{{ bos_token }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'virtual_user' -%}{{ 'ask en\n' }}{%- endif -%}"
+    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- else -%}{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}{%- endif -%}"
+    "{%- if message['role'] in ('assistant', 'virtual_user') -%}{{ eos_token }}{%- endif -%}"
+    "{{ '\n' }}"
+    "{%- endfor -%}"
+)
+"""PaliGemma was taught `<image>…<bos>task\\n` and then the answer; its own tasks include questions, so ours is one more.
+
+Its processor writes `<bos>` behind the images, so the template writes it only where there are none.
+"""
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family("LLaVA-1.5", "vision_tower", ("multi_modal_projector",), "<image>"),
+    "llava_next": Family("LLaVA-NeXT", "vision_tower", ("multi_modal_projector", "image_newline"), "<image>"),
+    "llava_onevision": Family("LLaVA-OneVision", "vision_tower", ("multi_modal_projector", "image_newline"), "<image>"),
+    "qwen2_vl": Family("Qwen2-VL", "visual", ("merger",), "<|image_pad|>", POSITIONS),
+    "qwen2_5_vl": Family("Qwen2.5-VL", "visual", ("merger",), "<|image_pad|>", POSITIONS),
+    "qwen3_vl": Family("Qwen3-VL", "visual", ("merger", "deepstack_merger_list"), "<|image_pad|>", POSITIONS),
+    "idefics3": Family("Idefics3", "vision_model", ("connector",), "<image>"),
+    "smolvlm": Family("SmolVLM", "vision_model", ("connector",), "<image>", pictures="Idefics3Processor"),
+    "gemma3": Family("Gemma 3, MedGemma", "vision_tower", ("multi_modal_projector",), "<start_of_image>", BOTH_WAYS),
+    "internvl": Family("InternVL", "vision_tower", ("multi_modal_projector",), "<IMG_CONTEXT>"),
+    "paligemma": Family(
+        "PaliGemma",
+        "vision_tower",
+        ("multi_modal_projector",),
+        "<image>",
+        BOTH_WAYS,
+        added="\n",
+        kind_of_text=1,
+        template=PALIGEMMA,
+    ),
+}
+"""By the `model_type` of their configuration."""
+
+UNKNOWN = Family("", "", (), "")
+"""What is known of any other family."""
+
+VISION = tuple(sorted({family.vision for family in FAMILIES.values()}))
+PROJECTOR = tuple(sorted({name for family in FAMILIES.values() for name in family.projector}))
+
+
+def family_of(model_type: str) -> Family:
+    """What is known of the models with this `model_type`."""
+    return FAMILIES.get(model_type, UNKNOWN)

@@ -5,17 +5,31 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
+import transformers
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import logging as transformers_logging
 
+import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import open_image
 from stllava.errors import StllavaError
-from stllava.model.prompt import ChatProcessor
+from stllava.model.families import Family, family_of
+from stllava.model.prompt import ChatProcessor, closing
 from stllava.records import content_id
 from stllava.store import MANIFEST, file_hash, read_manifest
 
@@ -25,7 +39,7 @@ IMAGE_CACHE_BYTES = 1 << 28
 """Of images kept encoded, those used last."""
 TEXT_CACHE_ENTRIES = 1 << 16
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
-NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", *KINDS})
+NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "labels", *KINDS})
 
 
 def best_device() -> torch.device:
@@ -99,10 +113,17 @@ class Policy:
         return self.model.device
 
     @property
+    def family(self) -> Family:
+        """What is known of models of its kind."""
+        return family_of(self.model.config.model_type)
+
+    @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a turn."""
+        """Tokens that end a turn: the model's, the tokenizer's, and the special ones with which the template does."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
-        ids = configured if isinstance(configured, list) else [configured]
+        ids = [*configured] if isinstance(configured, list) else [configured]
+        added = self.tokenizer.added_tokens_decoder
+        ids += [token for token in self.tokens(closing(self.chat)) if token in added and added[token].special]
         return frozenset(int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
 
     @property
@@ -128,10 +149,13 @@ class Policy:
         pictures = [open_image(prefix.root, path) for path in prefix.images]
         if prefix.blank:
             pictures = [Image.new("RGB", picture.size, (0, 0, 0)) for picture in pictures]
+        # The segment itself holds the token that begins a text, where the processor would write one (model/prompt.py).
         made = self.processor(text=[prefix.text], images=pictures, return_tensors="pt", add_special_tokens=False)
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
         asked = KINDS & inspect.signature(self.model.forward).parameters.keys()
-        encoded = Encoded(tuple(made["input_ids"][0].tolist()), inputs, {name: made[name][0] for name in asked & made.keys()})
+        end = made["input_ids"].shape[1] - len(self.tokens(self.family.added))
+        kinds = {name: made[name][0, :end] for name in asked & made.keys()}
+        encoded = Encoded(tuple(made["input_ids"][0, :end].tolist()), inputs, kinds)
         self._lengths[prefix] = len(encoded.ids)
         self._cache[prefix] = encoded
         self._cached_bytes += encoded.nbytes
@@ -163,7 +187,7 @@ class Policy:
         kinds: dict[str, torch.Tensor] = {}
         for row, (prefix, start) in enumerate(zip(prefixes, left, strict=True)):
             for name, value in (self.encode(prefix).kinds if prefix.images else {}).items():
-                filled = kinds.setdefault(name, torch.zeros(len(prefixes), width, dtype=value.dtype))
+                filled = kinds.setdefault(name, value.new_full((len(prefixes), width), self.family.kind_of_text))
                 filled[row, start : start + len(value)] = value
         return {name: value.to(self.device) for name, value in kinds.items()}
 
@@ -181,13 +205,75 @@ def _as_wide(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.cat([value, value.new_zeros(len(value), most - value.shape[1], *value.shape[2:])], dim=1) for value in values]
 
 
-def placed(model: nn.Module) -> PreTrainedModel:
-    """The model on the best device, ready to be used."""
-    return cast(PreTrainedModel, model.to(best_device()).eval())
+def placed(model: nn.Module, device: torch.device | None = None) -> PreTrainedModel:
+    """The model on the best device, or on `device`, ready to be used."""
+    return cast(PreTrainedModel, model.to(device or best_device()).eval())
 
 
-def load_policy(path: Path | str, *, dtype: torch.dtype | None = None) -> Policy:
-    """Load a policy from a transformers folder or hub name; pickled weights are refused."""
+class Pictures(ProcessorMixin):
+    """Stands between a processor class and its base and leaves out the half for videos, of which it keeps the settings.
+
+    Its folder says what the original's does: plain transformers loads it with both halves where torchvision is installed.
+    """
+
+    videos: dict[str, object]
+    """Settings of the half for videos."""
+
+    def __init__(self, image_processor: object, tokenizer: object, video_processor: object = None, **settings: object) -> None:
+        super().__init__(image_processor, tokenizer, **settings)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Names of the parts it is made of."""
+        return [name for name in super().get_attributes() if name != VIDEOS]  # type: ignore[no-untyped-call]
+
+    def to_dict(self) -> dict[str, object]:
+        """What its folder holds of it."""
+        return {**super().to_dict(), VIDEOS: self.videos}
+
+
+VIDEOS = "video_processor"
+
+
+def without_videos(kind: type[ProcessorMixin], family: Family, videos: dict[str, object]) -> type[Pictures]:
+    """The processor class, by the same name, without its half for videos, whose settings are `videos`."""
+    reads = getattr(transformers, family.pictures) if family.pictures else kind
+    return type(kind.__name__, (reads, Pictures), {"videos": videos})
+
+
+def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor of the model with this configuration, with a chat template.
+
+    Several families' processors have a half for videos and cannot be loaded without torchvision (SmolVLM's: num2words):
+    where that is what is missing, images and text are read by their own halves and the one for videos is left out.
+    """
+    family = family_of(config.model_type)
+    try:
+        processor = AutoProcessor.from_pretrained(str(path), backend="pil")
+    except ImportError:
+        kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
+        if kind is None or VIDEOS not in kind.get_attributes():
+            raise
+        settings, _ = ProcessorMixin.get_processor_dict(str(path))
+        halves = [AutoImageProcessor.from_pretrained(str(path), backend="pil"), AutoTokenizer.from_pretrained(str(path))]
+        settings.pop(VIDEOS, None)
+        videos = get_video_processor_config(str(path))
+        processor = without_videos(kind, family, videos).from_args_and_dict(halves, settings)
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"it has no processor, only a {type(processor).__name__}")
+    processor.chat_template = processor.chat_template or family.template
+    if not processor.chat_template:
+        raise ValueError("its processor has no chat template: put a chat_template.jinja into the folder")
+    return processor
+
+
+def load_policy(
+    path: Path | str, *, dtype: torch.dtype | Literal["auto"] | None = None, device: torch.device | None = None
+) -> Policy:
+    """Load a policy from a transformers folder or hub name to the best device, or to `device`; pickled weights are refused.
+
+    `dtype` auto is that of the stored weights; without it, it is that in which the device computes best.
+    """
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -202,18 +288,17 @@ def load_policy(path: Path | str, *, dtype: torch.dtype | None = None) -> Policy
                 expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
                 remedy="Convert them with transformers' save_pretrained.",
             )
-    device = best_device()
-    wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(device) else torch.float32)
+    wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(best_device()) else torch.float32)
     try:
         model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=wanted, use_safetensors=True)
-        processor = AutoProcessor.from_pretrained(str(path), backend="pil")
+        processor = load_processor(path, model.config)
     except (ImportError, OSError, ValueError) as error:
         raise StllavaError(
             f"{path} does not load: {' '.join(str(error).split())[:300]}",
             expected="an image-text-to-text model of transformers with its processor",
             remedy="Check the name or folder.",
         ) from error
-    return Policy(placed(model), processor)
+    return Policy(placed(model, device), processor)
 
 
 def fingerprint(folder: Path | str) -> str:

@@ -1,17 +1,22 @@
 """From messages to text and tokens: the one place that says what is learned from.
 
 A conversation becomes segments in the chat template's own words. What is learned are the assistant's turns and the
-virtual user's, each with its end-of-turn token; nothing else is. Training and generation build their tokens from the
-same segments, so a prompt is cut the same way whether it is learned behind or continued.
+virtual user's, each with what ends it; nothing else is. Training and generation build their tokens from the same
+segments, so a prompt is cut the same way whether it is learned behind or continued.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from jinja2 import TemplateError
 
 from stllava.errors import StllavaError
 from stllava.records import Message, Role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LEARNED: frozenset[Role] = frozenset({"assistant", "virtual_user"})
 
@@ -21,6 +26,7 @@ class ChatProcessor(Hashable, Protocol):
 
     chat_template: str
     image_token: str
+    tokenizer: "PreTrainedTokenizerBase"
 
     def apply_chat_template(self, conversation: list[dict[str, object]], *, tokenize: bool) -> str:
         """Render a conversation."""
@@ -36,17 +42,17 @@ class Segment:
 
 def segments(processor: ChatProcessor, messages: Sequence[Message], *, images: int) -> list[Segment]:
     """The conversation's text, cut where learning starts and stops; the first segment ends behind the images."""
-    frame = _frame(processor, tuple(message.role for message in messages), images)
+    turns, behind = _frame(processor, tuple(message.role for message in messages), images)
     pieces: list[Segment] = []
     pending = ""
-    for message, (before, after) in zip(messages, frame, strict=True):
-        pending += before
+    for message, turn in zip(messages, turns, strict=True):
+        pending += turn.opening
         if message.role in LEARNED:
-            ending = after.rstrip()
-            pieces += [Segment(pending, False), Segment(message.content + ending, True)]
-            pending = after[len(ending) :]
+            pieces += [Segment(pending, False), Segment(turn.blank + message.content + turn.ending, True)]
+            pending = ""
         else:
-            pending += message.content + after
+            pending += message.content
+    pending += behind
     if pending.strip():
         pieces.append(Segment(pending, False))
     return _split_behind_images(processor, pieces, images)
@@ -58,7 +64,7 @@ def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int
     pieces = segments(processor, opened, images=images)
     while not pieces[-1].learn:
         pieces.pop()
-    return pieces[:-1], pieces[-1].text.removeprefix(_SAID)
+    return pieces[:-1], pieces[-1].text.lstrip(" ").removeprefix(_SAID)
 
 
 def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Message]:
@@ -72,6 +78,28 @@ def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Me
                 message = Message(role="virtual_user", content=message.content)
         result.append(message)
     return result
+
+
+@lru_cache(maxsize=64)
+def virtual_role(processor: ChatProcessor) -> Role:
+    """How the chat template is told of the virtual user: by its own role where it opens a turn of its own for it.
+
+    Elsewhere (the template rejects the role, leaves it out or takes it for the assistant's) it speaks as a user does.
+    """
+    talk: tuple[Role, ...] = ("user", "assistant", "virtual_user", "assistant")
+    try:
+        whole, before = _render(processor, talk, 0), _render(processor, talk[:2], 0)
+    except TemplateError:
+        return "user"
+    if len(whole) != len(talk) + 1:
+        return "user"
+    opening = whole[2].removeprefix(before[2].rstrip()).strip()
+    return "virtual_user" if opening and opening not in before[0] + before[1] else "user"
+
+
+def closing(processor: ChatProcessor) -> str:
+    """What ends a turn of the assistant."""
+    return _frame(processor, ("user", "assistant"), 0)[0][1].ending
 
 
 def _split_behind_images(processor: ChatProcessor, pieces: list[Segment], images: int) -> list[Segment]:
@@ -91,31 +119,93 @@ def _split_behind_images(processor: ChatProcessor, pieces: list[Segment], images
 _MARK, _SAID = "\x02turn\x03", "-"
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What is written around a turn's content."""
+
+    opening: str
+    """What stands before it and is not learned."""
+    blank: str = ""
+    """What a learned turn begins with: the blank before its first word, where the tokenizer does not write it itself."""
+    ending: str = ""
+    """What a learned turn ends with."""
+
+
 @lru_cache(maxsize=1024)
-def _frame(processor: ChatProcessor, roles: tuple[Role, ...], images: int) -> tuple[tuple[str, str], ...]:
-    """What the chat template writes before and behind each turn's content."""
-    whole = _render(processor, roles, images)
-    if len(whole) != len(roles) + 1:
+def _frame(processor: ChatProcessor, roles: tuple[Role, ...], images: int) -> tuple[tuple[_Turn, ...], str]:
+    """What the chat template writes around each turn's content, and behind the last."""
+    virtual = virtual_role(processor) if "virtual_user" in roles else "virtual_user"
+    told = tuple(virtual if role == "virtual_user" else role for role in roles)
+    try:
+        gaps = _render(processor, told, images)
+        closed = [
+            _render(processor, told[: index + 1], images)[-1].rstrip() if role in LEARNED else ""
+            for index, role in enumerate(roles)
+        ]
+    except TemplateError as error:
+        raise _refusal(roles, f"refuses the turns {', '.join(roles)} ({error})") from error
+    if len(gaps) != len(roles) + 1:
+        raise _refusal(roles, f"writes {len(gaps) - 1} of {len(roles)} turns ({', '.join(roles)})")
+    turns: list[_Turn] = []
+    pending = _start(processor, gaps[0]) + gaps[0]
+    for role, written, gap in zip(roles, closed, gaps[1:], strict=True):
+        if not gap.startswith(written):
+            raise _refusal(roles, "changes earlier turns when later ones follow")
+        if role in LEARNED:
+            opening = pending.rstrip(" ")
+            blank = "" if _writes_blanks(processor) else pending[len(opening) :]
+            ending, pending = (written, gap[len(written) :]) if _stops(processor, written) else (_end(processor), gap)
+            turns.append(_Turn(opening, blank, ending))
+        else:
+            turns.append(_Turn(pending))
+            pending = gap
+    return tuple(turns), pending
+
+
+def _refusal(roles: Sequence[Role], found: str) -> StllavaError:
+    return StllavaError(
+        f"the chat template {found}",
+        expected="one that writes every turn once and leaves it as it is when others follow",
+        remedy="Put a chat_template.jinja that does into the model's folder (docs/families.md has one)"
+        + (", or set sq_r to 0 and ask nothing." if "virtual_user" in roles else ", or leave such turns out."),
+    )
+
+
+def _start(processor: ChatProcessor, text: str) -> str:
+    """The token that begins a text, where the tokenizer writes it of its own accord and the template does not."""
+    tokenizer = processor.tokenizer
+    first, begins = tokenizer("")["input_ids"][:1], tokenizer.bos_token
+    return str(begins) if begins and first == [tokenizer.bos_token_id] and not text.startswith(begins) else ""
+
+
+def _writes_blanks(processor: ChatProcessor) -> bool:
+    """Whether the tokenizer writes a blank before the first word of whatever it is given, as SentencePiece's do."""
+    return not processor.tokenizer.tokenize(_SAID)[0].startswith(_SAID)
+
+
+def _stops(processor: ChatProcessor, ending: str) -> bool:
+    """Whether a turn's end begins with a special token: what is said ends there."""
+    special = [str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    return ending.lstrip().startswith(tuple(special))
+
+
+def _end(processor: ChatProcessor) -> str:
+    """The tokenizer's end token, for turns that the template closes with plain text or, as LLaVA-1.5's, with nothing.
+
+    Without it a model would never learn to stop, and a question would be followed by what closes a user's turn.
+    """
+    end = processor.tokenizer.eos_token
+    if end is None:
         raise StllavaError(
-            f"the chat template writes {len(whole) - 1} of {len(roles)} turns ({', '.join(roles)})",
-            expected="a chat template that writes every turn once, virtual_user turns included",
-            remedy="Use a processor whose template knows the role virtual_user, or set sq_r to 0 and ask nothing.",
+            "neither the chat template nor the tokenizer has a token that ends a turn",
+            expected="a tokenizer with an eos_token",
+            remedy="Name it in the tokenizer_config.json of the model's folder.",
         )
-    frame: list[tuple[str, str]] = []
-    for index in range(len(roles)):
-        closed = _render(processor, roles[: index + 1], images)
-        after = closed[-1]
-        if not whole[index + 1].startswith(after):
-            raise StllavaError(
-                "the chat template changes earlier turns when later ones follow",
-                expected="a template whose text only grows",
-                remedy="Use another chat template.",
-            )
-        frame.append((whole[index] if index == 0 else whole[index][len(frame[-1][1]) :], after))
-    return tuple(frame)
+    return str(end)
 
 
 def _render(processor: ChatProcessor, roles: Sequence[Role], images: int) -> list[str]:
+    """What the template writes before, between and behind the turns, given just these roles."""
     first_user = roles.index("user") if "user" in roles else -1
     conversation: list[dict[str, object]] = []
     for index, role in enumerate(roles):

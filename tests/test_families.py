@@ -1,0 +1,368 @@
+"""Every family goes the whole way: load, sft with asking, ask, answer, dpo, export, and the same logits when loaded again.
+
+`docs/families.md` holds the table of what happened; `python tests/test_families.py --write` writes it anew.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from families import FAMILIES
+from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
+from stllava.data.conversations import conversation
+from stllava.errors import StllavaError
+from stllava.export import export
+from stllava.model.adapters import group_of
+from stllava.model.families import FAMILIES as TABLE
+from stllava.model.families import PALIGEMMA
+from stllava.model.load import Policy, Prefix, load_policy
+from stllava.model.prompt import segments, virtual_role
+from stllava.model.sampler import Prompt
+from stllava.records import Answers, Conversation, Lineage, Manifest, Message, Preference, Question, Role, Sampling
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask
+from stllava.stages.dpo import dpo
+from stllava.stages.sft import sft
+from stllava.store import Stage, read_records, to_jsonl, write_whole
+from stllava.tree.decode import LocalSampler
+from stllava.tree.forward import collate, grow, token_log_probabilities
+
+# Its processor makes arrays of tensors in the old way (transformers 5.23).
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+DOCS = Path(__file__).parents[1] / "docs" / "families.md"
+BEGIN, END = "<!-- families: made by python tests/test_families.py --write -->\n", "<!-- end of families -->\n"
+PICTURES = {"wide.png": (64, 48), "tall.png": (40, 64)}
+QUESTIONS = ("is there a nodule?", "what organ is shown?")
+SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=4)
+RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
+TALK = (
+    Message(role="user", content="Describe the image."),
+    Message(role="assistant", content="a normal chest ct."),
+    Message(role="virtual_user", content="is there a nodule?"),
+    Message(role="assistant", content="no"),
+)
+built = cache(lambda name: FAMILIES[name]())
+
+
+class Row(NamedTuple):
+    """What happened to one family."""
+
+    family: str
+    load: str
+    sft: str
+    ask: str
+    answer: str
+    dpo: str
+    export: str
+    reload: str
+
+
+HEAD = Row("family", "load", "sft with asking", "ask", "answer", "dpo", "export", "reload gives the same logits")
+
+
+def draw_pictures(root: Path) -> None:
+    """Two small images of different shapes."""
+    for name, size in PICTURES.items():
+        Image.linear_gradient("L").resize(size).convert("RGB").save(root / name)
+
+
+@torch.inference_mode()
+def logits(policy: Policy, root: Path) -> torch.Tensor:
+    """[N, V] of the model's own forward about one image."""
+    pieces = segments(policy.chat, TALK, images=1)
+    prefix = Prefix(pieces[0].text, ("wide.png",), root)
+    ids = [*policy.encode(prefix).ids, *(token for piece in pieces[1:] for token in policy.tokens(piece.text))]
+    found: torch.Tensor = policy.model(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        **policy.join([policy.encode(prefix)]),
+        **policy.kinds([prefix], left=[0], width=len(ids)),
+    ).logits[0]
+    return found
+
+
+def labels() -> list[Conversation]:
+    """One conversation of two questions about each image."""
+    turns = [turn.model_copy(update={"role": "user"}) if turn.role == "virtual_user" else turn for turn in TALK]
+    return [conversation((name,), tuple(turns)) for name in PICTURES]
+
+
+def write_questions(to: Path, policy: str) -> None:
+    """A finished ask stage: what an untrained model asks is no question."""
+    stage = Stage("ask", to, AskOptions(), inputs={}, existing="resume")
+    how = Sampling(**SHORT.model_dump(), seed=0)
+    stage.write_records(
+        "questions",
+        [
+            Question(id=f"{name} {text}", images=(name,), text=text, description="", policy=policy, sampling=how)
+            for name in PICTURES
+            for text in QUESTIONS
+        ],
+    )
+    stage.finish(counts_in=4, counts_out=4)
+
+
+def write_preferences(to: Path, answers: list[Answers]) -> None:
+    """A finished pair stage: the first answer is always preferred to one that says no."""
+    stage = Stage("pair", to, PairOptions(), inputs={}, existing="resume")
+    stage.write_records(
+        "preferences",
+        [
+            Preference(
+                id=one.id,
+                images=one.images,
+                prompt=(Message(role="user", content=one.question),),
+                chosen=one.completions[0] or "yes",
+                rejected="no, on the left",
+                margin=1.0,
+                lineage=Lineage(question_id=one.question_id, answers_id=one.id, judgment_id="j"),
+            )
+            for one in answers
+        ],
+    )
+    stage.finish(counts_in=len(answers), counts_out=len(answers))
+
+
+def packing(manifest: Manifest) -> str:
+    """Whether a stage packed, and if not, why, from its notes."""
+    unpacked = [note for note in manifest.notes if note.endswith("which takes longer.")]
+    return f"unpacked: {unpacked[0].partition(':')[0].removeprefix('This model ')}" if unpacked else "packed"
+
+
+def went(done: bool) -> str:
+    """A cell of the table."""
+    return "yes" if done else "**no**"
+
+
+def go(name: str, folder: Path) -> Row:
+    """Take a family the whole way in an empty folder."""
+    draw_pictures(folder)
+    policy = FAMILIES[name]()
+    policy.save(folder / "model")
+    loaded = load_policy(folder / "model")
+    same = torch.equal(logits(loaded, folder), logits(policy, folder))
+    write_whole(folder / "labels.jsonl", to_jsonl(labels()))
+    shared = {"learning_rate": RATES, "batch_size": 2, "warmup": 0.0, "schedule": "constant", "save_steps": 0}
+    tuned = sft(
+        SftOptions.model_validate(shared | {"sq_r": 1.0}),
+        model=str(folder / "model"),
+        conversations=folder / "labels.jsonl",
+        images=folder,
+        to=folder / "sft",
+    )
+    asking = AskOptions(questions=2, sampling=SHORT, description=SHORT)
+    asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked")
+    write_questions(folder / "questions", "p")
+    answered = answer(
+        AnswerOptions(k=2, sampling=SHORT),
+        policy=folder / "sft",
+        questions=folder / "questions",
+        root=folder,
+        to=folder / "answers",
+    )
+    write_preferences(folder / "pairs", read_records(folder / "answers", "answers", Answers))
+    preferred = dpo(
+        DpoOptions.model_validate(shared | {"sq_r": 1.0, "replay_images": 2}),
+        policy=folder / "sft",
+        preferences=folder / "pairs",
+        images=folder,
+        conversations=folder / "labels.jsonl",
+        to=folder / "dpo",
+    )
+    exported = export(folder / "dpo", to=folder / "exported")
+    last = logits(load_policy(folder / "dpo"), folder)
+    again = load_policy(folder / "exported")
+    plain = AutoModelForImageTextToText.from_pretrained(folder / "exported").eval()
+    kept = torch.equal(logits(again, folder), last) and torch.equal(logits(Policy(plain, again.processor), folder), last)
+    assert packing(tuned) == packing(preferred)
+    return Row(
+        f"{TABLE[name].title} (`{name}`)",
+        went(same),
+        f"{went(tuned.counts_out == len(PICTURES))}, as {virtual_role(loaded.chat)}",
+        went(asked.counts_in == 2 * len(PICTURES) and not any(cause.startswith("image") for cause in asked.dropped)),
+        went(answered.counts_out == len(PICTURES) * len(QUESTIONS)),
+        packing(preferred) if preferred.counts_out == len(PICTURES) * len(QUESTIONS) else "**no**",
+        went(exported.counts_out == 1),
+        went(kept and not torch.equal(last, logits(policy, folder))),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [HEAD, Row(*["---"] * len(HEAD)), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@pytest.fixture(scope="session")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Row]:
+    """What happened to a family, found out once."""
+    return cache(lambda name: go(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def policy(name: str) -> Policy:
+    made: Policy = built(name)
+    made.packs = True
+    return made
+
+
+def test_each_family_goes_the_whole_way(name: str, found: Callable[[str], Row]) -> None:
+    row = found(name)
+    assert "**no**" not in " ".join(row)
+    assert (row.dpo == "packed") == (not TABLE[name].unpacked)
+
+
+def test_the_docs_table_is_what_happened(found: Callable[[str], Row]) -> None:
+    written = DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert written == table([found(name) for name in FAMILIES]), "run: python tests/test_families.py --write"
+
+
+def test_the_table_knows_every_family_that_is_tested_and_no_other() -> None:
+    assert FAMILIES.keys() == TABLE.keys()
+
+
+def test_every_weight_belongs_to_the_part_its_family_says(name: str, policy: Policy) -> None:
+    for weight, _ in policy.model.named_parameters():
+        parts = weight.split(".")
+        carries = any(part in TABLE[name].projector for part in parts)
+        expected = "projector" if carries else "vision" if TABLE[name].vision in parts else "language"
+        assert group_of(weight) == expected, weight
+        assert expected != "language" or {"language_model", "text_model", "lm_head"} & set(parts), weight
+    assert {group_of(weight) for weight, _ in policy.model.named_parameters()} == {"language", "projector", "vision"}
+
+
+def test_a_prompt_in_tokens_is_what_the_familys_own_processor_makes_of_it(name: str, policy: Policy, tmp_path: Path) -> None:
+    draw_pictures(tmp_path)
+    pieces = segments(policy.chat, TALK[:2], images=1)
+    assert pieces[0].text.endswith(TABLE[name].place)
+    said = pieces[2].text.partition(TALK[1].content)[0] + TALK[1].content
+    texts = [*(piece.text for piece in pieces[1:2]), said]
+    ours = [
+        *policy.encode(Prefix(pieces[0].text, ("wide.png",), tmp_path)).ids,
+        *(token for text in texts for token in policy.tokens(text)),
+    ]
+    render = cast(Callable[..., dict[str, torch.Tensor]], policy.processor.apply_chat_template)
+    own = render(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": Image.open(tmp_path / "wide.png")},
+                    {"type": "text", "text": TALK[0].content},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": TALK[1].content}]},
+        ],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert own["input_ids"][0, : len(ours)].tolist() == ours
+
+
+def test_what_is_said_later_does_not_change_how_likely_an_answer_was(policy: Policy, tmp_path: Path) -> None:
+    draw_pictures(tmp_path)
+    policy.packs = False
+    values = []
+    for turns in (TALK[:2], TALK):
+        pieces = segments(policy.chat, turns, images=1)
+        learned = max(place for place, piece in enumerate(pieces) if piece.learn)
+        tree = grow(policy, Prefix(pieces[0].text, ("wide.png",), tmp_path), [pieces[1 : learned + 1]])
+        with torch.inference_mode():
+            values.append(token_log_probabilities(policy.model, collate(policy, [tree])))
+    assert len(values[1]) > len(values[0])
+    assert torch.allclose(values[1][: len(values[0])], values[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("speaker", ["assistant", "virtual_user"])
+def test_a_turn_behind_others_is_what_the_familys_own_generate_says(policy: Policy, tmp_path: Path, speaker: Role) -> None:
+    draw_pictures(tmp_path)
+    history = TALK[:3] if speaker == "assistant" else TALK[:2]
+    sampler = LocalSampler(policy, root=tmp_path, tokens=1 << 16)
+    prompts = [Prompt(history, (image,), speaker=speaker) for image in PICTURES]
+    greedy = sampler.complete(prompts, k=1, sampling=SHORT.model_copy(update={"temperature": 0.0}), seed=0)
+    generate = cast(Callable[..., torch.Tensor], policy.model.generate)
+    for one, (said,) in zip(prompts, greedy, strict=True):
+        asked = sampler.request(one)
+        encoded = policy.encode(asked.prefix)
+        ids = torch.tensor([[*encoded.ids, *asked.ids]])
+        out = generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=SHORT.max_new_tokens,
+            eos_token_id=sorted(policy.stop_ids),
+            pad_token_id=policy.tokenizer.pad_token_id,
+            **policy.join([encoded]),
+            **policy.kinds([asked.prefix], left=[0], width=ids.shape[1]),
+        )
+        assert said.text == str(policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl"])
+def test_a_processor_without_its_half_for_videos_keeps_what_its_folder_says_of_it(name: str, tmp_path: Path) -> None:
+    built(name).save(tmp_path / "a")
+    load_policy(tmp_path / "a").save(tmp_path / "b")
+    first, second = (json.loads((tmp_path / one / "processor_config.json").read_text()) for one in "ab")
+    assert first == second
+    assert first["video_processor"]["video_processor_type"].endswith("VideoProcessor")
+    assert first["processor_class"] == type(built(name).processor).__name__
+
+
+def test_only_a_missing_half_for_videos_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built("llava").save(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("sentencepiece is not there")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", fail)
+    with pytest.raises(StllavaError, match="sentencepiece is not there"):
+        load_policy(tmp_path)
+
+
+def test_a_processor_without_a_chat_template_gets_its_familys_or_is_refused(tmp_path: Path) -> None:
+    for name in ("paligemma", "llava"):
+        built(name).save(tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").unlink()
+    assert load_policy(tmp_path / "paligemma").chat.chat_template == PALIGEMMA
+    with pytest.raises(StllavaError, match=r"chat_template\.jinja"):
+        load_policy(tmp_path / "llava")
+
+
+def test_the_docs_template_holds_a_virtual_user() -> None:
+    policy = FAMILIES["llava_next"]()
+    policy.processor.chat_template = DOCS.read_text(encoding="utf-8").partition("```jinja\n")[2].partition("```")[0]
+    assert virtual_role(policy.chat) == "virtual_user"
+    learned = [piece.text for piece in segments(policy.chat, TALK, images=1) if piece.learn]
+    assert learned == [f" {turn.content}</s>" for turn in TALK[1:]]
+
+
+def write() -> None:
+    """Write the table into the docs."""
+    rows = []
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(go(name, Path(folder)))
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    DOCS.write_text(before + BEGIN + table(rows) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_families.py --write")
+    write()

@@ -108,6 +108,7 @@ def noted(policy: "Policy", pairs: "list[Preference]", work: Path, setting: Sett
 def options(setting: Setting) -> "DpoOptions":
     """Our options: the whole model learns or, of the 7B one, LoRA on its language part, as on TRL's side."""
     from stllava.config import DpoOptions, GroupRates, LoraOptions
+    from stllava.config.training import AdapterOptions
 
     lora = setting.model == "7b"
     rest = 0.0 if lora else LEARNING_RATE
@@ -118,7 +119,7 @@ def options(setting: Setting) -> "DpoOptions":
         batch_size=setting.batch,
         tokens=setting.tokens,
         learning_rate=GroupRates(language=LEARNING_RATE, projector=rest, vision=rest),
-        lora=LoraOptions(language_rank=LORA_RANK if lora else 0, dropout=0.0),
+        lora=LoraOptions(language=AdapterOptions(rank=LORA_RANK if lora else 0, dropout=0.0)),
         schedule="constant",
         warmup=0.0,
         save_steps=0,

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from stllava.config import DpoOptions, GroupRates, LoraOptions, SftOptions
+from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import CollapseError, StllavaError
 from stllava.model.adapters import group_of
@@ -29,6 +30,7 @@ from stllava.tree.preferences import Choices
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
 QUICK = SftOptions(learning_rate=RATES, warmup=0.0, schedule="constant", batch_size=3, save_steps=0)
+LORA = LoraOptions(language=AdapterOptions(rank=4), vision=AdapterOptions(rank=2))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -68,8 +70,7 @@ def test_a_frozen_part_does_not_change_at_all(tiny_model: Path, phantoms: Path, 
 
 
 def test_lora_learns_and_is_merged_into_a_plain_folder(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
-    lora = LoraOptions(language_rank=4, vision_rank=2, dropout=0.0)
-    after = learn(QUICK.model_copy(update={"lora": lora}), tiny_model, phantoms, tmp_path / "sft")
+    after = learn(QUICK.model_copy(update={"lora": LORA}), tiny_model, phantoms, tmp_path / "sft")
     names = changed(weights(tiny_model), weights(after))
     assert {group_of(name) for name in names} == {"language", "projector", "vision"}
     assert not any("norm" in name or "embed" in name for name in names)
@@ -91,10 +92,11 @@ class _KilledError(Exception):
     """Stands for SIGKILL in the middle of a training."""
 
 
+@pytest.mark.parametrize("lora", [LoraOptions(), LORA], ids=["in full", "lora"])
 def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(
-    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraOptions
 ) -> None:
-    options = QUICK.model_copy(update={"epochs": 4.0, "schedule": "cosine", "save_steps": 3})
+    options = QUICK.model_copy(update={"epochs": 4.0, "schedule": "cosine", "save_steps": 3, "lora": lora})
     whole = learn(options, tiny_model, phantoms, tmp_path / "whole")
     step: Callable[..., Tensor] = Trainer.training_step
     calls = 0
@@ -292,12 +294,12 @@ def test_a_collapse_stops_the_training(drift: float, accuracies: list[float], fa
 def test_a_part_that_no_gradient_reaches_is_refused(
     tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(path: Path | str) -> Policy:
-        policy = load_policy(path)
+    def cut_off(path: Path | str, *, dtype: torch.dtype | None) -> Policy:
+        policy = load_policy(path, dtype=dtype)
         policy.model.model.multi_modal_projector.register_forward_hook(lambda *given: given[-1].detach())
         return policy
 
-    monkeypatch.setattr("stllava.model.load.load_policy", cut_off)
+    monkeypatch.setattr("stllava.model.adapters.load_policy", cut_off)
     with pytest.raises(StllavaError, match=r"no gradient reaches the part (projector and vision|vision and projector)"):
         learn(QUICK, tiny_model, phantoms, tmp_path / "sft")
 

@@ -18,21 +18,37 @@ class GroupRates(Options):
     """Vision tower (its LoRA, where one is used)."""
 
 
-class LoraOptions(Options):
-    """Low-rank adapters; they are merged into the weights when the stage ends."""
+class AdapterOptions(Options):
+    """Low-rank adapters on the linear layers of one part of the model, whose own weights are then frozen."""
 
-    language_rank: NonNegativeInt = 0
-    """Rank on the language model's linear layers; 0 trains them in full."""
-    vision_rank: NonNegativeInt = 0
-    """Rank on the vision tower's linear layers; 0 trains them in full."""
-    alpha_per_rank: PositiveFloat = 2.0
-    """LoRA's alpha divided by the rank."""
+    rank: NonNegativeInt = 0
+    """Rank; 0 puts no adapters there, and the part learns in full."""
+    alpha: PositiveInt | None = None
+    """What the adapters add is multiplied by alpha / rank; twice the rank when absent."""
     dropout: Share = 0.05
     """Dropout before the adapters."""
+
+    @property
+    def strength(self) -> int:
+        """Alpha, given or not."""
+        return self.alpha if self.alpha is not None else 2 * self.rank
+
+
+class LoraOptions(Options):
+    """Adapters by part, merged into the weights when the stage ends; the projector has none and learns in full."""
+
+    language: AdapterOptions = AdapterOptions()
+    """Language model."""
+    vision: AdapterOptions = AdapterOptions()
+    """Vision tower."""
+    quantise: Literal["none", "4bit"] = "none"
+    """4bit: hold the linear layers that adapters stand on, or that are frozen, in 4 bits (QLoRA, needs bitsandbytes)."""
 
 
 class TrainingOptions(Options):
     """What sft and dpo share."""
+
+    free = frozenset({"checkpoint_activations"})
 
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
@@ -57,7 +73,15 @@ class TrainingOptions(Options):
     save_steps: NonNegativeInt = 200
     """Optimizer steps between checkpoints, from which a killed stage goes on; 0 keeps none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the device has it natively, else float32."""
+    """auto: bfloat16 where the device has it natively, else float32; weights that learn are float32 in either."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _four_bits_learn_through_adapters(self) -> "TrainingOptions":
+        if self.lora.quantise != "none" and not (self.lora.language.rank and self.learning_rate.language):
+            raise ValueError("lora.language.rank and learning_rate.language above 0: weights of 4 bits learn through adapters")
+        return self
 
 
 class SftOptions(TrainingOptions):

@@ -1,16 +1,27 @@
-"""Which parts of a model learn, how fast, and through what: full weights or LoRA."""
+"""Which parts of a model learn, how fast, and through what: full weights, LoRA, or LoRA on weights of 4 bits.
 
-from typing import Literal
+Reads and writes no files, but for the weights that adapters trained on 4 bits are merged into, which are read anew.
+"""
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 
-from stllava.config import GroupRates, LoraOptions, TrainingOptions
+from stllava.config import AdapterOptions, TrainingOptions
 from stllava.errors import StllavaError
 from stllava.model.families import PROJECTOR, VISION
+from stllava.model.load import Policy, best_device, load_policy, placed
 
 Group = Literal["language", "projector", "vision"]
+GROUPS: tuple[Group, ...] = ("language", "projector", "vision")
+STARTS_ALONE = ".lora_A."
+"""LoRA's other factor starts as zeros, so in the first step none of these gets a gradient."""
 
 
 def group_of(name: str) -> Group:
@@ -21,59 +32,144 @@ def group_of(name: str) -> Group:
     return "vision" if any(part in VISION for part in parts) else "language"
 
 
-def rate_of(rates: GroupRates, group: Group) -> float:
+def rate_of(options: TrainingOptions, group: Group) -> float:
     """Peak learning rate of a part."""
+    rates = options.learning_rate
     return {"language": rates.language, "projector": rates.projector, "vision": rates.vision}[group]
 
 
+def adapters_of(options: TrainingOptions) -> dict[Group, AdapterOptions]:
+    """The parts that learn through adapters."""
+    found: dict[Group, AdapterOptions] = {"language": options.lora.language, "vision": options.lora.vision}
+    return {group: one for group, one in found.items() if one.rank > 0 and rate_of(options, group) > 0}
+
+
+def in_full(options: TrainingOptions) -> set[Group]:
+    """The parts that learn through all their weights."""
+    return {group for group in GROUPS if rate_of(options, group) > 0} - adapters_of(options).keys()
+
+
+def load_learner(path: Path | str, options: TrainingOptions) -> Policy:
+    """Load the policy that is to learn, in the precision it learns in: its frozen linear layers in 4 bits, where asked."""
+    dtype = torch.float32 if options.precision == "float32" else None
+    if options.lora.quantise == "none":
+        return load_policy(path, dtype=dtype)
+    # Layer by layer to where it learns: there it may not fit whole.
+    policy = load_policy(path, dtype=dtype, device=torch.device("cpu"))
+    quantise(policy.model, options)
+    policy.model = placed(policy.model)
+    return policy
+
+
+def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
+    """Put every linear layer but the head that adapters stand on, or that is frozen, in NF4 with double quantisation."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise StllavaError(
+            "bitsandbytes is not installed",
+            expected="it, for lora.quantise 4bit",
+            remedy="pip install 'stllava[quantised]', or set lora.quantise to none.",
+        )
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    for name, whole in _linears(model).items():
+        if group_of(name) not in {"projector", *in_full(options)}:
+            small = Linear4bit(
+                whole.in_features, whole.out_features, compute_dtype=model.dtype, quant_type="nf4", device=torch.device("meta")
+            )
+            small.weight = Params4bit(whole.weight.data, compress_statistics=True, quant_type="nf4", module=small)
+            small.bias = whole.bias
+            # Its form for some CPUs, taken up when nothing learns and kept from then on, gives no gradient.
+            small.support_avx512bf16_for_cpu = False
+            # Moving a weight is what makes it 4 bits.
+            model.set_submodule(name, small.to(best_device()))
+    # By this name peft knows which layers of its own to use.
+    cast(Any, model).is_loaded_in_4bit = True
+
+
 def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> PreTrainedModel | PeftModel:
-    """Freeze what has no learning rate and put LoRA where it has a rank; the rest learns in full."""
-    ranks: dict[Group, int] = {"language": options.lora.language_rank, "vision": options.lora.vision_rank, "projector": 0}
-    rates = options.learning_rate
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rate_of(rates, group_of(name)) > 0)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    """Freeze what has no learning rate and put LoRA where it has a rank; the rest learns in full, in float32."""
+    adapters = adapters_of(options)
+    if not (adapters or in_full(options)):
         raise StllavaError(
             "every learning rate is 0", expected="a part of the model that learns", remedy="Set learning_rate.language, say."
         )
-    adapted = {group for group, rank in ranks.items() if rank > 0 and rate_of(rates, group) > 0}
-    return _with_lora(model, options.lora, ranks, adapted, rates) if adapted else model
+    whole = [parameter for name, parameter in model.named_parameters() if group_of(name) in in_full(options)]
+    model.requires_grad_(False)
+    adapted = _with_adapters(model, adapters) if adapters else model
+    for parameter in whole:
+        # In bfloat16 a step of the usual size is rounded away.
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return adapted
 
 
-def _with_lora(
-    model: PreTrainedModel, lora: LoraOptions, ranks: dict[Group, int], adapted: set[Group], rates: GroupRates
-) -> PeftModel:
-    head = model.get_output_embeddings()
-    linear = {
-        name: group_of(name) for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions]) -> PeftModel:
+    """One set of adapters a part, by its name: peft knows one dropout a set."""
+    linears = _linears(model)
+    configs = {
+        group: LoraConfig(
+            r=one.rank,
+            lora_alpha=one.strength,
+            lora_dropout=one.dropout,
+            target_modules=[name for name in linears if group_of(name) == group],
+        )
+        for group, one in adapters.items()
     }
-    targets = [name for name, group in linear.items() if group in adapted]
-    roots = [name for name, _ in model.named_modules() if _is_root(name)]
-    in_full = [name for name in roots if group_of(name) not in adapted and rate_of(rates, group_of(name)) > 0]
-    config = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=round(max(ranks.values()) * lora.alpha_per_rank),
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        rank_pattern={name: ranks[linear[name]] for name in targets},
-        alpha_pattern={name: ranks[linear[name]] * lora.alpha_per_rank for name in targets},
-        modules_to_save=in_full or None,
-    )
-    return get_peft_model(model, config)
+    first, *others = configs
+    adapted: PeftModel = get_peft_model(model, configs[first], adapter_name=first)
+    for group in others:
+        adapted.add_adapter(group, configs[group])
+    cast(LoraModel, adapted.base_model).set_adapter(list(configs))
+    return adapted
 
 
-def _is_root(name: str) -> bool:
-    *above, last = name.split(".")
-    return last in (*VISION, *PROJECTOR) and not any(part in (*VISION, *PROJECTOR) for part in above)
+def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Linear layers by name: not the head, and not those whose weights multi-head attention reads by itself."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear) and module is not head
+    }
 
 
-def merged(model: nn.Module) -> PreTrainedModel:
-    """The model with its adapters merged into the weights, every parameter free again."""
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"expected a transformers model, got {type(model).__name__}")
-    return model.requires_grad_(True)
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """What learns, by the names it has in memory: with adapters a small part of the model."""
+    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def take_over(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put what was learned into a model that was prepared alike; a missing or unknown name is an error."""
+    into = learned(model)
+    if into.keys() != state.keys():
+        odd = sorted(into.keys() ^ state.keys())
+        raise StllavaError(
+            f"what was learned does not fit this model: {len(odd)} names are on one side only, such as {odd[0]}",
+            expected="the model and the options of the training that wrote it",
+            remedy="Delete the stage's folder and run it again.",
+        )
+    for name, value in state.items():
+        into[name].copy_(value)
+
+
+def merged(model: nn.Module, options: TrainingOptions, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its adapters merged into weights of `dtype`, every parameter free again.
+
+    Weights of 4 bits are left behind: the adapters go into the whole ones, which are read anew, into main memory, since
+    beside the others there may be no room for them on the device.
+    """
+    if isinstance(model, PeftModel) and options.lora.quantise != "none":
+        small = cast(PreTrainedModel, model.get_base_model())
+        whole = type(small).from_pretrained(small.name_or_path, dtype=dtype, use_safetensors=True)
+        state, model = learned(model), prepare_model(whole, options)
+        take_over(model, state)
+    wide = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    if not isinstance(plain, PreTrainedModel):
+        raise TypeError(f"expected a transformers model, got {type(plain).__name__}")
+    for parameter in wide:
+        parameter.data = parameter.data.to(dtype)
+    return plain.requires_grad_(True)
 
 
 def optimizer_groups(model: nn.Module, options: TrainingOptions) -> list[dict[str, object]]:
@@ -86,8 +182,50 @@ def optimizer_groups(model: nn.Module, options: TrainingOptions) -> list[dict[st
         {
             "name": f"{group}{'' if decays else ' (no decay)'}",
             "params": parameters,
-            "lr": rate_of(options.learning_rate, group),
+            "lr": rate_of(options, group),
             "weight_decay": options.weight_decay if decays else 0.0,
         }
         for (group, decays), parameters in groups.items()
     ]
+
+
+def without_gradient(model: nn.Module) -> list[Group]:
+    """The parts that learn, and of which no weight has a gradient that is not zero after the first backward pass."""
+    reached: dict[Group, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and STARTS_ALONE not in name:
+            there = parameter.grad is not None and bool((parameter.grad != 0).any())
+            reached[group_of(name)] = reached.get(group_of(name), False) or there
+    return [group for group, there in reached.items() if not there]
+
+
+def table(model: nn.Module, options: TrainingOptions) -> list[str]:
+    """What learns, as lines: of each part through what, how many parameters of how many, peak learning rate, dropout.
+
+    Adapters do not count as parameters of the model.
+    """
+    learns, all_of = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                # A weight of 4 bits shares its bytes with another one.
+                is_matrix = isinstance(module, nn.Linear) and name == "weight"
+                size = module.in_features * module.out_features if is_matrix else parameter.numel()
+                group = group_of(f"{path}.{name}")
+                learns[group] += size if parameter.requires_grad else 0
+                all_of[group] += size if ".lora_" not in path else 0
+    adapters = adapters_of(options)
+    rows = [("part", "learns", "parameters", "of", "share", "peak rate", "dropout")]
+    for group in GROUPS:
+        one, rate = adapters.get(group), rate_of(options, group)
+        how = f"LoRA, rank {one.rank}, alpha {one.strength}" if one else "in full" if rate else "not"
+        rows.append((group, how, *_sizes(learns[group], all_of[group]), f"{rate:.1e}", f"{one.dropout:g}" if one else ""))
+    rows.append(("all", "", *_sizes(sum(learns.values()), sum(all_of.values())), "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _sizes(learns: int, of: int) -> tuple[str, str, str]:
+    return f"{learns:,}", f"{of:,}", f"{learns / max(of, 1):.2%}"

@@ -7,6 +7,7 @@ loss, one learning rate a part, the curves and the progress display.
 import json
 import math
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,16 +16,17 @@ from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from stllava.config import TrainingOptions
 from stllava.errors import StllavaError
-from stllava.model.adapters import group_of, merged, optimizer_groups, prepare_model
+from stllava.model.adapters import learned, merged, optimizer_groups, prepare_model, table, take_over, without_gradient
 from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
+from stllava.tree.forward import recomputed
 
 Item = TypeVar("Item")
 Batch = dict[str, Tensor]
@@ -66,11 +68,14 @@ def fit(
     seed: int,
     work: Path,
     label: str,
+    merge: bool = True,
 ) -> dict[str, list[tuple[float, float]]]:
     """Train the policy in place and return its curves; checkpoints go to `work`, and a newest whole one is resumed.
 
-    `collate` cuts a step's items into forwards of bounded size, whose gradients add up.
+    `collate` cuts a step's items into forwards of bounded size, whose gradients add up. Without `merge` adapters stay
+    beside the policy's weights.
     """
+    dtype = policy.model.dtype
     device = policy.device
     half = options.precision == "bfloat16" or (options.precision == "auto" and native_bfloat16(device))
     set_seed(seed)
@@ -103,7 +108,7 @@ def fit(
         args=arguments,
         train_dataset=items,
         data_collator=cast(Any, collate),
-        callbacks=[Display(label), FirstGradients()],
+        callbacks=[Display(label, table(model, options)), FirstGradients()],
         options=options,
         loss=loss,
         count=count,
@@ -114,8 +119,10 @@ def fit(
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_text())["epoch"]))
-    trainer.train(resume_from_checkpoint=resumed)
-    policy.model = merged(trainer.accelerator.unwrap_model(trainer.model)).eval()
+    with recomputed(policy.model) if options.checkpoint_activations else nullcontext():
+        trainer.train(resume_from_checkpoint=resumed)
+    if merge:
+        policy.model = merged(trainer.accelerator.unwrap_model(trainer.model), options, dtype=dtype).eval()
     return trainer.curves()
 
 
@@ -144,29 +151,36 @@ class TreeTrainer(Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint's weights under the names that they have in memory.
+        """Write a checkpoint's weights under the names that they have in memory; of a model with adapters, what learns.
 
         Trainer 5.23 writes a LLaVA under its published names and reads it back under those in memory, which resumes
-        from the starting weights and only warns.
+        from the starting weights and only warns; of several sets of adapters it makes only the first learn on.
         """
-        model = cast(nn.Module, self.model)
-        if self._is_whole(model):
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            save_model(model, str(folder / CHECKPOINT_WEIGHTS))
-        else:
+        if self._is_sharded():
             super()._save(output_dir, state_dict)
+            return
+        model = cast(nn.Module, self.model)
+        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(model, PeftModel):
+            save_file({name: value.contiguous() for name, value in learned(model).items()}, folder / CHECKPOINT_WEIGHTS)
+        else:
+            save_model(model, str(folder / CHECKPOINT_WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what `_save` wrote; a missing or unknown name is an error."""
-        target = model if model is not None else cast(nn.Module, self.model)
-        if self._is_whole(target):
-            load_model(target, str(Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS), strict=True)
-        else:
+        if self._is_sharded():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = model if model is not None else cast(nn.Module, self.model)
+        path = Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS
+        if isinstance(target, PeftModel):
+            take_over(target, load_file(path))
+        else:
+            load_model(target, str(path), strict=True)
 
-    def _is_whole(self, model: nn.Module) -> bool:
-        return not (isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The forwards and backwards of one optimizer step, each normalised over all of them and all devices."""
@@ -225,7 +239,7 @@ class TreeTrainer(Trainer):
 
 
 class FirstGradients(TrainerCallback):
-    """Refuse a training in which a part that should learn gets no gradient."""
+    """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros."""
 
     def on_pre_optimizer_step(
         self,
@@ -238,12 +252,7 @@ class FirstGradients(TrainerCallback):
         """Look at the gradients before the first step."""
         if state.global_step > 0 or model is None:
             return
-        reached: dict[str, bool] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                there = parameter.grad is not None and bool((parameter.grad != 0).any())
-                reached[group_of(name)] = reached.get(group_of(name), False) or there
-        idle = [group for group, there in reached.items() if not there]
+        idle = without_gradient(model)
         if idle:
             raise StllavaError(
                 f"no gradient reaches the part {' and '.join(idle)}",
@@ -253,16 +262,17 @@ class FirstGradients(TrainerCallback):
 
 
 class Display(TrainerCallback):
-    """The progress line of a training."""
+    """The table of what learns, then the progress line of a training."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, heading: Sequence[str]) -> None:
+        self.label, self.heading = label, heading
         self.progress: Progress | None = None
         self.last = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the line."""
+        """Write the table and open the line."""
         if state.is_world_process_zero:
+            sys.stderr.write("".join(f"{line}\n" for line in self.heading))
             self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
 
     def on_log(

@@ -32,7 +32,8 @@ def dpo(
     `earlier` are folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the
     same question about the same images only the pairs of the latest folder count.
     """
-    from stllava.model.load import fingerprint, load_policy
+    from stllava.model.adapters import load_learner
+    from stllava.model.load import fingerprint
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
     from stllava.tree.preferences import Choices
@@ -52,7 +53,8 @@ def dpo(
         stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        loaded = load_policy(policy)
+        loaded = load_learner(policy, options)
+        device = str(loaded.device)
         read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
         loaded.packs = options.pack
@@ -60,8 +62,10 @@ def dpo(
         lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
         choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
         unpacked = check_packing(loaded, choices.trees)
-        reference = choices.measure_reference(weights)
-        stage.write_records("references", choices.references(weights))
+        # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.
+        start = weights if options.lora.quantise == "none" else f"{weights} in {options.lora.quantise}"
+        reference = choices.measure_reference(start)
+        stage.write_records("references", choices.references(start))
         with disk_errors(to):
             curves = choices.learn(to / PARTS / "training")
             loaded.save(to)
@@ -72,7 +76,7 @@ def dpo(
             measures={"images": float(len(choices)), "replayed_images": float(len(lessons.groups) if lessons else 0)},
             curves=curves,
             notes=[*([unpacked] if unpacked else []), reference],
-            device=str(loaded.device),
+            device=device,
         )
 
 

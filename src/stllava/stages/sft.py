@@ -27,7 +27,8 @@ def sft(
     existing: Existing = "resume",
 ) -> Manifest:
     """Tune `model` on `conversations` (JSONL records or LLaVA JSON) about images under `images`; write a policy to `to`."""
-    from stllava.model.load import fingerprint, load_policy
+    from stllava.model.adapters import load_learner
+    from stllava.model.load import fingerprint
     from stllava.model.train import Items, fit
     from stllava.tree.forward import collate, forwards
     from stllava.tree.guard import check_packing
@@ -39,7 +40,8 @@ def sft(
         if stage.manifest is not None:
             return stage.manifest
         read, dropped = read_conversations(conversations)
-        policy = load_policy(model)
+        policy = load_learner(model, options)
+        device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.tokens)
         lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed, most=most)
@@ -66,7 +68,7 @@ def sft(
             measures={"images": float(len(lessons.groups))},
             curves=curves,
             notes=[unpacked] if unpacked else [],
-            device=str(policy.device),
+            device=device,
         )
 
 

@@ -5,8 +5,9 @@ the other questions. Each span attends to its root and itself through transforme
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-NAME = "stllava_tree"
+NAME, COPYING = "stllava_tree", "stllava_tree_copying"
 LEAST, MOST = 96, 192
 """Fewest tokens of questions that attend together, and most of an image: fewer save scores and cost calls."""
 
@@ -72,9 +73,13 @@ def attend(
     attention_mask: Tensor | None,
     *,
     parts: Rows | None = None,
+    copies: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """[R, N, H, D] attention of query, key and value [R, H, N, D]; without parts, with the mask over the whole row."""
+    """[R, N, H, D] attention of query, key and value [R, H, N, D]; without parts, with the mask over the whole row.
+
+    `copies` lets each span save what it sees: what is computed again in the backward pass must save as autograd does.
+    """
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     others.pop("is_causal", None)
@@ -87,7 +92,7 @@ def attend(
         made = []
         for place, part in enumerate(several):
             seen = [[one[index] for index in (*part.root, place)] for one in (keys, values)]
-            with joined(*seen) as (key, value):
+            with nullcontext([torch.cat(one, dim=2) for one in seen]) if copies else joined(*seen) as (key, value):
                 made.append(sdpa_attention_forward(module, queries[place], key, value, part.mask, **others)[0])
         made.append(made[0].new_zeros(1, empty, *made[0].shape[2:]))
         rows.append(torch.cat(made, dim=1))
@@ -121,3 +126,4 @@ def joined(*several: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 AttentionInterface.register(NAME, attend)
+AttentionInterface.register(COPYING, partial(attend, copies=True))

@@ -1,19 +1,22 @@
 """Log-probabilities of every learned token of many trees from one forward, on any causal vision-language model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from stllava.errors import StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment
-from stllava.tree.attention import LEAST, MOST, by_parts
+from stllava.tree.attention import COPYING, LEAST, MOST, NAME, by_parts
 from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows, spans
 
 LOGITS_AT_ONCE = 1 << 22
@@ -208,6 +211,46 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
     except AttributeError:
         return None
     return mlp
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Keep of each layer its input only while it learns, and compute the rest again in the backward pass.
+
+    A forward's hooks and its way to attend are gone by then. So a layer attends the second time as it did the first, and
+    the layer with the narrow MLP is left alone: it would be computed again at once, when nothing is gained by it.
+    """
+    config, last = model.config.get_text_config(), last_mlp(model)
+
+    @contextmanager
+    def attending(kind: str) -> Iterator[None]:
+        before, config._attn_implementation = config._attn_implementation, kind
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def twice(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        kind = COPYING if config._attn_implementation == NAME else config._attn_implementation
+        contexts = attending(kind), attending(kind)
+        result: Tensor = checkpoint(layer, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+        return result
+
+    layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    chosen: list[Any] = [one for one in layers if all(part is not last for part in one.modules())]
+    if not chosen:
+        raise StllavaError(
+            f"{type(model).__name__} has no layers that can be computed again",
+            expected="layers of transformers that know gradient checkpointing",
+            remedy="Set checkpoint_activations to false.",
+        )
+    for one in chosen:
+        one.gradient_checkpointing, one._gradient_checkpointing_func = True, twice
+    try:
+        yield
+    finally:
+        for one in chosen:
+            one.gradient_checkpointing = False
 
 
 class TokenLogProbability(torch.autograd.Function):

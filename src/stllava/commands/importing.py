@@ -1,50 +1,154 @@
 """`stllava import`: others' data in this product's form."""
 
+import sys
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import parse
+from stllava.commands.flags import parse, tell
 from stllava.errors import StllavaError
 from stllava.store import Existing
 
 
 def import_command(words: list[str]) -> None:
-    """`stllava import benchmark NAME SOURCE --to FOLDER`."""
-    if not words or words[0] not in ("benchmark", "-h", "--help"):
-        raise StllavaError("import of what?", expected="stllava import benchmark NAME SOURCE", remedy="See --help.")
+    """`stllava import WHAT …`."""
+    dispatch("import", KINDS, words)
+
+
+def dispatch(verb: str, kinds: Mapping[str, Callable[..., None]], words: list[str]) -> None:
+    """Run the function of `kinds` that the first word names; the first line of its docstring is its help."""
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: stllava {verb} WHAT …\n")
+        for name, function in kinds.items():
+            print(f"  {name:<14} {(function.__doc__ or '').splitlines()[0]}")
+        print(f"\n`stllava {verb} WHAT --help` lists the options.")
+        sys.exit(0)
+    if not words or words[0] not in kinds:
+        raise StllavaError(
+            f"{verb} of {words[0]!r}" if words else f"{verb} of what?",
+            expected=f"stllava {verb} {'|'.join(kinds)} …",
+            remedy="See --help.",
+        )
+    parse(kinds[words[0]], words[1:], name=f"{verb} {words[0]}")
+
+
+def benchmark(
+    name: Positional[str],
+    source: Positional[str],
+    *,
+    to: Path,
+    language: Literal["en", "zh", "both"] = "en",
+    splits: tuple[str, ...] | None = None,
+    allow_changed: bool = False,
+    existing: Existing = "resume",
+) -> None:
+    """Bring a published benchmark, or your own file, into the form that evaluate reads: one JSONL of samples a split.
+
+    Args:
+        name: vqa-rad, slake, pathvqa, pmc-vqa or omnimedvqa; any other name is that of your own file.
+        source: Its folder, hub:owner/name where there is a network, or your own .jsonl or .csv file.
+        to: Folder for the samples.
+        language: Which of SLAKE's questions.
+        splits: Which splits; all that are there when not named.
+        allow_changed: Take files that differ from the published ones; the notes say so.
+        existing: What to do with output that is there: resume, replace, or error.
+    """
     from stllava.data.benchmarks import import_benchmark
 
-    def benchmark(
-        name: Positional[str],
-        source: Positional[str],
-        *,
-        to: Path,
-        language: Literal["en", "zh", "both"] = "en",
-        splits: tuple[str, ...] | None = None,
-        allow_changed: bool = False,
-        existing: Existing = "resume",
-    ) -> None:
-        """Bring a published benchmark, or your own file, into the form that evaluate reads: one JSONL of samples a split.
+    made = import_benchmark(
+        name, source, to=to, language=language, splits=splits, allow_changed=allow_changed, existing=existing
+    )
+    for split, rows in made.splits.items():
+        kinds = Counter(row.kind for row in rows)
+        images = len({row.image for row in rows})
+        print(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
+    print(*made.notes, f"Image root: {made.root}", sep="\n")
 
-        Args:
-            name: vqa-rad, slake, pathvqa, pmc-vqa or omnimedvqa; any other name is that of your own file.
-            source: Its folder, hub:owner/name where there is a network, or your own .jsonl or .csv file.
-            to: Folder for the samples.
-            language: Which of SLAKE's questions.
-            splits: Which splits; all that are there when not named.
-            allow_changed: Take files that differ from the published ones; the notes say so.
-            existing: What to do with output that is there: resume, replace, or error.
-        """
-        made = import_benchmark(
-            name, source, to=to, language=language, splits=splits, allow_changed=allow_changed, existing=existing
+
+def conversations(
+    source: Positional[Path], *, images: Path, to: Path, max_bad: float = 0.5, existing: Existing = "resume"
+) -> None:
+    """Bring instruction data, such as LLaVA-Med's, into the form that sft reads: conversations.jsonl and missing.jsonl.
+
+    Args:
+        source: A file as LLaVA writes it, JSON or JSONL.
+        images: What its image paths are relative to.
+        to: Folder for the conversations.
+        max_bad: Share of rows that may be left out.
+        existing: What to do with output that is there: resume, replace, or error.
+    """
+    from stllava.data.exchange import import_conversations
+
+    tell(import_conversations(source, images=images, to=to, max_bad=max_bad, existing=existing))
+    _tell_missing(to)
+
+
+def preferences(
+    source: Positional[Path], *, images: Path, to: Path, max_bad: float = 0.5, existing: Existing = "resume"
+) -> None:
+    """Bring pairs of answers, such as STLLaVA-Med's, into the form that dpo reads: preferences.jsonl and missing.jsonl.
+
+    Args:
+        source: A JSON or JSONL file with the columns of STLLaVA-Med, LLaVA-RLHF, POVID, RLAIF-V or TRL.
+        images: What its image paths are relative to.
+        to: Folder for the pairs.
+        max_bad: Share of rows that may be left out.
+        existing: What to do with output that is there: resume, replace, or error.
+    """
+    from stllava.data.exchange import import_preferences
+
+    tell(import_preferences(source, images=images, to=to, max_bad=max_bad, existing=existing))
+    _tell_missing(to)
+
+
+def _tell_missing(to: Path) -> None:
+    path = to / "missing.jsonl"
+    if path.stat().st_size:
+        print(f"Images that cannot be used, and why: {path}")
+
+
+def model(
+    source: Positional[Path],
+    *,
+    to: Path,
+    base: Path | None = None,
+    vision: Path | None = None,
+    vision_adapter: Path | None = None,
+    projector: Path | None = None,
+    existing: Existing = "resume",
+) -> None:
+    """Bring a checkpoint of LLaVA, LLaVA-Med, SQ-LLaVA or STLLaVA-Med in its old layout to a transformers folder of today.
+
+    Args:
+        source: The checkpoint: whole, or LoRA adapters, or the language model alone.
+        to: The new folder.
+        base: The language model that LoRA adapters or a lone projector belong to.
+        vision: A CLIP folder, where the checkpoint does not hold its vision tower.
+        vision_adapter: The vision tower's LoRA adapters.
+        projector: The projector's file or folder, where it lies apart.
+        existing: What to do with output that is there: resume, replace, or error.
+    """
+    from stllava.model.original import import_checkpoint
+
+    tell(
+        import_checkpoint(
+            source,
+            to=to,
+            base=base,
+            vision=vision,
+            vision_adapter=vision_adapter,
+            projector=projector,
+            existing=existing,
         )
-        for split, rows in made.splits.items():
-            kinds = Counter(row.kind for row in rows)
-            images = len({row.image for row in rows})
-            print(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
-        print(*made.notes, f"Image root: {made.root}", sep="\n")
+    )
 
-    parse(benchmark, words[1:] if words[0] == "benchmark" else words, name="import benchmark")
+
+KINDS: dict[str, Callable[..., None]] = {
+    "benchmark": benchmark,
+    "conversations": conversations,
+    "preferences": preferences,
+    "model": model,
+}

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
+from pydantic import JsonValue
+
 from stllava.config import Options
-from stllava.config.base import Share
+from stllava.config.base import Share, validate
 from stllava.data.exchange.columns import layout_of, preference_of
 from stllava.data.exchange.turns import conversation_of, id_of, read_table
 from stllava.data.images import check_image
@@ -59,10 +61,10 @@ def import_conversations(
     source: Path, *, images: Path, to: Path, max_bad: float = MAX_BAD, existing: Existing = "resume"
 ) -> Manifest:
     """Write the conversations of a LLaVA-style file about images under `images` to the folder `to`."""
-    options = IntakeOptions(kind="conversations", source=str(source), images=str(images), max_bad=max_bad)
+    options = _options("conversations", source, images, max_bad=max_bad)
     with locked(to):
-        rows = read_table(source)
-        return _bring(rows, lambda row, _: conversation_of(row, root=images), options, to=to, existing=existing)
+        rows, root = read_table(source), images.resolve()
+        return _bring(rows, lambda row, _: conversation_of(row, root=root), options, to=to, existing=existing)
 
 
 def import_preferences(
@@ -72,15 +74,20 @@ def import_preferences(
 
     Prompts of several turns stay whole. A pair's lineage names the file and row that its verdict stands in.
     """
-    options = IntakeOptions(kind="preferences", source=str(source), images=str(images), max_bad=max_bad)
+    options = _options("preferences", source, images, max_bad=max_bad)
     with locked(to):
-        rows = read_table(source)
+        rows, root = read_table(source), images.resolve()
         layout = layout_of(rows[0], source=source)
 
         def read(row: Row, number: int) -> Preference:
-            return preference_of(row, layout, root=images, origin=f"{source.name}, row {number}")
+            return preference_of(row, layout, root=root, origin=f"{source.name}, row {number}")
 
         return _bring(rows, read, options, to=to, existing=existing, notes=(f"Columns as in {layout.name}.",))
+
+
+def _options(kind: str, source: Path, images: Path, *, max_bad: float) -> IntakeOptions:
+    values: dict[str, JsonValue] = {"kind": kind, "source": str(source), "images": str(images), "max_bad": max_bad}
+    return validate(IntakeOptions, values, source=f"import {kind}")
 
 
 def _bring(
@@ -153,9 +160,9 @@ def _bad_images(root: Path, records: Sequence[R]) -> dict[str, str]:
 
 def _too_few(options: IntakeOptions, dropped: Counter[str], missing: Sequence[Missing], *, rows: int) -> StllavaError:
     named = ", ".join(f"{count} × {cause}" for cause, count in sorted((+dropped).items()))
-    examples = ", ".join(f"{one.image} ({one.cause})" for one in missing[:_EXAMPLES])
+    examples = "".join(f"; {one.image} is {one.cause}" for one in missing[:_EXAMPLES])
     return StllavaError(
-        f"{dropped.total()} of {rows} rows of {options.source} cannot be used: {named}{f'; such as {examples}' if examples else ''}",
+        f"{dropped.total()} of {rows} rows of {options.source} cannot be used: {named}{examples}",
         expected=f"some that can, and at most {options.max_bad:.0%} left out",
         remedy=f"Image paths are relative to {options.images}: name another root, or allow more with max_bad.",
     )

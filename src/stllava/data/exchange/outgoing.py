@@ -29,7 +29,8 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
     the image root. TRL knows no virtual user: its turns become the user's.
     """
     pairs = read_records(preferences, "preferences", Preference)
-    _write_file(to, (f"{json.dumps(_trl_row(one, images), ensure_ascii=False)}\n" for one in pairs), replace=replace)
+    root = None if images is None else images.resolve()
+    _write_file(to, (f"{json.dumps(_trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
     return len(pairs)
 
 
@@ -73,8 +74,7 @@ def _llava_row(one: Conversation) -> dict[str, object]:
     turns = [{"from": _LLAVA[message.role], "value": message.content} for message in one.messages]
     first = next(turn for turn in turns if turn["from"] == "human")
     first["value"] = f"{PLACEHOLDER}\n" * len(one.images) + first["value"]
-    image = {"image": one.images[0] if len(one.images) == 1 else list(one.images)} if one.images else {}
-    return {"id": one.id, **image, "conversations": turns}
+    return {"id": one.id, "image": one.images[0] if len(one.images) == 1 else list(one.images), "conversations": turns}
 
 
 def _write_file(to: Path, pieces: Iterable[str], *, replace: bool) -> None:

@@ -7,9 +7,9 @@ unknown speaker, no image, no turns, empty text, odd order.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stllava.data.conversations import PLACEHOLDER, conversation, read_rows
 from stllava.errors import ItemError, StllavaError
@@ -28,12 +28,15 @@ SPEAKERS: dict[str, Role] = {
 """Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser) and chat interfaces say it."""
 IMAGE_COLUMNS = ("images", "image", "img", "image_path")
 
+# JSON can spell half a surrogate pair, which no file in UTF-8 can hold.
+_Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+
 
 class _Part(BaseModel):
     """A piece of a turn; an image is a place only."""
 
     type: Literal["text", "image"]
-    text: str | None = None
+    text: _Text | None = None
 
 
 class _Turn(BaseModel):
@@ -41,12 +44,12 @@ class _Turn(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     speaker: str = Field(validation_alias=AliasChoices("from", "role"))
-    said: str | list[_Part] = Field(validation_alias=AliasChoices("value", "content"))
+    said: _Text | list[_Part] = Field(validation_alias=AliasChoices("value", "content"))
 
 
-_SAID: TypeAdapter[str | _Turn | list[_Turn] | list[list[_Turn]]] = TypeAdapter(str | _Turn | list[_Turn] | list[list[_Turn]])
-_PATHS: TypeAdapter[str | list[str]] = TypeAdapter(str | list[str])
-_ID: TypeAdapter[str | int | None] = TypeAdapter(str | int | None)
+_SAID: TypeAdapter[str | _Turn | list[_Turn] | list[list[_Turn]]] = TypeAdapter(_Text | _Turn | list[_Turn] | list[list[_Turn]])
+_PATHS: TypeAdapter[str | list[str]] = TypeAdapter(_Text | list[_Text])
+_ID: TypeAdapter[str | int | None] = TypeAdapter(_Text | int | None)
 
 
 def read_table(path: Path) -> list[Mapping[str, object]]:
@@ -73,12 +76,12 @@ def id_of(row: Mapping[str, object]) -> str | None:
 
 
 def images_of(row: Mapping[str, object], *, root: Path) -> tuple[str, ...]:
-    """The row's images relative to the root; absolute paths become so where they lie inside it."""
+    """The row's images relative to the root, a resolved path; absolute ones become so where they lie inside it."""
     named = next((row[column] for column in IMAGE_COLUMNS if row.get(column)), None)
     if named is None:
         raise ItemError("no image", f"none of {', '.join(IMAGE_COLUMNS)}")
     paths = _valid(_PATHS, named)
-    relative = tuple(_inside(path, root.resolve()) for path in ([paths] if isinstance(paths, str) else paths))
+    relative = tuple(_inside(path, root) for path in ([paths] if isinstance(paths, str) else paths))
     if not all(relative):
         raise ItemError("no image", "an image has no name")
     return relative

@@ -1,0 +1,59 @@
+"""`stllava convert`: this product's training data in others' form."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from stllava.commands.importing import dispatch
+
+
+def convert_command(words: list[str]) -> None:
+    """`stllava convert WHAT …`."""
+    dispatch("convert", KINDS, words)
+
+
+def conversations(source: Positional[Path], *, to: Path, replace: bool = False) -> None:
+    """Write labelled conversations as LLaVA JSON.
+
+    Args:
+        source: A JSONL file of conversations.
+        to: The JSON file.
+        replace: Write over a file that is there.
+    """
+    from stllava.data.conversations import read_conversations
+    from stllava.data.exchange import to_llava
+
+    read, dropped = read_conversations(source)
+    print(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
+    if dropped:
+        print(f"  left out: {', '.join(f'{count} {cause}' for cause, count in dropped.items())}")
+
+
+def preferences(
+    folder: Positional[Path],
+    *,
+    to: Path,
+    form: Annotated[Literal["trl", "llava"], arg(name="format")] = "trl",
+    images: Path | None = None,
+    replace: bool = False,
+) -> None:
+    """Write pairs as JSONL with the columns of TRL's DPO, or what is chosen in them as LLaVA JSON.
+
+    Args:
+        folder: Folder of the pairs.
+        to: The file.
+        form: trl for the pairs, llava for the chosen answers as conversations.
+        images: Root to put before each image's path for TRL, which knows no root.
+        replace: Write over a file that is there.
+    """
+    from stllava.data.exchange import chosen_answers, to_llava, to_trl
+
+    if form == "trl":
+        print(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
+    else:
+        print(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
+
+
+KINDS: dict[str, Callable[..., None]] = {"conversations": conversations, "preferences": preferences}

@@ -1,0 +1,360 @@
+"""Others' training data: read in every published spelling, left out by cause, and written back so that it reads the same."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stllava.commands.converting import convert_command
+from stllava.commands.importing import import_command
+from stllava.config import DpoOptions
+from stllava.data.conversations import read_conversations
+from stllava.data.exchange import chosen_answers, import_conversations, import_preferences, to_llava, to_trl
+from stllava.data.exchange.columns import LAYOUTS, Layout, layout_of, preference_of
+from stllava.data.exchange.incoming import Missing
+from stllava.errors import StllavaError
+from stllava.records import Conversation, Message, Preference, content_id
+from stllava.stages.dpo import dpo
+from stllava.store import read_records
+
+Row = dict[str, object]
+ASKED, BETTER, WORSE = "What is shown?", "A fracture of the wrist.", "Nothing."
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images, a truncated one, and a text that claims to be one."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), (9, 99, 199)).save(folder / name)
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    (folder / "text.png").write_text("not an image")
+    return folder
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    """A JSON file, or JSONL by its suffix."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) if path.suffix == ".jsonl" else json.dumps(rows))
+    return path
+
+
+def say(*texts: str, image: bool = True) -> list[Row]:
+    """Turns as LLaVA writes them, a human's first."""
+    turns: list[Row] = [{"from": "gpt" if place % 2 else "human", "value": text} for place, text in enumerate(texts)]
+    return [{"from": "human", "value": f"<image>\n{texts[0]}"}, *turns[1:]] if image else turns
+
+
+def row(image: str, *texts: str, **more: object) -> Row:
+    """A LLaVA row."""
+    return {"image": image, "conversations": say(*texts), **more}
+
+
+def pair(image: str = "a.png", chosen: object = BETTER, rejected: object = WORSE, **more: object) -> Row:
+    """A preference row with plain columns."""
+    return {"image": image, "question": ASKED, "chosen": chosen, "rejected": rejected, **more}
+
+
+SPELLINGS: dict[str, Row] = {
+    "STLLaVA-Med, as its DPO training reads it": {
+        "image": "a.png",
+        "chosen_conversations": say(ASKED, BETTER),
+        "reject_conversations": say(ASKED, WORSE),
+    },
+    "STLLaVA-Med, as its judge writes it": {"q": ASKED, "img": "a.png", "p": BETTER, "r": WORSE},
+    "torchtune, xtuner": {
+        "image": "a.png",
+        "chosen_conversations": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": BETTER}],
+        "rejected_conversations": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": WORSE}],
+    },
+    "POVID, CSR": row("a.png", ASKED, BETTER) | {"rejected_conversations": say(ASKED, WORSE)},
+    "LLaVA-RLHF": {
+        "image": "a.png",
+        "conversations": [say(ASKED, "to be replaced")],
+        "output_1": {"from": "llava", "value": WORSE},
+        "output_2": {"from": "llava", "value": BETTER},
+        "preference": 2,
+    },
+    "LLaVA with two answers": row("a.png", ASKED) | {"chosen": say(BETTER, image=False)[0], "rejected": WORSE},
+    "TRL": {
+        "images": ["a.png"],
+        "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ASKED}]}],
+        "chosen": [{"role": "assistant", "content": BETTER}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": WORSE}]}],
+    },
+    "RLAIF-V": pair(image_path="elsewhere.png", idx="7"),
+    "TRL, the prompt inside the answers": {
+        "images": ["a.png"],
+        "chosen": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": BETTER}],
+        "rejected": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": WORSE}],
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_one_pair_in_every_published_spelling_is_the_same_record(layout: Layout, root: Path) -> None:
+    row = SPELLINGS[layout.name]
+    assert layout_of(row, source=Path("x")) == layout
+    made = preference_of(row, layout, root=root, origin="here")
+    assert made == preference_of(pair(), layout_of(pair(), source=Path("x")), root=root, origin="here")
+    assert (made.prompt, made.chosen, made.rejected) == ((Message(role="user", content=ASKED),), BETTER, WORSE)
+
+
+def test_columns_that_no_layout_has_are_refused_with_those_found_and_those_known(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.json", [{"image": "a.png", "win": BETTER, "lose": WORSE}])
+    with pytest.raises(StllavaError, match="columns image, win, lose") as refused:
+        import_preferences(source, images=root, to=tmp_path / "to")
+    assert all(", ".join(layout.columns) in str(refused.value) for layout in LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause"),
+    [
+        (pair(rejected=BETTER + " "), "same text"),
+        (pair(rejected=""), "empty text"),
+        (pair(rejected=None), "malformed"),
+        (pair(margin=-1), "malformed"),
+        (pair(margin=float("nan")), "malformed"),
+        (pair(id=[1]), "malformed"),
+        ({"image": "a.png", "question": ASKED, "chosen": BETTER}, "malformed"),
+        (pair(rejected=say("another question", WORSE)), "different prompts"),
+        (pair(rejected=[{"from": "somebody", "value": WORSE}]), "unknown speaker"),
+        (pair(rejected=[{"from": "human", "value": WORSE}]), "odd order"),
+        (pair(rejected=[]), "no turns"),
+        (pair(rejected="\ud800"), "malformed"),
+        (pair(image="\ud800.png"), "malformed"),
+        (pair(id="\ud800"), "malformed"),
+        (pair(image=""), "no image"),
+        (pair(image="gone.png"), "image missing"),
+        (pair(image="cut.png"), "image truncated"),
+        (pair(image="text.png"), "image not-an-image"),
+        (pair(image="../a.png"), "image outside-root"),
+        (pair(), "repeated"),
+    ],
+)
+def test_a_pair_that_cannot_be_learned_from_is_left_out_by_its_cause(bad: Row, cause: str, root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.jsonl", [pair(), bad])
+    manifest = import_preferences(source, images=root, to=tmp_path / "to")
+    assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 1, {cause: 1})
+
+
+@pytest.mark.parametrize("said", [0, None, "both", 3])
+def test_a_verdict_for_neither_answer_is_a_tie(said: object, root: Path, tmp_path: Path) -> None:
+    rows = [SPELLINGS["LLaVA-RLHF"], SPELLINGS["LLaVA-RLHF"] | {"preference": said}]
+    manifest = import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    assert manifest.dropped == {"tie": 1}
+
+
+def test_swapping_the_answers_and_the_verdict_changes_nothing(root: Path) -> None:
+    one = SPELLINGS["LLaVA-RLHF"]
+    other = one | {"output_1": one["output_2"], "output_2": one["output_1"], "preference": 1}
+    layout = layout_of(one, source=Path("x"))
+    assert preference_of(one, layout, root=root, origin="x") == preference_of(other, layout, root=root, origin="x")
+
+
+def test_the_lineage_of_a_pair_names_the_file_and_row_that_judged_it(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "dpo.json", [pair(), pair("b.png"), pair("b.png", rejected="No idea.")])
+    import_preferences(source, images=root, to=tmp_path / "to")
+    made = read_records(tmp_path / "to", "preferences", Preference)
+    assert [one.lineage.judgment_id for one in made] == [f"dpo.json, row {number}" for number in (1, 2, 3)]
+    first, second, third = (one.lineage.question_id for one in made)
+    assert second == third != first
+
+
+def test_a_rows_own_id_is_kept_where_no_other_row_has_it(root: Path, tmp_path: Path) -> None:
+    rows = [
+        row("a.png", "x", "y", id="own"),
+        row("a.png", "p", "q", id=7),
+        row("b.png", "p", "q", id=7),
+        row("a.png", "1", "2"),
+    ]
+    import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    made = read_records(tmp_path / "to", "conversations", Conversation)
+    assert made[0].id == "own"
+    for one in made[1:]:
+        assert one.id == content_id("conversation", list(one.images), [[turn.role, turn.content] for turn in one.messages])
+
+
+def test_missing_images_are_reported_one_by_one_and_nothing_else_is_lost(root: Path, tmp_path: Path) -> None:
+    rows: list[Row] = [
+        row("a.png", "x", "y", id="good", domain={"chest_xray": True}),
+        row("gone.jpg", "x", "y", id="bad"),
+        {"id": "old", "image": "b.png", "conversatons": say("x", "y")},
+        {"id": "two", "image": ["a.png", "cut.png"], "conversations": say("x", "y")},
+    ]
+    manifest = import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    assert manifest.dropped == {"image missing": 1, "image truncated": 1}
+    assert read_records(tmp_path / "to", "missing", Missing) == [
+        Missing(id="bad", image="gone.jpg", cause="missing"),
+        Missing(id="two", image="cut.png", cause="truncated"),
+    ]
+    learned, dropped = read_conversations(tmp_path / "to" / "conversations.jsonl")
+    assert ([one.id for one in learned], dropped.total()) == (["good", "old"], 0)
+
+
+def test_a_wrong_image_root_is_refused_unless_so_much_may_be_missing(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.json", [row("a.png", "x", "y"), row("gone.png", "x", "y"), row("lost.png", "x", "y")])
+    with pytest.raises(StllavaError, match=r"2 of 3 rows .* 2 × image missing; gone\.png is missing; lost\.png is missing"):
+        import_conversations(source, images=root, to=tmp_path / "to")
+    assert import_conversations(source, images=root, to=tmp_path / "to", max_bad=0.7).counts_out == 1
+    with pytest.raises(StllavaError, match="3 of 3 rows"):
+        import_conversations(source, images=tmp_path, to=tmp_path / "none", max_bad=1.0)
+
+
+def test_a_share_that_is_none_is_refused_by_name(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.json", [row("a.png", "x", "y")])
+    with pytest.raises(StllavaError, match=r"max_bad is 1\.5"):
+        import_conversations(source, images=root, to=tmp_path / "to", max_bad=1.5)
+
+
+def test_images_that_have_come_since_are_another_import(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.json", [row("a.png", "x", "y"), row("late.png", "x", "y")])
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes((root / "a.png").read_bytes())
+    first = import_conversations(source, images=images, to=tmp_path / "to")
+    assert import_conversations(source, images=images, to=tmp_path / "to") == first
+    (images / "late.png").write_bytes((root / "a.png").read_bytes())
+    with pytest.raises(StllavaError, match=r"inputs\.missing"):
+        import_conversations(source, images=images, to=tmp_path / "to")
+    assert import_conversations(source, images=images, to=tmp_path / "to", existing="replace").counts_out == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [('{"a": 1}\n{"b"\n', "row 2"), ("[1]", "row 1: it is a int"), ("[]", "no rows"), ("[{", "line 1")],
+    ids=["broken line", "no object", "empty", "broken list"],
+)
+def test_a_file_that_is_no_table_is_refused_where_it_breaks(text: str, fault: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(StllavaError, match=fault):
+        import_preferences(tmp_path / "x.jsonl", images=root, to=tmp_path / "to")
+
+
+def test_llava_json_comes_back_turn_by_turn(root: Path, tmp_path: Path) -> None:
+    rows: list[Row] = [
+        row("a.png", "x", "y", "and?", "z", id="1"),
+        {
+            "id": "2",
+            "image": ["a.png", "b.png"],
+            "conversations": [dict(say("x")[0], value="<image>\n<image>\nx"), say("", "y")[1]],
+        },
+        {"id": "3", "image": "b.png", "conversations": [{"from": "system", "value": "Be brief."}, *say("x", "y")]},
+        {"id": "4", "image": "b.png", "conversations": [*say("x", "y"), {"from": "vuser", "value": "?"}, say("", "!")[1]]},
+    ]
+    import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    records = read_records(tmp_path / "to", "conversations", Conversation)
+    assert to_llava(records, to=tmp_path / "back.json") == 4
+    assert json.loads((tmp_path / "back.json").read_text()) == rows
+
+
+TEXT = st.text(min_size=1, max_size=20).map(str.strip).filter(lambda text: text and "<image>" not in text)
+
+
+@settings(max_examples=15)
+@given(turns=st.lists(TEXT, min_size=2, max_size=6, unique=True), margin=st.floats(0.01, 10))
+def test_pairs_come_back_from_trls_columns_the_same(
+    turns: list[str], margin: float, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("trl")
+    *asked, chosen, rejected = turns if len(turns) % 2 else [ASKED, *turns]
+    rows = [{"images": ["a.png", "b.png"], "prompt": say(*asked), "chosen": chosen, "rejected": rejected, "margin": margin}]
+    import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "once")
+    (once,) = read_records(tmp_path / "once", "preferences", Preference)
+    assert len(once.prompt) == len(asked)
+    to_trl(tmp_path / "once", to=tmp_path / "trl.jsonl", images=root)
+    import_preferences(tmp_path / "trl.jsonl", images=root, to=tmp_path / "twice")
+    (twice,) = read_records(tmp_path / "twice", "preferences", Preference)
+    assert twice == once.model_copy(update={"lineage": twice.lineage})
+    assert (twice.lineage.question_id, twice.margin) == (once.lineage.question_id, margin)
+
+
+def test_what_is_chosen_can_be_learned_as_conversations(root: Path, tmp_path: Path) -> None:
+    rows = [pair(), pair(rejected="No idea."), pair("b.png", chosen=WORSE, rejected=BETTER)]
+    import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    to_llava(chosen_answers(tmp_path / "to"), to=tmp_path / "back.json")
+    read, dropped = read_conversations(tmp_path / "back.json")
+    assert not dropped
+    assert [(one.images, one.messages[-1].content) for one in read] == [(("a.png",), BETTER), (("b.png",), WORSE)]
+
+
+def test_trl_trains_on_the_file_as_it_is(tiny_model: Path, root: Path, tmp_path: Path) -> None:
+    datasets, trl, transformers = (import_module(name) for name in ("datasets", "trl", "transformers"))
+    longer = {"prompt": say(ASKED, "The wrist.", "Is it broken?"), "images": ["b.png"], "chosen": "Yes.", "rejected": "No."}
+    rows = [SPELLINGS["TRL"], longer]
+    import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    to_trl(tmp_path / "to", to=tmp_path / "pairs.jsonl", images=root)
+    loaded = datasets.load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path))
+    data = loaded.cast_column("images", datasets.List(datasets.Image()))
+    processor = transformers.AutoProcessor.from_pretrained(tiny_model)
+    trainer = trl.DPOTrainer(
+        model=transformers.AutoModelForImageTextToText.from_pretrained(tiny_model),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path / "out"),
+            per_device_train_batch_size=2,
+            activation_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            max_length=None,
+            report_to=[],
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=data,
+        processing_class=processor,
+    )
+    (batch,) = trainer.get_train_dataloader()
+    tokens = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    said = [text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    assert set(zip(said[:2], said[2:], strict=True)) == {(BETTER, WORSE), ("Yes.", "No.")}
+    assert len(batch["pixel_values"]) == 4
+
+
+def test_dpo_learns_from_an_imported_folder(tiny_model: Path, root: Path, tmp_path: Path) -> None:
+    rows = [SPELLINGS["TRL"], {"prompt": say("x", "y", "z"), "images": ["b.png"], "chosen": "Yes.", "rejected": "No."}]
+    import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "pairs")
+    manifest = dpo(
+        DpoOptions(replay=0, epochs=1), policy=tiny_model, preferences=tmp_path / "pairs", images=root, to=tmp_path / "policy"
+    )
+    assert (manifest.counts_in, manifest.counts_out) == (2, 2)
+
+
+def test_the_commands_bring_in_and_out_and_say_what_was_left(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "x.json", [pair(), pair("gone.png")])
+    import_command(["preferences", str(source), "--images", str(root), "--to", str(tmp_path / "pairs")])
+    said = capsys.readouterr().out
+    assert "2 in, 1 out" in said
+    assert "1 image missing" in said
+    assert str(tmp_path / "pairs" / "missing.jsonl") in said
+    out = tmp_path / "back.json"
+    convert_command(["preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "llava"])
+    with pytest.raises(StllavaError, match="is there already"):
+        convert_command(["preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "trl"])
+    import_command(["conversations", str(out), "--images", str(root), "--to", str(tmp_path / "labels")])
+    labels = tmp_path / "labels" / "conversations.jsonl"
+    convert_command(["conversations", str(labels), "--to", str(tmp_path / "again.json")])
+    assert (tmp_path / "again.json").read_text() == out.read_text()
+
+
+@pytest.mark.parametrize("run", [import_command, convert_command])
+def test_a_command_without_its_noun_names_the_nouns(
+    run: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StllavaError, match=r"conversations\|preferences"):
+        run(["pictures"])
+    with pytest.raises(SystemExit) as left:
+        run(["--help"])
+    assert left.value.code == 0
+    assert "preferences " in capsys.readouterr().out
+
+
+def test_bringing_data_in_and_out_loads_no_torch() -> None:
+    code = "import sys; import stllava.data.exchange, stllava.commands.converting; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

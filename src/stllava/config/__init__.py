@@ -18,16 +18,18 @@ from stllava.config.generation import (
 )
 from stllava.config.judging import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
 from stllava.config.recipe import RECIPES, RunOptions, load_judge, load_recipe
-from stllava.config.sources import Data, FilesData, PhantomData, SmallModel, VqaRadData
-from stllava.config.training import DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
+from stllava.config.sources import ComposeOptions, Data, FilesData, PhantomData, SmallModel, VqaRadData
+from stllava.config.training import AdapterOptions, DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
 
 __all__ = [
     "DESCRIBE",
     "QUESTION",
     "RECIPES",
+    "AdapterOptions",
     "AnswerOptions",
     "AskOptions",
     "ChatOptions",
+    "ComposeOptions",
     "Data",
     "DpoOptions",
     "EndpointOptions",

@@ -10,7 +10,7 @@ from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 from stllava.config.base import Options, Share, validate
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
 from stllava.config.judging import JudgeOptions, PairOptions
-from stllava.config.sources import Data, SmallModel, VqaRadData
+from stllava.config.sources import ComposeOptions, Data, SmallModel, VqaRadData
 from stllava.config.training import DpoOptions, SftOptions
 from stllava.errors import StllavaError
 
@@ -30,6 +30,8 @@ class RunOptions(Options):
     """small: build the small LLaVA; else the folder or name of a transformers image-text-to-text model."""
     small: SmallModel = SmallModel()
     """Shape of the small LLaVA."""
+    compose: ComposeOptions | None = None
+    """Compose the starting model of a vision tower and a language model, instead of `model`."""
     align: SftOptions | None = None
     """Before stage 1, learn the data's captions: with learning rates of 0 for language and vision, the projector alone."""
     sft: SftOptions = SftOptions()

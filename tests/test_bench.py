@@ -16,6 +16,7 @@ COMMANDS = {
     "scale": ["--series", "answers", "--divide", "200"],
     "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
     "expert": ["--quick", "--variants", "2"],
+    "fits": ["--tiny", "--checkpoint"],
     "efficiency": ["--quick", "--seeds", "0"],
 }
 

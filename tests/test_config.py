@@ -1,5 +1,6 @@
 """Recipes and options."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def recipe(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STLLAVA_VQA_RAD", "/data/vqa_rad")
+    for variable in re.findall(r"\$\{(\w+)\}", path.read_text()):
+        monkeypatch.setenv(variable, f"/somewhere/{variable.lower()}")
     assert load_recipe(path).name
 
 

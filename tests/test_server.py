@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from judging import SAMPLING
 from stllava.config import AskOptions, SmallModel
+from stllava.export import export
 from stllava.records import Answers, Image, Judgment, Question
 from stllava.store import AUDIT, Stage, read_jsonl, read_manifest, read_records
 
@@ -38,12 +38,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
     """A small untrained model's folder, under the names that vLLM knows."""
     from stllava.model.small import build_small
 
-    folder = tmp_path_factory.mktemp("served") / "policy"
-    build_small(SHAPE, conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
-    path, old, new = folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model."
-    weights = {name if name.startswith(new) else name.replace(old, new, 1): one for name, one in load_file(path).items()}
-    save_file(weights, path, metadata={"format": "pt"})
-    return folder
+    folder = tmp_path_factory.mktemp("served")
+    build_small(SHAPE, conversations=phantoms / "conversations.jsonl", to=folder / "small", seed=3)
+    export(folder / "small", to=folder / "policy")
+    return folder / "policy"
 
 
 @pytest.fixture(scope="module")

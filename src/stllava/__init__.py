@@ -17,6 +17,8 @@ _HOME = {
     "pair": "stllava.stages.pair",
     "dpo": "stllava.stages.dpo",
     "evaluate": "stllava.stages.evaluate",
+    "predict": "stllava.stages.predict",
+    "export": "stllava.export",
     "run": "stllava.pipeline",
     "StllavaError": "stllava.errors",
 }

@@ -24,9 +24,13 @@ COMMANDS = {
     "dpo": "Stage 2: teach a policy the preferences.",
     "evaluate": "Score a policy on a benchmark, or score its answers again.",
     "compare": "Compare runs with each other and with published numbers.",
-    "import": "Bring a published benchmark into the form that evaluate reads.",
+    "import": "Bring benchmarks, conversations, preferences or old checkpoints of others into our form.",
+    "convert": "Write training data for TRL or as LLaVA JSON.",
+    "compose": "Make a new LLaVA of a vision tower and a language model.",
+    "export": "Write a policy as a plain transformers folder with a model card.",
     "report": "Write a run's report.html and summary.json again.",
     "chat": "Talk with a policy about an image.",
+    "predict": "Answer a JSONL of questions.",
 }
 USAGE = (
     "usage: stllava COMMAND [options]\n\nA general vision-language model becomes a medical one by asking itself.\n\ncommands:\n"

@@ -262,7 +262,12 @@ class Loop:
 
 
 def starting_model(options: RunOptions, data: DataSet, to: Path) -> str:
-    """The model that sft starts from: the small one, built here, or the one the options name."""
+    """The model that sft starts from: composed or the small one, built here, or the one the options name."""
+    if options.compose is not None:
+        from stllava.model.compose import compose
+
+        compose(options.compose, to=to, seed=options.seed)
+        return str(to)
     if options.model != "small":
         return options.model
     from stllava.model.small import build_small

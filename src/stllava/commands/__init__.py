@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from stllava.commands.composing import compose_command
+from stllava.commands.converting import convert_command
 from stllava.commands.flags import stage
 from stllava.commands.importing import import_command
 from stllava.commands.judging import judge_command
 from stllava.commands.measuring import compare_command, evaluate_command, report_command
 from stllava.commands.running import demo_command, run_command
-from stllava.commands.talking import chat_command
+from stllava.commands.talking import chat_command, export_command, predict_command
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo
@@ -19,6 +21,10 @@ RUNNERS: dict[str, Callable[[list[str]], None]] = {
     "run": run_command,
     "report": report_command,
     "chat": chat_command,
+    "predict": predict_command,
+    "export": export_command,
+    "compose": compose_command,
+    "convert": convert_command,
     "import": import_command,
     "compare": compare_command,
     "judge": judge_command,

@@ -56,6 +56,7 @@ def gather(run: Path) -> RunFiles:
     options = validate(RunOptions, read_plan(run), source=str(run / PLAN))
     outcome = _parse(run / "outcome.json", Outcome)
     manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
+    manifests |= {name: read_manifest(run / name) for name in ("model", "align") if (run / name).is_dir()}
     rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}

@@ -1,0 +1,104 @@
+"""A policy to give away: a plain transformers folder that needs no stllava, with a model card of how it was made and measured.
+
+Reads the folder of a policy, or a run, whose best policy it takes. Writes configuration, safetensors under the names
+that published checkpoints have, processor, chat template, `generation_config.json` (greedy) and the card, `README.md`.
+
+    stllava export runs/mine --to my-model
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stllava.config import Options
+from stllava.errors import StllavaError
+from stllava.records import Manifest
+from stllava.report.card import Measured, write_card
+from stllava.report.gather import gather
+from stllava.report.words import START
+from stllava.store import MANIFEST, Existing, Stage, disk_errors, file_hash, locked, read_manifest, write_whole
+
+if TYPE_CHECKING:
+    from stllava.model.load import Policy
+
+OUTCOME, CARD = "outcome.json", "README.md"
+Precision = Literal["same", "float32", "bfloat16"]
+
+
+class ExportOptions(Options):
+    """How a policy is written."""
+
+    precision: Precision = "same"
+    """Of the weights; same: as they are."""
+
+
+def export(
+    policy: Path, *, to: Path, run: Path | None = None, precision: Precision = "same", existing: Existing = "resume"
+) -> Manifest:
+    """Write `policy` to the folder `to`, with a card of what `run`, which made it, measured.
+
+    Where `policy` is itself the directory of a run, its best policy is taken.
+    """
+    import torch
+
+    from stllava.model.load import fingerprint, load_policy
+
+    run = policy if (policy / OUTCOME).is_file() else run
+    measured = _measured(policy, run) if run is not None else None
+    source = folder_of(run, measured.policy) if run is not None and measured is not None else policy
+    with locked(to):
+        inputs = {"policy": fingerprint(source)} | ({"run": file_hash(run / OUTCOME)} if run is not None else {})
+        stage = Stage("export", to, ExportOptions(precision=precision), inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        dtype: torch.dtype | None = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision)
+        loaded = load_policy(source, dtype=dtype or "auto")
+        make_plain(loaded)
+        with disk_errors(to):
+            loaded.save(to)
+        made_by = read_manifest(source) if (source / MANIFEST).is_file() else None
+        custom = "auto_map" in json.loads((to / "config.json").read_text())
+        write_whole(to / CARD, write_card(measured, stage=made_by, custom=custom))
+        parameters = float(sum(parameter.numel() for parameter in loaded.model.parameters()))
+        return stage.finish(counts_in=1, counts_out=1, measures={"parameters": parameters}, device=str(loaded.device))
+
+
+def folder_of(run: Path, policy: str) -> Path:
+    """Where a run keeps a policy."""
+    return {START: run / "sft", "final": run / "final" / "sft"}.get(policy, run / policy / "dpo")
+
+
+def make_plain(policy: "Policy") -> None:
+    """Let the policy be saved as published checkpoints are: their names of weights, greedy decoding, every end of a turn.
+
+    transformers saves a model under the names that it was read with. Of a CLIP tower that was built from its configuration
+    they lack the level `vision_model`, without which vLLM does not find them.
+    """
+    from transformers import GenerationConfig
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    policy.model._weight_conversions = get_model_conversion_mapping(policy.model, add_legacy=False)  # type: ignore[assignment]
+    policy.model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=sorted(policy.stop_ids),
+        pad_token_id=policy.tokenizer.pad_token_id,
+        bos_token_id=policy.tokenizer.bos_token_id,
+    )
+
+
+def _measured(policy: Path, run: Path) -> Measured:
+    """The run's policy that has the weights of `policy`, which may be the run itself; another one is refused."""
+    from stllava.model.load import fingerprint
+
+    files = gather(run)
+    if policy == run:
+        return Measured(files, files.outcome.best)
+    weights = fingerprint(policy)
+    for name in files.outcome.policies:
+        if fingerprint(folder_of(run, name)) == weights:
+            return Measured(files, name)
+    raise StllavaError(
+        f"{policy} is none of the policies of {run}",
+        expected=f"the weights of one of {', '.join(files.outcome.policies)}",
+        remedy="Name the run that made it, or none: its card then says that nothing was measured.",
+    )

@@ -1,0 +1,130 @@
+"""Answers to questions of your own, for use: one question a line, no targets, no scores.
+
+Reads a JSONL of `{"image", "question"}` rows, with `id` and `choices` where you have them, or of Sample records, whose
+targets are not looked at. Writes `predictions.jsonl`: a line for every question in their order, with the answer or why
+there is none.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import model_validator
+
+from stllava.config import EvaluateOptions
+from stllava.errors import ItemError
+from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
+from stllava.stages.evaluate import worded
+from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
+
+if TYPE_CHECKING:
+    from stllava.model.sampler import Completion
+
+
+class Asked(Sample):
+    """A question of the user's: a sample of which image and question are known, and perhaps no more."""
+
+    targets: tuple[str, ...] = ()
+    """Not looked at."""
+    kind: QuestionKind = "open"
+    """Not looked at."""
+    split: str = ""
+    """Not looked at."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, row: object) -> object:
+        """A row without an id is named by its content."""
+        if not isinstance(row, Mapping) or "id" in row:
+            return row
+        return {"id": content_id("asked", *(row.get(key) for key in ("image", "question", "choices"))), **row}
+
+
+class Reply(Keyed):
+    """A policy's answer to a question of the user's, or why there is none."""
+
+    id: str
+    """The question's."""
+    image: str
+    """Path relative to the image root."""
+    question: str
+    """The question."""
+    choices: tuple[str, ...] = ()
+    """The options it was asked with."""
+    prompt: str = ""
+    """The words the policy was asked in; empty where they are the question itself."""
+    answer: str | None
+    """What the policy said; None where it could not be asked."""
+    cause: str | None = None
+    """Why it could not be asked; None where it was."""
+    log_probability: float | None = None
+    """Natural logarithm of the answer's untempered probability, its end included; None where it is not known."""
+    policy: str
+    """Fingerprint of the weights."""
+
+
+def predict(
+    options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
+) -> Manifest:
+    """Let `policy` answer the JSONL `questions` about images under `root`; write a line for each to `to`."""
+    from stllava.model.load import fingerprint
+    from stllava.model.sampler import Prompt
+    from stllava.tree.decode import open_sampler
+
+    with locked(to):
+        weights = fingerprint(policy)
+        inputs = {"policy": weights, "questions": file_hash(questions)}
+        stage = Stage("predict", to, options, inputs=inputs, existing=existing)
+        if stage.manifest is not None:
+            return stage.manifest
+        rows = read_jsonl(questions, Asked)
+        by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
+        sampler = open_sampler(options, policy=policy, root=root, audit=to)
+        template = options.template(questions.stem)
+
+        def work(chunk: Sequence[Asked]) -> tuple[list[Reply], Counter[str]]:
+            prompts: dict[str, Prompt] = {}
+            causes: dict[str, str] = {}
+            for row in chunk:
+                prompt = Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
+                try:
+                    sampler.check(prompt)
+                except ItemError as error:
+                    causes[row.id] = f"image {error.cause}"
+                else:
+                    prompts[row.id] = prompt
+            said = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
+            told = {name: one for name, (one,) in zip(prompts, said, strict=True)}
+            replies = [
+                reply(row, told.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
+                for row in chunk
+            ]
+            return replies, Counter(causes.values())
+
+        replies, dropped = stage.map_chunks(by_image, work, kind=Reply, size=options.chunk, unit="questions")
+        order = {row.id: place for place, row in enumerate(rows)}
+        replies.sort(key=lambda one: order[one.id])
+        stage.write_records("predictions", replies)
+        return stage.finish(
+            counts_in=len(rows),
+            counts_out=len(rows) - dropped.total(),
+            dropped=dropped,
+            notes=[*sampler.notes, f"Every question was asked as {template!r}."],
+            device=sampler.device,
+        )
+
+
+def reply(row: Asked, said: "Completion | None", *, cause: str | None, prompt: str, policy: str) -> Reply:
+    """A question with what was said, or the cause why nothing was."""
+    return Reply(
+        id=row.id,
+        image=row.image,
+        question=row.question,
+        choices=row.choices,
+        prompt="" if prompt == row.question else prompt,
+        answer=said.text if said is not None else None,
+        cause=cause,
+        log_probability=said.log_probability if said is not None else None,
+        policy=policy,
+    )

@@ -1,0 +1,129 @@
+"""predict: a line for every question, answered as evaluate would, or with the cause why not."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from stllava.commands import talking
+from stllava.config import EvaluateOptions, SamplingOptions
+from stllava.errors import StllavaError
+from stllava.records import Prediction, Sample
+from stllava.stages.evaluate import evaluate
+from stllava.stages.predict import Reply, predict
+from stllava.store import MANIFEST, read_jsonl, read_manifest, read_records
+
+OPTIONS = EvaluateOptions(sampling=SamplingOptions(temperature=0.0, max_new_tokens=6), chunk=5)
+
+
+@pytest.fixture(scope="module")
+def samples(phantoms: Path) -> list[Sample]:
+    return read_jsonl(phantoms / "phantom.jsonl", Sample)[:12]
+
+
+def rows(to: Path, *lines: object) -> Path:
+    to.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return to
+
+
+def test_short_rows_and_samples_get_the_answers_of_an_evaluation(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in samples))
+    short = rows(tmp_path / "short.jsonl", *({"image": one.image, "question": one.question} for one in samples))
+    root = phantoms / "images"
+    evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "evaluated")
+    wanted = [one.completion for one in read_records(tmp_path / "evaluated", "predictions", Prediction)]
+    for name, questions in (("full", tmp_path / "test.jsonl"), ("bare", short)):
+        predict(OPTIONS, policy=tiny_model, root=root, questions=questions, to=tmp_path / name)
+        replies = read_records(tmp_path / name, "predictions", Reply)
+        assert [one.answer for one in replies] == wanted
+        assert [(one.image, one.question) for one in replies] == [(one.image, one.question) for one in samples]
+    assert [one.id for one in read_records(tmp_path / "full", "predictions", Reply)] == [one.id for one in samples]
+
+
+def test_a_question_that_cannot_be_asked_keeps_its_line_and_says_why(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    good = {"id": "good", "image": samples[0].image, "question": "what is seen?"}
+    lost = [{"image": "gone.png", "question": "what?"}, {"image": "../up.png", "question": "what?"}]
+    path = rows(tmp_path / "q.jsonl", lost[0], good, lost[1])
+    manifest = predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out")
+    replies = read_records(tmp_path / "out", "predictions", Reply)
+    assert [one.cause for one in replies] == ["image missing", None, "image outside-root"]
+    assert [one.answer is None for one in replies] == [True, False, True]
+    assert manifest.dropped == {"image missing": 1, "image outside-root": 1}
+    assert (manifest.counts_in, manifest.counts_out) == (3, 1)
+
+
+def test_the_words_choices_and_log_probability_of_an_answer_are_told(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    row = {"image": samples[0].image, "question": "which?", "choices": ["left", "right"]}
+    options = OPTIONS.model_copy(update={"prompt": "{question} Be brief.", "sampling": SamplingOptions(max_new_tokens=60)})
+    root = phantoms / "images"
+    predict(options, policy=tiny_model, questions=rows(tmp_path / "q.jsonl", row), root=root, to=tmp_path / "out")
+    (told,) = read_records(tmp_path / "out", "predictions", Reply)
+    assert told.prompt == "which?\nA. left\nB. right Be brief."
+    assert told.choices == ("left", "right")
+    assert told.log_probability is None or told.log_probability < 0
+
+
+@pytest.mark.parametrize(
+    ("second", "fault"),
+    [
+        ('{"image": "a.png"}', "question"),
+        ('{"image": "a.png", "question": "what?", "patient": "x"}', "patient"),
+        ('{"image": "a.png", "question": "what?"', "JSON"),
+        ('["a.png", "what?"]', "Asked"),
+        ('{"image": "a.png", "question": "one?"}', "stands in line 1"),
+        ('{"id": null, "image": "a.png", "question": "what?"}', "id"),
+    ],
+    ids=["no question", "unknown field", "torn", "a list", "twice", "no id"],
+)
+def test_a_malformed_line_is_refused_by_its_number(second: str, fault: str, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"image": "a.png", "question": "one?"}\n' + second + "\n")
+    with pytest.raises(StllavaError, match=f"line 2: .*{fault}"):
+        predict(OPTIONS, policy=tiny_model, questions=path, root=tmp_path, to=tmp_path / "out")
+
+
+def test_a_killed_prediction_goes_on_to_the_same_bytes(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stllava.tree.decode import LocalSampler
+
+    path = rows(tmp_path / "q.jsonl", *({"image": one.image, "question": one.question} for one in samples))
+    answer = partial(predict, OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images")
+    answer(to=tmp_path / "whole")
+    complete, calls = LocalSampler.complete, []
+
+    def stumble(*given: object, **named: object) -> object:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return complete(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalSampler, "complete", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        answer(to=tmp_path / "killed")
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    answer(to=tmp_path / "killed")
+    assert len(calls) == 4  # chunks of 5, 5 and 2: one done, one killed, two made
+    assert (tmp_path / "killed" / "predictions.jsonl").read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+
+
+def test_the_command_takes_the_stages_flags(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rows(tmp_path / "q.jsonl", {"image": samples[0].image, "question": "what?"})
+    words = ["--policy", str(tiny_model), "--questions", str(path), "--root", str(phantoms / "images")]
+    talking.predict_command([*words, "--to", str(tmp_path / "out"), "--sampling.max-new-tokens", "3"])
+    assert "predict: 1 in, 1 out" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "out").config["sampling"] == {
+        "temperature": 0.0,
+        "top_k": 100,
+        "top_p": 0.95,
+        "max_new_tokens": 3,
+    }

@@ -17,6 +17,7 @@ COMMANDS = {
     "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
     "expert": ["--quick", "--variants", "2"],
     "fits": ["--tiny", "--checkpoint"],
+    "projector": ["--quick", "--repeats", "1", "--times", "1"],
     "efficiency": ["--quick", "--seeds", "0"],
 }
 

@@ -5,6 +5,7 @@ A row that cannot be learned from is dropped and counted by cause; a file that i
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -14,13 +15,15 @@ from stllava.records import Conversation, Message, Role, content_id
 from stllava.store import read_jsonl
 
 PLACEHOLDER = "<image>"
-_SPEAKERS: dict[str, Role] = {
+SPEAKERS: dict[str, Role] = {
     "human": "user",
     "user": "user",
+    "vuser": "virtual_user",
     "gpt": "assistant",
     "assistant": "assistant",
     "system": "system",
 }
+"""Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser) and chat interfaces say it."""
 
 
 class _Turn(BaseModel):
@@ -118,7 +121,7 @@ def _conversation(raw: object) -> Conversation:
     images = (row.image,) if isinstance(row.image, str) else tuple(row.image or ())
     messages: list[Message] = []
     for turn in row.conversations:
-        role = _SPEAKERS.get(turn.speaker.strip().lower())
+        role = SPEAKERS.get(turn.speaker.strip().lower())
         if role is None:
             raise ItemError("unknown speaker", f"a turn is from {turn.speaker!r}")
         messages.append(Message(role=role, content=turn.value.replace(PLACEHOLDER, "").strip()))
@@ -128,15 +131,18 @@ def _conversation(raw: object) -> Conversation:
 
 
 def _check(row: Conversation) -> None:
-    """Images there; turns by turns a user and an assistant, after a system message perhaps; no text empty."""
     if not row.images or not all(row.images):
         raise ItemError("no image", f"{row.id} has no image")
-    turns = row.messages[1:] if row.messages and row.messages[0].role == "system" else row.messages
+    check_turns(row.messages)
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """User and assistant by turns, after a system message perhaps; no text empty; the last turn is the assistant's."""
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
-        raise ItemError("no turns", f"{row.id} has no turns")
-    if not all(message.content.strip() for message in row.messages):
-        raise ItemError("empty text", f"{row.id} has an empty turn")
-    asked = all(turn.role in ("user", "virtual_user") for turn in turns[::2])
-    answered = all(turn.role == "assistant" for turn in turns[1::2])
-    if not asked or not answered or len(turns) % 2 or turns[0].role != "user":
-        raise ItemError("odd order", f"{row.id} does not go user, assistant, user, assistant, …")
+        raise ItemError("no turns", "nobody speaks")
+    if not all(message.content.strip() for message in messages):
+        raise ItemError("empty text", "a turn is empty")
+    asked = turns[0].role == "user" and all(turn.role in ("user", "virtual_user") for turn in turns[::2])
+    if not asked or len(turns) % 2 or any(turn.role != "assistant" for turn in turns[1::2]):
+        raise ItemError("odd order", f"the turns go {', '.join(turn.role for turn in turns)}")

@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -292,7 +293,7 @@ def load_policy(
     try:
         model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=wanted, use_safetensors=True)
         processor = load_processor(path, model.config)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
         raise StllavaError(
             f"{path} does not load: {' '.join(str(error).split())[:300]}",
             expected="an image-text-to-text model of transformers with its processor",

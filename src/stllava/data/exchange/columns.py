@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from stllava.data.exchange.turns import check_turns, images_of, messages_of
+from stllava.data.conversations import check_turns
+from stllava.data.exchange.turns import images_of, messages_of
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Lineage, Preference, content_id
 

@@ -5,27 +5,18 @@ unknown speaker, no image, no turns, empty text, odd order.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from stllava.data.conversations import PLACEHOLDER, conversation, read_rows
+from stllava.data.conversations import PLACEHOLDER, SPEAKERS, check_turns, conversation, read_rows
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Message, Role
 
 T = TypeVar("T")
 
-SPEAKERS: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "vuser": "virtual_user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-"""Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser) and chat interfaces say it."""
 IMAGE_COLUMNS = ("images", "image", "img", "image_path")
 
 # JSON can spell half a surrogate pair, which no file in UTF-8 can hold.
@@ -108,18 +99,6 @@ def conversation_of(row: Mapping[str, object], *, root: Path) -> Conversation:
     made = conversation(images_of(row, root=root), messages_of(row[column], speaker="user"))
     check_turns(made.messages)
     return made
-
-
-def check_turns(messages: Sequence[Message]) -> None:
-    """User and assistant by turns, after a system message perhaps; no text empty; the last turn is the assistant's."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if not turns:
-        raise ItemError("no turns", "nobody speaks")
-    if not all(message.content for message in messages):
-        raise ItemError("empty text", "a turn is empty")
-    asked = turns[0].role == "user" and all(turn.role in ("user", "virtual_user") for turn in turns[::2])
-    if not asked or len(turns) % 2 or any(turn.role != "assistant" for turn in turns[1::2]):
-        raise ItemError("odd order", f"the turns go {', '.join(turn.role for turn in turns)}")
 
 
 def _lines(path: Path) -> list[object]:

@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("tiny", "base"), default="tiny")
     parser.add_argument("--series", choices=SERIES, nargs="+", default=list(SERIES))
     parser.add_argument("--divide", type=int, default=1, help="divide the numbers of images: a quick look")
+    parser.add_argument("--first", type=int, help="only so many sizes of a series: a quick look")
     parser.add_argument("--size", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.size is not None:
@@ -116,7 +117,7 @@ def main() -> None:
     found: list[JsonValue] = []
     print(f"{'images':>8}{'questions':>11}{'answers':>9}{'answering ms/image':>20}{'learning ms/image':>19}{'added MB':>10}")
     for name in asked.series:
-        for size in SERIES[name]:
+        for size in SERIES[name][: asked.first]:
             size = replace(size, images=max(1, size.images // asked.divide))
             run = run_side(__file__, "--size", json.dumps(asdict(size)), "--model", asked.model)
             a, b = (run[key] / size.images * 1000 for key in ("answering_seconds", "learning_seconds"))

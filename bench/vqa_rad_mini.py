@@ -25,7 +25,21 @@ from measure import device_kind, write_result
 from stllava.config import RECIPES
 
 SPLITS = {"standard": [], "image-disjoint": ["--data.labelled", "10", "--data.validation", "15"]}
-ARMS = {"mini": [], "mini all": ["--name", "vqa-rad mini all", "--data.labelled", "all", "--rounds", "0"]}
+ARMS = {
+    "mini": [],
+    "mini all": [
+        "--name",
+        "vqa-rad mini all",
+        "--data.labelled",
+        "all",
+        "--rounds",
+        "0",
+        "--align.epochs",
+        "1",
+        "--sft.epochs",
+        "1",
+    ],
+}
 QUICK = ["--sft.epochs", "1", "--rounds", "0"]
 
 

@@ -1,5 +1,6 @@
 """Every bench runs, on a tiny model: its figures are for another day, that it measures and records is for now."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from stllava.commands import RUNNERS
+from stllava.config import RunOptions, VqaRadData
+
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 COMMANDS = {
     "dpo": ["--model", "tiny", "--shape", "small-image", "--images", "2", "--batch", "2", "--repeats", "1"],
     "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
     "limit": ["--model", "tiny", "--shape", "small-image", "--repeats", "1"],
-    "scale": ["--series", "answers", "--divide", "200"],
+    "scale": ["--series", "answers", "--divide", "200", "--first", "1"],
     "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
     "expert": ["--quick", "--variants", "2"],
     "fits": ["--tiny", "--checkpoint"],
@@ -44,3 +48,24 @@ def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_pa
 def test_the_table_of_speeds_is_that_of_the_stored_results() -> None:
     table = subprocess.run([sys.executable, str(BENCH / "table.py")], capture_output=True, text=True, check=True).stdout
     assert table.strip() in (BENCH.parent / "docs" / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("split", ["standard", "image-disjoint"])
+def test_the_real_run_compares_the_loop_with_all_labels_on_the_same_validation(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setenv("STLLAVA_VQA_RAD", "/somewhere/vqa_rad")
+    monkeypatch.setenv("STLLAVA_WEIGHTS", "/somewhere/weights")
+    mini = importlib.import_module("vqa_rad_mini")
+    asked: list[RunOptions] = []
+    monkeypatch.setattr("stllava.commands.running.start", lambda options, **_: asked.append(options))
+    for arm in mini.ARMS:
+        words = mini.command_of(split, arm, 1, to=Path("run"), quick=False)
+        RUNNERS["run"](words[words.index("run") + 1 :])
+    loop, every = asked
+    assert isinstance(loop.data, VqaRadData)
+    assert isinstance(every.data, VqaRadData)
+    assert every.data == loop.data.model_copy(update={"labelled": "all"})
+    assert (loop.seed, loop.data.split, loop.rounds > 0, every.rounds) == (1, split, True, 0)
+    assert every.evaluate == loop.evaluate

@@ -1,6 +1,8 @@
 """The reference expert: judges self-asked questions that the training split has a reference answer to.
 
-Reads the samples it is given at construction (never a benchmark's) and writes nothing. Two questions are the same if
+Reads the samples it is given at construction (never a benchmark's) and writes nothing. A question that no reference
+asks is judged where the references, taken together, say how the image was made, in which plane, or of which part of the
+body it is, and the question is about that alone (known.py). Two questions are the same if
 nothing is left to tell them apart once words such as "there", "image" or "taken" are dropped: "In what plane was this
 image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodule in the lung", nor left right.
 """
@@ -8,6 +10,7 @@ image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodu
 from collections.abc import Sequence
 
 from stllava.experts.expert import Knowing, Verdict
+from stllava.experts.known import know, truth_of
 from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
 
@@ -40,13 +43,14 @@ class Reference(Knowing):
         """What it compares and when it abstains."""
         return (
             "It compares each answer with the training split's reference answer to the same (or nearly the same) question "
-            "about the same image, and abstains on every other question."
+            "about the same image, or with the modality, plane and body part that these give the image, and abstains on "
+            "every other question."
         )
 
     @property
     def prompt_hash(self) -> str:
         """Hash of the rule's name and version."""
-        return content_id("reference", "same content words; yes/no as read by robust, else token F1", 3)
+        return content_id("reference", "same content words, or a slot; yes/no as read by robust, else token F1", 4)
 
     def judge(self, answers: Answers) -> Verdict:
         """Yes-or-no references score 1 or 0; others the word F1 of each completion with the nearest reference answer."""
@@ -57,7 +61,11 @@ class Reference(Knowing):
             return _abstain("no reference question is about this image")
         found = _matches(answers.question, known)
         if not found:
-            return _abstain(f"none of the {len(known)} reference questions about this image is this question")
+            truth = truth_of(answers.question, know(known))
+            if truth is None:
+                return _abstain(f"none of the {len(known)} reference questions about this image is this question")
+            scores = tuple(truth.score(completion) for completion in answers.completions)
+            return Verdict(scores=scores, cause=None, reason=f"the references of this image say {truth.value!r}")
         targets = list(dict.fromkeys(target for sample in found for target in sample.targets))
         truths = {normalise(target) for target in targets if is_yes_no(target)}
         if not targets or len(truths) > 1:

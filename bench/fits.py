@@ -92,8 +92,6 @@ def conversations(pairs: "list[Preference]") -> "list[Conversation]":
 def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Setting, work: Path) -> Clock:
     """The stage's steps, through the code of a run; adapters are left beside the weights, which come from no folder."""
     from stllava.model.train import Items, fit
-    from stllava.stages.sft import negative_log_likelihood
-    from stllava.tree.forward import collate, forwards
     from stllava.tree.lessons import Lessons
     from stllava.tree.preferences import Choices
 
@@ -101,21 +99,7 @@ def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Sett
     if stage == "sft":
         most = min(policy.context, setting.tokens)
         lessons = Lessons(policy, conversations(pairs), images=work / "images", sq_r=0.5, seed=0, most=most)
-        fit(
-            policy,
-            Items(len(lessons.groups), lessons.tree),
-            collate=lambda trees: [
-                collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=setting.tokens)
-            ],
-            count=lambda batch: {"tokens": float(len(batch["labels"]))},
-            loss=negative_log_likelihood,
-            watch=clock,
-            options=sft,
-            seed=0,
-            work=work / stage,
-            label=stage,
-            merge=False,
-        )
+        lessons.learn(sft, work / stage, watch=clock, merge=False)
         return clock
     choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
     choices.measure_reference("as built")

@@ -23,12 +23,12 @@ from stllava.errors import StllavaError
 from stllava.model.adapters import GROUPS, group_of, learned, load_learner, merged, prepare_model, quantise, table, take_over
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
-from stllava.model.train import FirstGradients, Items, fit
+from stllava.model.train import FirstGradients
 from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
-from stllava.stages.sft import negative_log_likelihood, sft
+from stllava.stages.sft import sft
 from stllava.store import Stage, read_records
-from stllava.tree.forward import Tree, collate, forwards, grow, last_mlp, recomputed, token_log_probabilities
+from stllava.tree.forward import Tree, collate, grow, last_mlp, recomputed, token_log_probabilities
 from stllava.tree.lessons import Lessons
 
 RATES = GroupRates(language=4e-4, projector=2e-4, vision=1e-4)
@@ -53,20 +53,7 @@ def learn(policy: Policy, phantoms: Path, options: SftOptions, work: Path, *, me
     """One optimizer step on all phantoms."""
     read, _ = read_conversations(phantoms / "conversations.jsonl")
     lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0, most=512)
-    fit(
-        policy,
-        Items(len(lessons.groups), lessons.tree),
-        collate=lambda trees: [
-            collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
-        ],
-        count=lambda batch: {"tokens": float(len(batch["labels"]))},
-        loss=negative_log_likelihood,
-        options=options,
-        seed=0,
-        work=work,
-        label="sft",
-        merge=merge,
-    )
+    lessons.learn(options, work, merge=merge)
 
 
 class Seen:

@@ -15,7 +15,7 @@ from stllava.errors import StllavaError
 from stllava.records import Manifest
 from stllava.report.card import Measured, write_card
 from stllava.report.gather import gather
-from stllava.report.words import START
+from stllava.report.words import FINAL, START
 from stllava.store import MANIFEST, Existing, Stage, disk_errors, file_hash, locked, read_manifest, write_whole
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def export(
 
 def folder_of(run: Path, policy: str) -> Path:
     """Where a run keeps a policy."""
-    return {START: run / "sft", "final": run / "final" / "sft"}.get(policy, run / policy / "dpo")
+    return {START: run / "sft", FINAL: run / FINAL / "sft"}.get(policy, run / policy / "dpo")
 
 
 def make_plain(policy: "Policy") -> None:

@@ -14,7 +14,7 @@ from stllava.errors import CollapseError, StllavaError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import report
-from stllava.report.words import BLIND
+from stllava.report.words import BLIND, FINAL
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
 from stllava.stages.consolidate import consolidate
@@ -25,8 +25,6 @@ from stllava.stages.pair import pair
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, Existing, Stage, locked, read_jsonl, read_records, write_whole
 
-FINAL = "final"
-"""The policy that comes of consolidating the rounds."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 """The metrics whose mean on the validation split chooses the best policy."""
 

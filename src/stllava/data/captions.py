@@ -32,8 +32,13 @@ def caption(rows: Sequence[Sample]) -> str | None:
     return " ".join(said) or None
 
 
+def body_part(row: Sample) -> str | None:
+    """The part of the body that the label `location` names: head, chest or abdomen; None of any other."""
+    return _PARTS.get(str(row.labels.get("location", "")).strip().lower())
+
+
 def _body_part(rows: Sequence[Sample]) -> str | None:
-    places = {_PARTS.get(str(row.labels.get("location", "")).strip().lower()) for row in rows} - {None}
+    places = {body_part(row) for row in rows} - {None}
     return f"The image shows the {places.pop()}." if len(places) == 1 else None
 
 

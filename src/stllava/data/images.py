@@ -6,12 +6,14 @@ anything is allocated; what is wrong with a file is an `ItemError` whose cause i
 
 import struct
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stllava.errors import ItemError
+from stllava.progress import track
 
 CAUSES = ("missing", "empty", "truncated", "not-an-image", "too-large", "outside-root", "unreadable")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -52,6 +54,18 @@ def open_image(root: Path, relative: str) -> Image.Image:
 def check_image(root: Path, relative: str) -> None:
     """Raise the `ItemError` that `open_image` would raise: the whole file is decoded, since headers do not tell."""
     open_image(root, relative)
+
+
+def bad_images(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """What is wrong with each of the images that is not usable, by path."""
+    bad: dict[str, str] = {}
+    every = sorted(set(paths))
+    for path in track(every, "check", len(every), unit="images"):
+        try:
+            check_image(root, path)
+        except ItemError as error:
+            bad[path] = error.cause
+    return bad
 
 
 def _locate(root: Path, relative: str) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stllava.data.captions import body_part
 from stllava.metrics.robust import is_yes_no, normalise, yes_no
 from stllava.records import Sample
 
@@ -44,7 +45,6 @@ _ASKS: dict[Slot, re.Pattern[str]] = {
     "plane": re.compile(r"\b(?:plane|orientation|projection)\b"),
     "part": re.compile(r"\borgan system\b|\bbody part\b|\bpart of body\b|\bregion of body\b"),
 }
-_LOCATIONS = {"head": "head", "chest": "chest", "abd": "abdomen", "abdomen": "abdomen"}
 _OPEN = ("what", "which", "in what", "in which", "by what", "by which", "how")
 _CLOSED = ("is", "was", "does")
 _NO_MEANING_TEXT = (
@@ -88,7 +88,7 @@ def know(samples: Sequence[Sample]) -> Known:
     said: dict[Slot, set[str]] = {}
     excluded: dict[Slot, set[str]] = {}
     for sample in samples:
-        place = _LOCATIONS.get(str(sample.labels.get("location", "")).strip().lower())
+        place = body_part(sample)
         if place is not None:
             said.setdefault("part", set()).add(place)
         question = normalise(sample.question)

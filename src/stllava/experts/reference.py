@@ -32,6 +32,7 @@ class Reference(Knowing):
         self._by_image: dict[str, list[Sample]] = {}
         for sample in samples:
             self._by_image.setdefault(sample.image, []).append(sample)
+        self._known = {image: know(about) for image, about in self._by_image.items()}
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class Reference(Knowing):
             return _abstain("no reference question is about this image")
         found = _matches(answers.question, known)
         if not found:
-            truth = truth_of(answers.question, know(known))
+            truth = truth_of(answers.question, self._known[answers.images[0]])
             if truth is None:
                 return _abstain(f"none of the {len(known)} reference questions about this image is this question")
             scores = tuple(truth.score(completion) for completion in answers.completions)

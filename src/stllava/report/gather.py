@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from stllava.config import FilesData, RunOptions, VqaRadData, validate
 from stllava.errors import StllavaError
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
+from stllava.report.words import FINAL
 from stllava.store import CHECK, MANIFEST, PLAN, read_manifest, read_plan, read_records
 
 M = TypeVar("M", bound=BaseModel)
@@ -60,7 +61,7 @@ def gather(run: Path) -> RunFiles:
     rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
-    final = {f"final/{stage}": run / "final" / stage for stage in ("consolidate", "sft")}
+    final = {f"{FINAL}/{stage}": run / FINAL / stage for stage in ("consolidate", "sft")}
     manifests |= {name: read_manifest(at) for name, at in final.items() if at.is_dir()}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
     for policy in (*outcome.policies, *outcome.baselines):

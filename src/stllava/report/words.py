@@ -6,6 +6,8 @@ from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Sco
 
 VALIDATION = "validation"
 START = "sft"
+FINAL = "final"
+"""The policy that comes of consolidating the rounds."""
 BLIND = "blind-"
 """Before a policy's name: the question-only baseline, the same policy shown black images."""
 UNIT = "\u00a0%"

@@ -3,17 +3,12 @@
 Reads conversations and a model; writes a policy: a plain transformers folder. `stllava sft --help` lists the options.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stllava.config import SftOptions
 from stllava.data.conversations import read_conversations
 from stllava.records import Manifest
 from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def sft(
@@ -29,8 +24,6 @@ def sft(
     """Tune `model` on `conversations` (JSONL records or LLaVA JSON) about images under `images`; write a policy to `to`."""
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.model.train import Items, fit
-    from stllava.tree.forward import collate, forwards
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
 
@@ -47,19 +40,7 @@ def sft(
         lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed, most=most)
         unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
         with disk_errors(to):
-            curves = fit(
-                policy,
-                Items(len(lessons.groups), lessons.tree),
-                collate=lambda trees: [
-                    collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
-                ],
-                count=lambda batch: {"tokens": float(len(batch["labels"]))},
-                loss=negative_log_likelihood,
-                options=options,
-                seed=seed,
-                work=to / PARTS / "training",
-                label="sft",
-            )
+            curves = lessons.learn(options, to / PARTS / "training")
             policy.save(to)
         return stage.finish(
             counts_in=len(read) + dropped.total(),
@@ -70,12 +51,3 @@ def sft(
             notes=[unpacked] if unpacked else [],
             device=device,
         )
-
-
-def negative_log_likelihood(
-    model: "nn.Module", batch: "dict[str, Tensor]", counts: "Mapping[str, float]"
-) -> "tuple[Tensor, dict[str, float]]":
-    """This forward's share of the mean negative log-likelihood of the step's learned tokens."""
-    from stllava.tree.forward import token_log_probabilities
-
-    return -token_log_probabilities(model, batch).sum() / counts["tokens"], {}

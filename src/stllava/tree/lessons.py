@@ -2,14 +2,18 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor, nn
+
+from stllava.config import TrainingOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments, self_question
+from stllava.model.train import Items, Watch, fit
 from stllava.records import Conversation, content_id
-from stllava.tree.forward import Tree, grow, longest
+from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
 from stllava.tree.layout import cut_branches
 
 
@@ -47,6 +51,27 @@ class Lessons:
                 remedy="Check the conversations and the image root.",
             )
 
+    def learn(
+        self, options: TrainingOptions, work: Path, *, watch: Watch | None = None, merge: bool = True
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Train the policy in place; checkpoints go to `work`. Returns the curves."""
+        policy = self.policy
+        return fit(
+            policy,
+            Items(len(self.groups), self.tree),
+            collate=lambda trees: [
+                collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
+            ],
+            count=lambda batch: {"tokens": float(len(batch["labels"]))},
+            loss=negative_log_likelihood,
+            watch=watch,
+            options=options,
+            seed=self.seed,
+            work=work,
+            label="sft",
+            merge=merge,
+        )
+
     def tree(self, index: int, epoch: int) -> Tree:
         """The tree of one set of images, its virtual-user turns drawn anew each epoch."""
         prefix, conversations = self.groups[index]
@@ -71,3 +96,10 @@ class Lessons:
             return "longer than the context" if longest(self.policy, tree) > self.policy.context else None
         except ItemError as error:
             return error.cause
+
+
+def negative_log_likelihood(
+    model: nn.Module, batch: dict[str, Tensor], counts: Mapping[str, float]
+) -> tuple[Tensor, dict[str, float]]:
+    """This forward's share of the mean negative log-likelihood of the step's learned tokens."""
+    return -token_log_probabilities(model, batch).sum() / counts["tokens"], {}

@@ -7,7 +7,7 @@ Decodes every image of the splits that are taken, once; writes nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,8 @@ from stllava.data.benchmarks.published import compare_published, content_hash
 from stllava.data.benchmarks.rows import Found
 from stllava.data.benchmarks.slake import Language, find_slake
 from stllava.data.benchmarks.vqa_rad import find_vqa_rad
-from stllava.data.images import check_image
-from stllava.errors import ItemError, StllavaError
-from stllava.progress import track
+from stllava.data.images import bad_images
+from stllava.errors import StllavaError
 from stllava.records import Sample
 
 NAMES = ("vqa-rad", "slake", "pathvqa", "pmc-vqa", "omnimedvqa")
@@ -107,7 +106,7 @@ def usable_rows(name: str, splits: Mapping[str, Sequence[Sample]], *, root: Path
     Images are looked at where there is a root. Causes: those of `images.CAUSES`, no image, empty text, and an answer that
     is no choice.
     """
-    bad = {} if root is None else _bad_images(root, (row.image for rows in splits.values() for row in rows))
+    bad = {} if root is None else bad_images(root, (row.image for rows in splits.values() for row in rows if row.image))
     usable: dict[str, tuple[Sample, ...]] = {}
     dropped: Counter[str] = Counter()
     notes: list[str] = []
@@ -158,15 +157,3 @@ def _cause(row: Sample, bad: Mapping[str, str]) -> str:
     if not row.question or not any(row.targets):
         return "empty text"
     return "answer is no choice" if row.choices and not set(row.targets) <= set(row.choices) else ""
-
-
-def _bad_images(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """What is wrong with each image that is not usable."""
-    bad: dict[str, str] = {}
-    every = sorted(set(paths) - {""})
-    for path in track(every, "check", len(every), unit="images"):
-        try:
-            check_image(root, path)
-        except ItemError as error:
-            bad[path] = error.cause
-    return bad

@@ -18,9 +18,8 @@ from stllava.config import Options
 from stllava.config.base import Share, validate
 from stllava.data.exchange.columns import layout_of, preference_of
 from stllava.data.exchange.turns import conversation_of, id_of, read_table
-from stllava.data.images import check_image
+from stllava.data.images import bad_images
 from stllava.errors import ItemError, StllavaError
-from stllava.progress import track
 from stllava.records import Conversation, Manifest, Preference, Record, content_id
 from stllava.store import Existing, Stage, file_hash, locked
 
@@ -109,7 +108,7 @@ def _bring(
             dropped[error.cause] += 1
     distinct = _distinct(found)
     dropped["repeated"] = len(found) - len(distinct)
-    bad = _bad_images(Path(options.images), distinct)
+    bad = bad_images(Path(options.images), (path for one in distinct for path in one.images))
     kept: list[R] = []
     missing: list[Missing] = []
     for one in distinct:
@@ -144,18 +143,6 @@ def _distinct(found: Sequence[tuple[str | None, R]]) -> list[R]:
         key = given if given is not None and times[given] == 1 else one.id
         kept[key] = one.model_copy(update={"id": key})
     return list(kept.values())
-
-
-def _bad_images(root: Path, records: Sequence[R]) -> dict[str, str]:
-    """What is wrong with each image that is not usable."""
-    bad: dict[str, str] = {}
-    every = sorted({path for one in records for path in one.images})
-    for path in track(every, "check", len(every), unit="images"):
-        try:
-            check_image(root, path)
-        except ItemError as error:
-            bad[path] = error.cause
-    return bad
 
 
 def _too_few(options: IntakeOptions, dropped: Counter[str], missing: Sequence[Missing], *, rows: int) -> StllavaError:

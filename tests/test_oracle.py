@@ -105,7 +105,7 @@ def test_questions_in_other_words_are_judged_by_the_truth(questions: str, right:
 def test_the_right_answer_to_any_question_is_right(case: tuple[Sample, Truth]) -> None:
     sample, truth = case
     question, right = sample.question, sample.targets[0]
-    assert ORACLE.decides(question, truth.path)
+    assert ORACLE.objection(question, (truth.path,)) is None
     verdict = judge(question, right, f" The {right.upper()}. ", image=truth.path, expert=ORACLE)
     assert (verdict.scores, verdict.cause) == ((1, 1), None)
 
@@ -148,7 +148,7 @@ def test_it_abstains_and_says_why(question: str, image: str, why: str) -> None:
     assert verdict.scores is None
     assert verdict.cause == "abstained"
     assert why in verdict.reason
-    assert not Oracle([NODULE]).decides(question, image)
+    assert Oracle([NODULE]).objection(question, (image,)) is not None
 
 
 def test_it_abstains_on_two_images() -> None:

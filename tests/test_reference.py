@@ -101,6 +101,16 @@ def test_references_that_disagree_give_no_verdict() -> None:
     assert "disagree" in verdict.reason
 
 
+@given(
+    st.sampled_from(["Is this normal?", "what plane is this", "Is this a CT?", "what is seen?", "", "is there a nodule?"]),
+    st.sampled_from([(), ("a.png",), ("b.png",), ("c.png",), ("x.png",), ("a.png", "b.png")]),
+)
+def test_it_objects_to_just_the_questions_that_it_abstains_on(question: str, images: tuple[str, ...]) -> None:
+    verdict = EXPERT.judge(answers(question, "yes", "no", images=images))
+    objection = EXPERT.objection(question, images)
+    assert objection == (verdict.reason if verdict.scores is None else None)
+
+
 def test_the_expert_says_how_it_judges() -> None:
     assert EXPERT.name == "reference"
     assert "reference answer to the same (or nearly the same) question about the same image" in EXPERT.method

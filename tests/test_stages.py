@@ -10,7 +10,17 @@ from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOpti
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
 from stllava.metrics.score import compare, score
-from stllava.records import Answers, Conversation, Judgment, Manifest, Overlap, Prediction, Question, Sample, Sampling
+from stllava.records import (
+    Answers,
+    Conversation,
+    Judgment,
+    Manifest,
+    Overlap,
+    Prediction,
+    Question,
+    Sample,
+    Sampling,
+)
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, lend, request_descriptions, screen
 from stllava.stages.consolidate import consolidate
@@ -165,6 +175,31 @@ def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms:
     assert judgments[2].cause == "abstained"
     made = pair(PairOptions(), answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "pair")
     assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
+
+
+def test_what_a_knowing_expert_could_not_judge_is_not_answered(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    texts = ["is the image normal?", "is this image nice or not?", "what abnormality is seen?"]
+    questions, truth = by_hand(tmp_path / "ask", texts), phantoms / "truths.jsonl"
+    options, given = AnswerOptions(k=3, sampling=SHORT), {}
+    for name, expert in {"all": None, "asked": "chat", "spared": "oracle"}.items():
+        to = tmp_path / name
+        made = answer(
+            options,
+            policy=tiny_model,
+            questions=questions,
+            root=phantoms / "images",
+            to=to,
+            expert=expert,
+            truth=truth,
+            seed=1,
+        )
+        assert made.dropped == ({"no verdict by oracle": 1} if name == "spared" else {})
+        assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
+        given[name] = read_records(to, "answers", Answers)
+    assert given["asked"] == given["all"]
+    assert given["spared"] == [one for one in given["all"] if one.question != texts[1]]
+    judge(JudgeOptions(), answers=tmp_path / "spared", truth=truth, to=tmp_path / "judge")
+    assert all(judgment.scores is not None for judgment in read_records(tmp_path / "judge", "judgments", Judgment))
 
 
 def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path, tmp_path: Path) -> None:

@@ -129,7 +129,16 @@ class Loop:
             verdicts=at / "describe" / "judge" if described else None,
             seed=seed,
         )
-        answer(options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
+        answer(
+            options.answer,
+            policy=policy,
+            questions=questions,
+            root=data.image_root,
+            to=answers,
+            expert=options.judge.expert,
+            truth=data.truth,
+            seed=seed,
+        )
         judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         fresh = asked.counts_in - asked.dropped.get("repeated", 0)

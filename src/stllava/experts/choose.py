@@ -59,9 +59,9 @@ def _expert(options: JudgeOptions, sources: Sources, files: ExitStack, *, name: 
             [_expert(member, sources, files, name=f"expert-{number}") for number, member in enumerate(members, 1)],
             verdict=options.verdict,
         )
-    if options.expert in ("oracle", "reference"):
-        known = _known(options, sources.truth)
-        return Oracle(read_jsonl(known, Truth)) if options.expert == "oracle" else Reference(read_jsonl(known, Sample))
+    knowing = knowing_expert(options.expert, sources.truth)
+    if knowing is not None:
+        return knowing
     journal = files.enter_context(closing(Journal(sources.folder, name=name)))
     mode: Mode = "pairwise" if options.expert == "simulated" else options.mode
     rubric = load_rubric(options.rubric, mode=mode, structured=options.expert == "chat" and options.chat.structured)
@@ -69,11 +69,18 @@ def _expert(options: JudgeOptions, sources: Sources, files: ExitStack, *, name: 
     return ModelExpert(speaker, rubric, journal=journal, options=options, contexts=contexts_of(options, sources))
 
 
+def knowing_expert(expert: str, truth: Path | None) -> Oracle | Reference | None:
+    """The expert of this name if it knows its answers from `truth`; None of every other, which must be asked."""
+    if expert == "oracle":
+        return Oracle(read_jsonl(_known(expert, truth), Truth))
+    return Reference(read_jsonl(_known(expert, truth), Sample)) if expert == "reference" else None
+
+
 def contexts_of(options: JudgeOptions, sources: Sources) -> list[Context]:
     """What a model is shown beside the image."""
     contexts = read_jsonl(options.context, Context) if options.context is not None else []
     if options.show_references:
-        for sample in read_jsonl(_known(options, sources.truth), Sample):
+        for sample in read_jsonl(_known(options.expert, sources.truth), Sample):
             text = " or ".join(sample.targets)
             key = content_id("context", sample.image, sample.question, text)
             contexts.append(Context(id=key, image=sample.image, question=sample.question, kind="reference answer", text=text))
@@ -85,7 +92,7 @@ def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Spe
     if options.expert == "scripted":
         return Scripted(options.scripted, mode=options.mode)
     if options.expert == "simulated":
-        return Simulated(options.simulated, oracle=Oracle(read_jsonl(_known(options, sources.truth), Truth)))
+        return Simulated(options.simulated, oracle=Oracle(read_jsonl(_known(options.expert, sources.truth), Truth)))
     if sources.root is None:
         raise StllavaError(
             f"the expert {options.expert!r} is to see images, but no image root is given",
@@ -102,10 +109,10 @@ def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Spe
     return kind(chat, root=sources.root, folder=sources.folder, journal=journal)
 
 
-def _known(options: JudgeOptions, truth: Path | None) -> Path:
+def _known(expert: str, truth: Path | None) -> Path:
     if truth is None:
         raise StllavaError(
-            f"the expert {options.expert!r} was given nothing to know",
+            f"the expert {expert!r} was given nothing to know",
             expected="a file of truths or reference samples",
             remedy="Name it: --truth for `stllava judge`, data.references in a recipe.",
         )

@@ -97,9 +97,10 @@ class Oracle(Knowing):
     def __init__(self, truths: Sequence[Truth]) -> None:
         self._truths = {truth.path: truth for truth in truths}
 
-    def decides(self, question: str, image: str) -> bool:
-        """Whether it could judge answers to the question about the image."""
-        return not isinstance(self._case(question, (image,)), str)
+    def objection(self, question: str, images: tuple[str, ...]) -> str | None:
+        """Why it could not judge answers to the question; None where it could."""
+        case = self._case(question, images)
+        return case if isinstance(case, str) else None
 
     def judge(self, answers: Answers) -> Verdict:
         """Score each completion from 0 to 1, or abstain and say why."""

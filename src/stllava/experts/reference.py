@@ -7,7 +7,8 @@ nothing is left to tell them apart once words such as "there", "image" or "taken
 image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodule in the lung", nor left right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from stllava.experts.expert import Knowing, Verdict
 from stllava.experts.known import know, truth_of
@@ -53,34 +54,47 @@ class Reference(Knowing):
         """Hash of the rule's name and version."""
         return content_id("reference", "same content words, or a slot; yes/no as read by robust, else token F1", 4)
 
+    def objection(self, question: str, images: tuple[str, ...]) -> str | None:
+        """Why it could not judge answers to the question; None where it could."""
+        grounds = self._grounds(question, images)
+        return grounds if isinstance(grounds, str) else None
+
     def judge(self, answers: Answers) -> Verdict:
         """Yes-or-no references score 1 or 0; others the word F1 of each completion with the nearest reference answer."""
-        if len(answers.images) != 1:
-            return _abstain(f"the question is about {len(answers.images)} images")
-        known = self._by_image.get(answers.images[0], [])
+        grounds = self._grounds(answers.question, answers.images)
+        if isinstance(grounds, str):
+            return Verdict(scores=None, cause="abstained", reason=grounds)
+        return Verdict(scores=tuple(map(grounds.score, answers.completions)), cause=None, reason=grounds.reason)
+
+    def _grounds(self, question: str, images: tuple[str, ...]) -> "_Grounds | str":
+        """What answers to the question are judged by, or why they cannot be."""
+        if len(images) != 1:
+            return f"the question is about {len(images)} images"
+        known = self._by_image.get(images[0], [])
         if not known:
-            return _abstain("no reference question is about this image")
-        found = _matches(answers.question, known)
+            return "no reference question is about this image"
+        found = _matches(question, known)
         if not found:
-            truth = truth_of(answers.question, self._known[answers.images[0]])
+            truth = truth_of(question, self._known[images[0]])
             if truth is None:
-                return _abstain(f"none of the {len(known)} reference questions about this image is this question")
-            scores = tuple(truth.score(completion) for completion in answers.completions)
-            return Verdict(scores=scores, cause=None, reason=f"the references of this image say {truth.value!r}")
+                return f"none of the {len(known)} reference questions about this image is this question"
+            return _Grounds(truth.score, f"the references of this image say {truth.value!r}")
         targets = list(dict.fromkeys(target for sample in found for target in sample.targets))
         truths = {normalise(target) for target in targets if is_yes_no(target)}
         if not targets or len(truths) > 1:
-            return _abstain(f"the reference answers to {found[0].question!r} disagree or are missing")
-        if truths:
-            scores = tuple(float(yes_no(completion) in truths) for completion in answers.completions)
-        else:
-            scores = tuple(token_f1(completion, targets) for completion in answers.completions)
+            return f"the reference answers to {found[0].question!r} disagree or are missing"
         reason = f"the reference answer to {found[0].question!r} is {' or '.join(repr(target) for target in targets)}"
-        return Verdict(scores=scores, cause=None, reason=reason)
+        if truths:
+            return _Grounds(lambda completion: float(yes_no(completion) in truths), reason)
+        return _Grounds(lambda completion: token_f1(completion, targets), reason)
 
 
-def _abstain(reason: str) -> Verdict:
-    return Verdict(scores=None, cause="abstained", reason=reason)
+@dataclass(frozen=True)
+class _Grounds:
+    """What answers to one question are judged by."""
+
+    score: Callable[[str], float]
+    reason: str
 
 
 def _matches(question: str, known: Sequence[Sample]) -> list[Sample]:

@@ -1,6 +1,7 @@
 """The policy answers each question K times, every time alone with the image.
 
-Reads questions; writes `answers.jsonl`.
+Reads questions; writes `answers.jsonl`. Where the expert to come knows its answers, it is asked first which questions it
+could judge: answers to the others would never get a verdict, so they are dropped and counted.
 """
 
 from collections import Counter
@@ -9,13 +10,26 @@ from pathlib import Path
 
 from stllava.config import AnswerOptions
 from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
-from stllava.store import Existing, Stage, locked, output_hash, read_records
+from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_records
 
 
 def answer(
-    options: AnswerOptions, *, policy: Path, questions: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
+    options: AnswerOptions,
+    *,
+    policy: Path,
+    questions: Path,
+    root: Path,
+    to: Path,
+    expert: str | None = None,
+    truth: Path | None = None,
+    seed: int = 0,
+    existing: Existing = "resume",
 ) -> Manifest:
-    """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`."""
+    """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`.
+
+    With `expert` oracle or reference, only questions that it can judge by what it knows from `truth`.
+    """
+    from stllava.experts.choose import knowing_expert
     from stllava.model.load import fingerprint
     from stllava.model.sampler import Prompt, usable
     from stllava.tree.decode import open_sampler
@@ -23,10 +37,14 @@ def answer(
     with locked(to):
         name = fingerprint(policy)
         inputs = {"policy": name, "questions": output_hash(questions), "seed": str(seed)}
+        knowing = knowing_expert(expert, truth) if expert is not None else None
+        if knowing is not None and truth is not None:
+            inputs |= {"expert": knowing.prompt_hash, "truth": file_hash(truth)}
         stage = Stage("answer", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        asked = read_records(questions, "questions", Question)
+        given = read_records(questions, "questions", Question)
+        asked = [one for one in given if knowing is None or knowing.objection(one.text, one.images) is None]
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
@@ -51,9 +69,11 @@ def answer(
 
         answers, dropped = stage.map_chunks(asked, work, kind=Answers, size=options.chunk, unit="questions")
         stage.write_records("answers", answers)
+        if len(asked) < len(given):
+            dropped[f"no verdict by {expert}"] = len(given) - len(asked)
         texts = [len(set(one.completions)) for one in answers]
         return stage.finish(
-            counts_in=len(asked),
+            counts_in=len(given),
             counts_out=len(answers),
             dropped=dropped,
             measures={

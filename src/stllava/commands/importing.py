@@ -9,8 +9,12 @@ from typing import Literal
 from tyro.conf import Positional
 
 from stllava.commands.flags import parse, tell
+from stllava.config import IntakeOptions
 from stllava.errors import StllavaError
 from stllava.store import Existing
+
+SALT = Path("~/.stllava/salt").expanduser()
+"""Where a user's salt lies unless told otherwise."""
 
 
 def import_command(words: list[str]) -> None:
@@ -66,6 +70,27 @@ def benchmark(
         images = len({row.image for row in rows})
         print(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
     print(*made.notes, f"Image root: {made.root}", sep="\n")
+
+
+def images(
+    options: IntakeOptions, source: Positional[Path], *, to: Path, salt: Path = SALT, existing: Existing = "resume"
+) -> None:
+    """Turn a folder of DICOM, NIfTI, TIFF and ordinary pictures into an image set without identities.
+
+    Args:
+        options: What is read of every file, what is written, and which pictures are left out.
+        source: The folder; files are told by their content, whatever their names.
+        to: Folder for the image set, outside of the source.
+        salt: Your secret, made when there is none: with the same salt the same patient gets the same id. Lists of which
+            file became which number are written beside it; keep all that apart from the set.
+        existing: What to do with output that is there: resume, replace, or error.
+    """
+    from stllava.data.intake.importing import import_images
+    from stllava.data.intake.sheet import page_name
+
+    manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
+    tell(manifest)
+    print(*manifest.notes, f"What was changed, for you to confirm: {to / page_name(1)}", sep="\n")
 
 
 def conversations(
@@ -147,6 +172,7 @@ def model(
 
 
 KINDS: dict[str, Callable[..., None]] = {
+    "images": images,
     "benchmark": benchmark,
     "conversations": conversations,
     "preferences": preferences,

@@ -16,6 +16,7 @@ from stllava.config.generation import (
     SamplingOptions,
     ServerOptions,
 )
+from stllava.config.intake import IntakeOptions
 from stllava.config.judging import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
 from stllava.config.recipe import RECIPES, RunOptions, load_judge, load_recipe
 from stllava.config.sources import ComposeOptions, Data, FilesData, PhantomData, SmallModel, VqaRadData
@@ -37,6 +38,7 @@ __all__ = [
     "FilesData",
     "GenerationOptions",
     "GroupRates",
+    "IntakeOptions",
     "JudgeOptions",
     "LocalExpertOptions",
     "LoraOptions",

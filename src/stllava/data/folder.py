@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stllava.data.images import SUFFIXES
+from stllava.data.intake.imported import is_imported, training
 from stllava.errors import StllavaError
 from stllava.records import Image, content_id
 from stllava.store import read_jsonl
@@ -11,7 +12,8 @@ from stllava.store import read_jsonl
 def images_in(root: Path, folder: Path | None) -> list[Image]:
     """All image files below `folder` (relative to `root`; the whole root when None), sorted by POSIX path.
 
-    Files are told by suffix, in any case; names that begin with a dot are no images. Nothing is opened.
+    Files are told by suffix, in any case; names that begin with a dot are no images. Nothing is opened. Of a set that
+    `stllava import images` wrote, they are the pictures of its split `train`, or all where it has no such split.
     """
     base, root = (root / (folder or ".")).resolve(), root.resolve()
     if not base.is_dir():
@@ -21,6 +23,16 @@ def images_in(root: Path, folder: Path | None) -> list[Image]:
             f"{base} lies outside the image root {root}",
             expected="a folder inside it",
             remedy="Name a folder below the image root, or a root above both.",
+        )
+    if is_imported(base):
+        below = base.relative_to(root)
+        return sorted(
+            (
+                Image(id=content_id("image", path), path=path)
+                for one in training(base)
+                for path in [(below / one.path).as_posix()]
+            ),
+            key=lambda image: image.path,
         )
     files = (path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     paths = sorted(path.relative_to(root).as_posix() for path in files if not path.name.startswith("."))

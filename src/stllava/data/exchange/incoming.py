@@ -31,7 +31,7 @@ MAX_BAD = 0.5
 _EXAMPLES = 3
 
 
-class IntakeOptions(Options):
+class ExchangeOptions(Options):
     """What is brought in."""
 
     free: ClassVar[frozenset[str]] = frozenset({"source", "images", "max_bad"})
@@ -84,15 +84,15 @@ def import_preferences(
         return _bring(rows, read, options, to=to, existing=existing, notes=(f"Columns as in {layout.name}.",))
 
 
-def _options(kind: str, source: Path, images: Path, *, max_bad: float) -> IntakeOptions:
+def _options(kind: str, source: Path, images: Path, *, max_bad: float) -> ExchangeOptions:
     values: dict[str, JsonValue] = {"kind": kind, "source": str(source), "images": str(images), "max_bad": max_bad}
-    return validate(IntakeOptions, values, source=f"import {kind}")
+    return validate(ExchangeOptions, values, source=f"import {kind}")
 
 
 def _bring(
     rows: Sequence[Row],
     read: Callable[[Row, int], R],
-    options: IntakeOptions,
+    options: ExchangeOptions,
     *,
     to: Path,
     existing: Existing,
@@ -145,7 +145,7 @@ def _distinct(found: Sequence[tuple[str | None, R]]) -> list[R]:
     return list(kept.values())
 
 
-def _too_few(options: IntakeOptions, dropped: Counter[str], missing: Sequence[Missing], *, rows: int) -> StllavaError:
+def _too_few(options: ExchangeOptions, dropped: Counter[str], missing: Sequence[Missing], *, rows: int) -> StllavaError:
     named = ", ".join(f"{count} × {cause}" for cause, count in sorted((+dropped).items()))
     examples = "".join(f"; {one.image} is {one.cause}" for one in missing[:_EXAMPLES])
     return StllavaError(

@@ -1,0 +1,63 @@
+"""Options of `import images`: what is read of every file, what is written, and which pictures are left out."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from stllava.config.base import Options, Share
+
+
+class IntakeOptions(Options):
+    """How a folder of medical images becomes an image set."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    format: Literal["png", "jpeg"] = "png"
+    """What pictures are written as: 8-bit PNG loses nothing, JPEG is smaller."""
+    compression: Annotated[int, Field(ge=0, le=9)] = 1
+    """zlib's level for PNG; 1 is four times as fast as 6 and some 10 % larger."""
+    quality: Annotated[int, Field(ge=50, le=95)] = 95
+    """Of JPEG."""
+    frames: Literal["all", "middle", "every", "mip"] = "all"
+    """Which frames or slices of a file: all, the middle one, every `step`-th, or their maximum intensity projection."""
+    step: PositiveInt = 1
+    """Every how many frames, with `frames: every`."""
+    window: Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "abdomen"] = "auto"
+    """Grey levels shown of CT: the file's own window, that of a body region, or by what the file says of itself."""
+    plane: Literal["acquired", "axial", "coronal", "sagittal", "all"] = "acquired"
+    """In which plane NIfTI volumes are cut; acquired: across their widest steps; all: the three of them."""
+    tile: Annotated[int, Field(ge=64, le=4096)] = 512
+    """Width and height of the tiles of a pathology slide, in pixels."""
+    level: NonNegativeInt = 0
+    """Which level of a slide's pyramid is cut into tiles; 0 is the sharpest."""
+    text: Literal["mask", "quarantine"] = "mask"
+    """What is done where text is found in the pixels: black it out, or leave the picture out."""
+    look_for_text: Literal["rules", "doubtful", "all"] = "doubtful"
+    """rules: by the file's word only, what may hold text is left out; doubtful: read all pictures but CT and MR slices
+    without a mark of text; all: read those too."""
+    keep_markers: bool = False
+    """Leave markers such as L, R, PA and scale digits in the picture."""
+    smallest: PositiveInt = 32
+    """Shorter side in pixels below which a picture is left out as tiny."""
+    largest: PositiveInt = 64_000_000
+    """Pixels above which a picture is left out as huge."""
+    contrast: Annotated[int, Field(ge=0, le=255)] = 4
+    """Grey levels that the middle 99 % of the pixels must span, or the picture is left out as near-constant."""
+    near_duplicates: Literal["mark", "drop", "ignore"] = "mark"
+    """Pictures that nearly are an earlier one: name that one, leave them out, or do not look."""
+    splits: dict[str, Share] = Field(default={"train": 0.8, "validation": 0.1, "test": 0.1})
+    """Share of each split; whole patients go to one side, so small sets come near these shares only roughly."""
+    seconds: PositiveFloat = 10.0
+    """Longest wait for the next picture of a file, and one second more for every 16 MiB of it; then it is left out."""
+    memory: PositiveFloat = 4.0
+    """GiB that a worker may take beyond its start; a file that needs more is left out."""
+    chunk: PositiveInt = 64
+    """Files that are kept as done at a time; a kill loses at most one such chunk a worker."""
+    workers: PositiveInt | None = None
+    """Processes at work; one for each core when absent."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if not self.splits or abs(sum(self.splits.values()) - 1) > 1e-9:
+            raise ValueError("shares of splits that sum to 1")
+        return self

@@ -1,0 +1,151 @@
+"""The card of an imported set: how many pictures of what, of which size and split, what was left out, and how they look.
+
+Reads the written pictures of the contact picture; writes `README.md` and `card.html`, whose picture is inside it, so that
+no picture file but the set's own lies in the folder. Neither tells a path, a name or a day.
+"""
+
+import base64
+import html
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from stllava.config import IntakeOptions
+from stllava.data.intake.imported import Imported, LeftOut
+from stllava.store import write_whole
+
+SHOWN, ACROSS, SIDE = 48, 8, 96
+LISTED = 20
+UNKNOWN = "unknown"
+
+
+@dataclass
+class Tally:
+    """What is counted while the set is written; memory does not grow with it, but for patients and studies."""
+
+    count: int = 0
+    modalities: Counter[str] = field(default_factory=Counter)
+    body_parts: Counter[str] = field(default_factory=Counter)
+    views: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+    patients: dict[str, str] = field(default_factory=dict)
+    """Split of every patient."""
+    studies: set[str] = field(default_factory=set)
+    masked: int = 0
+    near: int = 0
+    shown: list[str] = field(default_factory=list)
+    """Paths for the contact picture, at equal distances."""
+    _stride: int = 1
+
+    def add(self, row: Imported) -> None:
+        """Count a picture of the set."""
+        if self.count % self._stride == 0:
+            self.shown.append(row.path)
+            if len(self.shown) == 2 * SHOWN:
+                self.shown, self._stride = self.shown[::2], self._stride * 2
+        self.count += 1
+        self.modalities[row.modality or UNKNOWN] += 1
+        self.body_parts[row.body_part or UNKNOWN] += 1
+        self.views[row.view or UNKNOWN] += 1
+        self.sizes[_size(row.width, row.height)] += 1
+        self.splits[row.split] += 1
+        self.patients[row.patient] = row.split
+        self.studies.add(row.study)
+        self.masked += bool(row.masked)
+        self.near += row.near is not None
+
+    def leave(self, row: LeftOut) -> None:
+        """Count what was left out."""
+        self.causes[row.cause] += 1
+
+    def measures(self) -> dict[str, float]:
+        """Figures for the manifest."""
+        return {
+            "patients": float(len(self.patients)),
+            "studies": float(len(self.studies)),
+            "masked": float(self.masked),
+            "near_duplicates": float(self.near),
+            **{f"split {name}": float(n) for name, n in sorted(self.splits.items())},
+        }
+
+    def notes(self) -> list[str]:
+        """Sentences for the manifest."""
+        if not self.count:
+            return ["No file of the folder gave a picture; left_out.jsonl has every cause."]
+        return [
+            f"{self.masked} of {self.count} pictures had text blacked out: look at them before they are shared.",
+            "Faces that a head volume would show are not removed.",
+        ]
+
+
+def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) -> list[Path]:
+    """Write the card in both forms; returns their paths."""
+    tables = list(_tables(tally, options))
+    words = [
+        f"{tally.count} pictures of {len(tally.patients)} patients in {len(tally.studies)} studies, from {files} files. "
+        "A file that names no patient counts as one of its own.",
+        *tally.notes(),
+        "`images.jsonl` has a line for each picture, `left_out.jsonl` one for each file or picture that is not here.",
+    ]
+    text = ["# Imported image set", *words]
+    for title, rows in tables:
+        text += [f"## {title}", "\n".join(["| | pictures |", "|---|---:|", *(f"| {name} | {n} |" for name, n in rows)])]
+    readme, page = to / "README.md", to / "card.html"
+    write_whole(readme, "\n\n".join(text) + "\n")
+    body = "".join(f"<p>{html.escape(line)}</p>" for line in words)
+    for title, rows in tables:
+        cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{n}</td></tr>" for name, n in rows)
+        body += f"<h2>{html.escape(title)}</h2><table>{cells}</table>"
+    if tally.shown:
+        data = base64.b64encode(_contact(to, _spread(tally.shown))).decode()
+        body += f'<h2>Some of them</h2><img alt="{SHOWN} pictures at most" src="data:image/jpeg;base64,{data}">'
+    style = "body{font:16px sans-serif;max-width:50rem;margin:2rem auto}td{padding:.1rem 1rem .1rem 0}img{max-width:100%}"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Imported image set</title><style>{style}</style>'
+    write_whole(page, f"{head}<h1>Imported image set</h1>{body}</html>\n")
+    return [readme, page]
+
+
+def _tables(tally: Tally, options: IntakeOptions) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Titles with their rows, the most frequent first."""
+    people = Counter(tally.patients.values())
+    splits = [
+        (f"{name} ({people[name]} patients, asked {share:.0%})", tally.splits[name]) for name, share in options.splits.items()
+    ]
+    yield "Splits", splits
+    named = {"Modalities": tally.modalities, "Body parts": tally.body_parts, "Views": tally.views, "Sizes": tally.sizes}
+    for title, counts in named.items():
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(n for _, n in ordered[LISTED:])
+        yield title, [*ordered[:LISTED], *([("others", rest)] if rest else [])]
+    yield "Left out", sorted(tally.causes.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _size(width: int, height: int) -> str:
+    """The power of two that the longer side stays below, so that a table of sizes is short."""
+    return f"up to {1 << (max(width, height) - 1).bit_length()} pixels"
+
+
+def _spread(paths: Sequence[str]) -> list[str]:
+    step = max(1, len(paths) // SHOWN)
+    return list(paths[::step][:SHOWN])
+
+
+def _contact(to: Path, paths: Sequence[str]) -> bytes:
+    """One JPEG of thumbnails in rows."""
+    rows = -(-len(paths) // ACROSS)
+    sheet = Image.new("RGB", (ACROSS * SIDE, rows * SIDE))
+    for place, path in enumerate(paths):
+        with Image.open(to / path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((SIDE - 4, SIDE - 4))
+        row, column = divmod(place, ACROSS)
+        sheet.paste(small, (column * SIDE + 2, row * SIDE + 2))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,99 @@
+"""The importer's chunks of files: which are still to be read, and what is kept of each when it is done.
+
+Reads the private list of files; writes `parts/<chunk>.jsonl`, a line a picture (`+` and a `Made`) or a file left out (`-` and
+a `LeftOut`). A part counts as done when every picture it names is there in its size.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from typing import TextIO
+
+from stllava.data.intake.convert import Made, Missed
+from stllava.data.intake.imported import LeftOut
+from stllava.data.intake.workers import Job, Lost, Piece
+from stllava.progress import Progress
+from stllava.store import PARTS, write_whole
+
+_MADE, _MISSED = "+", "-"
+_MADE_BEGINS = '{"row":{"id":'
+
+
+@dataclass
+class Chunks:
+    """The list of files cut into chunks of one size, of which those at work are in memory."""
+
+    to: Path
+    """The set's folder."""
+    files: Path
+    """JSONL of number, path, size, time of change and cause of every file."""
+    size: int
+    """Files a chunk."""
+    _at_work: dict[int, tuple[int, list[LeftOut]]] = field(default_factory=dict)
+
+    def todo(self, progress: Progress, said: TextIO) -> Iterator[tuple[int, list[Job]]]:
+        """Every chunk with a file to be read that is not done yet; the others are done on the way."""
+        with self.files.open(encoding="ascii") as file:
+            for key in count():
+                listed = [_listed(line) for line in islice(file, self.size)]
+                if not listed:
+                    return
+                if self._is_done(key):
+                    progress.resumed += len(listed)
+                    progress.advance(len(listed))
+                    continue
+                left = [LeftOut(number=job.number, source=None, frame=None, cause=cause) for job, cause in listed if cause]
+                self._at_work[key] = len(listed), left
+                jobs = [job for job, cause in listed if cause is None]
+                if jobs:
+                    yield key, jobs
+                else:
+                    progress.advance(self.keep(key, [], said))
+
+    def keep(self, key: int, pieces: list[Piece], said: TextIO) -> int:
+        """Keep what came of a chunk, the details in the private list `said` alone; returns its number of files."""
+        files, left = self._at_work.pop(key)
+        lines = [_MISSED + row.model_dump_json() for row in left]
+        for piece in pieces:
+            if isinstance(piece, str) and piece.startswith(_MADE_BEGINS):
+                lines.append(_MADE + piece)
+                continue
+            if isinstance(piece, Lost):
+                row = LeftOut(number=piece.number, source=None, frame=None, cause=piece.cause)
+                missed = Missed(row=row, detail=piece.detail)
+            else:
+                missed = Missed.model_validate_json(piece)
+            lines.append(_MISSED + missed.row.model_dump_json())
+            said.write(missed.model_dump_json() + "\n")
+        said.flush()
+        write_whole(self._part(key), "".join(f"{line}\n" for line in lines))
+        return files
+
+    def rows(self) -> Iterator[Made | LeftOut]:
+        """Everything that is kept, chunk by chunk."""
+        for part in sorted((self.to / PARTS).glob("*.jsonl")):
+            with part.open(encoding="utf-8") as file:
+                for line in file:
+                    yield (Made if line[0] == _MADE else LeftOut).model_validate_json(line[1:])
+
+    def _part(self, key: int) -> Path:
+        return self.to / PARTS / f"{key:08d}.jsonl"
+
+    def _is_done(self, key: int) -> bool:
+        part = self._part(key)
+        if not part.is_file():
+            return False
+        with part.open(encoding="utf-8") as file:
+            made = (Made.model_validate_json(line[1:]) for line in file if line[0] == _MADE)
+            return all(_has_size(self.to / one.row.path, one.size) for one in made)
+
+
+def _listed(line: str) -> tuple[Job, str | None]:
+    number, path, size, _, cause = json.loads(line)
+    return Job(number, Path(path), size), cause
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

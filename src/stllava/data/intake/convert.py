@@ -1,0 +1,249 @@
+"""Turns one source file into pictures on disk and a line for each: the work of one worker of the importer.
+
+Reads the file through a reader; writes `images/<two digits>/<id>.png` (or .jpg) below the set's folder, each by renaming a
+draft. What it says of a file that cannot be used is a cause and, for the user's eyes only, a detail.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stllava.config import IntakeOptions
+from stllava.data.images import MAX_PIXELS
+from stllava.data.intake.burned import Treated
+from stllava.data.intake.frame import Frame
+from stllava.data.intake.imported import Imported, LeftOut
+from stllava.data.intake.private import allow, check_clean, hidden_id, hide, image_id, interval
+from stllava.data.intake.quality import fault, pixel_digest
+from stllava.data.intake.workers import Job, Work
+from stllava.data.likeness import picture_hash
+from stllava.errors import ItemError, StllavaError
+from stllava.records import Record
+
+SHIFT_DAYS = 1 << 20
+TEXT = "burned-in-text"
+"""Why a picture that holds text, or may, is left out."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How files become frames, and what happens to text in them."""
+
+    recognise: Callable[[Path], str | None]
+    """The kind of a file by its content; None of what is no image."""
+    readers: Mapping[str, Callable[[Path], Iterable[Frame]]]
+    """How each kind is read."""
+    treat: Callable[[Frame], Treated]
+    """Blacks out text, or keeps the picture back."""
+
+
+MakeParts = Callable[[IntakeOptions], Parts]
+"""Called in each worker; a function of a module, since it is pickled."""
+
+
+def made_of(options: IntakeOptions) -> Parts:
+    """The readers and the finder of text that the package has; each imports its library at the first file it needs it for."""
+    from stllava.data.intake import burned, dicom, nifti, photograph, recognise, tiff
+
+    slides = tiff.TiffOptions(level=options.level, tile=options.tile)
+    text = burned.BurnedOptions(look=options.look_for_text, keep_markers=options.keep_markers)
+    dicoms = dicom.DicomOptions(
+        window=options.window, frames=options.frames, step=options.step, max_pixels=min(options.largest, MAX_PIXELS)
+    )
+    volumes = nifti.NiftiOptions(plane=options.plane, slices=options.frames, step=options.step)
+    readers: dict[str, Callable[[Path], Iterable[Frame]]] = {
+        "dicom": partial(dicom.read_dicom, options=dicoms),
+        "nifti": partial(nifti.read_nifti, options=volumes),
+        "tiff": partial(tiff.read_tiff, options=slides),
+        "slide": partial(tiff.read_tiff, options=slides),
+        "photograph": partial(photograph.read_photograph, options=photograph.PhotographOptions()),
+    }
+    return Parts(recognise.recognise, readers, partial(burned.treat, options=text))
+
+
+class Made(Record):
+    """A picture that was written, with what only the whole set can say still open."""
+
+    row: Imported
+    """Its line, but for near copy, split and interval."""
+    number: int
+    """Place of its file among all."""
+    place: int
+    """Its place in what was read of the file."""
+    digest: str
+    """`pixel_digest` in hexadecimal."""
+    picture: str | None
+    """`picture_hash` in hexadecimal; None of a plain picture."""
+    size: int
+    """Of its file, in bytes."""
+    day: int | None
+    """Of its study, moved by a secret number of days that is the patient's own."""
+    ties: tuple[str, ...]
+    """Hidden ids that it shares with whatever must be in the same split: of its patient, study and series."""
+    withheld: dict[str, int]
+    """Facts that the allow-list did not let through, by name."""
+
+
+class Missed(Record):
+    """A file or picture that was not written."""
+
+    row: LeftOut
+    """Its line."""
+    detail: str
+    """What is wrong, which may name the file: for the private list only."""
+
+
+def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeParts) -> Work:
+    """What a worker does with each file."""
+    # Pillow itself would refuse smaller pictures than the options allow.
+    Image.MAX_IMAGE_PIXELS = max(options.largest, MAX_PIXELS)
+    return partial(convert, options=options, salt=salt, to=to, parts=make(options))
+
+
+def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str]:
+    """Write the pictures of a file; yields JSON of a `Made` or `Missed` for each, and of a `Missed` where it ends early."""
+    source: str | None = None
+    try:
+        with job.path.open("rb") as file:
+            source = hashlib.file_digest(file, "sha256").hexdigest()
+        kind = parts.recognise(job.path)
+        if kind is None:
+            raise ItemError("not-an-image", "no known image format")
+        count = 0
+        for place, frame in enumerate(parts.readers[kind](job.path)):
+            count += 1
+            try:
+                made = _write(frame, job, place, source=source, salt=salt, options=options, to=to, parts=parts)
+                yield made.model_dump_json()
+            except ItemError as error:
+                yield _missed(job, source, place, error.cause, str(error), salt)
+        if not count:
+            raise ItemError("no-picture", f"a file of kind {kind} without a picture")
+    except StllavaError:
+        raise
+    except ItemError as error:
+        yield _missed(job, source, None, error.cause, str(error), salt)
+    except MemoryError:
+        yield _missed(job, source, None, "too-much-memory", f"needs more than {options.memory} GiB", salt)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file does to a decoder is counted, and told in the private list
+        yield _missed(job, source, None, "unreadable", f"{type(error).__name__}: {error}", salt)
+
+
+def _missed(job: Job, source: str | None, place: int | None, cause: str, detail: str, salt: bytes) -> str:
+    hidden = None if source is None else hidden_id(salt, "source", source)
+    row = LeftOut(number=job.number, source=hidden, frame=place, cause=cause)
+    # A file name that is not UTF-8 would not go into JSON.
+    return Missed(row=row, detail=detail.encode(errors="backslashreplace").decode()).model_dump_json()
+
+
+def _write(
+    frame: Frame, job: Job, place: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path, parts: Parts
+) -> Made:
+    """Write one picture, or raise the `ItemError` that keeps it out."""
+    wrong = fault(frame.pixels, options)
+    if wrong is not None:
+        raise ItemError(wrong, f"{frame.pixels.shape[1]} × {frame.pixels.shape[0]} pixels")
+    treated = parts.treat(frame)
+    if treated.frame is None:
+        raise ItemError(TEXT, treated.reason)
+    if treated.boxes and options.text == "quarantine":
+        raise ItemError(TEXT, "text was found, and the options leave such pictures out")
+    pixels, who = treated.frame.pixels, frame.identity
+    hidden = hide(who, salt, source=source)
+    allowed = allow(treated.frame.facts, frame.labels, series=hidden.series)
+    facts = allowed.facts
+    image = Image.fromarray(pixels)
+    data = _encoded(pixels, options)
+    name = image_id(salt, source, frame=place)
+    row = Imported(
+        id=name,
+        path=f"images/{name[:2]}/{name}.{'png' if options.format == 'png' else 'jpg'}",
+        width=image.width,
+        height=image.height,
+        modality=facts.modality,
+        body_part=facts.body_part,
+        view=facts.view,
+        laterality=facts.laterality,
+        labels=allowed.labels,
+        source=hidden_id(salt, "source", source),
+        patient=hidden.patient,
+        study=hidden.study,
+        series=hidden.series,
+        frame=facts.frame,
+        done=facts.done,
+        masked=tuple((box.left, box.top, box.right, box.bottom) for box in treated.boxes),
+        content=hashlib.sha256(data).hexdigest(),
+        split="",
+        interval=None,
+    )
+    told = json.dumps([facts.modality, facts.body_part, facts.view, facts.laterality, facts.done, allowed.labels])
+    # A number stands in many a header by chance, and the allow-list has let short ones through only.
+    check_clean(re.sub(r"\d+", "", told).encode(), who.texts, what="the line of a picture")
+    check_clean(data, who.texts, what="a picture")
+    picture = picture_hash(image)
+    _put(to / row.path, data)
+    named = [("study", who.study), ("series", who.series)]
+    since = interval(hidden.patient, who.date, firsts={hidden.patient: date.min})
+    return Made(
+        row=row,
+        number=job.number,
+        place=place,
+        digest=pixel_digest(pixels).hex(),
+        picture=None if picture is None else f"{picture:x}",
+        size=len(data),
+        day=None if since is None else since + int(hidden_id(salt, "day", hidden.patient), 16) % SHIFT_DAYS,
+        ties=(hidden.patient, *(hidden_id(salt, f"tie of {kind}", value) for kind, value in named if value)),
+        withheld=dict(sorted(allowed.dropped.items())),
+    )
+
+
+def _encoded(pixels: NDArray[np.uint8], options: IntakeOptions) -> bytes:
+    if options.format == "png":
+        return png(pixels, options.compression)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=options.quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def png(pixels: NDArray[np.uint8], level: int) -> bytes:
+    """A PNG of [H, W] or [H, W, 3] and nothing but its pixels, every row as its difference from the one above.
+
+    Pillow tries five filters on each row, which takes longer than all the rest of an import. At level 1 zlib looks for
+    runs only: noise holds little else, and the search for repeats would take twice as long.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.empty((height, 1 + pixels.size // height), dtype=np.uint8)
+    flat = pixels.reshape(height, -1)
+    rows[:, 0] = 2  # the filter "up", for which the row above the first is black
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    packer = zlib.compressobj(level, strategy=zlib.Z_RLE if level == 1 else zlib.Z_DEFAULT_STRATEGY)
+    data = packer.compress(rows.tobytes()) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
+    written = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+        for kind, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a picture whole or not at all; unsynced, since a resumed import looks at the sizes of what it finds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.write_bytes(data)
+    draft.replace(path)

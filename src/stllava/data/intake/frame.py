@@ -1,0 +1,57 @@
+"""What every reader gives and everything behind the readers takes: one picture and what may be told of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FrameKind = Literal["dicom", "nifti", "tiff", "slide", "photograph"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What may be told of a picture: nothing that names a person, place, device or day."""
+
+    modality: str = ""
+    """DICOM's code, such as CR, CT, MR, US; empty when unknown."""
+    body_part: str = ""
+    """In lower case, such as chest."""
+    view: str = ""
+    """Such as PA or LATERAL, or the plane of a slice: axial, coronal, sagittal."""
+    laterality: str = ""
+    """L, R or B; empty when unknown."""
+    series: str = ""
+    """Hidden id of the series; pictures of one series share it."""
+    frame: int | None = None
+    """Place in the series or volume, from 0; None of a single picture."""
+    done: tuple[str, ...] = ()
+    """What was done to the pixels, in order, such as "rescaled to HU", "window lung (-600, 1500)"."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells patients, studies and days apart, never written: `private.py` turns it into hidden ids."""
+
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    date: str = ""
+    """YYYYMMDD; empty when unknown."""
+    texts: frozenset[str] = frozenset()
+    """Every text of the file that could name somebody, for checks that none comes out; and for finding it in pixels."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, ready to be written."""
+
+    pixels: NDArray[np.uint8]
+    """[H, W] or [H, W, 3], 0 is black."""
+    facts: Facts
+    identity: Identity = field(default_factory=Identity)
+    burned: Literal["yes", "no", "unknown", "likely"] = "unknown"
+    """Whether text is in the pixels: DICOM's own flag, or likely by the kind of image (ultrasound, secondary capture)."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """More harmless attributes by name, from the allow-list."""

@@ -1,0 +1,165 @@
+"""Imports a folder of medical images: any tree in, a de-identified image set out.
+
+    from stllava.data.intake.importing import import_images
+    import_images(IntakeOptions(), source=Path("study"), to=Path("data"), salt=Path("keys/salt"), existing="resume")
+
+Reads every file below `source`. Writes into `to`: `images/`, `images.jsonl` (`Imported`), `left_out.jsonl` (`LeftOut`),
+`README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest last. Beside the salt, for
+the user alone, it writes which number is which file (`<salt>.<id>.files.jsonl`) and what was wrong with those left out
+(`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, from which a killed
+import goes on.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, TextIO
+
+import numpy as np
+from PIL import Image
+
+from stllava.config import IntakeOptions
+from stllava.data.intake.burned import Box
+from stllava.data.intake.card import Tally, write_card
+from stllava.data.intake.chunks import Chunks
+from stllava.data.intake.convert import TEXT, MakeParts, made_of, worker
+from stllava.data.intake.imported import STAGE, Imported, LeftOut
+from stllava.data.intake.private import hidden_id, open_salt
+from stllava.data.intake.sheet import Change, write_sheets
+from stllava.data.intake.walk import walk
+from stllava.data.intake.whole import Whole, look_over
+from stllava.data.intake.workers import work_through
+from stllava.errors import StllavaError
+from stllava.progress import Progress
+from stllava.records import Manifest
+from stllava.store import PARTS, Existing, Stage, locked
+
+_GIB = 1 << 30
+
+
+def import_images(
+    options: IntakeOptions,
+    *,
+    source: Path,
+    to: Path,
+    salt: Path,
+    existing: Existing,
+    make: MakeParts = made_of,
+) -> Manifest:
+    """Write the image set of a tree and return its manifest; `make` gives the readers and what guards the output.
+
+    The salt is made when there is none. The same tree, options and salt give the same bytes, however often the work was
+    killed, but for files at which the time limit strikes.
+    """
+    _refuse_nested(source, to, salt)
+    secret = open_salt(salt, output=to)
+    with locked(to):
+        mine = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
+        files, details = (mine.with_name(f"{mine.name}.{what}.jsonl") for what in ("files", "details"))
+        listed = files.with_name(f".{files.name}.draft")
+        count, fingerprint = _list(source, listed, secret)
+        inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
+        try:
+            stage = Stage(STAGE, to, options, inputs=inputs, existing=existing)
+        except StllavaError:
+            listed.unlink()
+            raise
+        listed.replace(files)
+        resumed = (to / PARTS).is_dir()
+        if stage.manifest is not None:
+            return stage.manifest
+        chunks = Chunks(to, files, options.chunk)
+        setup = partial(worker, options, secret, to, make)
+        with Progress(STAGE, count, unit="files") as progress, _private(details, "a" if resumed else "w") as said:
+            workers = options.workers or len(os.sched_getaffinity(0))
+            memory = int(options.memory * _GIB)
+            todo = chunks.todo(progress, said)
+            for key, pieces in work_through(todo, setup, workers=workers, seconds=options.seconds, memory=memory):
+                progress.advance(chunks.keep(key, pieces, said))
+        return _finish(stage, options, chunks, count)
+
+
+def _refuse_nested(source: Path, to: Path, salt: Path) -> None:
+    """The three places are apart: output is no input, and the salt travels with neither."""
+    source, to, salt = source.resolve(), to.resolve(), salt.resolve()
+    for inner, outer, what in (
+        (to, source, "the output"),
+        (source, to, "the source"),
+        (salt, to, "the salt"),
+        (salt, source, "the salt"),
+    ):
+        if inner.is_relative_to(outer):
+            raise StllavaError(
+                f"{what} {inner} lies inside {outer}",
+                expected="source, output and salt apart from each other",
+                remedy="Name another place for it.",
+            )
+
+
+def _private(path: Path, mode: Literal["w", "a"]) -> TextIO:
+    """Open a file that nobody but the user may read."""
+    return open(path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _list(source: Path, to: Path, secret: bytes) -> tuple[int, str]:
+    """Write what the tree holds, one line a file; returns how many and a hidden id of all names, sizes and times."""
+    count, hashed = 0, hashlib.sha256()
+    with _private(to, "w") as file:
+        for found in walk(source):
+            # Names that are not UTF-8 are surrogates in Python, and escaped in ASCII JSON.
+            line = json.dumps([count, str(found.path), found.size, found.changed, found.cause])
+            file.write(line + "\n")
+            name = os.path.relpath(found.path, source)
+            hashed.update(json.dumps([name, found.size, found.changed, found.cause]).encode())
+            count += 1
+    return count, hidden_id(secret, "files", hashed.hexdigest())
+
+
+def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int) -> Manifest:
+    """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
+    whole = look_over(chunks, options, to=stage.to)
+    tally = Tally()
+
+    def pictures() -> Iterator[Imported]:
+        for row in whole.rows():
+            tally.add(row)
+            yield row
+
+    def left() -> Iterator[LeftOut]:
+        for row in whole.left_out():
+            tally.leave(row)
+            yield row
+
+    stage.write_records("images", pictures())
+    stage.write_records("left_out", left())
+    for path in whole.spare():
+        (stage.to / path).unlink(missing_ok=True)
+    for draft in (stage.to / "images").glob("*/.*.draft"):
+        draft.unlink()
+    card = write_card(stage.to, tally, options=options, files=count)
+    sheets = write_sheets(_changes(whole, stage.to), stage.to)
+    # The pictures were written unsynced; the manifest says that they are there.
+    os.sync()
+    return stage.finish(
+        counts_in=count,
+        counts_out=tally.count,
+        dropped=tally.causes,
+        measures={**tally.measures(), **{f"withheld {name}": float(n) for name, n in sorted(whole.withheld.items())}},
+        notes=tally.notes(),
+        files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],
+    )
+
+
+def _changes(whole: Whole, to: Path) -> Iterator[Change]:
+    """What a human should look at: pictures with text blacked out as they were written, and those that were kept back."""
+    for row in whole.rows():
+        if row.masked:
+            boxes = tuple(Box(*box) for box in row.masked)
+            with Image.open(to / row.path) as image:
+                yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
+    for left in whole.left_out():
+        if left.cause == TEXT:
+            yield Change(f"{left.source}, picture {left.frame}", "quarantined", "it holds text, or may")

@@ -1,0 +1,199 @@
+"""Works through files in processes of their own, so that a file that hangs, crashes or eats memory is named, and only it lost.
+
+Reads and writes nothing itself. A worker says when it begins a file and sends what it makes of it piece by piece; where
+nothing comes in time it is killed, and a fresh one goes on behind that file. Workers' output is closed: what C
+libraries print of a damaged file may hold a name.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from stllava.errors import StllavaError
+
+START_SECONDS = 120.0
+STARTS = 3
+SLOW_BYTES = 16 << 20
+"""A file may take a second more for every so many bytes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to work on."""
+
+    number: int
+    """Its place among all files."""
+    path: Path
+    """Where it is."""
+    size: int
+    """In bytes."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a worker did not live to say."""
+
+    number: int
+    """Of the job it was at."""
+    cause: str
+    """`too-slow` or `crashed`."""
+    detail: str
+    """What is known of it."""
+
+
+Work = Callable[[Job], Iterator[str]]
+Piece = str | Lost
+
+
+class StoppedError(StllavaError):
+    """A user error met in a worker, such as a missing extra: work stops with its words."""
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text)
+
+
+@dataclass
+class _Worker:
+    process: ForkServerProcess
+    line: Connection
+    key: int = -1
+    left: list[Job] = field(default_factory=list)
+    job: Job | None = None
+    pieces: list[Piece] = field(default_factory=list)
+    deadline: float = 0.0
+
+
+def work_through(
+    chunks: Iterable[tuple[int, list[Job]]], setup: Callable[[], Work], *, workers: int, seconds: float, memory: int
+) -> Iterator[tuple[int, list[Piece]]]:
+    """Every chunk's key with all pieces of its jobs in their order, chunk by chunk as they are done.
+
+    `setup` is called once in each worker and must be picklable; `seconds` is the longest wait for a piece, `memory` the
+    bytes a worker may allocate beyond its start. Raises `StoppedError` with the words of a `StllavaError` met at work.
+    """
+    waiting = iter(chunks)
+    crew: list[_Worker] = []
+    failed_starts = 0
+    try:
+        while True:
+            while len(crew) < workers and (chunk := next(waiting, None)) is not None:
+                crew.append(_start(setup, memory, key=chunk[0], jobs=chunk[1], pieces=[]))
+            if not crew:
+                return
+            rest = min(worker.deadline for worker in crew) - time.monotonic()
+            ready = wait([worker.line for worker in crew], timeout=max(0.0, rest))
+            for place, worker in enumerate(list(crew)):
+                lost = _hear(worker, seconds) if worker.line in ready else _overdue(worker)
+                if lost is not None:
+                    failed_starts = failed_starts + 1 if worker.job is None else 0
+                    if failed_starts >= STARTS:
+                        raise RuntimeError(f"workers end before they begin: {lost.detail}")
+                    crew[place] = _again(worker, lost, setup, memory)
+            for worker in list(crew):
+                if worker.job is None and not worker.left:
+                    yield worker.key, worker.pieces
+                    chunk = next(waiting, None)
+                    if chunk is None:
+                        _end(worker)
+                        crew.remove(worker)
+                    else:
+                        _give(worker, chunk[0], chunk[1], [])
+    finally:
+        for worker in crew:
+            _end(worker)
+
+
+def _start(setup: Callable[[], Work], memory: int, *, key: int, jobs: list[Job], pieces: list[Piece]) -> _Worker:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "stllava.data.intake.convert"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, setup, memory), daemon=True)
+    process.start()
+    theirs.close()
+    worker = _Worker(process, ours)
+    _give(worker, key, jobs, pieces)
+    return worker
+
+
+def _give(worker: _Worker, key: int, jobs: list[Job], pieces: list[Piece]) -> None:
+    worker.key, worker.left, worker.job, worker.pieces = key, list(jobs), None, pieces
+    worker.deadline = time.monotonic() + START_SECONDS
+    try:
+        worker.line.send(jobs)
+    except (BrokenPipeError, ConnectionResetError):
+        # It has died; reading from it will say so.
+        return
+
+
+def _hear(worker: _Worker, seconds: float) -> Lost | None:
+    """Take one message of a worker; what was lost when it has died instead."""
+    try:
+        kind, piece = worker.line.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join(START_SECONDS)
+        return Lost(worker.job.number if worker.job else -1, "crashed", f"exit code {worker.process.exitcode}")
+    if kind == "stop":
+        raise StoppedError(piece)
+    if kind == "begin":
+        worker.job = worker.left.pop(0)
+    elif kind == "piece":
+        worker.pieces.append(piece)
+    else:
+        worker.job = None
+    size = worker.job.size if worker.job else 0
+    worker.deadline = time.monotonic() + (seconds + size / SLOW_BYTES if worker.job else START_SECONDS)
+    return None
+
+
+def _overdue(worker: _Worker) -> Lost | None:
+    """Kill a worker whose time is up."""
+    late = time.monotonic() - worker.deadline
+    if late < 0 or (worker.job is None and not worker.left):
+        return None
+    worker.process.kill()
+    worker.process.join()
+    return Lost(worker.job.number if worker.job else -1, "too-slow", "nothing came of it in time")
+
+
+def _again(worker: _Worker, lost: Lost, setup: Callable[[], Work], memory: int) -> _Worker:
+    """A fresh worker that goes on behind the file at which one was lost."""
+    _end(worker)
+    pieces = [*worker.pieces, lost] if worker.job is not None else worker.pieces
+    return _start(setup, memory, key=worker.key, jobs=worker.left, pieces=pieces)
+
+
+def _end(worker: _Worker) -> None:
+    worker.line.close()
+    worker.process.kill()
+    worker.process.join()
+
+
+def _serve(line: Connection, setup: Callable[[], Work], memory: int) -> None:
+    """A worker's life: jobs in, pieces out, until the line is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    pages = Path("/proc/self/statm")
+    if pages.exists():  # Other systems do not keep to a limit of address space.
+        held = int(pages.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + memory, resource.RLIM_INFINITY))
+    try:
+        work = setup()
+        while True:
+            for job in line.recv():
+                line.send(("begin", ""))
+                for piece in work(job):
+                    line.send(("piece", piece))
+                line.send(("end", ""))
+    except StllavaError as error:
+        line.send(("stop", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # The importer has ended, or was killed.

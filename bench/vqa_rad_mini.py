@@ -6,8 +6,8 @@
 Every run is `stllava run recipes/vqa-rad-mini.yaml`. "mini" is stage 1 on 9 % of the training images and the loop on the
 rest; "mini all" is stage 1 on all of them, with the same validation images. The standard split trains on images that
 the test asks about too, the image-disjoint one does not. Runs are single-threaded processes, two at a time; each goes
-on where it was when the command is given again with the same --work. Writes the comparison of each split into --work
-and bench/results/vqa-rad-mini-DEVICE.json, and prints the tables.
+on where it was when the command is given again with the same --work, so the time of a run is the sum of its stages'.
+Writes the comparison of each split into --work and bench/results/vqa-rad-mini-DEVICE.json, and prints the tables.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pydantic import JsonValue
 
 from measure import device_kind, write_result
 from stllava.config import RECIPES
+from stllava.store import MANIFEST, read_manifest
 
 SPLITS = {"standard": [], "image-disjoint": ["--data.labelled", "10", "--data.validation", "15"]}
 ARMS = {
@@ -60,24 +60,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one epoch and no round: whether it runs, not what it finds")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     # The longest first, so that no process is left over at the end.
     tasks = [(split, arm, seed) for split in asked.splits for arm in ARMS for seed in asked.seeds]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
     def start(task: tuple[str, str, int]) -> float:
         split, arm, seed = task
-        clock = time.perf_counter()
         to = folder_of(asked.work, *task)
         with to.with_suffix(".log").open("w") as log:
             words = command_of(split, arm, seed, to=to, quick=asked.quick)
             subprocess.run(words, env=environment, stdout=log, stderr=log, check=True)
-        print(f"{split}, {arm}, seed {seed}: {time.perf_counter() - clock:.0f} s", flush=True)
-        return time.perf_counter() - clock
+        seconds = sum(read_manifest(path.parent).seconds for path in to.glob(f"*/**/{MANIFEST}"))
+        print(f"{split}, {arm}, seed {seed}: {seconds:.0f} s", flush=True)
+        return seconds
 
     with ThreadPoolExecutor(asked.jobs) as pool:
         seconds = list(pool.map(start, tasks))
-    wall = time.perf_counter() - began
+    print(f"{sum(seconds) / 60:.0f} minutes of computing, {asked.jobs} processes at a time")
     from stllava.report.compare import compare_runs
 
     tables: dict[str, JsonValue] = {}
@@ -94,7 +93,7 @@ def main() -> None:
             "/".join(map(str, task)): json.loads((folder_of(asked.work, *task) / "summary.json").read_text()) for task in tasks
         },
         "seconds": {"/".join(map(str, task)): spent for task, spent in zip(tasks, seconds, strict=True)},
-        "wall_seconds": wall,
+        "jobs": asked.jobs,
     }
     print(write_result(f"vqa-rad-mini-{device_kind()}", result))
 

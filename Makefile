@@ -27,12 +27,14 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## make the virtual environment with the exact versions of constraints.txt
 
-# torch first and by itself: its CPU build is asked for by exact version.
+# torch first and by itself: its CPU build is asked for by exact version. Of nilearn only the MNI152 volume in its wheel is
+# used, as a file.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps nilearn
 	touch $@
 
 demo: setup ## run the whole loop on synthetic phantoms (SEED=0, PRESET=anchored or plain)
@@ -46,7 +48,8 @@ mini: weights ## run that recipe with three seeds, on both splits, against all l
 	STLLAVA_WEIGHTS=$(abspath weights) $(BIN)/python bench/vqa_rad_mini.py --work runs/vqa-rad-mini
 
 test: check ## lint, types and all tests
-	$(BIN)/pytest
+	STLLAVA_MNI=$${STLLAVA_MNI:-$$(ls $(abspath $(VENV))/lib/python*/site-packages/nilearn/datasets/data/mni_icbm152_t1_*.nii.gz)} \
+		$(BIN)/pytest
 
 check: setup ## lint and strict types only
 	$(BIN)/ruff check .

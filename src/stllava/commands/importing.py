@@ -73,13 +73,13 @@ def benchmark(
 
 
 def images(
-    options: IntakeOptions, source: Positional[Path], *, to: Path, salt: Path = SALT, existing: Existing = "resume"
+    source: Positional[Path], *, options: IntakeOptions, to: Path, salt: Path = SALT, existing: Existing = "resume"
 ) -> None:
     """Turn a folder of DICOM, NIfTI, TIFF and ordinary pictures into an image set without identities.
 
     Args:
-        options: What is read of every file, what is written, and which pictures are left out.
         source: The folder; files are told by their content, whatever their names.
+        options: What is read of every file, what is written, and which pictures are left out.
         to: Folder for the image set, outside of the source.
         salt: Your secret, made when there is none: with the same salt the same patient gets the same id. Lists of which
             file became which number are written beside it; keep all that apart from the set.

@@ -19,7 +19,7 @@ from stllava.config.generation import (
 from stllava.config.intake import IntakeOptions
 from stllava.config.judging import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
 from stllava.config.recipe import RECIPES, RunOptions, load_judge, load_recipe
-from stllava.config.sources import ComposeOptions, Data, FilesData, PhantomData, SmallModel, VqaRadData
+from stllava.config.sources import ComposeOptions, Data, FilesData, ImportedData, PhantomData, SmallModel, VqaRadData
 from stllava.config.training import AdapterOptions, DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "FilesData",
     "GenerationOptions",
     "GroupRates",
+    "ImportedData",
     "IntakeOptions",
     "JudgeOptions",
     "LocalExpertOptions",

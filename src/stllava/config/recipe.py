@@ -10,7 +10,7 @@ from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 from stllava.config.base import Options, Share, validate
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
 from stllava.config.judging import JudgeOptions, PairOptions
-from stllava.config.sources import ComposeOptions, Data, SmallModel, VqaRadData
+from stllava.config.sources import ComposeOptions, Data, ImportedData, SmallModel, VqaRadData
 from stllava.config.training import DpoOptions, SftOptions
 from stllava.errors import StllavaError
 
@@ -72,13 +72,15 @@ class RunOptions(Options):
 
     @model_validator(mode="after")
     def _rounds_have_images(self) -> "RunOptions":
-        if isinstance(self.data, VqaRadData) and self.data.labelled == "all" and self.rounds:
+        if isinstance(self.data, VqaRadData | ImportedData) and self.data.labelled == "all" and self.rounds:
             raise ValueError("rounds 0 with data.labelled all: no image is left to ask about")
         return self
 
 
 def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) -> RunOptions:
-    """Read a recipe, with `overrides` laid over it."""
+    """Read a recipe, with `overrides` laid over it; a bare name that is no file here is one of `RECIPES`."""
+    if path.name == str(path) and not path.exists() and (RECIPES / path).is_file():
+        path = RECIPES / path
     return validate(RunOptions, _merge(_read(path), overrides or {}), source=str(path))
 
 

@@ -61,7 +61,22 @@ class FilesData(Options):
     """LLaVA-style JSON, or JSONL of Conversation records, that the run's `align` learns from."""
 
 
-Data = Annotated[PhantomData | VqaRadData | FilesData, Field(discriminator="kind")]
+class ImportedData(Options):
+    """An image set that `stllava import images` wrote, with the labels you have; its own splits are used."""
+
+    kind: Literal["imported"]
+    """An imported image set."""
+    folder: Path
+    """The set's folder."""
+    labels: Path | None = None
+    """Your questions and answers, as CSV or JSONL with the columns image (path in the set), question, answer."""
+    headers: bool = True
+    """Ask also what the headers say: modality, plane or view, body part, side."""
+    labelled: PositiveInt | Literal["all"] = 60
+    """Training pictures whose questions and answers sft sees, those with labels of yours first; the rest is asked about."""
+
+
+Data = Annotated[PhantomData | VqaRadData | FilesData | ImportedData, Field(discriminator="kind")]
 
 
 class SmallModel(Options):

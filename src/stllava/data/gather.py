@@ -1,4 +1,5 @@
-"""Collects a data set from where it comes from: phantoms that are drawn, the VQA-RAD folder, or your own files.
+"""Collects a data set from where it comes from: phantoms that are drawn, the VQA-RAD folder, an imported
+image set, or your own files.
 
 Reads and checks everything, decoding every image once; writes nothing but phantoms. `prepare` writes the result.
 """
@@ -8,11 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import DESCRIBE, FilesData, PhantomData, VqaRadData
+from stllava.config import DESCRIBE, FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
+from stllava.data.benchmarks.own import find_own
 from stllava.data.captions import caption
 from stllava.data.conversations import conversation, read_conversations
 from stllava.data.folder import images_in
+from stllava.data.headers import BENCHMARK, header_questions
+from stllava.data.intake.imported import TRAIN, read_imported
 from stllava.data.overlap import Learned, Looks, Source, learned_from, look
 from stllava.data.phantom import generate
 from stllava.errors import ItemError, StllavaError
@@ -125,6 +129,64 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
         dropped=dropped,
         notes=notes,
     )
+
+
+def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gathered:
+    """Take the set's own splits: labelled pictures of train, the rest of train to ask about, validation, test.
+
+    Questions come from your labels and from headers; a question that both ask of a picture is yours.
+    """
+    rows = read_imported(options.folder)
+    split = {row.path: row.split for row in rows}
+    own = [] if options.labels is None else _own_labels(options.labels, split)
+    asked = {(row.image, normalise(row.question)) for row in own}
+    made = header_questions(rows) if options.headers else []
+    made = [row for row in made if (row.image, normalise(row.question)) not in asked]
+    looks, bad = _check_images(options.folder, split, max_bad=max_bad)
+    dropped = Counter(bad[path].cause for path in bad)
+    known = [row for row in _usable(own, bad, dropped) + made if row.image not in bad]
+    mine = {row.image for row in own}
+    train = sorted(
+        (path for path in looks if split[path] == TRAIN), key=lambda path: (path not in mine, content_id("split", seed, path))
+    )
+    askable = {row.image for row in known}
+    told = [path for path in train if path in askable]
+    labelled = told if options.labelled == "all" else told[: options.labelled]
+    rest = sorted(set(train) - set(labelled))
+    parts = {name: [row for row in known if row.split == name] for name in ("validation", "test")}
+    for what, left in (("train", labelled), *parts.items(), ("train beyond the labelled", rest or options.labelled == "all")):
+        if not left:
+            raise StllavaError(
+                f"{options.folder} has no pictures with a question in the split {what}",
+                expected="some in train, validation and test",
+                remedy="Label more pictures (data.labels), import more patients, or import with other shares (--splits).",
+            )
+    notes = [f"{len(made)} of {len(known)} questions were made by rule from what the pictures' headers say."] if made else []
+    return Gathered(
+        looks,
+        _conversations(labelled, known, seed=seed),
+        [Image(id=content_id("image", path), path=path) for path in rest],
+        parts["validation"],
+        {options.kind: parts["test"]},
+        captions=_captions(labelled, known),
+        references=[row for row in known if row.image in set(rest)],
+        read=len(rows) + len(own),
+        dropped=dropped,
+        notes=notes,
+    )
+
+
+def _own_labels(path: Path, split: Mapping[str, str]) -> list[Sample]:
+    """A user's questions, each in the split of its picture; one about no picture of the set is refused."""
+    found = [row for rows in find_own(BENCHMARK, path).splits.values() for row in rows]
+    strange = [row.image for row in found if row.image not in split]
+    if strange:
+        raise StllavaError(
+            f"{len(strange)} of {len(found)} rows of {path} are about no picture of the set: {strange[0]!r}",
+            expected="images as images.jsonl of the set names them",
+            remedy="Mend these rows, or point data.folder to their set.",
+        )
+    return [row.model_copy(update={"split": split[row.image]}) for row in found]
 
 
 def gather_files(options: FilesData, *, max_bad: float) -> Gathered:

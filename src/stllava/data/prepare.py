@@ -3,10 +3,10 @@
     from stllava.data.prepare import prepare
     data = prepare(options.data, seed=0, to=Path("run/data"))
 
-Reads the options of phantoms, the VQA-RAD folder or your own files. Writes `conversations.jsonl`, `captions.jsonl`,
-`images.jsonl`, `validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know (`truths.jsonl` for phantoms,
-`references.jsonl` for other data), what images look like (`looks.jsonl`), what training has of the benchmarks
-(`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
+Reads the options of phantoms, the VQA-RAD folder, an imported image set or your own files. Writes `conversations.jsonl`,
+`captions.jsonl`, `images.jsonl`, `validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know
+(`truths.jsonl` for phantoms, `references.jsonl` for other data), what images look like (`looks.jsonl`), what training has
+of the benchmarks (`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
 """
 
 import json
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stllava.config import Data, FilesData, PhantomData, VqaRadData
+from stllava.config import Data, FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.data.benchmarks import vqa_rad_files
 from stllava.data.folder import images_in
-from stllava.data.gather import Gathered, gather_files, gather_phantoms, gather_vqa_rad
+from stllava.data.gather import Gathered, gather_files, gather_imported, gather_phantoms, gather_vqa_rad
 from stllava.data.overlap import describe, find_overlap, learned_from, refuse, write_looks
 from stllava.errors import StllavaError
 from stllava.records import Manifest, Overlap, content_id
-from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_records, write_whole
+from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, output_hash, read_records, write_whole
 
 _TAKEN = frozenset({"conversations", "captions", "images", "validation", "references", "truths", "overlaps", "looks"})
 
@@ -85,6 +85,8 @@ def prepare(
             gathered = gather_phantoms(options, seed=seed, to=to)
         elif isinstance(options, VqaRadData):
             gathered = gather_vqa_rad(options, seed=seed, max_bad=max_bad)
+        elif isinstance(options, ImportedData):
+            gathered = gather_imported(options, seed=seed, max_bad=max_bad)
         else:
             gathered = gather_files(options, max_bad=max_bad)
         overlaps = _overlaps(gathered)
@@ -122,6 +124,9 @@ def _inputs(options: Data, *, seed: int) -> dict[str, str]:
     inputs = {"seed": str(seed)}
     if isinstance(options, VqaRadData):
         inputs |= {split: file_hash(path) for split, path in vqa_rad_files(options.folder, split=options.split).items()}
+    elif isinstance(options, ImportedData):
+        inputs["set"] = output_hash(options.folder)
+        inputs |= {"labels": file_hash(options.labels)} if options.labels is not None else {}
     elif isinstance(options, FilesData):
         files = {"conversations": options.conversations, "validation": options.validation}
         files |= {f"benchmark {name}": path for name, path in options.benchmarks.items()}
@@ -154,7 +159,7 @@ def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
 def _image_root(options: Data, to: Path) -> Path:
     if isinstance(options, PhantomData):
         return to / "images"
-    return options.folder if isinstance(options, VqaRadData) else options.images
+    return options.images if isinstance(options, FilesData) else options.folder
 
 
 def _write(stage: Stage, gathered: Gathered) -> None:

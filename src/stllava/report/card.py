@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from stllava.config import QUESTION, PhantomData, RunOptions, VqaRadData
+from stllava.config import QUESTION, ImportedData, PhantomData, RunOptions, VqaRadData
 from stllava.data.overlap import describe
 from stllava.records import Manifest, Score
 from stllava.report import words
@@ -134,7 +134,11 @@ def _use(options: RunOptions | None, *, custom: bool) -> list[str]:
 def _data(run: RunFiles) -> list[str]:
     """Where the data came from, how much of it there was, and what became of it."""
     data = run.manifests["data"]
-    source = {PhantomData: "Synthetic phantoms, drawn by stllava: no patient data.", VqaRadData: "VQA-RAD."}
+    source = {
+        PhantomData: "Synthetic phantoms, drawn by stllava: no patient data.",
+        VqaRadData: "VQA-RAD.",
+        ImportedData: "The maker's own images, de-identified by stllava, with labels of the maker's own or from their headers.",
+    }
     counts = [f"{words.plain(name)}: {words.measure(name, value)}." for name, value in data.measures.items() if value]
     dropped = [f"Left out, {cause}: {count:,}." for cause, count in data.dropped.items()]
     told = tuple(_overlaps(run))

@@ -1,0 +1,71 @@
+"""The quick start of docs/images.md, word by word, on the files that pydicom ships."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stllava.data.intake.imported import read_imported
+from stllava.records import Outcome, Question
+from stllava.store import read_records
+
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+pytest.importorskip("rapidocr_onnxruntime", reason="the extra `ocr` is not installed")
+
+GUIDE = Path(__file__).parent.parent / "docs" / "images.md"
+SHIPPED = Path(str(pydicom.__file__)).parent / "data" / "test_files"
+PATIENTS = 30
+
+
+def commands() -> list[str]:
+    """The commands of the guide's first block, but for what is installed here already."""
+    block = re.search(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert block is not None
+    return [line for line in block[1].splitlines() if not line.startswith("pip ")]
+
+
+def more_patients(folder: Path) -> None:
+    """The shipped slices once more as those of others: the shipped files are of too few to be split."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(PATIENTS):
+        data = pydicom.dcmread(SHIPPED / ("CT_small.dcm", "MR_small.dcm")[number % 2])
+        data.PatientID = data.PatientName = f"PATIENT^{number}"
+        data.StudyInstanceUID = f"1.2.3.{number}"
+        data.PixelData = np.ascontiguousarray(np.roll(data.pixel_array, random.integers(1, 60, 2), (0, 1))).tobytes()
+        data.save_as(folder / f"IM{number:04d}")
+
+
+def test_a_folder_of_dicom_becomes_a_set_and_a_run_by_the_guides_own_commands(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "study")
+    more_patients(tmp_path / "study" / "others")
+    # Another salt would split other patients off, perhaps none.
+    (tmp_path / ".stllava").mkdir(mode=0o700)
+    (tmp_path / ".stllava" / "salt").write_bytes(bytes(range(32)))
+    (tmp_path / ".stllava" / "salt").chmod(0o600)
+    shell = tmp_path / "stllava"
+    shell.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stllava "$@"\n')
+    shell.chmod(0o700)
+    lines = commands()
+    assert [line.split()[:2] for line in lines][::2] == [["stllava", "import"], ["stllava", "run"]]
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(lines)],
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path), "STLLAVA_MODEL": str(tiny_model), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    split = {row.path: row.split for row in read_imported(tmp_path / "set")}
+    assert {"train", "validation", "test"} == set(split.values())
+    outcome = Outcome.model_validate_json((tmp_path / "runs/first/outcome.json").read_text())
+    assert (tmp_path / "runs/first/report.html").is_file()
+    assert {score.benchmark for score in outcome.scores} == {"imported", "validation"}
+    asked = {path for one in read_records(tmp_path / "runs/first/round-1/ask", "questions", Question) for path in one.images}
+    assert {split[path] for path in asked} <= {"train"}

@@ -144,6 +144,21 @@ def test_what_has_no_share_is_never_said(uniform: float) -> None:
         assert token.item() in (1, 3)
 
 
+def test_black_images_are_prefilled_once_and_still_drawn_apart(policy: Policy, phantoms: Path) -> None:
+    def hidden() -> LocalSampler:
+        return LocalSampler(policy, root=phantoms / "images", tokens=1 << 20, blank=True)
+
+    prompts = [asks("is the image normal?", f"unlabelled/0000{place}.png") for place in range(4)]
+    together = hidden()
+    assert len({together.request(one).prefix for one in prompts}) == 1
+    how = SamplingOptions(temperature=1.5, top_k=0, top_p=1.0, max_new_tokens=8)
+    said = together.complete(prompts, k=2, sampling=how, seed=3)
+    assert [[one.text for one in texts] for texts in said] == [
+        [one.text for one in hidden().complete([prompt], k=2, sampling=how, seed=3)[0]] for prompt in prompts
+    ]
+    assert len({texts[0].text for texts in said}) > 1
+
+
 def test_a_blank_image_hides_what_the_picture_shows(policy: Policy, phantoms: Path, sampler: LocalSampler) -> None:
     hidden = LocalSampler(policy, root=phantoms / "images", tokens=1 << 20, blank=True)
     first, second, seen = (

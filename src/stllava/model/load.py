@@ -4,6 +4,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast
 
@@ -83,6 +84,14 @@ class Encoded:
     def nbytes(self) -> int:
         """Bytes of the image inputs."""
         return sum(value.nbytes for value in self.inputs.values())
+
+    def digest(self) -> str:
+        """The same for all that the model takes alike."""
+        tensors = {name: value for part in (self.inputs, self.kinds) for name, value in part.items()}
+        hashes = [
+            (name, list(one.shape), sha256(one.contiguous().numpy().tobytes()).hexdigest()) for name, one in tensors.items()
+        ]
+        return content_id(list(self.ids), sorted(hashes))
 
 
 @dataclass

@@ -42,6 +42,8 @@ class Request:
     """Tokens behind the prefix, at least one."""
     ending: str
     """What the chat template writes behind what is said."""
+    images: tuple[str, ...] = ()
+    """The images that the prompt names; black ones have a prefix in common, and are told apart by these."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class LocalSampler:
         self.prefilled = Prefilled(tokens // 2 if revisits else 0)
         self.reach = 0
         self.notes: list[str] = []
+        self._black: dict[str, Prefix] = {}
 
     @property
     def device(self) -> str:
@@ -125,8 +128,12 @@ class LocalSampler:
         """The prompt in which the speaker speaks next, in tokens."""
         pieces, ending = opened(self.policy.chat, one.messages, images=len(one.images), speaker=one.speaker)
         prefix = Prefix(pieces[0].text if one.images else "", one.images, self.root, self.blank)
+        if prefix.blank and prefix.images:
+            # Black images that the model is shown alike are one: what they bring is computed once for all prompts.
+            prefix = self._black.setdefault(self.policy.encode(prefix).digest(), prefix)
         rest = pieces[1:] if one.images else pieces
-        return Request(prefix, tuple(token for piece in rest for token in self.policy.tokens(piece.text)), ending)
+        ids = tuple(token for piece in rest for token in self.policy.tokens(piece.text))
+        return Request(prefix, ids, ending, one.images)
 
     def _batches(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[list[_Branch]]]:
         """Batches of rows of branches, each within the tokens of the cache, those with images and those without apart."""
@@ -253,7 +260,7 @@ class Growth:
             if branch.request not in keys:
                 one = self.requests[branch.request]
                 prefix = one.prefix
-                keys[branch.request] = content_id(self.seed, prefix.text, list(prefix.images), prefix.blank, list(one.ids))
+                keys[branch.request] = content_id(self.seed, prefix.text, list(one.images), prefix.blank, list(one.ids))
             key = f"{keys[branch.request]} {branch.number}".encode()
             drawn += hashlib.shake_256(key).digest(8 * self.sampling.max_new_tokens)
         bits = np.frombuffer(drawn, dtype="<u8").reshape(len(branches), -1)

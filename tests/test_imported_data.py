@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from intake_parts import FAST, brought
-from stllava.config import ImportedData
+from stllava.config import EvaluateOptions, ImportedData, RunOptions, SamplingOptions, SftOptions
 from stllava.data.intake.imported import Imported, read_imported
 from stllava.data.prepare import prepare
 from stllava.errors import StllavaError
+from stllava.pipeline import run
 from stllava.records import Conversation, Sample
 from stllava.records import Image as ImageRecord
 from stllava.store import read_jsonl
@@ -81,6 +82,17 @@ def test_a_label_of_no_picture_and_a_split_without_questions_are_refused(importe
         prepare(ImportedData(kind="imported", folder=imported, labelled=1000), seed=0, to=tmp_path / "data")
 
 
-def test_all_pictures_may_be_labelled(imported: Path, tmp_path: Path) -> None:
-    data = prepare(ImportedData(kind="imported", folder=imported, labelled="all"), seed=0, to=tmp_path / "data")
-    assert not read_jsonl(data.images, ImageRecord)
+def test_all_pictures_may_be_labelled(imported: Path, tiny_model: Path, tmp_path: Path) -> None:
+    options = RunOptions(
+        name="all labels",
+        model=str(tiny_model),
+        data=ImportedData(kind="imported", folder=imported, labelled="all"),
+        sft=SftOptions(epochs=1, batch_size=16),
+        evaluate=EvaluateOptions(sampling=SamplingOptions(temperature=0.0, max_new_tokens=4)),
+        rounds=0,
+        baselines=False,
+    )
+    outcome = run(options, to=tmp_path / "run")
+    assert not read_jsonl(tmp_path / "run/data/images.jsonl", ImageRecord)
+    assert outcome.best == "sft"
+    assert {overlap.exact_images for overlap in outcome.overlaps} == {0}

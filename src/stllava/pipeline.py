@@ -257,7 +257,9 @@ class Loop:
     def overlaps(self, data: DataSet) -> list[Overlap]:
         """What all that was learned, self-made questions and pairs included, has of validation and each benchmark."""
         looks = read_looks(data.looks)
-        learned = {"labelled conversations": read_learned(data.conversations), "images to ask about": read_learned(data.images)}
+        learned = {"labelled conversations": read_learned(data.conversations)}
+        if data.images.stat().st_size:  # None is left to ask about where all are labelled.
+            learned["images to ask about"] = read_learned(data.images)
         for number in range(1, self.options.rounds + 1):
             for stage, what in (("ask", "questions"), ("pair", "pairs")):
                 if (self.to / f"round-{number}" / stage / MANIFEST).is_file():

@@ -1,12 +1,15 @@
-"""What the importer's tests and their workers share: a reader of plain PNG that also hangs, crashes and eats memory.
+"""What the importer's tests and their workers share: readers of plain PNG and DICOM slices that also hang and crash.
 
 Apart from the tests, so that a worker need not import what tests are written with.
 """
 
+import functools
+import importlib
 import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,15 @@ import numpy as np
 from stllava.config import IntakeOptions
 from stllava.data.images import open_image
 from stllava.data.intake.burned import Treated
-from stllava.data.intake.convert import Parts
+from stllava.data.intake.convert import MakeParts, Parts, Projection, made_of
+from stllava.data.intake.dicom_stack import Slice
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.data.intake.importing import import_images
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Manifest
 
 FAST = IntakeOptions(seconds=2, workers=1, chunk=4, memory=1)
+SLICES = IntakeOptions(seconds=20, workers=1, chunk=4, look_for_text="rules")
 
 
 def read(path: Path) -> Iterator[Frame]:
@@ -60,7 +65,51 @@ def parts(options: IntakeOptions) -> Parts:
     return Parts(kind, {"photograph": read}, treat)
 
 
-def brought(folder: Path, options: IntakeOptions = FAST, *, to: str = "data") -> Manifest:
+def brought(folder: Path, options: IntakeOptions = FAST, *, to: str = "data", make: MakeParts = parts) -> Manifest:
     return import_images(
-        options, source=folder / "in", to=folder / to, salt=folder / "keys" / "salt", existing="resume", make=parts
+        options, source=folder / "in", to=folder / to, salt=folder / "keys" / "salt", existing="resume", make=make
     )
+
+
+def _trouble(path: Path, when: str) -> None:
+    if path.name.startswith(f"hangs-{when}"):
+        time.sleep(3600)
+    if path.name.startswith(f"crashes-{when}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Troubled:
+    """The package's projection, for files in whose names a trouble stands."""
+
+    def __init__(self, real: Projection) -> None:
+        self._real = real
+        self._paths: list[Path] = []
+
+    def add(self, path: Path, *, off: int) -> None:
+        _trouble(path, "pixels")
+        self._real.add(path, off=off)
+        self._paths.append(path)
+
+    def frame(self, *, total: int) -> Frame:
+        for path in self._paths:
+            _trouble(path, "picture")
+        return self._real.frame(total=total)
+
+
+def sliced(options: IntakeOptions) -> Parts:
+    """The package's readers, in trouble at the header or the pixels of files whose names say so."""
+    # Loaded here, it takes no time of the first file, which short limits have little of.
+    importlib.import_module("pydicom.pixels.decoders")
+    real = made_of(options)
+
+    def look(path: Path) -> Slice | None:
+        _trouble(path, "header")
+        return real.slices["dicom"](path)
+
+    def begin() -> Projection:
+        return _Troubled(real.projections["dicom"]())
+
+    return replace(real, slices={"dicom": look}, projections={"dicom": begin})
+
+
+brought_slices = functools.partial(brought, make=sliced)

@@ -18,7 +18,7 @@ from PIL import Image
 from intake_parts import FAST, brought, parts
 from stllava.config import IntakeOptions
 from stllava.data.folder import images_in
-from stllava.data.intake.convert import png
+from stllava.data.intake.encode import png
 from stllava.data.intake.imported import Imported, LeftOut, is_imported, read_imported, training
 from stllava.data.intake.importing import import_images
 from stllava.data.intake.quality import Index, fault, pixel_digest

@@ -19,9 +19,10 @@ class IntakeOptions(Options):
     quality: Annotated[int, Field(ge=50, le=95)] = 95
     """Of JPEG."""
     frames: Literal["all", "middle", "every", "mip"] = "all"
-    """Which frames or slices of a file: all, the middle one, every `step`-th, or their maximum intensity projection."""
+    """Which frames or slices: all, the middle one, every `step`-th, or their maximum intensity projection. Of a file of
+    several, and of the single-frame DICOM files of a series that lie in one stack, in order of their positions."""
     step: PositiveInt = 1
-    """Every how many frames, with `frames: every`."""
+    """Every how many frames or slices, with `frames: every`."""
     window: Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "abdomen"] = "auto"
     """Grey levels shown of CT: the file's own window, that of a body region, or by what the file says of itself."""
     plane: Literal["acquired", "axial", "coronal", "sagittal", "all"] = "acquired"

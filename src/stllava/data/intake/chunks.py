@@ -1,7 +1,8 @@
 """The importer's chunks of files: which are still to be read, and what is kept of each when it is done.
 
-Reads the private list of files; writes `parts/<chunk>.jsonl`, a line a picture (`+` and a `Made`) or a file left out (`-` and
-a `LeftOut`). A part counts as done when every picture it names is there in its size.
+Reads the private list of files, in which `series.py` has noted its choice of slices; writes `parts/<chunk>.jsonl`, a line a
+picture (`+` and a `Made`) or a file left out (`-` and a `LeftOut`). A part counts as done when every picture it names is
+there in its size.
 """
 
 import json
@@ -17,6 +18,8 @@ from stllava.data.intake.workers import Job, Lost, Piece
 from stllava.progress import Progress
 from stllava.store import PARTS, write_whole
 
+NOT_CHOSEN, PROJECTED = "not-chosen", "projected"
+"""What the list says of a file that is not read for itself: another of its stack was chosen, or it is part of a projection."""
 _MADE, _MISSED = "+", "-"
 _MADE_BEGINS = '{"row":{"id":'
 
@@ -28,7 +31,8 @@ class Chunks:
     to: Path
     """The set's folder."""
     files: Path
-    """JSONL of number, path, size, time of change and cause of every file."""
+    """JSONL of number, path, size, time of change and cause of every file, and the place in its stack of a chosen one, or
+    the number, path and size of every file of the stack that is projected with it."""
     size: int
     """Files a chunk."""
     _at_work: dict[int, tuple[int, list[LeftOut]]] = field(default_factory=dict)
@@ -37,14 +41,18 @@ class Chunks:
         """Every chunk with a file to be read that is not done yet; the others are done on the way."""
         with self.files.open(encoding="ascii") as file:
             for key in count():
-                listed = [_listed(line) for line in islice(file, self.size)]
+                listed = [read_listed(line) for line in islice(file, self.size)]
                 if not listed:
                     return
                 if self._is_done(key):
                     progress.resumed += len(listed)
                     progress.advance(len(listed))
                     continue
-                left = [LeftOut(number=job.number, source=None, frame=None, cause=cause) for job, cause in listed if cause]
+                left = [
+                    LeftOut(number=job.number, source=None, frame=None, cause=cause)
+                    for job, cause in listed
+                    if cause not in (None, NOT_CHOSEN, PROJECTED)
+                ]
                 self._at_work[key] = len(listed), left
                 jobs = [job for job, cause in listed if cause is None]
                 if jobs:
@@ -78,6 +86,15 @@ class Chunks:
                 for line in file:
                     yield (Made if line[0] == _MADE else LeftOut).model_validate_json(line[1:])
 
+    def not_chosen(self) -> int:
+        """How many files are not in the set because others of their stacks were chosen."""
+        with self.files.open(encoding="ascii") as file:
+            return sum(f'"{NOT_CHOSEN}"' in line and read_listed(line)[1] == NOT_CHOSEN for line in file)
+
+    def projected(self) -> int:
+        """How many files went into maximum intensity projections."""
+        return sum(row.files for row in self.rows() if isinstance(row, Made) and row.files is not None)
+
     def _part(self, key: int) -> Path:
         return self.to / PARTS / f"{key:08d}.jsonl"
 
@@ -90,9 +107,15 @@ class Chunks:
             return all(_has_size(self.to / one.row.path, one.size) for one in made)
 
 
-def _listed(line: str) -> tuple[Job, str | None]:
-    number, path, size, _, cause = json.loads(line)
-    return Job(number, Path(path), size), cause
+def read_listed(line: str) -> tuple[Job, str | None]:
+    """A file of the list, and why it is not read for itself."""
+    number, path, size, _, cause, *chosen = json.loads(line)
+    if not chosen:
+        return Job(number, Path(path), size), cause
+    if isinstance(chosen[0], int):
+        return Job(number, Path(path), size, chosen[0]), cause
+    stack = (Job(other, Path(where), large, place) for place, (other, where, large) in enumerate(chosen[0]))
+    return Job(number, Path(path), size, stack=tuple(stack)), cause
 
 
 def _has_size(path: Path, size: int) -> bool:

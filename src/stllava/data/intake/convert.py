@@ -1,34 +1,33 @@
 """Turns one source file into pictures on disk and a line for each: the work of one worker of the importer.
 
-Reads the file through a reader; writes `images/<two digits>/<id>.png` (or .jpg) below the set's folder, each by renaming a
-draft. What it says of a file that cannot be used is a cause and, for the user's eyes only, a detail.
+Reads the file through a reader, or the files of a stack for their maximum intensity projection; writes
+`images/<two digits>/<id>.png` (or .jpg) below the set's folder, each by renaming a draft. What it says of a file that cannot
+be used is a cause and, for the user's eyes only, a detail.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from stllava.config import IntakeOptions
 from stllava.data.images import MAX_PIXELS
-from stllava.data.intake.burned import Treated
+from stllava.data.intake.burned import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Treated
+from stllava.data.intake.dicom_stack import Slice
+from stllava.data.intake.encode import encoded
 from stllava.data.intake.frame import Frame
 from stllava.data.intake.imported import Imported, LeftOut
 from stllava.data.intake.private import allow, check_clean, hidden_id, hide, image_id, interval
 from stllava.data.intake.quality import fault, pixel_digest
-from stllava.data.intake.workers import Job, Work
+from stllava.data.intake.workers import At, Job, Work
 from stllava.data.likeness import picture_hash
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Record
@@ -36,6 +35,16 @@ from stllava.records import Record
 SHIFT_DAYS = 1 << 20
 TEXT = "burned-in-text"
 """Why a picture that holds text, or may, is left out."""
+
+
+class Projection(Protocol):
+    """The greatest values of one stack's files, taken one by one."""
+
+    def add(self, path: Path, *, off: int) -> None:
+        """Take one file, `off` places from the middle of the stack; one that raises changes nothing."""
+
+    def frame(self, *, total: int) -> Frame:
+        """The picture of the files taken so far, of a stack of `total`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Parts:
     """How each kind is read."""
     treat: Callable[[Frame], Treated]
     """Blacks out text, or keeps the picture back."""
+    slices: Mapping[str, Callable[[Path], Slice | None]] = field(default_factory=dict)
+    """How the header of each kind whose series come as one file a slice is read; None of a file that is no slice."""
+    projections: Mapping[str, Callable[[], Projection]] = field(default_factory=dict)
+    """How the files of a stack of each such kind become one picture."""
 
 
 MakeParts = Callable[[IntakeOptions], Parts]
@@ -56,7 +69,7 @@ MakeParts = Callable[[IntakeOptions], Parts]
 
 def made_of(options: IntakeOptions) -> Parts:
     """The readers and the finder of text that the package has; each imports its library at the first file it needs it for."""
-    from stllava.data.intake import burned, dicom, nifti, photograph, recognise, tiff
+    from stllava.data.intake import burned, dicom, dicom_stack, nifti, photograph, recognise, tiff
 
     slides = tiff.TiffOptions(level=options.level, tile=options.tile)
     text = burned.BurnedOptions(look=options.look_for_text, keep_markers=options.keep_markers)
@@ -71,7 +84,9 @@ def made_of(options: IntakeOptions) -> Parts:
         "slide": partial(tiff.read_tiff, options=slides),
         "photograph": partial(photograph.read_photograph, options=photograph.PhotographOptions()),
     }
-    return Parts(recognise.recognise, readers, partial(burned.treat, options=text))
+    slices = {"dicom": partial(dicom_stack.read_slice, coloured=options.frames != "mip")}
+    projections = {"dicom": partial(dicom_stack.Projection, dicoms)}
+    return Parts(recognise.recognise, readers, partial(burned.treat, options=text), slices, projections)
 
 
 class Made(Record):
@@ -95,6 +110,8 @@ class Made(Record):
     """Hidden ids that it shares with whatever must be in the same split: of its patient, study and series."""
     withheld: dict[str, int]
     """Facts that the allow-list did not let through, by name."""
+    files: int | None = None
+    """How many files it is the projection of; None of a picture of one file."""
 
 
 class Missed(Record):
@@ -110,36 +127,102 @@ def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeParts) -> Wo
     """What a worker does with each file."""
     # Pillow itself would refuse smaller pictures than the options allow.
     Image.MAX_IMAGE_PIXELS = max(options.largest, MAX_PIXELS)
-    return partial(convert, options=options, salt=salt, to=to, parts=make(options))
+    parts = make(options)
+    one = partial(convert, options=options, salt=salt, to=to, parts=parts)
+    many = partial(project, options=options, salt=salt, to=to, parts=parts)
+    return lambda job: many(job) if job.stack else one(job)
 
 
-def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str]:
-    """Write the pictures of a file; yields JSON of a `Made` or `Missed` for each, and of a `Missed` where it ends early."""
+def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str | At]:
+    """Write the pictures of a file; yields JSON of a `Made` or `Missed` for each, and of a `Missed` where it ends early.
+
+    Before and after a picture is looked at it says so, since that may take longer than decoding.
+    """
     source: str | None = None
     try:
-        with job.path.open("rb") as file:
-            source = hashlib.file_digest(file, "sha256").hexdigest()
+        source = _digest(job.path)
         kind = parts.recognise(job.path)
         if kind is None:
             raise ItemError("not-an-image", "no known image format")
         count = 0
         for place, frame in enumerate(parts.readers[kind](job.path)):
             count += 1
+            if job.place is not None:
+                frame = replace(frame, facts=replace(frame.facts, frame=job.place))
+            yield _reading(frame, (job.number,), job.size)
             try:
                 made = _write(frame, job, place, source=source, salt=salt, options=options, to=to, parts=parts)
                 yield made.model_dump_json()
             except ItemError as error:
                 yield _missed(job, source, place, error.cause, str(error), salt)
+            yield At((job.number,), job.size)
         if not count:
             raise ItemError("no-picture", f"a file of kind {kind} without a picture")
     except StllavaError:
         raise
-    except ItemError as error:
-        yield _missed(job, source, None, error.cause, str(error), salt)
-    except MemoryError:
-        yield _missed(job, source, None, "too-much-memory", f"needs more than {options.memory} GiB", salt)
     except Exception as error:  # noqa: BLE001 - whatever a damaged file does to a decoder is counted, and told in the private list
-        yield _missed(job, source, None, "unreadable", f"{type(error).__name__}: {error}", salt)
+        yield _missed(job, source, None, *_told(error, options), salt)
+
+
+def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str | At]:
+    """Write the one picture of a stack's files; yields JSON of a `Missed` for each that cannot be used, then of a `Made`.
+
+    The picture's source is the hash of the files' hashes in their order. Where the picture itself is kept out, so is each
+    of its files.
+    """
+    projection: Projection | None = None
+    used: list[tuple[Job, str]] = []
+    for file in job.tried():
+        yield At((file.number,), file.size)
+        source: str | None = None
+        try:
+            source = _digest(file.path)
+            if projection is None:
+                begin = parts.projections.get(parts.recognise(file.path) or "")
+                if begin is None:
+                    raise ItemError("changed", "the file is no longer the slice that it was")
+                projection = begin()
+            projection.add(file.path, off=abs((file.place or 0) - len(job.stack) // 2))
+            used.append((file, source))
+        except StllavaError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            yield _missed(file, source, None, *_told(error, options), salt)
+    if projection is None or not used:
+        return
+    yield At(tuple(file.number for file, _ in used), sum(file.size for file, _ in used))
+    whole = hashlib.sha256("".join(source for _, source in used).encode()).hexdigest()
+    first = min((file for file, _ in used), key=lambda file: file.number)
+    try:
+        frame = projection.frame(total=len(job.stack))
+        yield _reading(frame, tuple(file.number for file, _ in used), 0)
+        made = _write(frame, first, 0, source=whole, salt=salt, options=options, to=to, parts=parts)
+        yield made.model_copy(update={"files": len(used)}).model_dump_json()
+    except StllavaError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        yield _missed(first, whole, 0, *_told(error, options), salt)
+        for file, source in used:
+            if file is not first:
+                yield _missed(file, source, None, *_told(error, options), salt)
+
+
+def _reading(frame: Frame, numbers: tuple[int, ...], size: int) -> At:
+    return At(numbers, size, LOAD_SECONDS + SECONDS_A_MEGAPIXEL * frame.pixels.shape[0] * frame.pixels.shape[1] / 1e6)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _told(error: Exception, options: IntakeOptions) -> tuple[str, str]:
+    """The cause and detail of what kept a file or picture out."""
+    if isinstance(error, ItemError):
+        return error.cause, str(error)
+    if isinstance(error, MemoryError):
+        return "too-much-memory", f"needs more than {options.memory} GiB"
+    return "unreadable", f"{type(error).__name__}: {error}"
 
 
 def _missed(job: Job, source: str | None, place: int | None, cause: str, detail: str, salt: bytes) -> str:
@@ -166,7 +249,7 @@ def _write(
     allowed = allow(treated.frame.facts, frame.labels, series=hidden.series)
     facts = allowed.facts
     image = Image.fromarray(pixels)
-    data = _encoded(pixels, options)
+    data = encoded(pixels, options)
     name = image_id(salt, source, frame=place)
     row = Imported(
         id=name,
@@ -208,37 +291,6 @@ def _write(
         ties=(hidden.patient, *(hidden_id(salt, f"tie of {kind}", value) for kind, value in named if value)),
         withheld=dict(sorted(allowed.dropped.items())),
     )
-
-
-def _encoded(pixels: NDArray[np.uint8], options: IntakeOptions) -> bytes:
-    if options.format == "png":
-        return png(pixels, options.compression)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=options.quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def png(pixels: NDArray[np.uint8], level: int) -> bytes:
-    """A PNG of [H, W] or [H, W, 3] and nothing but its pixels, every row as its difference from the one above.
-
-    Pillow tries five filters on each row, which takes longer than all the rest of an import. At level 1 zlib looks for
-    runs only: noise holds little else, and the search for repeats would take twice as long.
-    """
-    height, width = pixels.shape[:2]
-    rows = np.empty((height, 1 + pixels.size // height), dtype=np.uint8)
-    flat = pixels.reshape(height, -1)
-    rows[:, 0] = 2  # the filter "up", for which the row above the first is black
-    rows[0, 1:] = flat[0]
-    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
-    packer = zlib.compressobj(level, strategy=zlib.Z_RLE if level == 1 else zlib.Z_DEFAULT_STRATEGY)
-    data = packer.compress(rows.tobytes()) + packer.flush()
-    head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
-    written = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-        for kind, body in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -12,9 +12,10 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -41,7 +42,7 @@ _DEFERRED = 1 << 20
 _INFLATED = 1 << 29
 _DEFLATE = "1.2.840.10008.1.2.1.99"
 _LABELS = {"1.2.840.10008.5.1.4.1.1.66.4": "labels", "1.2.840.10008.5.1.4.1.1.66.7": "labels"}
-_NO_PICTURES = {**_LABELS, "1.2.840.10008.5.1.4.1.1.481.2": "a grid of doses"}
+NO_PICTURES = {**_LABELS, "1.2.840.10008.5.1.4.1.1.481.2": "a grid of doses"}
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,28 @@ def read_dicom(path: Path, options: DicomOptions) -> Iterator[Frame]:
     """The chosen pictures of one file in order; raises `ItemError` for a bad file, `StllavaError` without pydicom."""
     if options.step < 1:
         raise StllavaError(f"a step of {options.step}", expected="1 or more", remedy="Set step to 1 or more.")
-    with _guarded():
-        picture = _open(path, options)
+    with guarded():
+        picture = open_picture(path, options)
         identity = read_identity(picture.data, path)
         burned = read_burned(picture.data)
     wanted = _wanted(picture.frames, options)
     if options.frames == "mip" and picture.frames > 1:
-        with _guarded():
+        with guarded():
             pixels, facts = _project(picture, path, options)
         yield Frame(pixels, facts, identity, burned)
         return
     stored = encoded(picture, path, wanted)
     while True:
-        with _guarded():
+        with guarded():
             if (found := next(stored, None)) is None:
                 return
             index, source = found
-            pixels, facts = _finish(picture, decode(picture, source), index, options=options)
+            pixels, facts = finish(picture, decode(picture, source), index, options=options)
         yield Frame(pixels, facts, identity, burned)
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Hold back pydicom's warnings and log, and turn what it raises at a bad file into an `ItemError` without quotes."""
     log = logging.getLogger("pydicom")
     level = log.level
@@ -105,14 +106,14 @@ def _guarded() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _open(path: Path, options: DicomOptions) -> Picture:
-    data = _read(path)
+def open_picture(path: Path, options: DicomOptions) -> Picture:
+    data = read_data(path)
     keyword = next((name for name in _PIXELS if name in data), None)
     named = str(data.get("SOPClassUID", ""))
     if keyword is None:
         raise ItemError("no-picture", "the DICOM object holds no pixels")
-    if named in _NO_PICTURES:
-        raise ItemError("no-picture", f"the DICOM object holds {_NO_PICTURES[named]}, no picture")
+    if named in NO_PICTURES:
+        raise ItemError("no-picture", f"the DICOM object holds {NO_PICTURES[named]}, no picture")
     implicit, little = data.original_encoding
     from pydicom.pixels.utils import as_pixel_options
 
@@ -149,8 +150,11 @@ def _open(path: Path, options: DicomOptions) -> Picture:
     return picture
 
 
-def _read(path: Path) -> "Dataset":
-    """The data set, values over a megabyte left in the file; of a file without the header only if it names its class."""
+def read_data(path: Path, tags: Sequence[str] | None = None) -> "Dataset":
+    """The data set, values over a megabyte left in the file, or only what `tags` name of all before the pixels.
+
+    Of a file without the header only if it names its class. Raises as `guarded` has it.
+    """
     try:
         import pydicom
         from pydicom.errors import InvalidDicomError
@@ -168,10 +172,14 @@ def _read(path: Path) -> "Dataset":
         head = file.read(1 << 16)
         if _DEFLATE.encode() in head:
             _check_inflated(file, head)
+    if tags is None:
+        read = partial(pydicom.dcmread, path, defer_size=_DEFERRED)
+    else:
+        read = partial(pydicom.dcmread, path, stop_before_pixels=True, specific_tags=[*tags])
     try:
-        return pydicom.dcmread(path, defer_size=_DEFERRED)
+        return read()
     except InvalidDicomError:
-        data = pydicom.dcmread(path, defer_size=_DEFERRED, force=True)
+        data = read(force=True)
         if not re.fullmatch(r"[0-9.]+", str(data.get("SOPClassUID", ""))):
             raise ItemError("not-dicom", "the file has no DICOM header and names no class of object") from None
         return data
@@ -197,20 +205,30 @@ def _wanted(frames: int, options: DicomOptions) -> range:
 
 def _project(picture: Picture, path: Path, options: DicomOptions) -> tuple[NDArray[np.uint8], Facts]:
     """The greatest measured value at every place, as one picture."""
-    if picture.samples == 3 or picture.colour == "PALETTE COLOR":
-        raise ItemError("unsupported", "colours have no maximum intensity projection")
+    check_grey(picture)
     greatest: NDArray[np.float64] | None = None
     for index, source in encoded(picture, path, range(picture.frames)):
-        stored = decode(picture, source)
-        measure, _ = windows.modality(picture.data, index, little=picture.little)
-        measured = np.where(shown_in(picture, stored), measure(stored).astype(np.float64), -np.inf)
+        measured, _ = measured_values(picture, source, index)
         greatest = measured if greatest is None else np.fmax(greatest, measured, out=greatest)
     assert greatest is not None  # There is at least one frame, or encoded has raised.
-    pixels, facts = _finish(picture, greatest, picture.frames // 2, options=options, projected=True)
+    pixels, facts = finish(picture, greatest, picture.frames // 2, options=options, projected=True)
     return pixels, replace(facts, frame=None, done=(f"maximum of {picture.frames} frames", *facts.done))
 
 
-def _finish(
+def check_grey(picture: Picture) -> None:
+    """Raise `ItemError` for colours."""
+    if picture.samples == 3 or picture.colour == "PALETTE COLOR":
+        raise ItemError("unsupported", "colours have no maximum intensity projection")
+
+
+def measured_values(picture: Picture, source: bytes, index: int) -> tuple[NDArray[np.float64], str]:
+    """The measured values of a frame, without end below 0 where there is no picture, and the name of the measure."""
+    stored = decode(picture, source)
+    measure, name = windows.modality(picture.data, index, little=picture.little)
+    return np.where(shown_in(picture, stored), measure(stored).astype(np.float64), -np.inf), name
+
+
+def finish(
     picture: Picture, stored: windows.Values, index: int, *, options: DicomOptions, projected: bool = False
 ) -> tuple[NDArray[np.uint8], Facts]:
     """Stored (or `projected`: measured) values as an 8-bit picture, and what may be told of it."""

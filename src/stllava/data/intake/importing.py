@@ -5,7 +5,8 @@
 
 Reads every file below `source`. Writes into `to`: `images/`, `images.jsonl` (`Imported`), `left_out.jsonl` (`LeftOut`),
 `README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest last. Beside the salt, for
-the user alone, it writes which number is which file (`<salt>.<id>.files.jsonl`) and what was wrong with those left out
+the user alone, it writes which number is which file and what of a series was chosen (`<salt>.<id>.files.jsonl`) and what
+was wrong with those left out
 (`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, from which a killed
 import goes on.
 """
@@ -28,6 +29,7 @@ from stllava.data.intake.chunks import Chunks
 from stllava.data.intake.convert import TEXT, MakeParts, made_of, worker
 from stllava.data.intake.imported import STAGE, Imported, LeftOut
 from stllava.data.intake.private import hidden_id, open_salt
+from stllava.data.intake.series import choose_slices, looker
 from stllava.data.intake.sheet import Change, write_sheets
 from stllava.data.intake.walk import walk
 from stllava.data.intake.whole import Whole, look_over
@@ -67,15 +69,24 @@ def import_images(
         except StllavaError:
             listed.unlink()
             raise
-        listed.replace(files)
+        workers, memory = options.workers or len(os.sched_getaffinity(0)), int(options.memory * _GIB)
         resumed = (to / PARTS).is_dir()
+        if options.frames != "all" and files.is_file() and (resumed or stage.manifest is not None):
+            # What is kept was made by the choice of the list that is there.
+            listed.unlink()
+        else:
+            if options.frames != "all":
+                chosen = listed.with_name(f"{listed.name}.chosen")
+                look = partial(looker, options, make)
+                with _private(chosen, "w") as file:
+                    choose_slices(listed, file, options, setup=look, count=count, workers=workers, memory=memory)
+                chosen.replace(listed)
+            listed.replace(files)
         if stage.manifest is not None:
             return stage.manifest
         chunks = Chunks(to, files, options.chunk)
         setup = partial(worker, options, secret, to, make)
         with Progress(STAGE, count, unit="files") as progress, _private(details, "a" if resumed else "w") as said:
-            workers = options.workers or len(os.sched_getaffinity(0))
-            memory = int(options.memory * _GIB)
             todo = chunks.todo(progress, said)
             for key, pieces in work_through(todo, setup, workers=workers, seconds=options.seconds, memory=memory):
                 progress.advance(chunks.keep(key, pieces, said))
@@ -139,6 +150,7 @@ def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int) ->
         (stage.to / path).unlink(missing_ok=True)
     for draft in (stage.to / "images").glob("*/.*.draft"):
         draft.unlink()
+    chosen, notes = _chosen(chunks, options)
     card = write_card(stage.to, tally, options=options, files=count)
     sheets = write_sheets(_changes(whole, stage.to), stage.to)
     # The pictures were written unsynced; the manifest says that they are there.
@@ -147,10 +159,22 @@ def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int) ->
         counts_in=count,
         counts_out=tally.count,
         dropped=tally.causes,
-        measures={**tally.measures(), **{f"withheld {name}": float(n) for name, n in sorted(whole.withheld.items())}},
-        notes=tally.notes(),
+        measures={**tally.measures(), **{f"withheld {name}": float(n) for name, n in sorted(whole.withheld.items())}, **chosen},
+        notes=[*tally.notes(), *notes],
         files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],
     )
+
+
+def _chosen(chunks: Chunks, options: IntakeOptions) -> tuple[dict[str, float], list[str]]:
+    """Figures and sentences of what became of the files of series that come as one file a slice."""
+    if options.frames == "all":
+        return {}, []
+    counts = {"files not chosen": float(chunks.not_chosen())}
+    notes = [f"{counts['files not chosen']:.0f} files are slices, or copies of slices, that were not chosen."]
+    if options.frames == "mip":
+        counts["files projected"] = float(chunks.projected())
+        notes.append(f"{counts['files projected']:.0f} files went into maximum intensity projections of their series.")
+    return counts, notes
 
 
 def _changes(whole: Whole, to: Path) -> Iterator[Change]:
@@ -161,5 +185,6 @@ def _changes(whole: Whole, to: Path) -> Iterator[Change]:
             with Image.open(to / row.path) as image:
                 yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
     for left in whole.left_out():
-        if left.cause == TEXT:
+        # Of a projection that was kept back every file is named; none of them is a picture.
+        if left.cause == TEXT and left.frame is not None:
             yield Change(f"{left.source}, picture {left.frame}", "quarantined", "it holds text, or may")

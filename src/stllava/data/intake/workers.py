@@ -1,8 +1,9 @@
 """Works through files in processes of their own, so that a file that hangs, crashes or eats memory is named, and only it lost.
 
 Reads and writes nothing itself. A worker says when it begins a file and sends what it makes of it piece by piece; where
-nothing comes in time it is killed, and a fresh one goes on behind that file. Workers' output is closed: what C
-libraries print of a damaged file may hold a name.
+nothing comes in time it is killed, and a fresh one goes on behind that file. A job of several files says at which of them
+it is; when one is lost the job is begun again without it. Workers' output is closed: what C libraries print of a damaged
+file may hold a name.
 """
 
 import multiprocessing
@@ -11,7 +12,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -20,13 +21,15 @@ from stllava.errors import StllavaError
 
 START_SECONDS = 120.0
 STARTS = 3
+PRELOADED = ("stllava.data.intake.convert", "pydicom.pixels", "nibabel", "tifffile")
+"""What workers are born with; of the libraries only those that are installed. Else its first file would pay for each."""
 SLOW_BYTES = 16 << 20
 """A file may take a second more for every so many bytes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to work on."""
+    """One file to work on, or the files of one stack that become one picture."""
 
     number: int
     """Its place among all files."""
@@ -34,6 +37,28 @@ class Job:
     """Where it is."""
     size: int
     """In bytes."""
+    place: int | None = None
+    """Where in a stack it lies, from 0; None of a file by itself."""
+    stack: "tuple[Job, ...]" = ()
+    """All files that become one picture, in order of place, this one among them; empty of a job of one file."""
+    lost: frozenset[int] = frozenset()
+    """Numbers of the stack's files that are no longer tried."""
+
+    def tried(self) -> "tuple[Job, ...]":
+        """The files that are worked on."""
+        return tuple(file for file in self.stack if file.number not in self.lost) if self.stack else (self,)
+
+
+@dataclass(frozen=True)
+class At:
+    """What a worker says as it goes on within a job of several files."""
+
+    numbers: tuple[int, ...]
+    """The one file that it now reads, or all those that it now makes the picture of."""
+    size: int
+    """Of them together, in bytes."""
+    seconds: float = 0.0
+    """What the next piece may take beyond the usual."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +66,14 @@ class Lost:
     """What a worker did not live to say."""
 
     number: int
-    """Of the job it was at."""
+    """Of the file it was at."""
     cause: str
     """`too-slow` or `crashed`."""
     detail: str
     """What is known of it."""
 
 
-Work = Callable[[Job], Iterator[str]]
+Work = Callable[[Job], Iterator[str | At]]
 Piece = str | Lost
 
 
@@ -66,7 +91,10 @@ class _Worker:
     key: int = -1
     left: list[Job] = field(default_factory=list)
     job: Job | None = None
+    at: At = field(default_factory=lambda: At((), 0))
     pieces: list[Piece] = field(default_factory=list)
+    begun: int = 0
+    """Pieces of the jobs before the one it is at."""
     deadline: float = 0.0
 
 
@@ -95,7 +123,9 @@ def work_through(
                     failed_starts = failed_starts + 1 if worker.job is None else 0
                     if failed_starts >= STARTS:
                         raise RuntimeError(f"workers end before they begin: {lost.detail}")
-                    crew[place] = _again(worker, lost, setup, memory)
+                    _end(worker)
+                    jobs, pieces = _behind(worker, lost)
+                    crew[place] = _start(setup, memory, key=worker.key, jobs=jobs, pieces=pieces)
             for worker in list(crew):
                 if worker.job is None and not worker.left:
                     yield worker.key, worker.pieces
@@ -112,7 +142,7 @@ def work_through(
 
 def _start(setup: Callable[[], Work], memory: int, *, key: int, jobs: list[Job], pieces: list[Piece]) -> _Worker:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "stllava.data.intake.convert"])
+    context.set_forkserver_preload([*PRELOADED])
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, setup, memory), daemon=True)
     process.start()
@@ -138,17 +168,22 @@ def _hear(worker: _Worker, seconds: float) -> Lost | None:
         kind, piece = worker.line.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join(START_SECONDS)
-        return Lost(worker.job.number if worker.job else -1, "crashed", f"exit code {worker.process.exitcode}")
+        return Lost(-1, "crashed", f"exit code {worker.process.exitcode}")
     if kind == "stop":
         raise StoppedError(piece)
     if kind == "begin":
         worker.job = worker.left.pop(0)
+        files = worker.job.tried()
+        worker.at = At(tuple(file.number for file in files), sum(file.size for file in files))
+        worker.begun = len(worker.pieces)
+    elif kind == "at":
+        worker.at = piece
     elif kind == "piece":
         worker.pieces.append(piece)
     else:
         worker.job = None
-    size = worker.job.size if worker.job else 0
-    worker.deadline = time.monotonic() + (seconds + size / SLOW_BYTES if worker.job else START_SECONDS)
+    more = worker.at.size / SLOW_BYTES + worker.at.seconds
+    worker.deadline = time.monotonic() + (seconds + more if worker.job else START_SECONDS)
     return None
 
 
@@ -159,14 +194,22 @@ def _overdue(worker: _Worker) -> Lost | None:
         return None
     worker.process.kill()
     worker.process.join()
-    return Lost(worker.job.number if worker.job else -1, "too-slow", "nothing came of it in time")
+    return Lost(-1, "too-slow", "nothing came of it in time")
 
 
-def _again(worker: _Worker, lost: Lost, setup: Callable[[], Work], memory: int) -> _Worker:
-    """A fresh worker that goes on behind the file at which one was lost."""
-    _end(worker)
-    pieces = [*worker.pieces, lost] if worker.job is not None else worker.pieces
-    return _start(setup, memory, key=worker.key, jobs=worker.left, pieces=pieces)
+def _behind(worker: _Worker, lost: Lost) -> tuple[list[Job], list[Piece]]:
+    """Where a fresh worker goes on after one was lost: behind its file, or with the rest of that file's stack.
+
+    A stack is begun again, so what was said of it is dropped; where all of it was in hand nothing of it is tried again.
+    """
+    job = worker.job
+    if job is None:
+        return worker.left, worker.pieces
+    named = [replace(lost, number=number) for number in worker.at.numbers]
+    rest = replace(job, lost=job.lost | set(worker.at.numbers))
+    if len(named) == 1 and rest.tried() and job.stack:
+        return [rest, *worker.left], [*worker.pieces[: worker.begun], *named]
+    return worker.left, [*worker.pieces, *named]
 
 
 def _end(worker: _Worker) -> None:
@@ -191,7 +234,7 @@ def _serve(line: Connection, setup: Callable[[], Work], memory: int) -> None:
             for job in line.recv():
                 line.send(("begin", ""))
                 for piece in work(job):
-                    line.send(("piece", piece))
+                    line.send(("at" if isinstance(piece, At) else "piece", piece))
                 line.send(("end", ""))
     except StllavaError as error:
         line.send(("stop", str(error)))

@@ -20,10 +20,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 MAX_PIXELS = 64_000_000
 
 # Only these decoders run: Pillow's EPS reader would start Ghostscript on whatever a folder holds.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_DEPTHS = (255, 4095, 65535)
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEPTHS = (255, 4095, 65535)
 
 
 def open_image(root: Path, relative: str) -> Image.Image:
@@ -90,11 +90,11 @@ def _locate(root: Path, relative: str) -> Path:
 
 def _decode(path: Path, relative: str) -> Image.Image:
     Image.init()  # Pillow registers some of these formats only when asked to.
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         _refuse_huge(image.width, image.height, relative)
         image.load()
         upright = ImageOps.exif_transpose(image)
-        return (_to_eight_bits(upright) if upright.mode in _DEEP_MODES else upright).convert("RGB")
+        return (to_eight_bits(upright) if upright.mode in DEEP_MODES else upright).convert("RGB")
 
 
 def _refuse_huge(width: int, height: int, relative: str) -> None:
@@ -102,7 +102,7 @@ def _refuse_huge(width: int, height: int, relative: str) -> None:
         raise ItemError("too-large", f"{relative} announces {width} × {height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """A deep greyscale image in mode L: linear, black at 0, white at the end of its range.
 
     The range is the smallest of 8, 12 and 16 bits (for floats also 0 to 1) that holds the brightest pixel, because
@@ -111,6 +111,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
     values -= min(float(values.min()), 0.0)
     brightest = float(values.max())
-    ranges = (1, *_DEPTHS) if image.mode == "F" else _DEPTHS
+    ranges = (1, *DEPTHS) if image.mode == "F" else DEPTHS
     white = next((end for end in ranges if brightest <= end), brightest)
     return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))

@@ -34,6 +34,8 @@ REACH, NOISE = 16, 6.0
 """How far contrast is levelled around a pixel, and the deviation in grey levels below which nothing is amplified further."""
 ROUNDS = 3
 """How often a picture is looked at again after masking before it is kept back."""
+LOAD_SECONDS, SECONDS_A_MEGAPIXEL = 20.0, 60.0
+"""What looking may take at most: the finder to be loaded, and three rounds over a picture on a slow or busy machine."""
 PRIMARY = frozenset({"CT", "MR"})
 """Modalities whose slices, where the file says that nothing is burned in, are not looked at by default."""
 
@@ -114,7 +116,8 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None) -> list[Box]
     height, width = pixels.shape[:2]
     for view, scale in _views(pixels, options):
         for top, left, tile in _tiles(view):
-            places, _ = engine()(np.ascontiguousarray(tile[:, :, ::-1]), use_cls=False, text_score=0.0)
+            # A line that runs upwards reaches the reader upside down unless its direction is looked for.
+            places, _ = engine()(np.ascontiguousarray(tile[:, :, ::-1]), use_cls=True, text_score=0.0)
             for corners, text, confidence in places or []:
                 shifted = (np.asarray(corners) + np.array([left, top])) / scale
                 if _is_text(shifted, text, confidence, least=options.legible, shorter=min(height, width)):

@@ -28,6 +28,7 @@ _WORDS = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
 _NUMBERS = frozenset(["AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "UL", "US", "UV"])
 _BYTES = frozenset(["OB", "UN"])
 _LONGEST = 1 << 26
+_PIXELS = 0x7FE0
 _FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -116,10 +117,11 @@ def read_identity(data: "Dataset", path: Path) -> Identity:
 
 def _texts(data: "Dataset") -> Iterator[str]:
     """Every text of a data set, its sequences and its private elements; the parts of a name also alone."""
-    for tag in sorted(data.keys()):
+    # values() alone converts nothing; a header of CT has hundreds of elements.
+    for raw in data.values():
         # Pixels are no texts, nor is what no name needs the room of.
-        raw = None if tag.group == 0x7FE0 else data.get_item(tag, keep_deferred=True)
-        if raw is None or raw.VR in _NUMBERS or (raw.value is None and getattr(raw, "length", 0) > _LONGEST):
+        pixels = int(raw.tag) >> 16 == _PIXELS
+        if pixels or raw.VR in _NUMBERS or (raw.value is None and getattr(raw, "length", 0) > _LONGEST):
             continue
         plain = raw.VR in _PLAIN or (raw.VR in _WORDS and isinstance(raw.value, bytes) and raw.value.isascii())
         # Escapes switch the alphabet within a text of ASCII bytes; pydicom's own conversion is slow and knows them.

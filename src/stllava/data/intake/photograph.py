@@ -18,8 +18,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from stllava.data.images import _FORMATS as FORMATS
-from stllava.data.images import open_image
+from stllava.data.images import FORMATS, open_image
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.errors import ItemError
 

@@ -40,6 +40,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d[\d.]*")
 _SHORT_NUMBER = re.compile(r"\d{1,5}(\.\d{0,9})?")
 _MEASURE = re.compile(r"[-+]?(\d{1,5}|\d*\.\d*(e[-+]?\d+)?)")
+_KNOWN = BODY_PARTS | DONE_WORDS | OWN_WORDS | {word.lower() for word in MODALITIES | VIEWS}
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
@@ -234,8 +235,9 @@ def needles(texts: Iterable[str]) -> frozenset[str]:
             parts = _plain(re.sub(r"[\^=]", "\n", text).replace("\n", " \n "))
             found.update(parts.split())
             found.add(_plain(re.sub(r"[\^=]", " ", text)))
-    known = BODY_PARTS | DONE_WORDS | OWN_WORDS | {word.lower() for word in MODALITIES | VIEWS}
-    return frozenset(text for text in found if len(text) >= SHORTEST and text not in known and _MEASURE.fullmatch(text) is None)
+    return frozenset(
+        text for text in found if len(text) >= SHORTEST and text not in _KNOWN and _MEASURE.fullmatch(text) is None
+    )
 
 
 def _stands(needle: str, view: str) -> bool:

@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from stllava.data.images import _DEEP_MODES as DEEP_MODES
-from stllava.data.images import _DEPTHS as DEPTHS
-from stllava.data.images import MAX_PIXELS
-from stllava.data.images import _to_eight_bits as to_eight_bits
+from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, to_eight_bits
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.data.intake.photograph import (
     METADATA_ERRORS,
@@ -87,9 +84,7 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
         image = Image.open(path, formats=("TIFF", "PNG"))
     with image:
         with _named(path):
-            count = int(getattr(image, "n_frames", 1)) if isinstance(image, TiffImageFile) else 1
-            if count > _MOST_PAGES:
-                raise ItemError("too-large", f"the file announces {count:,} pages, more than {_MOST_PAGES:,}")
+            count = _page_count(image)
             series, texts = file_hash(path), frozenset(_page_texts(image, count)) | name_texts(path)
             if not isinstance(image, TiffImageFile):
                 texts |= look_into(path)[1]
@@ -100,6 +95,21 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
                 pixels, done = _shown(image)
             facts = Facts(frame=place if count > 1 else None, done=done)
             yield Frame(pixels=pixels, facts=facts, identity=Identity(series=series, texts=texts))
+
+
+def _page_count(image: Image.Image) -> int:
+    """How many pages a file has, one after the other; Pillow's own count would take the square of a crowd of them."""
+    if not isinstance(image, TiffImageFile):
+        return 1
+    count = 0
+    try:
+        while count <= _MOST_PAGES:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        image.seek(0)
+        return count
+    raise ItemError("too-large", f"the file has more than {_MOST_PAGES:,} pages")
 
 
 @contextmanager

@@ -81,8 +81,8 @@ DONE_WORDS = _words(
 
 OWN_WORDS = _words(
     """
-    bottom content done false frame height image images index interval jpeg labels laterality marker masked near null
-    number open other page passed patient places quarantined readme series source split study test text train training
+    bottom content done false frame height image images index interval jpeg labels laterality linear_exact marker masked near
+    null number open other page passed patient places quarantined readme series source split study test text train training
     true unknown validation width ybr_full ybr_full_422 ybr_ict ybr_rct yes
     """,
     between=" ",

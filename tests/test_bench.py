@@ -23,6 +23,7 @@ COMMANDS = {
     "fits": ["--tiny", "--checkpoint"],
     "projector": ["--quick", "--repeats", "1", "--times", "1"],
     "efficiency": ["--quick", "--seeds", "0"],
+    "intake": ["--kind", "jpeg2000", "--images", "20", "--resume"],
 }
 
 

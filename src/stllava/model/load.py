@@ -1,6 +1,7 @@
 """A policy: a model, its processor, and how both turn images and text into tokens. Weights are safetensors only."""
 
 import inspect
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,10 +89,9 @@ class Encoded:
     def digest(self) -> str:
         """The same for all that the model takes alike."""
         tensors = {name: value for part in (self.inputs, self.kinds) for name, value in part.items()}
-        hashes = [
-            (name, list(one.shape), sha256(one.contiguous().numpy().tobytes()).hexdigest()) for name, one in tensors.items()
-        ]
-        return content_id(list(self.ids), sorted(hashes))
+        hashes = {name: sha256(one.contiguous().numpy().tobytes()).hexdigest() for name, one in tensors.items()}
+        shapes = {name: "×".join(map(str, one.shape)) for name, one in tensors.items()}
+        return content_id(list(self.ids), json.dumps([hashes, shapes], sort_keys=True))
 
 
 @dataclass

@@ -38,7 +38,7 @@ from stllava.config import IntakeOptions
 from stllava.data.intake.convert import Parts, made_of
 from stllava.data.intake.frame import Facts, Frame
 from stllava.data.intake.importing import import_images
-from stllava.data.intake.photograph import PhotographOptions, read_photograph
+from stllava.data.intake.photograph import read_photograph
 
 SIDE = 512
 CHUNK = 64
@@ -121,7 +121,7 @@ def convert(path: Path, kind: str, to: Path) -> int:
 
 def read(path: Path) -> Iterator[Frame]:
     """The package's own reader of pictures, saying that it is a slice without text."""
-    for frame in read_photograph(path, PhotographOptions()):
+    for frame in read_photograph(path):
         yield Frame(frame.pixels, Facts(modality="CT"), frame.identity, burned="no")
 
 

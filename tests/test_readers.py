@@ -22,7 +22,7 @@ from stllava.data.intake.frame import Frame
 from stllava.data.intake.nifti import CAUSES as NIFTI_CAUSES
 from stllava.data.intake.nifti import NiftiOptions, read_nifti
 from stllava.data.intake.photograph import CAUSES as PHOTOGRAPH_CAUSES
-from stllava.data.intake.photograph import PhotographOptions, read_photograph
+from stllava.data.intake.photograph import read_photograph
 from stllava.data.intake.recognise import recognise
 from stllava.data.intake.tiff import CAUSES as TIFF_CAUSES
 from stllava.data.intake.tiff import TiffOptions, find_tissue, otsu, read_tiff
@@ -407,12 +407,12 @@ def test_content_tells_what_a_file_is_and_a_photograph_is_read_as_by_every_other
     path = tmp_path / "Doe.dcm"
     Image.fromarray(noise(20, 30, 3)).save(path, kind)
     assert recognise(path) == ("tiff" if kind == "TIFF" else "photograph")
-    read = read_tiff(path, TiffOptions()) if kind == "TIFF" else read_photograph(path, PhotographOptions())
+    read = read_tiff(path, TiffOptions()) if kind == "TIFF" else read_photograph(path)
     (frame,) = read
     assert np.array_equal(frame.pixels, np.asarray(open_image(tmp_path, path.name)))
     assert {"Doe.dcm", "Doe"} <= frame.identity.texts
     Image.fromarray(noise(20, 30)).save(path, kind)
-    (grey,) = read_tiff(path, TiffOptions()) if kind == "TIFF" else read_photograph(path, PhotographOptions())
+    (grey,) = read_tiff(path, TiffOptions()) if kind == "TIFF" else read_photograph(path)
     assert np.array_equal(
         np.broadcast_to(grey.pixels.reshape(20, 30, -1), (20, 30, 3)), np.asarray(open_image(tmp_path, path.name))
     )
@@ -424,7 +424,7 @@ def test_a_lying_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     picture.save(tmp_path / "a.png", exif=exif)
     picture.save(tmp_path / "a.tif", exif=exif)
-    for frame in (*read_photograph(tmp_path / "a.png", PhotographOptions()), *tiles(tmp_path / "a.tif")):
+    for frame in (*read_photograph(tmp_path / "a.png"), *tiles(tmp_path / "a.tif")):
         assert np.array_equal(frame.pixels, np.rot90(noise(20, 30, 3), -1))
         assert "turned upright" in frame.facts.done
 
@@ -469,7 +469,7 @@ def named_files(folder: Path) -> dict[str, Path]:
 
 def test_a_name_is_known_wherever_a_picture_carries_it(tmp_path: Path) -> None:
     for name, path in named_files(tmp_path).items():
-        reader = read_tiff(path, TiffOptions()) if name.endswith(".tif") else read_photograph(path, PhotographOptions())
+        reader = read_tiff(path, TiffOptions()) if name.endswith(".tif") else read_photograph(path)
         (frame,) = reader
         assert NAME in frame.identity.texts, name
         assert NAME not in repr(frame.facts), name
@@ -543,7 +543,7 @@ def test_damaged_files_are_read_or_refused_by_name_and_nothing_of_them_is_said(
         "nifti": lambda path: read_nifti(path, NiftiOptions(max_bytes=1 << 24)),
         "tiff": lambda path: read_tiff(path, TiffOptions()),
         "slide": lambda path: read_tiff(path, TiffOptions(tile=256)),
-        "photograph": lambda path: read_photograph(path, PhotographOptions()),
+        "photograph": lambda path: read_photograph(path),
     }
     rng, read, errors, slowest = np.random.default_rng(1), 0, list[ItemError](), 0.0
     for at in range(MUTATIONS):

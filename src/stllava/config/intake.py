@@ -6,6 +6,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from stllava.config.base import Options, Share
 
+FrameChoice = Literal["all", "middle", "every", "mip"]
+WindowChoice = Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "abdomen"]
+Plane = Literal["acquired", "axial", "coronal", "sagittal", "all"]
+
 
 class IntakeOptions(Options):
     """How a folder of medical images becomes an image set."""
@@ -18,14 +22,14 @@ class IntakeOptions(Options):
     """zlib's level for PNG; 1 is four times as fast as 6 and some 10 % larger."""
     quality: Annotated[int, Field(ge=50, le=95)] = 95
     """Of JPEG."""
-    frames: Literal["all", "middle", "every", "mip"] = "all"
+    frames: FrameChoice = "all"
     """Which frames or slices: all, the middle one, every `step`-th, or their maximum intensity projection. Of a file of
     several, and of the single-frame DICOM files of a series that lie in one stack, in order of their positions."""
     step: PositiveInt = 1
     """Every how many frames or slices, with `frames: every`."""
-    window: Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "abdomen"] = "auto"
+    window: WindowChoice = "auto"
     """Grey levels shown of CT: the file's own window, that of a body region, or by what the file says of itself."""
-    plane: Literal["acquired", "axial", "coronal", "sagittal", "all"] = "acquired"
+    plane: Plane = "acquired"
     """In which plane NIfTI volumes are cut; acquired: across their widest steps; all: the three of them."""
     tile: Annotated[int, Field(ge=64, le=4096)] = 512
     """Width and height of the tiles of a pathology slide, in pixels."""

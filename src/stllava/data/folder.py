@@ -25,17 +25,11 @@ def images_in(root: Path, folder: Path | None) -> list[Image]:
             remedy="Name a folder below the image root, or a root above both.",
         )
     if is_imported(base):
-        below = base.relative_to(root)
-        return sorted(
-            (
-                Image(id=content_id("image", path), path=path)
-                for one in training(base)
-                for path in [(below / one.path).as_posix()]
-            ),
-            key=lambda image: image.path,
-        )
-    files = (path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    paths = sorted(path.relative_to(root).as_posix() for path in files if not path.name.startswith("."))
+        files = [base / one.path for one in training(base)]
+    else:
+        found = (path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+        files = [path for path in found if not path.name.startswith(".")]
+    paths = sorted(path.relative_to(root).as_posix() for path in files)
     for path in paths:
         try:
             path.encode()

@@ -4,6 +4,8 @@ Paths are relative to an image root and may not leave it; a header that announce
 anything is allocated; what is wrong with a file is an `ItemError` whose cause is one of `CAUSES`.
 """
 
+import base64
+import io
 import struct
 import warnings
 from collections.abc import Iterable
@@ -54,6 +56,13 @@ def open_image(root: Path, relative: str) -> Image.Image:
 def check_image(root: Path, relative: str) -> None:
     """Raise the `ItemError` that `open_image` would raise: the whole file is decoded, since headers do not tell."""
     open_image(root, relative)
+
+
+def jpeg_uri(image: Image.Image, *, quality: int) -> str:
+    """The picture as a JPEG data URI, for a page that is whole in itself."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def bad_images(root: Path, paths: Iterable[str]) -> dict[str, str]:

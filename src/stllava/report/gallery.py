@@ -1,7 +1,5 @@
 """Chooses the report's examples by rules stated beside them, and makes thumbnails without metadata."""
 
-import base64
-import io
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stllava.data.images import open_image
+from stllava.data.images import jpeg_uri, open_image
 from stllava.errors import ItemError
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
 from stllava.report.gather import RunFiles
@@ -74,9 +72,7 @@ def thumbnail(root: Path, path: str) -> str:
         return ""
     small = Image.fromarray(pixels)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_uri(small, quality=85)
 
 
 def same(answer: str, targets: Iterable[str]) -> bool:

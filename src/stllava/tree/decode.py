@@ -130,7 +130,7 @@ class LocalSampler:
         prefix = Prefix(pieces[0].text if one.images else "", one.images, self.root, self.blank)
         if prefix.blank and prefix.images:
             # Black images that the model is shown alike are one: what they bring is computed once for all prompts.
-            prefix = self._black.setdefault(self.policy.encode(prefix).digest(), prefix)
+            prefix = self._black.setdefault(self.policy.encode(prefix).digest, prefix)
         rest = pieces[1:] if one.images else pieces
         ids = tuple(token for piece in rest for token in self.policy.tokens(piece.text))
         return Request(prefix, ids, ending, one.images)

@@ -4,9 +4,7 @@ Reads the written pictures of the contact picture; writes `README.md` and `card.
 no picture file but the set's own lies in the folder. Neither tells a path, a name or a day.
 """
 
-import base64
 import html
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from stllava.config import IntakeOptions
+from stllava.data.images import jpeg_uri
 from stllava.data.intake.imported import Imported, LeftOut
 from stllava.store import write_whole
 
@@ -103,8 +102,8 @@ def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) ->
         cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{n}</td></tr>" for name, n in rows)
         body += f"<h2>{html.escape(title)}</h2><table>{cells}</table>"
     if tally.shown:
-        data = base64.b64encode(_contact(to, _spread(tally.shown))).decode()
-        body += f'<h2>Some of them</h2><img alt="{SHOWN} pictures at most" src="data:image/jpeg;base64,{data}">'
+        picture = jpeg_uri(_contact(to, _spread(tally.shown)), quality=80)
+        body += f'<h2>Some of them</h2><img alt="{SHOWN} pictures at most" src="{picture}">'
     style = "body{font:16px sans-serif;max-width:50rem;margin:2rem auto}td{padding:.1rem 1rem .1rem 0}img{max-width:100%}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Imported image set</title><style>{style}</style>'
     write_whole(page, f"{head}<h1>Imported image set</h1>{body}</html>\n")
@@ -136,8 +135,8 @@ def _spread(paths: Sequence[str]) -> list[str]:
     return list(paths[::step][:SHOWN])
 
 
-def _contact(to: Path, paths: Sequence[str]) -> bytes:
-    """One JPEG of thumbnails in rows."""
+def _contact(to: Path, paths: Sequence[str]) -> Image.Image:
+    """One picture of thumbnails in rows."""
     rows = -(-len(paths) // ACROSS)
     sheet = Image.new("RGB", (ACROSS * SIDE, rows * SIDE))
     for place, path in enumerate(paths):
@@ -146,6 +145,4 @@ def _contact(to: Path, paths: Sequence[str]) -> bytes:
             small.thumbnail((SIDE - 4, SIDE - 4))
         row, column = divmod(place, ACROSS)
         sheet.paste(small, (column * SIDE + 2, row * SIDE + 2))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    return sheet

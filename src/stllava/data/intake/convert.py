@@ -82,7 +82,7 @@ def made_of(options: IntakeOptions) -> Parts:
         "nifti": partial(nifti.read_nifti, options=volumes),
         "tiff": partial(tiff.read_tiff, options=slides),
         "slide": partial(tiff.read_tiff, options=slides),
-        "photograph": partial(photograph.read_photograph, options=photograph.PhotographOptions()),
+        "photograph": photograph.read_photograph,
     }
     slices = {"dicom": partial(dicom_stack.read_slice, coloured=options.frames != "mip")}
     projections = {"dicom": partial(dicom_stack.Projection, dicoms)}

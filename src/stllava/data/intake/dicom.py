@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stllava.config.intake import FrameChoice, WindowChoice
 from stllava.data.images import MAX_PIXELS
 from stllava.data.intake import windows
 from stllava.data.intake.dicom_header import faults, read_burned, read_facts, read_identity
@@ -31,8 +32,6 @@ from stllava.errors import ItemError, StllavaError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-FrameChoice = Literal["all", "middle", "every", "mip"]
 
 CAUSES = ("empty", "not-dicom", "no-picture", "too-large", "unsupported", "truncated", "damaged", "unreadable")
 
@@ -49,7 +48,7 @@ NO_PICTURES = {**_LABELS, "1.2.840.10008.5.1.4.1.1.481.2": "a grid of doses"}
 class DicomOptions:
     """Which frames of a file become pictures, and how values become greys."""
 
-    window: windows.WindowChoice = "auto"
+    window: WindowChoice = "auto"
     """auto: the file's own, else for CT by body part, else all values; file: never by body part; or a preset for CT."""
     frames: FrameChoice = "all"
     """all, the middle one, every `step`-th one, or the maximum intensity projection of all."""

@@ -19,12 +19,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stllava.config.intake import FrameChoice, Plane
 from stllava.data.images import MAX_PIXELS
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.data.intake.photograph import name_texts, texts_in
@@ -48,9 +49,9 @@ _SAMPLED = 1 << 21
 class NiftiOptions:
     """Which slices of a volume become pictures, and how."""
 
-    plane: Literal["acquired", "axial", "coronal", "sagittal", "all"] = "acquired"
+    plane: Plane = "acquired"
     """acquired: across the axis with the widest steps, axial where they are alike; all: the three of them."""
-    slices: Literal["all", "middle", "every", "mip"] = "all"
+    slices: FrameChoice = "all"
     """every: each `step`-th; mip: one picture, the maximum along the axis."""
     step: int = 5
     """For `every`, from the first slice on."""

@@ -9,7 +9,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,12 +54,7 @@ _WIDE = (re.compile(rb"(?:[\x20-\x7e\xa0-\xff]\x00){3,}"), re.compile(rb"(?:\x00
 _MARKED_UP = re.compile(r">([^<>]+)<|=\s*\"([^\"]+)\"|=\s*'([^']+)'")
 
 
-@dataclass(frozen=True)
-class PhotographOptions:
-    """Nothing can be chosen yet; every reader takes options."""
-
-
-def read_photograph(path: Path, options: PhotographOptions) -> Iterator[Frame]:
+def read_photograph(path: Path) -> Iterator[Frame]:
     """The picture (of an animation the first), [H, W] if it is grey and [H, W, 3] else; raises `ItemError`."""
     pixels = safely_opened(path)
     grey, texts, done = look_into(path)

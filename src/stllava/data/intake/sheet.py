@@ -5,8 +5,6 @@ picture as it was written is shown, with the black places outlined: the one befo
 a picture that was kept back is not shown at all.
 """
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from stllava.data.images import jpeg_uri
 from stllava.data.intake.burned import Action, Box
 from stllava.store import write_whole
 
@@ -113,6 +112,4 @@ def thumbnail(pixels: NDArray[np.uint8], boxes: Iterable[Box]) -> str:
         left, top = round(box.left * scale), round(box.top * scale)
         right, bottom = max(left, round(box.right * scale) - 1), max(top, round(box.bottom * scale) - 1)
         pen.rectangle((left, top, right, bottom), outline=_OUTLINE)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_uri(image, quality=80)

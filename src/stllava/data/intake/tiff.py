@@ -33,7 +33,6 @@ from stllava.data.intake.photograph import (
 )
 from stllava.data.intake.recognise import recognise
 from stllava.errors import ItemError, StllavaError
-from stllava.store import file_hash
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -85,7 +84,7 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
     with image:
         with _named(path):
             count = _page_count(image)
-            series, texts = file_hash(path), frozenset(_page_texts(image, count)) | name_texts(path)
+            texts = frozenset(_page_texts(image, count)) | name_texts(path)
             if not isinstance(image, TiffImageFile):
                 texts |= look_into(path)[1]
         for place in {"first": range(1), "middle": (count // 2,), "all": range(count)}[options.pages]:
@@ -94,7 +93,7 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
                     image.seek(place)
                 pixels, done = _shown(image)
             facts = Facts(frame=place if count > 1 else None, done=done)
-            yield Frame(pixels=pixels, facts=facts, identity=Identity(series=series, texts=texts))
+            yield Frame(pixels=pixels, facts=facts, identity=Identity(texts=texts))
 
 
 def _page_count(image: Image.Image) -> int:

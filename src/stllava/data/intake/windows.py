@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypeGuard, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from stllava.config.intake import WindowChoice
 from stllava.errors import ItemError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 Preset = Literal["lung", "mediastinum", "brain", "bone", "abdomen"]
-WindowChoice = Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "abdomen"]
 Curve = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 Values = NDArray[np.integer] | NDArray[np.floating]
 

@@ -1,13 +1,14 @@
 """How near importing comes to the bare decoder, whether its memory is flat, and whether a killed import ends the same.
 
-    python bench/intake.py --kind jpeg2000 --images 20000 --resume
+    python bench/intake.py --kind jpeg2000 --images 20000 --sides decoder quickest --resume
     python bench/intake.py --kind plain --images 2000
 
 Generated slices of 512 pixels, as DICOM files with some fifty attributes (plain: uncompressed; jpeg2000: lossless, as archives
-hold them) or as pictures (png, jpeg; imported as CT, so that no side looks for text). Three sides take turns on the same
+hold them) or as pictures (png, jpeg; imported as CT, so that no side looks for text). The sides take turns on the same
 files, each with as many processes as there are cores: the bare decoder (pydicom's or Pillow's, to an array and no
-further), a plain script (decode, stretch to 8 bits, save with Pillow: no identity hidden, nothing checked), and the whole
-import: hashing, decoding, quality, likeness, hiding, encoding, lists, card. Memory is that of a side's processes together,
+further), for JPEG 2000 also with the quickest plug-in, which the import takes and pydicom by itself does not, a plain
+script (decode, stretch to 8 bits, save with Pillow: no identity hidden, nothing checked), and the whole import: hashing,
+decoding, quality, likeness, hiding, encoding, lists, card. Memory is that of a side's processes together,
 looked at ten times a second. With --resume an import is killed (SIGKILL) half way and given again, and its output compared
 with that of the one that was not. Writes bench/results/intake-KIND-cpu.json.
 """
@@ -36,6 +37,7 @@ from pydantic import JsonValue
 from measure import as_json, cores, report_side, run_side, spread, write_result
 from stllava.config import IntakeOptions
 from stllava.data.intake.convert import Parts, made_of
+from stllava.data.intake.dicom_pixels import QUICKEST
 from stllava.data.intake.frame import Facts, Frame
 from stllava.data.intake.importing import import_images
 from stllava.data.intake.photograph import read_photograph
@@ -43,7 +45,7 @@ from stllava.data.intake.photograph import read_photograph
 SIDE = 512
 CHUNK = 64
 KINDS = ("plain", "jpeg2000", "png", "jpeg")
-SIDES = ("decoder", "script", "import")
+SIDES = ("decoder", "quickest", "script", "import")
 
 
 def draw(number: int, kind: str, folder: Path) -> None:
@@ -95,19 +97,19 @@ def save_dicom(path: Path, values: NDArray[np.uint16], kind: str, number: int) -
     data.save_as(path, enforce_file_format=True)
 
 
-def decoded(path: Path, kind: str) -> NDArray[np.generic]:
-    """What the bare decoder makes of a file."""
+def decoded(path: Path, kind: str, plugin: str = "") -> NDArray[np.generic]:
+    """What the bare decoder makes of a file, by pydicom's own choice of a plug-in or the one named."""
     if kind in ("png", "jpeg"):
         with Image.open(path) as image:
             return np.asarray(image)
     from pydicom.pixels.utils import pixel_array
 
-    return np.asarray(pixel_array(path))
+    return np.asarray(pixel_array(path, decoding_plugin=plugin))
 
 
-def decode(path: Path, kind: str) -> int:
-    """The side `decoder`."""
-    return len(decoded(path, kind))
+def decode(path: Path, kind: str, plugin: str) -> int:
+    """The sides `decoder` and `quickest`."""
+    return len(decoded(path, kind, plugin))
 
 
 def convert(path: Path, kind: str, to: Path) -> int:
@@ -185,7 +187,8 @@ def side(name: str, kind: str, work: Path, workers: int) -> None:
         shutil.rmtree(work / "script", ignore_errors=True)
         (work / "script").mkdir()
         files = sorted(path for path in source.rglob("*") if path.is_file())
-        task = partial(decode, kind=kind) if name == "decoder" else partial(convert, kind=kind, to=work / "script")
+        decoders = {"decoder": partial(decode, kind=kind, plugin=""), "quickest": partial(decode, kind=kind, plugin=QUICKEST)}
+        task = decoders.get(name) or partial(convert, kind=kind, to=work / "script")
         began = time.perf_counter()
         with multiprocessing.get_context("forkserver").Pool(workers) as pool:
             rows = sum(pool.imap_unordered(task, files, chunksize=CHUNK))
@@ -221,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, default="jpeg2000")
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--sides", nargs="+", choices=SIDES[:-1], default=SIDES[:-1], help="what the import is raced with")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--resume", action="store_true")
@@ -229,6 +233,7 @@ def main() -> None:
     if asked.side:
         side(asked.side[0], asked.kind, Path(asked.side[1]), asked.workers)
         return
+    names = [name for name in SIDES[:-1] if name in asked.sides and (asked.kind == "jpeg2000" or name != "quickest")]
     with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder:
         work = Path(folder)
         with multiprocessing.get_context("forkserver").Pool(asked.workers) as pool:
@@ -248,16 +253,17 @@ def main() -> None:
         runs = []
         for _ in range(asked.repeats):
             shutil.rmtree(work / "data")
-            runs.append({name: run_side(__file__, *words(name)) for name in SIDES})
+            runs.append({name: run_side(__file__, *words(name)) for name in (*names, "import")})
         took = runs[-1]["import"]["seconds"]
         resumed = killed_and_resumed(words("import"), work / "data", took) if asked.resume else None
-    rates = {name: spread([asked.images / run[name]["seconds"] for run in runs]) for name in SIDES}
-    shares = {name: spread([run[name]["seconds"] / run["import"]["seconds"] for run in runs]) for name in SIDES[:2]}
+    rates = {name: spread([asked.images / run[name]["seconds"] for run in runs]) for name in (*names, "import")}
+    shares = {name: spread([run[name]["seconds"] / run["import"]["seconds"] for run in runs]) for name in names}
     peak = max(run["import"]["peak"] for run in runs)
     print(f"{asked.images} files of the kind {asked.kind}, {SIDE} pixels, {asked.workers} workers")
     for name, rate in rates.items():
         print(f"  {name:<8} {rate} a second")
-    print(f"  the import has {shares['decoder']} of the decoder's rate, {shares['script']} of the script's")
+    for name, share in shares.items():
+        print(f"  the import has {share} of the rate of the {name}")
     print(f"  memory of its processes: {few:.0f} MiB at a tenth of the files, {peak:.0f} MiB at all")
     if resumed is not None:
         print(f"  killed and resumed: {json.dumps(resumed)}")
@@ -268,8 +274,7 @@ def main() -> None:
         "side": SIDE,
         "workers": asked.workers,
         "images_per_second": {name: as_json(rate) for name, rate in rates.items()},
-        "share_of_decoder": as_json(shares["decoder"]),
-        "share_of_script": as_json(shares["script"]),
+        "share_of": {name: as_json(share) for name, share in shares.items()},
         "peak_mib_at_a_tenth": few,
         "peak_mib": peak,
         "resumed": resumed,

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from stllava.config import IntakeOptions
 from stllava.data.likeness import NEAR
@@ -29,17 +30,22 @@ def fault(pixels: npt.NDArray[np.uint8], options: IntakeOptions) -> str | None:
         return "tiny"
     if height * width > options.largest:
         return "huge"
-    channels = pixels.reshape(height * width, -1)
-    spans = [_span(channels[:, channel]) for channel in range(channels.shape[1])]
+    # Pillow counts bytes as they are, numpy turns each into a word first.
+    counts = np.array(Image.fromarray(pixels).histogram()).reshape(-1, 256)
+    spans = [_span(levels) for levels in counts]
     if not any(whole for whole, _ in spans):
         return "blank"
     return "near-constant" if max(middle for _, middle in spans) < options.contrast else None
 
 
-def _span(values: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """Grey levels from the darkest to the brightest pixel, and between those that 0.5 % are below and above."""
-    share = np.cumsum(np.bincount(values, minlength=256)) / len(values)
-    levels = np.searchsorted(share, [0.0, 0.005, 0.995, 1.0 - 0.5 / len(values)], side="right")
+def _span(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Grey levels from the darkest to the brightest pixel, and between those that 0.5 % are below and above.
+
+    `counts` is how many pixels have each level, [256].
+    """
+    pixels = int(counts.sum())
+    share = np.cumsum(counts) / pixels
+    levels = np.searchsorted(share, [0.0, 0.005, 0.995, 1.0 - 0.5 / pixels], side="right")
     low, lower, upper, high = (int(level) for level in levels)
     return high - low, upper - lower
 

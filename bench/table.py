@@ -153,9 +153,30 @@ def expert() -> str:
     return rows(head, body)
 
 
+def share(spread: dict[str, float] | None) -> str:
+    """A ratio below or about one with its spread."""
+    return "–" if spread is None else f"**{spread['median']:.2f}** [{spread['low']:.2f}, {spread['high']:.2f}]"
+
+
+def intake() -> str:
+    """How near importing pictures comes to decoding them."""
+    body = []
+    for one in read("intake-*.json"):
+        rates = [f"{one['images_per_second'][side]['median']:.0f}" for side in ("decoder", "import")]
+        shares = [share(one["share_of"].get(side)) for side in ("decoder", "quickest", "script")]
+        resumed = one["resumed"]
+        again = "not tried" if resumed is None else "the same" if resumed["same_output"] else "NOT the same"
+        memory = f"{one['peak_mib_at_a_tenth']:.0f} / {one['peak_mib']:.0f}"
+        body.append([one["kind"], f"{one['images']:,}", *rates, *shares, memory, again, where(one)])
+    sides = ("decoder, a second", "import, a second", "of the decoder", "of its quickest plug-in", "of a plain script")
+    head = ("files", "pictures", *sides, "MiB, a tenth / all", "killed and resumed", "where")
+    return rows(head, body)
+
+
 def main() -> None:
     """Print all tables."""
     made = {"dpo": dpo(), "generate": generate(), "limit": limit(), "scale": scale(), "judge": judge(), "expert": expert()}
+    made |= {"intake": intake()}
     for name, table in made.items():
         print(f"### {name}\n\n{table}\n")
     if not read("*-cuda.json"):

@@ -82,7 +82,7 @@ def main() -> None:
     tables: dict[str, JsonValue] = {}
     for split in asked.splits:
         runs = [folder_of(asked.work, split, arm, seed) for arm in ARMS for seed in asked.seeds]
-        page = compare_runs(runs, to=asked.work / f"compared-{split}")
+        page = compare_runs(runs, to=asked.work / f"compared-{split}", policies="all")
         tables[split] = page.with_suffix(".md").read_text()
         print(tables[split])
     result: dict[str, JsonValue] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 QUICKEST = "pylibjpeg"
-"""Of the plug-ins for JPEG 2000; pydicom's own first choice takes a quarter longer (docs/images.md)."""
+"""Of the plug-ins for JPEG 2000; pydicom's own first choice takes a fifth longer (docs/performance.md)."""
 
 
 @dataclass(frozen=True)

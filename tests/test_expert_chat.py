@@ -12,7 +12,7 @@ import time
 import traceback
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -506,7 +506,16 @@ def test_items_are_drawn_as_workers_come_free_and_an_error_ends_the_drawing() ->
     assert len(drawn) < 20
 
 
-def test_an_interrupted_caller_waits_for_what_is_under_way(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to SIGINT, which a shell without job control makes its background processes ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_caller_waits_for_what_is_under_way() -> None:
     done: list[int] = []
 
     def work(item: int, stop: Event) -> None:

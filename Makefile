@@ -9,6 +9,9 @@ PRESET ?= anchored
 ifneq ($(wildcard ../shared/data/vqa_rad/train.json),)
 export STLLAVA_VQA_RAD ?= $(abspath ../shared/data/vqa_rad)
 endif
+ifneq ($(wildcard ../shared/data/medvqa_mini/test.jsonl),)
+export STLLAVA_MEDVQA ?= $(abspath ../shared/data/medvqa_mini)
+endif
 ifneq ($(wildcard ../shared/conformance/metrics_conformance.jsonl),)
 export STLLAVA_CONFORMANCE ?= $(abspath ../shared/conformance)
 endif
@@ -19,7 +22,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo weights mini test check bench
+.PHONY: help setup demo weights mini test slow check bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,9 +50,15 @@ weights: setup ## fetch the two small models of recipes/vqa-rad-mini.yaml from P
 mini: weights ## run that recipe with three seeds, on both splits, against all labels (up to 3 hours)
 	STLLAVA_WEIGHTS=$(abspath weights) $(BIN)/python bench/vqa_rad_mini.py --work runs/vqa-rad-mini
 
-test: check ## lint, types and all tests
-	STLLAVA_MNI=$${STLLAVA_MNI:-$$(ls $(abspath $(VENV))/lib/python*/site-packages/nilearn/datasets/data/mni_icbm152_t1_*.nii.gz)} \
-		$(BIN)/pytest
+# Of nilearn only this volume in its wheel is used.
+PYTEST = STLLAVA_MNI=$${STLLAVA_MNI:-$$(ls $(abspath $(VENV))/lib/python*/site-packages/nilearn/datasets/data/mni_icbm152_t1_*.nii.gz)} \
+	$(BIN)/pytest
+
+test: check ## lint, types and the tests (five minutes on 2 cores)
+	$(PYTEST) -m "not slow"
+
+slow: setup ## the tests that take longer: benches in small, damage, mutants
+	$(PYTEST) -m slow
 
 check: setup ## lint and strict types only
 	$(BIN)/ruff check .

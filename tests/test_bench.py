@@ -27,6 +27,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_path: Path) -> None:
     environment = os.environ | {"STLLAVA_BENCH_RESULTS": str(tmp_path)}

@@ -1,5 +1,6 @@
 """Reading image files: what is accepted, and each way in which a file is refused."""
 
+import base64
 import contextlib
 import io
 import os
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stllava.data.folder import images_in
 from stllava.data.images import CAUSES, MAX_PIXELS, check_image, open_image
 from stllava.errors import ItemError, StllavaError
 from stllava.records import content_id
+from stllava.remote.pictures import Pictures
+from stllava.report.gallery import thumbnail
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:
@@ -92,6 +96,103 @@ def test_deep_greyscale_is_scaled_and_not_clipped(tmp_path: Path, values: list[i
 def test_float_greyscale_is_scaled_and_not_clipped(tmp_path: Path, values: list[float], expected: list[int]) -> None:
     Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "a.tif")
     assert np.asarray(open_image(tmp_path, "a.tif"))[0, :, 0].tolist() == expected
+
+
+RED, CLEAR = (200, 10, 10, 255), (0, 0, 0, 0)
+"""Black is what painting programs store under transparent pixels (NVIDIA DIGITS issue 85, QwenLM Qwen3-VL pull 661)."""
+
+
+def half_clear() -> Image.Image:
+    """Red above, nothing below."""
+    image = Image.new("RGBA", (4, 4), CLEAR)
+    image.paste(RED, (0, 0, 4, 2))
+    return image
+
+
+def clear_palette(transparency: int | bytes) -> Image.Image:
+    """A palette of red and black, of which black is transparent."""
+    image = half_clear().convert("RGB").quantize(2)
+    black = image.getpixel((0, 3))
+    image.info["transparency"] = black if isinstance(transparency, int) else bytes(0 if i == black else 255 for i in range(2))
+    return image
+
+
+CLEAR_PICTURES: dict[str, tuple[str, Image.Image]] = {
+    "RGBA": ("a.png", half_clear()),
+    "RGBA in WebP": ("a.webp", half_clear()),
+    "RGBA in TIFF": ("a.tif", half_clear()),
+    "LA": ("a.png", half_clear().convert("LA")),
+    "palette, one entry": ("a.png", clear_palette(0)),
+    "palette, in bytes": ("a.png", clear_palette(b"")),
+    "GIF": ("a.gif", clear_palette(0)),
+    "one colour of RGB": ("a.png", half_clear().convert("RGB")),
+    "one grey of L": ("a.png", half_clear().convert("L")),
+    "one grey of 16 bits": ("a.png", Image.fromarray(np.array([[30000] * 4] * 2 + [[0] * 4] * 2, np.uint16))),
+}
+
+
+@pytest.mark.parametrize("kind", CLEAR_PICTURES)
+def test_a_transparent_picture_lies_on_white_wherever_it_is_shown(tmp_path: Path, kind: str) -> None:
+    name, image = CLEAR_PICTURES[kind]
+    key: object = {"one colour of RGB": (0, 0, 0), "one grey of L": 0, "one grey of 16 bits": 0}.get(kind)
+    if key is not None:
+        image.info["transparency"] = key
+    image.save(tmp_path / name, lossless=True)
+    shown = np.asarray(open_image(tmp_path, name))
+    assert (shown[2:] == 255).all()
+    assert (shown[:2] < 255).any()
+    url = Pictures(tmp_path, keep=1).get(name).url
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    assert (np.asarray(sent) == shown).all()
+    card = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path, name).partition(",")[2])))
+    assert np.asarray(card)[3].min() > 240
+
+
+def test_what_shines_through_is_as_much_as_the_pixel_is_clear(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 100, 200, 51)).save(tmp_path / "a.png")
+    assert open_image(tmp_path, "a.png").getpixel((0, 0)) == (204, 224, 244)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "I;16", "F"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_plain_tiff_that_lies_on_its_side_is_turned_whole(tmp_path: Path, mode: str, orientation: int) -> None:
+    # Of a path Pillow 13 maps such a file in its turned size: L, RGBA, CMYK, P and I;16 came out scrambled.
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    deep = {"I;16": values.astype(np.float64) * 257, "F": values / 255}
+    stored = deep.get(mode, values).astype({"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8))
+    image = Image.fromarray(stored) if mode in deep else Image.fromarray(stored).convert(mode)
+    image.save(tmp_path / "a.tif", tiffinfo={0x112: orientation})
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    shown = np.asarray(open_image(tmp_path, "a.tif"))[..., 0].astype(int)
+    assert (abs(shown - np.rot90(values, turns)) <= (mode in deep)).all()
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_a_tiff_that_stores_white_as_zero_is_no_negative(tmp_path: Path, kind: str) -> None:
+    # Pillow inverts 8 bits and nothing deeper; scanners and fax write such files.
+    end = {"uint16": 65535, "float32": 1.0}[kind]
+    image = Image.fromarray((np.array([[0, 0.5, 1]]) * end).astype(kind))
+    image.save(tmp_path / "a.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as stored:
+        assert isinstance(stored, TiffImageFile)
+        assert stored.tag_v2[262] == 0
+    shown = np.asarray(open_image(tmp_path, "a.tif"))[0, :, 0].tolist()
+    assert shown in ([255, 127, 0], [255, 128, 0])  # a half rounds up or down
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_of_an_animation_or_several_pages_the_first_is_shown(tmp_path: Path, name: str) -> None:
+    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 255, 0))
+    first.save(tmp_path / name, save_all=True, append_images=[second], duration=100, lossless=True)
+    with Image.open(tmp_path / name) as stored:
+        stored.seek(1)
+    assert open_image(tmp_path, name).getpixel((1, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_keeps_its_colours(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK").save(tmp_path / name)
+    assert np.allclose(np.asarray(open_image(tmp_path, name))[8, 8], (200, 30, 30), atol=3)
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Reads image files safely: every pixel that reaches a model or is trusted at import comes through `open_image`.
 
 Paths are relative to an image root and may not leave it; a header that announces a huge image is refused before
-anything is allocated; what is wrong with a file is an `ItemError` whose cause is one of `CAUSES`.
+anything is allocated; what is wrong with a file is an `ItemError` whose cause is one of `CAUSES`. Of an animation or a
+file of several pages the first one is read; a transparent picture is laid on white (`GROUND`).
 """
 
 import base64
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stllava.errors import ItemError
 from stllava.progress import track
@@ -26,10 +28,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 DEPTHS = (255, 4095, 65535)
+GROUND = 255
+"""The grey that transparent pixels are laid on: white, as pages and viewers show them. What is stored under a transparent
+pixel is arbitrary and mostly black, so that without a ground black ink on a clear background would vanish."""
+_GREY = ("1", "L", "LA")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 def open_image(root: Path, relative: str) -> Image.Image:
-    """The image as 8-bit RGB, upright by its EXIF orientation and fully decoded; raises `ItemError`."""
+    """The image as 8-bit RGB, upright by its EXIF orientation, laid on white, fully decoded; raises `ItemError`."""
     path = _locate(root, relative)
     with warnings.catch_warnings():
         # Pillow warns of damaged metadata, which does not matter here, and of decompression bombs, which does.
@@ -46,7 +53,10 @@ def open_image(root: Path, relative: str) -> Image.Image:
                 width, height = struct.unpack(">II", head[16:])
                 _refuse_huge(width, height, relative)
             if head.startswith(_SIGNATURES):
-                raise ItemError("truncated", f"{relative} begins like an image, but its header is cut off or damaged") from None
+                raise ItemError(
+                    "truncated",
+                    f"{relative} begins like an image, but its header is cut off, damaged or of a kind that is not read",
+                ) from None
             raise ItemError("not-an-image", f"{relative} is not an image of a known format") from None
         except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError) as error:
             cause = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "unreadable"
@@ -99,16 +109,43 @@ def _locate(root: Path, relative: str) -> Path:
 
 def _decode(path: Path, relative: str) -> Image.Image:
     Image.init()  # Pillow registers some of these formats only when asked to.
-    with Image.open(path, formats=FORMATS) as image:
+    # An open file, not its path: of a path Pillow maps an uncompressed TIFF into memory in the size that it has once it is
+    # turned, which scrambles the pixels of a page that lies on its side.
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _refuse_huge(image.width, image.height, relative)
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        return (to_eight_bits(upright) if upright.mode in DEEP_MODES else upright).convert("RGB")
+        return upright(image).convert("RGB")
 
 
 def _refuse_huge(width: int, height: int, relative: str) -> None:
     if width * height > MAX_PIXELS:
         raise ItemError("too-large", f"{relative} announces {width} × {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether a page of a TIFF file stores white as 0."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The page at which an opened file stands: decoded, upright, opaque, in mode L where it is grey and else in RGB."""
+    inverted = white_is_zero(image)  # Pillow inverts such a page of 8 bits, but none of more.
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode in DEEP_MODES:
+        shades = to_eight_bits(turned)
+        shades = ImageOps.invert(shades) if inverted else shades
+        clear = turned.info.get("transparency")  # Of a deep PNG, the one value that is transparent.
+        mask = np.zeros(0, np.uint8) if clear is None else (np.asarray(turned) == clear).astype(np.uint8) * 255
+        if mask.any():
+            shades.paste(GROUND, mask=Image.fromarray(mask))
+        return shades
+    mode = "L" if turned.mode in _GREY else "RGB"
+    if not turned.has_transparency_data:
+        return turned.convert(mode)
+    clear_colours = turned.convert("RGBA")
+    ground = Image.new("RGB", turned.size, (GROUND, GROUND, GROUND))
+    ground.paste(clear_colours, mask=clear_colours.getchannel("A"))
+    return ground.convert(mode)
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

@@ -151,6 +151,8 @@ def _done(image: Image.Image) -> Iterator[str]:
         yield "turned upright"
     if image.mode not in ("RGB", "L"):
         yield f"from mode {image.mode}"
+    if image.has_transparency_data:
+        yield "laid on white"
 
 
 def _blocks(file: BinaryIO, kind: str | None) -> Iterator[str]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, to_eight_bits
+from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, upright, white_is_zero
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.data.intake.photograph import (
     METADATA_ERRORS,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 CAUSES = ("missing", "empty", "truncated", "not-an-image", "too-large", "unreadable", "unsupported", "no-level", "no-tissue")
 
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _MOST_PAGES = 10_000
 _MOST_SEGMENT = 1 << 24
 _OVERVIEW = 2048
@@ -80,8 +79,10 @@ def read_tiff(path: Path, options: TiffOptions) -> Iterator[Frame]:
 
 def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
     with _named(path):
-        image = Image.open(path, formats=("TIFF", "PNG"))
-    with image:
+        file = path.open("rb")  # Not its path, for the reason in data/images.
+    with file:
+        with _named(path):
+            image = Image.open(file, formats=("TIFF", "PNG"))
         with _named(path):
             count = _page_count(image)
             texts = frozenset(_page_texts(image, count)) | name_texts(path)
@@ -135,17 +136,13 @@ def _shown(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The current page, upright, [H, W] if it is grey and [H, W, 3] else, and what was done."""
     if image.width * image.height > MAX_PIXELS:
         raise ItemError("too-large", f"it announces {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
-    white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     # Pillow turns a TIFF as it decodes it, and forgets that it did.
     done = ("turned upright",) if is_turned(image) else ()
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in DEEP_MODES:
-        plain = upright.convert("L" if upright.mode in ("1", "L") else "RGB")
-        return np.asarray(plain), done if image.mode in ("1", "L", "RGB") else (*done, f"from mode {image.mode}")
-    shades = np.asarray(to_eight_bits(upright))
-    # Pillow inverts such a page of 8 bits, but none of more.
-    return (255 - shades, (*done, "deep to 8 bits", "inverted")) if white_is_zero else (shades, (*done, "deep to 8 bits"))
+    inverted = white_is_zero(image)
+    pixels = np.asarray(upright(image))
+    if image.mode in DEEP_MODES:
+        return pixels, (*done, "deep to 8 bits", "inverted") if inverted else (*done, "deep to 8 bits")
+    return pixels, done if image.mode in ("1", "L", "RGB") else (*done, f"from mode {image.mode}")
 
 
 def _page_texts(image: Image.Image, count: int) -> Iterator[str]:

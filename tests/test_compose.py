@@ -297,7 +297,7 @@ def test_dinov2_takes_another_image_size_and_clip_refuses_it(parts: Path, tmp_pa
     ("rest", "reason"),
     [
         ({"vision": "llama"}, "is a llama; expected a vision tower of clip, siglip, dinov2"),
-        ({"language": "nothing"}, "cannot speak for a LLaVA: it does not load"),
+        ({"language": "nothing"}, "nothing does not load"),
         ({"language": "whole clip"}, "it is a clip, of which language is a part only"),
         ({"image_size": 40, "pool": 2, "feature_layer": 5}, "pool 2: images are 5 × 5 patches; feature_layer 5"),
         ({"vision": "nothing"}, "does not load"),

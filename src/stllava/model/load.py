@@ -11,14 +11,10 @@ from typing import Literal, cast
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import open_image
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import read_auto_processor, read_config, read_image_processor, read_tokenizer, reading
 from stllava.model.families import Family, family_of
 from stllava.model.prompt import ChatProcessor, closing
 from stllava.records import content_id
@@ -260,13 +257,13 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     """
     family = family_of(config.model_type)
     try:
-        processor = AutoProcessor.from_pretrained(str(path), backend="pil")
+        processor = read_auto_processor(path)
     except ImportError:
         kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
         if kind is None or VIDEOS not in kind.get_attributes():
             raise
         settings, _ = ProcessorMixin.get_processor_dict(str(path))
-        halves = [AutoImageProcessor.from_pretrained(str(path), backend="pil"), AutoTokenizer.from_pretrained(str(path))]
+        halves = [read_image_processor(path), read_tokenizer(path)]
         settings.pop(VIDEOS, None)
         videos = get_video_processor_config(str(path))
         processor = without_videos(kind, family, videos).from_args_and_dict(halves, settings)
@@ -276,6 +273,15 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     if not processor.chat_template:
         raise ValueError("its processor has no chat template: put a chat_template.jinja into the folder")
     return processor
+
+
+POLICY = "an image-text-to-text model of transformers with its processor"
+
+
+def read_processor(path: Path | str) -> ProcessorMixin:
+    """The processor of a policy whose weights are not needed."""
+    with reading(path, expected=POLICY):
+        return load_processor(path, read_config(path))
 
 
 def load_policy(
@@ -300,15 +306,11 @@ def load_policy(
                 remedy="Convert them with transformers' save_pretrained.",
             )
     wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(best_device()) else torch.float32)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=wanted, use_safetensors=True)
+    with reading(path, expected=POLICY):
+        model = AutoModelForImageTextToText.from_pretrained(
+            str(path), dtype=wanted, use_safetensors=True, trust_remote_code=False
+        )
         processor = load_processor(path, model.config)
-    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
-        raise StllavaError(
-            f"{path} does not load: {' '.join(str(error).split())[:300]}",
-            expected="an image-text-to-text model of transformers with its processor",
-            remedy="Check the name or folder.",
-        ) from error
     return Policy(placed(model, device), processor)
 
 

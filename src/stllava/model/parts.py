@@ -10,10 +10,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
-    AutoTokenizer,
     CLIPVisionModel,
     Dinov2Model,
     PreTrainedModel,
@@ -23,9 +20,12 @@ from transformers import (
 
 from stllava.config import ComposeOptions
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import read_config, read_image_processor, read_tokenizer, reading
 
 PROBE = torch.arange(12)[None]
 """A text of no meaning that checks a language model."""
+SPEAKER = "a causal language model with a plain head and its tokenizer, weights as safetensors"
+ANOTHER = "Name another one."
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Tower:
 def read_tower(options: ComposeOptions) -> Tower:
     """The vision tower, at the size it will be used; refuses one that is unknown, or does not fit the options."""
     path = options.vision
-    try:
-        config = AutoConfig.from_pretrained(path)
+    expected = "a vision tower with its image processor (preprocessor_config.json), weights as safetensors"
+    with reading(path, expected=expected):
+        config = read_config(path)
         kind = KINDS.get(config.model_type.removesuffix("_vision_model"))
         if kind is None:
             raise StllavaError(
@@ -87,13 +88,7 @@ def read_tower(options: ComposeOptions) -> Tower:
                 remedy="Name another tower.",
             )
         model = _load(kind.model, path)
-        images = cast(ImageSettings, AutoImageProcessor.from_pretrained(path, backend="pil"))
-    except (ImportError, OSError, ValueError) as error:
-        raise StllavaError(
-            f"{path} does not load: {' '.join(str(error).split())[:300]}",
-            expected="a vision tower with its image processor (preprocessor_config.json), weights as safetensors",
-            remedy="Check the name or folder.",
-        ) from error
+        images = cast(ImageSettings, read_image_processor(path))
     own = int(model.config.image_size)
     if kind.any_size:
         shown = images.crop_size if images.do_center_crop else images.size
@@ -118,14 +113,12 @@ def read_tower(options: ComposeOptions) -> Tower:
 
 def read_language(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer; refuses another model."""
-    try:
-        config = AutoConfig.from_pretrained(path)
+    with reading(path, expected=SPEAKER, remedy=ANOTHER):
+        config = read_config(path)
         if config.get_text_config() is not config:
             raise unfit(path, f"it is a {config.model_type}, of which language is a part only")
         model = _load(AutoModelForCausalLM, path)
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
-    except (ImportError, OSError, ValueError) as error:
-        raise unfit(path, f"it does not load: {' '.join(str(error).split())[:300]}") from error
+        tokenizer = read_tokenizer(path)
     if not _looks_back_only(model):
         raise unfit(path, "its tokens see the ones behind them")
     head = model.get_output_embeddings()
@@ -147,7 +140,9 @@ def _looks_back_only(model: PreTrainedModel) -> bool:
 
 def _load(kind: type[PreTrainedModel] | type[AutoModelForCausalLM], path: str) -> PreTrainedModel:
     """A model in the precision of its folder; weights that leave a part of it to chance are refused."""
-    loaded: object = kind.from_pretrained(path, dtype="auto", use_safetensors=True, output_loading_info=True)
+    loaded: object = kind.from_pretrained(
+        path, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
+    )
     model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     if gaps := sorted(report["missing_keys"]):
         raise StllavaError(
@@ -163,6 +158,6 @@ def unfit(path: str, reason: str) -> StllavaError:
     """The error of a language model that will not do."""
     return StllavaError(
         f"{path} cannot speak for a LLaVA: {reason}",
-        expected="a causal language model with a plain head and its tokenizer, weights as safetensors",
-        remedy="Name another one.",
+        expected=SPEAKER,
+        remedy=ANOTHER,
     )

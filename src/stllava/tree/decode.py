@@ -14,11 +14,11 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.model.endpoint import EndpointSampler
-from stllava.model.load import Policy, Prefix, load_policy, load_processor
+from stllava.model.load import Policy, Prefix, load_policy, read_processor
 from stllava.model.prompt import ChatProcessor, virtual_role
 from stllava.model.prompt import prompt as opened
 from stllava.model.sampler import Completion, Prompt, Sampler
@@ -64,7 +64,7 @@ def open_sampler(
     Images sent to a server are noted in the folder `audit`.
     """
     if options.endpoint.url:
-        virtual = virtual_role(cast(ChatProcessor, load_processor(policy, AutoConfig.from_pretrained(str(policy)))))
+        virtual = virtual_role(cast(ChatProcessor, read_processor(policy)))
         return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank, virtual=virtual)
     return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
 

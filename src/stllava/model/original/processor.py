@@ -93,7 +93,7 @@ def read_tokenizer(folder: Path, *, marks: bool) -> LlamaTokenizer:
     said = json.loads(config.read_text()) if config.is_file() else {}
     # Without the word, transformers took a tokenizer for an old one when these models were trained; today it does not.
     tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
-        folder, legacy="legacy" not in said or said["legacy"] is not False
+        folder, legacy="legacy" not in said or said["legacy"] is not False, trust_remote_code=False
     )
     if (tokenizer.bos_token, tokenizer.eos_token) != ("<s>", "</s>"):
         raise StllavaError(

@@ -191,7 +191,7 @@ def test_a_request_says_how_to_sample(root: Path) -> None:
 def test_text_is_given_without_white_space_around_it_and_without_a_log_probability(root: Path) -> None:
     server = Server(lambda: said(" a nodule \n"), lambda: said("", finish="length"))
     done = sampler(server, root, concurrency=1).complete(asked("a"), k=2, sampling=WARM, seed=1)
-    assert done == [(Completion("a nodule", None), Completion("", None))]
+    assert done == [(Completion("a nodule", None), Completion("", None, finished=False))]
 
 
 @pytest.mark.parametrize("trouble", [status(429), status(503), hang, unreachable], ids=["429", "503", "timeout", "no server"])

@@ -8,7 +8,7 @@ from conftest import TINY
 from judging import answers_of, judgments_of, write_answers
 from stllava.config import JudgeOptions, LocalExpertOptions
 from stllava.errors import StllavaError
-from stllava.experts.exchange import Exchange
+from stllava.experts.exchange import Exchange, cut_off
 from stllava.experts.local import Local
 from stllava.model.small import build_small
 from stllava.stages.judge import judge
@@ -34,6 +34,9 @@ def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Pa
     journal = to / EXCHANGES / "expert.jsonl"
     exchanges = read_jsonl(journal, Exchange)[: 2 * len(images)]
     assert {one.order for one in exchanges} == {(0, 1), (1, 0)}
+    cut = [one.subject for one in exchanges if one.body is not None and cut_off(one.body.encode())]
+    assert cut, "six tokens end no reply of an untrained model"
+    assert all(judgments_of(to)[subject].cause == "unparsed" for subject in cut)
     assert manifest.measures["no_verdict_failed"] == 1
     assert judgments_of(to)[given[-1].id].raw[0].startswith("image missing")
     assert not (to / AUDIT).exists()

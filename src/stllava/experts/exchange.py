@@ -11,10 +11,18 @@ from typing import Literal, Protocol
 from pydantic import JsonValue, ValidationError
 
 from stllava.records import Keyed
-from stllava.remote.completion import ChatCompletion
+from stllava.remote.completion import ChatChoice, ChatCompletion
 from stllava.store import EXCHANGES, Log
 
-FailureCause = Literal["failed", "refused"]
+FailureCause = Literal["failed", "refused", "unparsed"]
+ENDED = frozenset({"", "stop", "stop_sequence", "end_turn", "end_of_turn", "eos", "eos_token", "complete", "completed", "finished"})
+"""Finish reasons of a reply that came to its own end, in lower case; a server that names none is taken at its word."""
+CUT_OFF = frozenset({"length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens", "model_length"})
+"""Finish reasons of a reply that a limit of tokens cut off."""
+FILTERED = frozenset({"content_filter", "safety", "recitation", "refusal", "prohibited_content", "sensitive"})
+"""Finish reasons of a reply that the provider held back."""
+RAISE = "raise max_tokens (of a local model: max_new_tokens)"
+"""What helps where replies are cut off."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,9 @@ class Exchange(Keyed):
         )
 
 
-def as_body(text: str) -> str:
-    """Words as the body of a server's reply."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+def as_body(text: str, *, finished: bool = True) -> str:
+    """Words as the body of a server's reply; `finished` says that they came to their own end."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop" if finished else "length"}
     return json.dumps({"object": "chat.completion", "choices": [choice]}, ensure_ascii=False)
 
 
@@ -107,9 +115,9 @@ class Said:
     text: str
     """The model's words; empty where there are none."""
     cause: FailureCause | None
-    """Why there are no words to read: refused or failed."""
+    """Why no verdict may be read: refused, failed or, of words that were cut off, unparsed."""
     detail: str
-    """The refusal or the failure in words."""
+    """The refusal, the failure or the cut in words."""
     usage: dict[str, int]
     """Tokens by name."""
 
@@ -201,22 +209,45 @@ def fault(body: bytes) -> str | None:
     if not reply.choices:
         return "the reply holds no choice"
     first = reply.choices[0]
-    if first.message.content is None and first.message.refusal is None and first.finish_reason != "content_filter":
-        return "the reply holds no text"
-    return None
+    text, end = first.message.content, _end(first)
+    if first.message.refusal is not None or end in FILTERED:
+        return None
+    if end in CUT_OFF:
+        return None if (text or "").strip() else f"the reply was cut off before any text: {RAISE}"
+    if end not in ENDED:
+        return f"the reply did not come to its end ({end})"
+    return "the reply holds no text" if text is None else None
+
+
+def cut_off(body: bytes) -> bool:
+    """Whether a reply was cut off by a limit of tokens: asked again, it would be cut off again, and paid for again."""
+    try:
+        choices = ChatCompletion.model_validate_json(body).choices
+    except ValidationError:
+        return False
+    return bool(choices) and _end(choices[0]) in CUT_OFF
 
 
 def said(exchange: Exchange | None) -> Said:
-    """The words of an exchange, or why there are none."""
+    """The words of an exchange, or why no verdict may be read from it."""
     if exchange is None:
         return Said("", "failed", "no reply", {})
     if exchange.body is None or exchange.failure is not None:
         return Said("", "failed", exchange.failure or "no reply", {})
-    if (problem := fault(exchange.body.encode())) is not None:
+    problem = fault(exchange.body.encode())
+    if problem is not None and not cut_off(exchange.body.encode()):
         return Said("", "failed", problem, {})
     reply = ChatCompletion.model_validate_json(exchange.body)
     first, usage = reply.choices[0], reply.usage
     tokens = {} if usage is None else {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    if first.message.refusal is not None or first.finish_reason == "content_filter":
+    if first.message.refusal is not None or _end(first) in FILTERED:
         return Said("", "refused", first.message.refusal or "the provider's content filter", tokens)
-    return Said(first.message.content or "", None, "", tokens)
+    text = first.message.content or ""
+    if _end(first) in CUT_OFF:
+        return Said(text, "unparsed", f"The reply was cut off before its verdict: {RAISE}.", tokens)
+    return Said(text, None, "", tokens)
+
+
+def _end(choice: ChatChoice) -> str:
+    """Why a reply ended, in lower case; empty where the server does not say."""
+    return (choice.finish_reason or "").lower()

@@ -65,4 +65,4 @@ class Local(Free):
             replies = sampler.complete([prompt for _, prompt in prompts], k=1, sampling=how, seed=0)
             seconds = (monotonic() - began) / max(1, len(prompts))
             for (request, _), [reply] in zip(prompts, replies, strict=True):
-                heard(Exchange.of(request, model=self.name, body=as_body(reply.text), seconds=seconds))
+                heard(Exchange.of(request, model=self.name, body=as_body(reply.text, finished=reply.finished), seconds=seconds))

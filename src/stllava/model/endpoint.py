@@ -118,7 +118,7 @@ class EndpointSampler:
                 expected=f"one choice with a text that came to an end ({problem})",
                 remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
             ) from None
-        return Completion(choice.message.content.strip())
+        return Completion(choice.message.content.strip(), finished=choice.finish_reason == "stop")
 
     def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
         messages: list[JsonValue] = [{"role": self._told(turn.role), "content": turn.content} for turn in prompt.messages]

@@ -33,6 +33,8 @@ class Completion:
     log_probability: float | None = None
     """Natural logarithm of the untempered probability of the text and its end of turn; None where it is not known
     or the text, split into tokens again, is not what was sampled."""
+    finished: bool = True
+    """Whether it came to its own end rather than to the last token it may have."""
 
 
 class Sampler(Protocol):

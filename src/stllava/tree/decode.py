@@ -184,7 +184,7 @@ class Growth:
         spoken = tokens[:-1] if ended else tokens
         text = str(self.policy.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
         again = self.policy.tokens(text + self.requests[branch.request].ending)
-        return Completion(text, self.sums[branch] if ended and list(again) == tokens else None)
+        return Completion(text, self.sums[branch] if ended and list(again) == tokens else None, finished=ended)
 
     def alone(self, branches: Sequence[_Branch]) -> None:
         """Let transformers' own generate complete branches, a row each: for models whose trees are not packed."""

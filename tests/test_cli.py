@@ -153,3 +153,22 @@ def test_chat_answers_a_question_about_an_image(finished: tuple[Path, Path, str]
     said = command("chat", str(run / "sft"), str(image), "--question", "what is the imaging modality?")
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip()
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('[{"image": "a.png", "conversations": [{"from": "human", "value": "größer als 5 µm? 右"},'
+                                        ' {"from": "gpt", "value": "nein – 否"}]}]', encoding="utf-8")  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text("name: Übung – 練習\ndata: {kind: phantom}\n", encoding="utf-8")
+    code = (
+        "import sys; from pathlib import Path; from stllava.config import load_recipe\n"
+        "assert load_recipe(Path('recipe.yaml')).name == '\\u00dcbung \\u2013 \\u7df4\\u7fd2'\n"
+        "from stllava.cli import main; main(['convert', 'conversations', 'data.json', '--to', 'made.json'])\n"
+        "from stllava.data.conversations import read_conversations as read\n"
+        "assert read(Path('data.json'))[0][0].messages == read(Path('made.json'))[0][0].messages\n"
+        "main(['\\u00dcbung'])"
+    )
+    environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert b"no command '\\xdcbung'" in done.stderr, done.stderr.decode()
+    assert done.returncode == 2

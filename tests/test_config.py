@@ -81,3 +81,11 @@ def test_environment_variables_and_kinds_of_data_are_read(tmp_path: Path, monkey
 def test_options_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         DpoOptions().beta = 1.0
+
+
+def test_a_recipe_of_another_encoding_is_refused_by_line_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("name: x\ndata: {kind: phantom} # für mich\n".encode("latin-1"))
+    with pytest.raises(StllavaError, match="line 2: not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+    (tmp_path / "marked.yaml").write_bytes(MINIMAL.encode("utf-8-sig"))
+    assert load_recipe(tmp_path / "marked.yaml").name == "x"

@@ -1,5 +1,6 @@
 """The disk: whole files, resume, locks."""
 
+import ast
 import errno
 import io
 import json
@@ -164,3 +165,46 @@ def test_progress_in_a_log_is_plain_lines_with_rate_and_time_left() -> None:
 def test_a_plan_says_what_is_being_made(tmp_path: Path) -> None:
     begin(tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["stage"] == "copy"
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"], ids=ascii)
+def test_a_text_with_a_line_separator_in_it_is_resumed_whole(tmp_path: Path, mark: str) -> None:
+    # Models and PDF extracts give U+2028 (python/cpython#91519 is one of many reports); JSON leaves it as it is.
+    odd = [Image(id=f"i{number}", path=f"a{mark}b{number}.png") for number in range(4)]
+
+    def made(to: Path, *, stop_after: int) -> list[Image]:
+        worked = 0
+
+        def work(chunk: Sequence[Image]) -> tuple[list[Image], Counter[str]]:
+            nonlocal worked
+            if worked == stop_after:
+                raise KeyboardInterrupt
+            worked += 1
+            return list(chunk), Counter({mark: 1})
+
+        return begin(to).map_chunks(odd, work, kind=Image, size=2, unit="images")[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, stop_after=1)
+    assert made(tmp_path, stop_after=1) == odd
+
+
+def text_reads_without_encoding(path: Path) -> list[int]:
+    """Lines of a module that open a text file in whatever encoding the locale has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = node.func.value.id if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) else ""
+        modes = [value.value for value in node.args if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        binary = any("b" in mode for mode in modes) or owner in ("os", "Image", "gzip")
+        if name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_file_is_read_or_written_in_the_locales_encoding() -> None:
+    modules = (Path(__file__).parent.parent / "src" / "stllava").rglob("*.py")
+    found = {path.name: lines for path in modules if (lines := text_reads_without_encoding(path))}
+    assert found == {}

@@ -6,6 +6,7 @@ stllava ask --help              the options of one stage
 stllava compare RUN…            tables of several runs
 """
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,9 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; user errors are printed without a traceback and end with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding lacks × and –
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")

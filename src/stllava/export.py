@@ -57,7 +57,7 @@ def export(
         with disk_errors(to):
             loaded.save(to)
         made_by = read_manifest(source) if (source / MANIFEST).is_file() else None
-        custom = "auto_map" in json.loads((to / "config.json").read_text())
+        custom = "auto_map" in json.loads((to / "config.json").read_bytes())
         write_whole(to / CARD, write_card(measured, stage=made_by, custom=custom))
         parameters = float(sum(parameter.numel() for parameter in loaded.model.parameters()))
         return stage.finish(counts_in=1, counts_out=1, measures={"parameters": parameters}, device=str(loaded.device))

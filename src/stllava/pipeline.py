@@ -34,7 +34,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
     with locked(to):
         stage = Stage("run", to, options, inputs={}, existing=existing)
         if stage.manifest is not None:
-            return Outcome.model_validate_json((to / "outcome.json").read_text())
+            return Outcome.model_validate_json((to / "outcome.json").read_bytes())
         loop = Loop(options, to)
         outcome = loop.turn()
         write_whole(to / "outcome.json", outcome.model_dump_json(indent=1) + "\n")

@@ -153,7 +153,7 @@ def read_plan(folder: Path) -> dict[str, JsonValue]:
     path = folder / PLAN
     if not path.is_file():
         raise StllavaError(f"{folder} has no {PLAN}", expected="the folder of a run or stage", remedy="Check the path.")
-    plan: dict[str, dict[str, JsonValue]] = json.loads(path.read_text())
+    plan: dict[str, dict[str, JsonValue]] = json.loads(path.read_bytes())
     return plan["config"]
 
 
@@ -166,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest:
             expected="the folder of a finished stage",
             remedy="Run that stage (again): it goes on where it stopped.",
         )
-    return Manifest.model_validate_json(path.read_text())
+    return Manifest.model_validate_json(path.read_bytes())
 
 
 def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
@@ -281,7 +281,7 @@ def output_hash(folder: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -331,7 +331,7 @@ class Stage:
         plan: dict[str, JsonValue] = {"stage": name, "config": config.binding(), "inputs": {**self.inputs}}
         planned = to / PLAN
         if planned.is_file():
-            self._meet(json.loads(planned.read_text()), plan, existing)
+            self._meet(json.loads(planned.read_bytes()), plan, existing)
         elif to.exists() and any(entry.name not in (LOCK, AUDIT, EXCHANGES) for entry in to.iterdir()):
             raise StllavaError(
                 f"{to} holds files that are not of stllava", expected="an empty or new folder", remedy="Name another folder."
@@ -380,7 +380,7 @@ class Stage:
         with Progress(self.name, len(items), unit=unit, done=done) as progress:
             for chunk, path in zip(chunks, paths, strict=True):
                 if path.is_file():
-                    head, *lines = path.read_text().splitlines()
+                    head, *lines = path.read_bytes().split(b"\n")[:-1]
                     made, dropped = [kind.model_validate_json(line) for line in lines], Counter(json.loads(head))
                 else:
                     made, dropped = work(chunk)

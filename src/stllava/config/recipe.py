@@ -93,7 +93,12 @@ def _read(path: Path) -> dict[str, JsonValue]:
     if not path.is_file():
         raise StllavaError(f"no recipe {path}", expected="a YAML file", remedy=f"The recipes shipped are in {RECIPES}.")
     try:
-        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", _environment, path.read_text()))
+        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", _environment, path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise StllavaError(
+            f"{path}, line {line}: not UTF-8", expected="a YAML mapping in UTF-8", remedy="Save the file as UTF-8."
+        ) from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise StllavaError(f"{path} is not YAML: {problem}", expected="a YAML mapping", remedy="Mend that line.") from None

@@ -35,7 +35,9 @@ def images_in(root: Path, folder: Path | None) -> list[Image]:
             path.encode()
         except UnicodeEncodeError:
             raise StllavaError(
-                f"the file name {path!a} is not UTF-8", expected="file names in UTF-8", remedy="Rename that file."
+                f"the file name {path!a} is not UTF-8",
+                expected="file names in UTF-8",
+                remedy="Rename that file or, where names are right, set a locale of UTF-8 (export LC_ALL=C.UTF-8).",
             ) from None
     return [Image(id=content_id("image", path), path=path) for path in paths]
 

@@ -118,7 +118,7 @@ def fit(
     resumed = newest_whole_checkpoint(work)
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
-        items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_text())["epoch"]))
+        items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
     with recomputed(policy.model) if options.checkpoint_activations else nullcontext():
         trainer.train(resume_from_checkpoint=resumed)
     if merge:
@@ -303,7 +303,7 @@ def newest_whole_checkpoint(work: Path) -> str | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for folder in found:
         try:
-            json.loads((folder / "trainer_state.json").read_text())
+            json.loads((folder / "trainer_state.json").read_bytes())
         except (OSError, ValueError):
             shutil.rmtree(folder)
         else:

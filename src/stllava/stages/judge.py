@@ -120,7 +120,7 @@ def check(
         inputs = {"answers": output_hash(answers), "truth": _hash(truth), "votes": _hash(votes), "sample": str(sample)}
         stage = Stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing)
         if stage.manifest is not None:
-            return JudgeCheck.model_validate_json((to / CHECK).read_text())
+            return JudgeCheck.model_validate_json((to / CHECK).read_bytes())
         given = sample_of(read_records(answers, "answers", Answers), sample)
         truths: Truths = {}
         name = ""

@@ -226,7 +226,7 @@ def _serve(line: Connection, setup: Callable[[], Work], memory: int) -> None:
         os.dup2(nothing, stream)
     pages = Path("/proc/self/statm")
     if pages.exists():  # Other systems do not keep to a limit of address space.
-        held = int(pages.read_text().split()[0]) * resource.getpagesize()
+        held = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + memory, resource.RLIM_INFINITY))
     try:
         work = setup()

@@ -79,7 +79,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for name in WHOLE:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent:
                 raise StllavaError(

@@ -218,5 +218,5 @@ def _projector(path: Path) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StllavaError(f"there is no {path}", expected="a model's folder with it", remedy="Download the folder again.")
-    values: dict[str, Any] = json.loads(path.read_text())
+    values: dict[str, Any] = json.loads(path.read_bytes())
     return values

@@ -90,7 +90,7 @@ def read_tokenizer(folder: Path, *, marks: bool) -> LlamaTokenizer:
                 expected="the packages sentencepiece and protobuf, with which transformers reads it",
                 remedy=f"pip install sentencepiece protobuf, or put the {fast.name} of the same language model beside it.",
             )
-    said = json.loads(config.read_text()) if config.is_file() else {}
+    said = json.loads(config.read_bytes()) if config.is_file() else {}
     # Without the word, transformers took a tokenizer for an old one when these models were trained; today it does not.
     tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
         folder, legacy="legacy" not in said or said["legacy"] is not False, trust_remote_code=False
@@ -113,7 +113,7 @@ def _needed(marks: bool) -> tuple[str, ...]:
 def read_image_processor(folder: Path, *, pad: bool, side: int) -> LlavaImageProcessorPil | CLIPImageProcessorPil:
     """CLIP's preparation of images with the folder's mean and deviation; `pad` makes them squares of the mean colour first."""
     path = folder / PREPROCESSOR
-    said: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    said: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     kept = {name: said[name] for name in KEPT if name in said}
     shape: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     return LlavaImageProcessorPil(do_pad=True, **shape, **kept) if pad else CLIPImageProcessorPil(**shape, **kept)

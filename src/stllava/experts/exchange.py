@@ -15,7 +15,7 @@ from stllava.remote.completion import ChatChoice, ChatCompletion
 from stllava.store import EXCHANGES, Log
 
 FailureCause = Literal["failed", "refused", "unparsed"]
-ENDED = frozenset({"", "stop", "stop_sequence", "end_turn", "end_of_turn", "eos", "eos_token", "complete", "completed", "finished"})
+ENDED = frozenset({"", "stop", "stop_sequence", "end_turn", "end_of_turn", "eos", "eos_token", "complete", "completed"})
 """Finish reasons of a reply that came to its own end, in lower case; a server that names none is taken at its word."""
 CUT_OFF = frozenset({"length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens", "model_length"})
 """Finish reasons of a reply that a limit of tokens cut off."""

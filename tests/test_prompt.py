@@ -4,8 +4,10 @@ from copy import copy
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tokenizers import pre_tokenizers
 
+from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import ChatProcessor, closing, prompt, segments, self_question, virtual_role
@@ -81,6 +83,26 @@ def test_a_prompt_is_the_beginning_of_what_training_sees(policy: Policy, speaker
 def test_image_places_in_the_text_are_refused(policy: Policy) -> None:
     with pytest.raises(StllavaError, match="2 image places for 1 images"):
         segments(policy.chat, [Message(role="user", content="what is <image>?")], images=1)
+
+
+def test_a_turn_without_image_places_is_written_as_before_and_an_old_file_reads() -> None:
+    old = '{"role":"user","content":"is it?"}'
+    assert Message.model_validate_json(old).model_dump_json() == old
+    placed = Message(role="user", content="Is  older than ?", image_offsets=(3, 15))
+    assert Message.model_validate_json(placed.model_dump_json()) == placed
+
+
+@pytest.mark.parametrize("offsets", [(-1,), (3, 2), (17,)], ids=["negative", "descending", "behind the end"])
+def test_image_places_outside_the_text_are_refused(offsets: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="ascending places in a text of 16 characters"):
+        Message(role="user", content="Is  older than ?", image_offsets=offsets)
+
+
+def test_where_the_images_stand_is_part_of_what_a_conversation_is() -> None:
+    answer = Message(role="assistant", content="no")
+    plain = conversation(("a.png", "b.png"), (Message(role="user", content="Is  older than ?"), answer))
+    placed = Message(role="user", content="Is  older than ?", image_offsets=(3, 15))
+    assert conversation(("a.png", "b.png"), (placed, answer)).id != plain.id
 
 
 def chat(policy: Policy, template: str) -> ChatProcessor:

@@ -7,9 +7,9 @@ the image root of their data set; pixels are never embedded.
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Role = Literal["system", "user", "virtual_user", "assistant"]
 QuestionKind = Literal["open", "closed"]
@@ -41,7 +41,22 @@ class Message(Record):
     role: Role
     """Who speaks; `virtual_user` is the model asking about the image itself (SQ-LLaVA's VUSER)."""
     content: str
-    """The text, without image placeholders: the images come first in the first user turn."""
+    """The text, without image placeholders."""
+    image_offsets: tuple[int, ...] = Field(default=(), exclude_if=lambda offsets: not offsets)
+    """How many characters of `content` stand before each image that this user's turn shows, in ascending order.
+
+    Empty in all turns, as in files written before there was this field: all images come first in the first user turn.
+    Otherwise the turns name all images of the conversation, in its order. An importer takes the placeholders out and
+    notes where they stood: "Is <image> older than <image>?" becomes "Is  older than ?" with the offsets 3 and 15. Where
+    all placeholders stand in front of the first user's text it leaves the field empty, so that ids stay what they were.
+    """
+
+    @model_validator(mode="after")
+    def _within_the_text(self) -> Self:
+        offsets = self.image_offsets
+        if offsets and (list(offsets) != sorted(offsets) or offsets[0] < 0 or offsets[-1] > len(self.content)):
+            raise ValueError(f"image_offsets {offsets} are not ascending places in a text of {len(self.content)} characters")
+        return self
 
 
 class Image(Keyed):
@@ -59,7 +74,7 @@ class Conversation(Keyed):
     id: str
     """Hash of images and messages, or the id the data set gave it."""
     images: tuple[str, ...]
-    """Paths relative to the image root; shown in the first user turn."""
+    """Paths relative to the image root; shown in the first user turn unless the turns say where (`image_offsets`)."""
     messages: tuple[Message, ...]
     """The turns in order, the first one a user's (or a system message before it)."""
 

@@ -53,7 +53,10 @@ def read_conversations(path: Path) -> tuple[list[Conversation], Counter[str]]:
 
 def conversation(images: tuple[str, ...], messages: tuple[Message, ...]) -> Conversation:
     """A conversation with the id that its content gives it."""
-    turns: list[JsonValue] = [[message.role, message.content] for message in messages]
+    turns: list[JsonValue] = []
+    for message in messages:
+        where: list[JsonValue] = [list[JsonValue](message.image_offsets)] if message.image_offsets else []
+        turns.append([message.role, message.content, *where])
     return Conversation(id=content_id("conversation", list(images), turns), images=images, messages=messages)
 
 

@@ -68,13 +68,16 @@ def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int
 
 
 def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Message]:
-    """The conversation with some user turns given to the virtual user; `turns` says which, the first never is."""
+    """The conversation with some user turns given to the virtual user; `turns` says which.
+
+    The first never is, nor is one that shows images.
+    """
     seen = 0
     result = []
     for message in messages:
         if message.role == "user":
             seen += 1
-            if seen > 1 and turns[seen - 1]:
+            if seen > 1 and turns[seen - 1] and not message.image_offsets:
                 message = Message(role="virtual_user", content=message.content)
         result.append(message)
     return result

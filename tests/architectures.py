@@ -47,7 +47,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from stllava.config import SmallModel
 from stllava.model.families import family_of
-from stllava.model.load import Policy, without_videos
+from stllava.model.load import Policy
+from stllava.model.processor import images_only
 from stllava.model.small import IMAGE, TEMPLATE, build_tokenizer, small_policy
 
 TEXTS = (
@@ -268,7 +269,8 @@ def without_video_half(
     **settings: object,
 ) -> ProcessorMixin:
     """A processor without its half for videos, which needs torchvision, and with what its folder says of that half."""
-    return without_videos(kind, family_of(model_type), {"video_processor_type": videos})(pictures, tokenizer, **settings)
+    left_out: dict[str, dict[str, object]] = {"video_processor": {"video_processor_type": videos}}
+    return images_only(kind, family_of(model_type), pictures, tokenizer, left_out=left_out, settings=settings)
 
 
 def tokenizer_of(

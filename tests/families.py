@@ -63,6 +63,7 @@ from architectures import (
     tokenizer_of,
     without_video_half,
 )
+from families_thinking import gemma4
 from stllava.model.families import PALIGEMMA
 from stllava.model.load import Policy
 from stllava.model.small import IMAGE
@@ -276,6 +277,7 @@ FAMILIES: dict[str, Callable[[], Policy]] = {
     "idefics3": lambda: _told(idefics3(), IDEFICS),
     "smolvlm": lambda: _told(idefics3(smol=True), IDEFICS),
     "gemma3": lambda: _told(gemma3(begin="<bos>", end="<eos>"), GEMMA),
+    "gemma4": gemma4,
     "internvl": internvl,
     "paligemma": paligemma,
 }

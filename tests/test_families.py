@@ -314,7 +314,7 @@ def test_a_turn_behind_others_is_what_the_familys_own_generate_says(policy: Poli
         assert said.text == str(policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl"])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma4", "internvl"])
 def test_a_processor_without_its_half_for_videos_keeps_what_its_folder_says_of_it(name: str, tmp_path: Path) -> None:
     built(name).save(tmp_path / "a")
     load_policy(tmp_path / "a").save(tmp_path / "b")
@@ -322,6 +322,18 @@ def test_a_processor_without_its_half_for_videos_keeps_what_its_folder_says_of_i
     assert first == second
     assert first["video_processor"]["video_processor_type"].endswith("VideoProcessor")
     assert first["processor_class"] == type(built(name).processor).__name__
+
+
+def test_a_folder_of_gemma_4_with_parts_for_sound_and_videos_loads_and_keeps_them(tmp_path: Path) -> None:
+    policy = built("gemma4")
+    policy.save(tmp_path / "a")
+    file = tmp_path / "a" / "processor_config.json"
+    settings = json.loads(file.read_text())
+    # What the part for sound is saved with on the hub.
+    settings["feature_extractor"] = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
+    file.write_text(json.dumps(settings))
+    load_policy(tmp_path / "a").save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "processor_config.json").read_text()) == settings
 
 
 def test_only_a_missing_half_for_videos_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

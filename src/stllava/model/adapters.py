@@ -160,9 +160,7 @@ def merged(model: nn.Module, options: TrainingOptions, *, dtype: torch.dtype) ->
     """
     if isinstance(model, PeftModel) and options.lora.quantise != "none":
         small = cast(PreTrainedModel, model.get_base_model())
-        whole = type(small).from_pretrained(
-            small.name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
+        whole = type(small).from_pretrained(small.name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         state, model = learned(model), prepare_model(whole, options)
         take_over(model, state)
     wide = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -36,7 +36,7 @@ def reading(path: Path | str, *, expected: str, remedy: str = "Check the name or
         yield
     except (StllavaError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - what a damaged or strange folder does to transformers is told to who named it
+    except Exception as error:
         if ASKS_FOR_CODE in str(error):
             raise _needs_code(path) from error
         raise StllavaError(f"{path} does not load: {_brief(error)}", expected=expected, remedy=remedy) from error

@@ -65,6 +65,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family("Idefics3", "vision_model", ("connector",), "<image>"),
     "smolvlm": Family("SmolVLM", "vision_model", ("connector",), "<image>", pictures="Idefics3Processor"),
     "gemma3": Family("Gemma 3, MedGemma", "vision_tower", ("multi_modal_projector",), "<start_of_image>", BOTH_WAYS),
+    "gemma4": Family("Gemma 4", "vision_tower", ("embed_vision",), "<|image|>", BOTH_WAYS),
     "internvl": Family("InternVL", "vision_tower", ("multi_modal_projector",), "<IMG_CONTEXT>"),
     "paligemma": Family(
         "PaliGemma",

@@ -10,25 +10,22 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-import transformers
 from PIL import Image
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import logging as transformers_logging
 
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import open_image
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import read_auto_processor, read_config, read_image_processor, read_tokenizer, reading
+from stllava.model.checkpoint import reading
 from stllava.model.families import Family, family_of
+from stllava.model.processor import POLICY, load_processor
 from stllava.model.prompt import ChatProcessor, closing
 from stllava.records import content_id
 from stllava.store import MANIFEST, file_hash, read_manifest
@@ -216,72 +213,6 @@ def _as_wide(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def placed(model: nn.Module, device: torch.device | None = None) -> PreTrainedModel:
     """The model on the best device, or on `device`, ready to be used."""
     return cast(PreTrainedModel, model.to(device or best_device()).eval())
-
-
-class Pictures(ProcessorMixin):
-    """Stands between a processor class and its base and leaves out the half for videos, of which it keeps the settings.
-
-    Its folder says what the original's does: plain transformers loads it with both halves where torchvision is installed.
-    """
-
-    videos: dict[str, object]
-    """Settings of the half for videos."""
-
-    def __init__(self, image_processor: object, tokenizer: object, video_processor: object = None, **settings: object) -> None:
-        super().__init__(image_processor, tokenizer, **settings)  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        """Names of the parts it is made of."""
-        return [name for name in super().get_attributes() if name != VIDEOS]  # type: ignore[no-untyped-call]
-
-    def to_dict(self) -> dict[str, object]:
-        """What its folder holds of it."""
-        return {**super().to_dict(), VIDEOS: self.videos}
-
-
-VIDEOS = "video_processor"
-
-
-def without_videos(kind: type[ProcessorMixin], family: Family, videos: dict[str, object]) -> type[Pictures]:
-    """The processor class, by the same name, without its half for videos, whose settings are `videos`."""
-    reads = getattr(transformers, family.pictures) if family.pictures else kind
-    return type(kind.__name__, (reads, Pictures), {"videos": videos})
-
-
-def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin:
-    """The processor of the model with this configuration, with a chat template.
-
-    Several families' processors have a half for videos and cannot be loaded without torchvision (SmolVLM's: num2words):
-    where that is what is missing, images and text are read by their own halves and the one for videos is left out.
-    """
-    family = family_of(config.model_type)
-    try:
-        processor = read_auto_processor(path)
-    except ImportError:
-        kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
-        if kind is None or VIDEOS not in kind.get_attributes():
-            raise
-        settings, _ = ProcessorMixin.get_processor_dict(str(path))
-        halves = [read_image_processor(path), read_tokenizer(path)]
-        settings.pop(VIDEOS, None)
-        videos = get_video_processor_config(str(path))
-        processor = without_videos(kind, family, videos).from_args_and_dict(halves, settings)
-    if not isinstance(processor, ProcessorMixin):
-        raise ValueError(f"it has no processor, only a {type(processor).__name__}")
-    processor.chat_template = processor.chat_template or family.template
-    if not processor.chat_template:
-        raise ValueError("its processor has no chat template: put a chat_template.jinja into the folder")
-    return processor
-
-
-POLICY = "an image-text-to-text model of transformers with its processor"
-
-
-def read_processor(path: Path | str) -> ProcessorMixin:
-    """The processor of a policy whose weights are not needed."""
-    with reading(path, expected=POLICY):
-        return load_processor(path, read_config(path))
 
 
 def load_policy(

@@ -18,7 +18,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.model.endpoint import EndpointSampler
-from stllava.model.load import Policy, Prefix, load_policy, read_processor
+from stllava.model.load import Policy, Prefix, load_policy
+from stllava.model.processor import read_processor
 from stllava.model.prompt import ChatProcessor, virtual_role
 from stllava.model.prompt import prompt as opened
 from stllava.model.sampler import Completion, Prompt, Sampler

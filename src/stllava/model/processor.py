@@ -1,0 +1,126 @@
+"""A model's processor without torchvision: its parts for images and text, read from its folder; those for videos and sound
+are left out.
+
+Reads a transformers folder or hub name, writes nothing. What a processor is saved to keeps the settings of all parts.
+"""
+
+import inspect
+from pathlib import Path
+from typing import cast
+
+import transformers
+from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.video_processing_auto import get_video_processor_config
+
+from stllava.model.checkpoint import read_auto_processor, read_config, read_image_processor, read_tokenizer, reading
+from stllava.model.families import Family, family_of
+
+VIDEOS, SOUND = "video_processor", "feature_extractor"
+LEFT_OUT = (VIDEOS, SOUND)
+"""Names of the parts that read neither images nor text."""
+
+
+class Settings:
+    """Stands for a part that is left out: its settings are attributes, and what they do not say is None."""
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        self.settings = settings
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name == "settings":
+            raise AttributeError(name)
+        return self.settings.get(name)
+
+
+class Pictures(ProcessorMixin):
+    """Stands between a processor class and its base and leaves out the parts for videos and sound, but for their settings.
+
+    Its folder says what the original's does: plain transformers loads all parts of it where torchvision is installed.
+    """
+
+    left_out: dict[str, dict[str, object]]
+    """Settings of the parts that are left out, by name."""
+
+    def __init__(self, *parts: object, **settings: object) -> None:
+        named = dict(zip(super().get_attributes(), parts, strict=False)) | settings  # type: ignore[no-untyped-call]
+        super().__init__(**{name: value for name, value in named.items() if name not in LEFT_OUT})  # type: ignore[no-untyped-call]
+        for name, value in self.left_out.items():
+            setattr(self, name, Settings(value))
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Names of the parts it is made of."""
+        return [name for name in super().get_attributes() if name not in LEFT_OUT]  # type: ignore[no-untyped-call]
+
+    def to_dict(self) -> dict[str, object]:
+        """What its folder holds of it."""
+        return {**super().to_dict(), **{name: settings for name, settings in self.left_out.items() if settings}}
+
+
+def images_only(
+    kind: type[ProcessorMixin],
+    family: Family,
+    image_processor: object,
+    tokenizer: object,
+    *,
+    left_out: dict[str, dict[str, object]],
+    settings: dict[str, object],
+) -> ProcessorMixin:
+    """A processor by the name of this class, made of its parts for images and text.
+
+    Args:
+        kind: The class that reads all parts.
+        family: What is known of the model's family.
+        image_processor: The part for images.
+        tokenizer: The part for text.
+        left_out: The settings of its parts for videos and sound, by name.
+        settings: What its folder says of it; what the class does not take is not given to it.
+    """
+    reads = getattr(transformers, family.pictures) if family.pictures else kind
+    made: type[Pictures] = type(kind.__name__, (reads, Pictures), {"left_out": left_out})
+    takes = inspect.signature(reads.__init__).parameters
+    absent = {name: Settings(value) for name, value in left_out.items() if name in takes}
+    parts = {"image_processor": image_processor, "tokenizer": tokenizer, **absent}
+    return cast(ProcessorMixin, made.from_args_and_dict([], settings, **parts))
+
+
+def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor of the model with this configuration, with a chat template.
+
+    Several families' processors have a part for videos and cannot be loaded without torchvision (SmolVLM's: num2words):
+    where that is what is missing, images and text are read by their own parts and those for videos and sound are left out.
+    """
+    family = family_of(config.model_type)
+    try:
+        processor = read_auto_processor(path)
+    except ImportError:
+        kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
+        if kind is None or VIDEOS not in kind.get_attributes():
+            raise
+        settings, _ = ProcessorMixin.get_processor_dict(str(path))
+        left_out = {name: settings.pop(name, {}) for name in LEFT_OUT if name in kind.get_attributes()}
+        left_out[VIDEOS] = get_video_processor_config(str(path))
+        processor = images_only(
+            kind,
+            family,
+            read_image_processor(path),
+            read_tokenizer(path),
+            left_out=left_out,
+            settings=settings,
+        )
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"it has no processor, only a {type(processor).__name__}")
+    processor.chat_template = processor.chat_template or family.template
+    if not processor.chat_template:
+        raise ValueError("its processor has no chat template: put a chat_template.jinja into the folder")
+    return processor
+
+
+POLICY = "an image-text-to-text model of transformers with its processor"
+
+
+def read_processor(path: Path | str) -> ProcessorMixin:
+    """The processor of a policy whose weights are not needed."""
+    with reading(path, expected=POLICY):
+        return load_processor(path, read_config(path))

@@ -11,7 +11,8 @@ import pytest
 from families import FAMILIES
 from stllava.config import RECIPES, ComposeOptions
 from stllava.errors import StllavaError
-from stllava.model.load import load_policy, read_processor
+from stllava.model.load import load_policy
+from stllava.model.processor import read_processor
 from stllava.model.parts import read_language, read_tower
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as Own\n"

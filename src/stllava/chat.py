@@ -3,7 +3,6 @@
 Reads the folder of a policy and an image; writes to the terminal only.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, load_policy
 from stllava.model.sampler import Prompt
 from stllava.records import Message
+from stllava.text import show
 from stllava.tree.decode import LocalSampler
 
 OTHER_IMAGE = "/image "
@@ -146,5 +146,4 @@ def _read_line() -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    show(text, end="")

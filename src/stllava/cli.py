@@ -9,10 +9,13 @@ stllava compare RUN…            tables of several runs
 import io
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from stllava.errors import StllavaError
+from stllava.text import printable, show
 
 COMMANDS = {
     "demo": "Run the whole loop on synthetic phantoms and print its table.",
@@ -38,6 +41,19 @@ USAGE = (
 )
 
 
+class PrintableFormatter(logging.Formatter):
+    """Writes warnings, which may quote a server or a model, without anything that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        return printable(super().format(record))
+
+
+def show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of a fault of this program, whose last line may quote a server or a model."""
+    show("".join(traceback.format_exception(kind, error, trace)), stream=sys.stderr, end="")
+
+
 def usage() -> str:
     """The text of `stllava --help`."""
     lines = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
@@ -51,14 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding lacks × and –
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(usage(), end="")
+        show(usage(), end="")
         sys.exit(0 if words else 2)
     if words[0] == "--version":
         from stllava import __version__
 
-        print(__version__)
+        show(__version__)
         return
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.excepthook = show_crash
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         if words[0] not in COMMANDS:
             raise StllavaError(
@@ -69,15 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command: Callable[[list[str]], None] = commands.RUNNERS[words[0]]
         command(words[1:])
     except StllavaError as error:
-        print(f"stllava: {error}", file=sys.stderr)
+        show(f"stllava: {error}", stream=sys.stderr)
         sys.exit(2)
     except OSError as error:
         from stllava.store import full_disk, is_full
 
         if not is_full(error):
             raise
-        print(f"stllava: {full_disk(Path(error.filename or '.'))}", file=sys.stderr)
+        show(f"stllava: {full_disk(Path(error.filename or '.'))}", stream=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstllava: stopped; the same command goes on where it was.", file=sys.stderr)
+        show("\nstllava: stopped; the same command goes on where it was.", stream=sys.stderr)
         sys.exit(130)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from stllava.text import printable
+
 T = TypeVar("T")
 
 LIVE_SECONDS = 0.2
@@ -61,9 +63,9 @@ class Progress:
 
     def _show(self, *, end: bool) -> None:
         if self.live:
-            self.stream.write("\r\033[2K" + self.line() + ("\n" if end else ""))
+            self.stream.write("\r\033[2K" + printable(self.line()) + ("\n" if end else ""))
         else:
-            self.stream.write(self.line() + "\n")
+            self.stream.write(printable(self.line()) + "\n")
         self.stream.flush()
 
 

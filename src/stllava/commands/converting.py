@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stllava.commands.importing import dispatch
+from stllava.text import show
 
 
 def convert_command(words: list[str]) -> None:
@@ -26,9 +27,9 @@ def conversations(source: Positional[Path], *, to: Path, replace: bool = False) 
     from stllava.data.exchange import to_llava
 
     read, dropped = read_conversations(source)
-    print(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
+    show(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
     if dropped:
-        print(f"  left out: {', '.join(f'{count} {cause}' for cause, count in dropped.items())}")
+        show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in dropped.items())}")
 
 
 def preferences(
@@ -51,9 +52,9 @@ def preferences(
     from stllava.data.exchange import chosen_answers, to_llava, to_trl
 
     if form == "trl":
-        print(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
+        show(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
     else:
-        print(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
+        show(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
 
 
 KINDS: dict[str, Callable[..., None]] = {"conversations": conversations, "preferences": preferences}

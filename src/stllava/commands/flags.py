@@ -9,6 +9,7 @@ from tyro.conf import AvoidSubcommands, arg
 
 from stllava.progress import clock
 from stllava.records import Manifest
+from stllava.text import show
 
 T = TypeVar("T")
 
@@ -45,8 +46,8 @@ def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:
 def tell(manifest: Manifest) -> None:
     """Print what went into a stage and came out."""
     dropped = ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items())
-    print(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
+    show(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
     if dropped:
-        print(f"  left out: {dropped}")
+        show(f"  left out: {dropped}")
     for name, value in manifest.measures.items():
-        print(f"  {name}: {value:.4g}")
+        show(f"  {name}: {value:.4g}")

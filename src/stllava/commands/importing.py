@@ -12,6 +12,7 @@ from stllava.commands.flags import parse, tell
 from stllava.config import IntakeOptions
 from stllava.errors import StllavaError
 from stllava.store import Existing
+from stllava.text import show
 
 SALT = Path("~/.stllava/salt").expanduser()
 """Where a user's salt lies unless told otherwise."""
@@ -25,10 +26,10 @@ def import_command(words: list[str]) -> None:
 def dispatch(verb: str, kinds: Mapping[str, Callable[..., None]], words: list[str]) -> None:
     """Run the function of `kinds` that the first word names; the first line of its docstring is its help."""
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: stllava {verb} WHAT …\n")
+        show(f"usage: stllava {verb} WHAT …\n")
         for name, function in kinds.items():
-            print(f"  {name:<14} {(function.__doc__ or '').splitlines()[0]}")
-        print(f"\n`stllava {verb} WHAT --help` lists the options.")
+            show(f"  {name:<14} {(function.__doc__ or '').splitlines()[0]}")
+        show(f"\n`stllava {verb} WHAT --help` lists the options.")
         sys.exit(0)
     if not words or words[0] not in kinds:
         raise StllavaError(
@@ -68,8 +69,8 @@ def benchmark(
     for split, rows in made.splits.items():
         kinds = Counter(row.kind for row in rows)
         images = len({row.image for row in rows})
-        print(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
-    print(*made.notes, f"Image root: {made.root}", sep="\n")
+        show(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
+    show(*made.notes, f"Image root: {made.root}")
 
 
 def images(
@@ -90,7 +91,7 @@ def images(
 
     manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
     tell(manifest)
-    print(*manifest.notes, f"What was changed, for you to confirm: {to / page_name(1)}", sep="\n")
+    show(*manifest.notes, f"What was changed, for you to confirm: {to / page_name(1)}")
 
 
 def conversations(
@@ -132,7 +133,7 @@ def preferences(
 def _tell_missing(to: Path) -> None:
     path = to / "missing.jsonl"
     if path.stat().st_size:
-        print(f"Images that cannot be used, and why: {path}")
+        show(f"Images that cannot be used, and why: {path}")
 
 
 def model(

@@ -9,6 +9,7 @@ from stllava.report.words import check_rows
 from stllava.stages.judge import check as check_judge
 from stllava.stages.judge import judge, plan
 from stllava.store import Existing
+from stllava.text import show
 
 
 def judge_command(words: list[str]) -> None:
@@ -45,10 +46,10 @@ def judge_command(words: list[str]) -> None:
         """
         if dry_run:
             found = plan(options, answers=answers, truth=truth, root=root, to=to)
-            print(found.prompt or "Nothing is to be asked.")
-            print(f"\n{found.requests} requests, ${found.cost:.4f} at most")
+            show(found.prompt or "Nothing is to be asked.")
+            show(f"\n{found.requests} requests, ${found.cost:.4f} at most")
         elif check:
-            print(
+            show(
                 describe(
                     check_judge(
                         options, answers=answers, truth=truth, root=root, votes=votes, sample=sample, to=to, existing=existing

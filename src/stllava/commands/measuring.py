@@ -11,6 +11,7 @@ from stllava.errors import StllavaError
 from stllava.stages.evaluate import evaluate
 from stllava.stages.evaluate import rescore as score_again
 from stllava.store import Existing
+from stllava.text import show
 
 
 def evaluate_command(words: list[str]) -> None:
@@ -97,7 +98,7 @@ def compare_command(words: list[str]) -> None:
         """
         from stllava.report.compare import compare_runs
 
-        print(compare_runs(runs, to=to, against=against, policies=policies))
+        show(compare_runs(runs, to=to, against=against, policies=policies))
 
     parse(compare, words, name="compare")
 
@@ -113,6 +114,6 @@ def report_command(words: list[str]) -> None:
         """
         from stllava.report.page import report
 
-        print(report(run))
+        show(report(run))
 
     parse(write, words, name="report")

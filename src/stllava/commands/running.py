@@ -10,6 +10,7 @@ from stllava.errors import StllavaError
 from stllava.records import Outcome, Score
 from stllava.report.words import CHIEF
 from stllava.store import Existing
+from stllava.text import show
 
 
 def run_command(words: list[str]) -> None:
@@ -65,8 +66,8 @@ def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", options.name.lower()).strip("-")
     folder = to if to is not None else Path("runs") / f"{slug}-{options.seed}"
     outcome = run(options, to=folder, existing=existing)
-    print(table(outcome))
-    print(f"\n{folder / 'report.html'}")
+    show(table(outcome))
+    show(f"\n{folder / 'report.html'}")
 
 
 def table(outcome: Outcome) -> str:

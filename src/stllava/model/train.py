@@ -26,6 +26,7 @@ from stllava.errors import StllavaError
 from stllava.model.adapters import learned, merged, optimizer_groups, prepare_model, table, take_over, without_gradient
 from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
+from stllava.text import show
 from stllava.tree.forward import recomputed
 
 Item = TypeVar("Item")
@@ -272,7 +273,8 @@ class Display(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the table and open the line."""
         if state.is_world_process_zero:
-            sys.stderr.write("".join(f"{line}\n" for line in self.heading))
+            if self.heading:
+                show(*self.heading, stream=sys.stderr)
             self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
 
     def on_log(

@@ -19,6 +19,7 @@ from stllava.remote.address import Address
 from stllava.remote.audit import Audit
 from stllava.remote.pace import Pace, asked_pause, pause
 from stllava.remote.pictures import Picture
+from stllava.text import printable
 
 AGAIN = frozenset({408, 409, 429})
 CUT_SERVERS_WORDS = 300
@@ -163,5 +164,5 @@ class Client:
 
     @staticmethod
     def _words(response: httpx2.Response) -> str:
-        """What a server said, short enough to show."""
-        return " ".join(response.text.split())[:CUT_SERVERS_WORDS]
+        """What a server said, short enough to show and without anything that a terminal obeys."""
+        return printable(" ".join(response.text.split()))[:CUT_SERVERS_WORDS]

@@ -1,0 +1,33 @@
+"""Text of others on the terminal: what a server, a model or a file says is shown, never obeyed.
+
+An escape sequence can rename a window, write to the clipboard or rewrite lines that stand above it, a carriage return
+hides what stood before it, and a bidirectional override shows a text in another order than it has. Everything that the
+command line prints goes through here. Writes to the terminal only.
+"""
+
+import sys
+from typing import TextIO
+
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+"""Control characters of one byte and of eight-bit terminals, and separators that some terminals take for line breaks."""
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Marks, embeddings, overrides and isolates of the bidirectional algorithm."""
+_SURROGATES = range(0xD800, 0xE000)
+"""Halves of characters, which no encoding of a terminal can write."""
+_WRITTEN = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*_CONTROLS, *_DIRECTIONS, *_SURROGATES)
+    if chr(code) not in "\n\t"
+}
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey written as `\x1b`, `\x0d` or `\u202e`; line breaks and tabs stay."""
+    return text.replace("\r\n", "\n").translate(_WRITTEN)
+
+
+def show(*texts: object, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Write each text on a line of its own to the standard output, or to `stream`, without anything a terminal obeys."""
+    out = stream if stream is not None else sys.stdout
+    out.write("\n".join(printable(str(text)) for text in texts) + end)
+    out.flush()

@@ -487,7 +487,7 @@ def test_samples_that_were_written_are_read_again(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("m.jsonl", '{"image": "a"\n', "row 1: "),
-        ("m.jsonl", '\n["a"]', "row 2: it is a list"),
+        ("m.jsonl", '{"image": "a", "question": "b", "answer": "c"}\n["a"]', "row 2: it is a list"),
         ("m.jsonl", '{"image": "a", "question": "b"}', "row 1: neither answer nor targets"),
         ("m.jsonl", '{"image": ["a"], "question": "b", "answer": "c"}', "row 1: image is a list"),
         ("m.jsonl", '{"image": "a", "question": "b", "answer": true}', "row 1: answer is a bool"),
@@ -496,7 +496,12 @@ def test_samples_that_were_written_are_read_again(tmp_path: Path) -> None:
         ("m.jsonl", "\n", "has no rows"),
         ("m.csv", "image,answer\na,b\n", "no column question"),
         ("m.csv", "image,question,answer\na,b,c,d\n", "row 1: 4 fields under 3 columns"),
-        ("m.csv", b"image,question,answer\n\xff,b,c\n", "CSV file in UTF-8"),
+        ("m.csv", b"image,question,answer\n\x81,b,c\n", "CSV file in UTF-8"),
+        ("m.csv", "image,question,answer\na,как,c\n".encode("cp1251"), "CSV file in UTF-8"),
+        ("m.csv", 'image,question,answer\na,"b,c\nd,e,f\n', "row 1, which begins in line 2: unexpected end of data"),
+        ("m.csv", 'image,question,answer\na,b,c\nd,"e"s,f\n', "row 2, which begins in line 3: "),
+        ("m.csv", "image,question,answer,answer\na,b,c,d\n", "several columns named 'answer'"),
+        ("m.json", '{"data": [{"image": "a"}]}', "keys data.*list that stands under 'data'"),
     ],
 )
 def test_a_row_of_your_own_that_is_wrong_is_named(tmp_path: Path, name: str, content: object, message: str) -> None:

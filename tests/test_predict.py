@@ -127,3 +127,24 @@ def test_the_command_takes_the_stages_flags(
         "top_p": 0.95,
         "max_new_tokens": 3,
     }
+
+
+def test_a_table_is_asked_and_scored_as_the_same_samples_are(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in samples))
+    lines = [";".join((one.image, f'"{one.question}"', one.targets[0], "")) for one in samples]
+    text = "\n".join(["IMAGE;Question;answer;ward", *lines, f"{samples[0].image};What is not answered?;;"])
+    (tmp_path / "test.csv").write_bytes(text.encode("utf-16"))
+    root, found = phantoms / "images", {}
+    for name in ("test.jsonl", "test.csv"):
+        to = tmp_path / f"scored {name}"
+        manifest = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / name, to=to)
+        found[name] = [(one.question, one.kind, one.completion) for one in read_records(to, "predictions", Prediction)]
+    assert found["test.csv"] == found["test.jsonl"]
+    assert manifest.dropped == {"empty text": 1}
+    assert any("test.csv is in UTF-16" in note for note in manifest.notes)
+    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.csv", to=tmp_path / "asked")
+    replies = read_records(tmp_path / "asked", "predictions", Reply)
+    assert [(one.question, one.answer) for one in replies[:-1]] == [(asked, said) for asked, _, said in found["test.jsonl"]]
+    assert (told.counts_in, told.counts_out) == (13, 13)

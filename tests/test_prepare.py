@@ -305,6 +305,26 @@ def test_bad_rows_and_images_of_own_files_are_counted_by_cause(files: FilesData,
     assert "1 of 2 samples of benchmark mine cannot be used and are left out." in data.notes
 
 
+def test_plain_tables_do_wherever_samples_are_asked_for(files: FilesData, tmp_path: Path) -> None:
+    whole = prepare(files, seed=0, to=tmp_path / "whole")
+    named = {"validation": files.validation, "references": files.references, "mine": files.benchmarks["mine"]}
+    delimiters = {"validation": ";", "references": "\t", "mine": ","}
+    for name, path in named.items():
+        assert path is not None
+        rows = [delimiters[name].join((row.image, row.question, row.targets[0])) for row in read_jsonl(path, Sample)]
+        header = delimiters[name].join(("Image", "Question", "Answer"))
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]), encoding="utf-8-sig")
+    tables = {"validation": tmp_path / "validation.csv", "references": tmp_path / "references.csv"}
+    options = files.model_copy(update={**tables, "benchmarks": {"mine": tmp_path / "mine.csv"}})
+    data = prepare(options, seed=0, to=tmp_path / "tables")
+    assert images_of(data) == images_of(whole)
+    for one, other in ((data.validation, whole.validation), (data.benchmarks["mine"], whole.benchmarks["mine"])):
+        pair = [[row.model_dump(exclude={"id", "split"}) for row in read_jsonl(path, Sample)] for path in (one, other)]
+        assert pair[0] == pair[1]
+    assert "validation.csv has its fields between semicolons." in data.notes
+    assert any(note.startswith("mine.csv: 2 questions, 2 of them closed") for note in data.notes)
+
+
 def test_mended_input_needs_no_other_folder(files: FilesData, tmp_path: Path) -> None:
     whole = files.conversations.read_text()
     files.conversations.write_text(whole[:-1])

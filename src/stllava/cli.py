@@ -34,7 +34,7 @@ COMMANDS = {
     "export": "Write a policy as a plain transformers folder with a model card.",
     "report": "Write a run's report.html and summary.json again.",
     "chat": "Talk with a policy about an image.",
-    "predict": "Answer a JSONL of questions.",
+    "predict": "Answer a file of questions.",
 }
 USAGE = (
     "usage: stllava COMMAND [options]\n\nA general vision-language model becomes a medical one by asking itself.\n\ncommands:\n"

@@ -54,7 +54,7 @@ def benchmark(
 
     Args:
         name: vqa-rad, slake, pathvqa, pmc-vqa or omnimedvqa; any other name is that of your own file.
-        source: Its folder, hub:owner/name where there is a network, or your own .jsonl or .csv file.
+        source: Its folder, hub:owner/name where there is a network, or your own file: CSV, TSV or JSON.
         to: Folder for the samples.
         language: Which of SLAKE's questions.
         splits: Which splits; all that are there when not named.

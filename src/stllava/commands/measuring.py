@@ -39,7 +39,7 @@ def evaluate_command(words: list[str]) -> None:
             options: How questions are put and answered.
             to: Folder for predictions and scores.
             policy: Folder of the policy.
-            samples: JSONL of the benchmark's samples; its name is the benchmark's.
+            samples: The benchmark's samples (JSONL), or a table with image, question, answer; its name is the benchmark's.
             root: The image root.
             rescore: Folder of an evaluation whose answers are scored by today's rules; nothing is generated.
             name: What the policy is called in the results.

@@ -50,11 +50,11 @@ class FilesData(Options):
     conversations: Path
     """LLaVA-style JSON, or JSONL of Conversation records, for sft."""
     validation: Path
-    """JSONL of Sample records that choose the best round."""
+    """What chooses the best round: JSONL of Sample records, or a table (CSV, TSV, JSON) with image, question, answer."""
     benchmarks: dict[str, Path] = Field(default={})
-    """JSONL of Sample records by name, measured for every policy."""
+    """Files of samples by name, in the same forms, measured for every policy."""
     references: Path | None = None
-    """JSONL of Sample records the reference expert may look at; never a benchmark."""
+    """Samples, in the same forms, that the reference expert may look at; never a benchmark."""
     unlabelled: Path | None = None
     """Folder inside the image root to ask about; the whole root when absent."""
     captions: Path | None = None
@@ -69,7 +69,7 @@ class ImportedData(Options):
     folder: Path
     """The set's folder."""
     labels: Path | None = None
-    """Your questions and answers, as CSV or JSONL with the columns image (path in the set), question, answer."""
+    """Your questions and answers: a table (CSV, TSV, JSON) with image (path in the set), question, answer."""
     headers: bool = True
     """Ask also what the headers say: modality, plane or view, body part, side."""
     labelled: PositiveInt | Literal["all"] = 60

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stllava.config import DESCRIBE, FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
-from stllava.data.benchmarks.own import find_own
+from stllava.data.benchmarks.own import find_own, read_samples
 from stllava.data.captions import caption
 from stllava.data.conversations import conversation, read_conversations
 from stllava.data.folder import images_in
@@ -138,7 +138,7 @@ def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gath
     """
     rows = read_imported(options.folder)
     split = {row.path: row.split for row in rows}
-    own = [] if options.labels is None else _own_labels(options.labels, split)
+    own, notes = ([], []) if options.labels is None else _own_labels(options.labels, split)
     asked = {(row.image, normalise(row.question)) for row in own}
     made = header_questions(rows) if options.headers else []
     made = [row for row in made if (row.image, normalise(row.question)) not in asked]
@@ -161,7 +161,7 @@ def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gath
                 expected="some in train, validation and test",
                 remedy="Label more pictures (data.labels), import more patients, or import with other shares (--splits).",
             )
-    notes = [f"{len(made)} of {len(known)} questions were made by rule from what the pictures' headers say."] if made else []
+    notes += [f"{len(made)} of {len(known)} questions were made by rule from what the pictures' headers say."] if made else []
     return Gathered(
         looks,
         _conversations(labelled, known, seed=seed),
@@ -176,17 +176,18 @@ def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gath
     )
 
 
-def _own_labels(path: Path, split: Mapping[str, str]) -> list[Sample]:
-    """A user's questions, each in the split of its picture; one about no picture of the set is refused."""
-    found = [row for rows in find_own(BENCHMARK, path).splits.values() for row in rows]
+def _own_labels(path: Path, split: Mapping[str, str]) -> tuple[list[Sample], list[str]]:
+    """A user's questions, each in the split of its picture, and notes; one about no picture of the set is refused."""
+    own = find_own(BENCHMARK, path)
+    found = [row for rows in own.splits.values() for row in rows]
     strange = [row.image for row in found if row.image not in split]
     if strange:
         raise StllavaError(
             f"{len(strange)} of {len(found)} rows of {path} are about no picture of the set: {strange[0]!r}",
             expected="images as images.jsonl of the set names them",
-            remedy="Mend these rows, or point data.folder to their set.",
+            remedy="Fix these rows, or point data.folder to their set.",
         )
-    return [row.model_copy(update={"split": split[row.image]}) for row in found]
+    return [row.model_copy(update={"split": split[row.image]}) for row in found], list(own.notes)
 
 
 def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
@@ -201,12 +202,15 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     sets = {"validation": options.validation, **{f"benchmark {name}": path for name, path in options.benchmarks.items()}}
     if options.references is not None:
         sets["references"] = options.references
-    samples = {name: read_jsonl(path, Sample) for name, path in sets.items()}
+    notes: list[str] = []
+    samples: dict[str, list[Sample]] = {}
+    for name, path in sets.items():
+        samples[name], told = read_samples(path, split=name.removeprefix("benchmark "))
+        notes += told
     read = len(talks) + len(captions) + dropped.total() + len(found) + sum(map(len, samples.values()))
     every = [row.image for rows in samples.values() for row in rows] + [image.path for image in found]
     every += [path for talk in (*talks, *captions) for path in talk.images]
     looks, bad = _check_images(options.images, every, max_bad=max_bad)
-    notes = []
     for name, rows in samples.items():
         samples[name] = _usable(rows, bad, dropped)
         if len(samples[name]) < len(rows):

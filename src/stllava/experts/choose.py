@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stllava.config import JudgeOptions, load_judge
+from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom_truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.batch import Batch
@@ -18,7 +19,7 @@ from stllava.experts.panel import Panel
 from stllava.experts.reference import Reference
 from stllava.experts.rubric import Mode, load_rubric
 from stllava.experts.scripted import Scripted, Simulated
-from stllava.records import Context, Sample, content_id
+from stllava.records import Context, content_id
 from stllava.store import read_jsonl
 
 
@@ -73,14 +74,14 @@ def knowing_expert(expert: str, truth: Path | None) -> Oracle | Reference | None
     """The expert of this name if it knows its answers from `truth`; None of every other, which must be asked."""
     if expert == "oracle":
         return Oracle(read_jsonl(_known(expert, truth), Truth))
-    return Reference(read_jsonl(_known(expert, truth), Sample)) if expert == "reference" else None
+    return Reference(read_samples(_known(expert, truth))[0]) if expert == "reference" else None
 
 
 def contexts_of(options: JudgeOptions, sources: Sources) -> list[Context]:
     """What a model is shown beside the image."""
     contexts = read_jsonl(options.context, Context) if options.context is not None else []
     if options.show_references:
-        for sample in read_jsonl(_known(options.expert, sources.truth), Sample):
+        for sample in read_samples(_known(options.expert, sources.truth))[0]:
             text = " or ".join(sample.targets)
             key = content_id("context", sample.image, sample.question, text)
             contexts.append(Context(id=key, image=sample.image, question=sample.question, kind="reference answer", text=text))

@@ -12,13 +12,14 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from stllava.config import QUESTION, EvaluateOptions
+from stllava.data.benchmarks.own import read_samples
 from stllava.data.overlap import describe, find_overlap, look_at, read_learned, refuse
 from stllava.errors import StllavaError
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
 from stllava.records import Judgment, Manifest, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
-from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_jsonl, read_manifest, read_records
+from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_manifest, read_records
 
 
 def evaluate(
@@ -35,7 +36,9 @@ def evaluate(
     allow_overlap: bool = False,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Score `policy`, called `name`, on `samples` (JSONL) about images under `root`; `blank` shows black images instead.
+    """Score `policy`, called `name`, on `samples` about images under `root`; `blank` shows black images instead.
+
+    `samples` is JSONL of Sample records, or any table with image, question and answer (`data.benchmarks.own`).
 
     `candidates` is a JSON list of answers, which the published open accuracy chooses from. `learned` names what the
     policy learned from, about images under the same root: where it has test images the stage refuses, unless
@@ -53,7 +56,8 @@ def evaluate(
         stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        rows = read_jsonl(samples, Sample)
+        read, told = read_samples(samples)
+        rows = [row for row in read if row.question.strip() and any(target.strip() for target in row.targets)]
         if learned:
             overlap = _overlap(samples.stem, rows, learned, root=root)
             if overlap.serious and not allow_overlap:
@@ -77,6 +81,7 @@ def evaluate(
         predictions, dropped = stage.map_chunks(by_image, work, kind=Prediction, size=options.chunk, unit="samples")
         order = {one.id: place for place, one in enumerate(rows)}
         predictions.sort(key=lambda one: order[one.sample_id])
+        dropped += Counter({"empty text": len(read) - len(rows)})
         return _finish(
             stage,
             predictions,
@@ -85,7 +90,7 @@ def evaluate(
             benchmark=samples.stem,
             dropped=dropped,
             candidates=read_candidates(candidates),
-            notes=[*sampler.notes, *(seen if learned else ()), f"Every question was asked as {template!r}."],
+            notes=[*told, *sampler.notes, *(seen if learned else ()), f"Every question was asked as {template!r}."],
             device=sampler.device,
         )
 
@@ -198,9 +203,9 @@ def _baseline(
         if stage.manifest is not None:
             return stage.manifest
         counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
-        for sample in read_jsonl(known, Sample):
+        for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1
-        predictions = [predict(one, rule(one.kind, counts[one.kind], one), policy=name) for one in read_jsonl(samples, Sample)]
+        predictions = [predict(one, rule(one.kind, counts[one.kind], one), policy=name) for one in read_samples(samples)[0]]
         return _finish(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 

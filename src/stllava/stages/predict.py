@@ -1,8 +1,8 @@
 """Answers to questions of your own, for use: one question a line, no targets, no scores.
 
 Reads a JSONL of `{"image", "question"}` rows, with `id` and `choices` where you have them, or of Sample records, whose
-targets are not looked at. Writes `predictions.jsonl`: a line for every question in their order, with the answer or why
-there is none.
+targets are not looked at; or a table (CSV, TSV, JSON) with these columns. Writes `predictions.jsonl`: a line for every
+question in their order, with the answer or why there is none.
 """
 
 from collections import Counter
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from stllava.config import EvaluateOptions
+from stllava.data.benchmarks.own import read_rows
+from stllava.data.benchmarks.rows import samples_of
 from stllava.errors import ItemError
 from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
@@ -64,10 +66,20 @@ class Reply(Keyed):
     """Fingerprint of the weights."""
 
 
+def read_questions(path: Path) -> tuple[list[Asked], tuple[str, ...]]:
+    """The questions of a file in their order, and what was told of its form; JSON lines have no keys but those of `Asked`."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) == b"{":
+                return read_jsonl(path, Asked), ()
+    rows, notes = read_rows(path, answers=False)
+    return [Asked.model_validate(one.model_dump()) for one in samples_of("asked", "", rows)], notes
+
+
 def predict(
     options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
 ) -> Manifest:
-    """Let `policy` answer the JSONL `questions` about images under `root`; write a line for each to `to`."""
+    """Let `policy` answer the file `questions` about images under `root`; write a line for each to `to`."""
     from stllava.model.load import fingerprint
     from stllava.model.sampler import Prompt
     from stllava.tree.decode import open_sampler
@@ -78,7 +90,7 @@ def predict(
         stage = Stage("predict", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        rows = read_jsonl(questions, Asked)
+        rows, told = read_questions(questions)
         by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         template = options.template(questions.stem)
@@ -110,7 +122,7 @@ def predict(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),
             dropped=dropped,
-            notes=[*sampler.notes, f"Every question was asked as {template!r}."],
+            notes=[*told, *sampler.notes, f"Every question was asked as {template!r}."],
             device=sampler.device,
         )
 

@@ -61,7 +61,7 @@ def read_benchmark(
     allow_changed: bool = False,
     splits: Sequence[str] | None = None,
 ) -> Benchmark:
-    """The benchmark in a folder, or in your own .jsonl or .csv file; `language` is SLAKE's.
+    """The benchmark in a folder, or in your own table or JSON file; `language` is SLAKE's.
 
     Takes all splits there, or those named. One that is not the published one is refused unless `allow_changed`.
     """
@@ -130,7 +130,7 @@ def usable_rows(name: str, splits: Mapping[str, Sequence[Sample]], *, root: Path
 
 
 def _find(name: str, folder: Path, *, language: Language) -> Found:
-    if folder.is_file() and folder.suffix in SUFFIXES and name not in NAMES:
+    if folder.is_file() and folder.suffix.lower() in SUFFIXES and name not in NAMES:
         if not name.replace("-", "").replace("_", "").isalnum():
             raise StllavaError(
                 f"a benchmark is named {name!r}", expected="letters, digits, - and _", remedy="Give it another name."

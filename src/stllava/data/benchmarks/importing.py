@@ -29,7 +29,7 @@ class ImportOptions(Options):
     name: str
     """A benchmark that is known, or a name for your own file."""
     source: str
-    """A folder, your own .jsonl or .csv file, or hub:owner/name."""
+    """A folder, your own file (CSV, TSV or JSON), or hub:owner/name."""
     language: Language = "en"
     """Which of SLAKE's questions."""
     allow_changed: bool = False

@@ -1,84 +1,116 @@
-"""Reads a user's own questions: JSON objects line by line (.jsonl), or a CSV file (.csv) with a header.
+"""Reads a user's own questions wherever samples are asked for: a table with a header, JSON lines, or a JSON list.
 
-Columns: image and question; answer, or targets (any is right); if they are there id, choices, answer_type or kind (open
-or closed), split ("test" without), labels (JSON only: an object). A list is JSON, or texts with | between them. Every
-other column is a label. Without a kind, a question with choices, or answered yes or no, is closed. Images are relative to
-the file's folder. `Sample` records are such rows too.
+    from stllava.data.benchmarks.own import read_samples
+    samples, notes = read_samples(Path("labels.csv"))
+
+Columns, in any case: image (or image_path, img, file_name) and question; answer, or targets (any is right); if they are there
+id, choices, answer_type or kind (open or closed), split ("test" without), labels (JSON only: an object). A list is JSON, or
+texts with | between them. Every other column is a label. Without a kind, a question with choices, or answered yes or no, is
+closed. Without an id, a question is named by its content. JSON lines of `Sample` records are read as they are.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stllava.data.benchmarks.rows import Found, Row, bad_row, chosen, csv_rows, named_kind, samples_of, told_kind
+from stllava.data.benchmarks.rows import Found, Row, chosen, named_kind, samples_of, told_kind
+from stllava.data.tables import Table, bad_row, read_table
 from stllava.errors import StllavaError
+from stllava.records import Sample
+from stllava.store import read_jsonl
 
-SUFFIXES = (".jsonl", ".csv")
-_KNOWN = frozenset({"id", "image", "question", "answer", "targets", "choices", "answer_type", "kind", "split", "labels"})
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+_IMAGE = ("image", "image_path", "img", "img_path", "image_name", "file_name", "filename")
+_ANSWER = ("answer", "targets", "answers")
+_OTHERS = ("id", "question", "choices", "answer_type", "kind", "split", "labels")
+_NAMES = (*_IMAGE, *_ANSWER, *_OTHERS)
+_NEEDED = frozenset(name for name, field in Sample.model_fields.items() if field.is_required())
 
 
 def find_own(name: str, path: Path) -> Found:
     """The questions of one file by split."""
-    rows: dict[str, list[Row]] = {}
+    rows, notes = read_rows(path)
+    by_split: dict[str, list[Row]] = {}
+    for row in rows:
+        by_split.setdefault(row.split or "test", []).append(row)
+    splits = {split: samples_of(name, split, some) for split, some in by_split.items()}
+    return Found("own", splits, (path,), notes=(*notes, _told(path, rows)))
+
+
+def read_samples(path: Path, *, split: str = "test") -> tuple[list[Sample], tuple[str, ...]]:
+    """The samples of a file, whatever their splits (`split` where a row names none), and what was told of its form."""
+    table = _table(path)
+    if table.form == "JSON lines" and not table.notes and all(row.keys() >= _NEEDED for _, row in table.rows):
+        return read_jsonl(path, Sample), ()
+    rows, notes = read_rows(path)
+    return list(samples_of(path.stem, split, rows)), (*notes, _told(path, rows))
+
+
+def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str, ...]]:
+    """Every row of a file, and what was told of its form; with `answers` each must have a column of them."""
+    table = _table(path)
+    columns = table.columns()
+    for what, known in (("image", _IMAGE), ("question", ("question",)), *((("answer", _ANSWER),) if answers else ())):
+        if table.form == "table" and not set(known) & set(columns):
+            raise StllavaError(
+                f"{path} has no column {what}; it has {', '.join(columns)}",
+                expected=f"the columns image, question{' and answer' if answers else ''} in its first line",
+                remedy=f"Rename the column of the {what}, or check that it is the file that you mean.",
+            )
+    rows: list[Row] = []
     numbers: dict[str, int] = {}
-    lines: list[tuple[int, Mapping[str, object]]]
-    lines = list(enumerate(csv_rows(path, ("image", "question")), 1)) if path.suffix == ".csv" else _json_lines(path)
-    for number, raw in lines:
-        row = _row(path, number, raw)
+    for number, raw in table.rows:
+        row = _row(path, number, raw, answers=answers)
         if row.id is not None:
             if row.id in numbers:
                 found = f"id {row.id!r} is the id of row {numbers[row.id]} already"
                 raise bad_row(path, number, found, expected="each id once")
             numbers[row.id] = number
-        rows.setdefault(_text(raw, "split") or "test", []).append(row)
-    if not rows:
-        raise StllavaError(f"{path} has no rows", expected="at least one question", remedy="Check the file.")
-    return Found("own", {split: samples_of(name, split, some) for split, some in rows.items()}, (path,))
+        rows.append(row)
+    return rows, table.notes
 
 
-def _json_lines(path: Path) -> list[tuple[int, Mapping[str, object]]]:
-    """The objects of a JSONL file with their line numbers."""
-    rows: list[tuple[int, Mapping[str, object]]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line)
-        except ValueError as error:
-            raise bad_row(path, number, str(error), expected="one JSON object a line") from None
-        if not isinstance(raw, dict):
-            raise bad_row(path, number, f"it is a {type(raw).__name__}", expected="one JSON object a line")
-        rows.append((number, raw))
-    return rows
+def _table(path: Path) -> Table:
+    return read_table(path, names=_NAMES, kinds="questions (CSV or TSV with a header, or JSON)")
 
 
-def _row(path: Path, number: int, raw: Mapping[str, object]) -> Row:
-    if "answer" not in raw and "targets" not in raw:
-        raise bad_row(path, number, "neither answer nor targets", expected="one of them")
-    for key in ("id", "image", "question", "answer"):
+def _told(path: Path, rows: Sequence[Row]) -> str:
+    """What was derived of questions that are no `Sample` records."""
+    closed, bare = sum(row.kind == "closed" for row in rows), sum(row.id is None for row in rows)
+    named = f"; {bare} without an id are named by their content" if bare else ""
+    return f"{path.name}: {len(rows)} questions, {closed} of them closed (by their kind, choices, or answer yes or no){named}."
+
+
+def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -> Row:
+    column = next((name for name in _IMAGE if name in raw), "image")
+    if answers and not any(name in raw for name in _ANSWER):
+        raise bad_row(path, number, f"neither answer nor targets among {', '.join(raw)}", expected="one of them")
+    for key in ("id", column, "question", "answer"):
         if not isinstance(raw.get(key), str | int | float | None) or isinstance(raw.get(key), bool):
             raise bad_row(path, number, f"{key} is a {type(raw[key]).__name__}", expected="a text (several: in targets)")
     choices = _texts(raw, "choices")
-    answers = _texts(raw, "targets") or tuple(filter(None, (_text(raw, "answer"),)))
-    targets = tuple(chosen(choices, answer) or answer for answer in answers)
+    given = _texts(raw, "targets") or _texts(raw, "answers") or tuple(filter(None, (_text(raw, "answer"),)))
+    targets = tuple(chosen(choices, answer) or answer for answer in given)
     kind = _text(raw, "answer_type") or _text(raw, "kind")
     extra = raw.get("labels")
     others = {str(key): value for key, value in extra.items()} if isinstance(extra, dict) else {}
-    others |= {key: value for key, value in raw.items() if key not in _KNOWN}
+    others |= {key: value for key, value in raw.items() if key not in (column, *_ANSWER, *_OTHERS)}
     return Row(
-        image=_text(raw, "image"),
+        image=_text(raw, column),
         question=_text(raw, "question"),
         targets=targets,
         kind=named_kind(path, number, kind) if kind else told_kind(targets, choices),
         id=_text(raw, "id") or None,
         choices=choices,
         labels={key: text for key in others if (text := _text(others, key))},
+        split=_text(raw, "split"),
     )
 
 
 def _text(raw: Mapping[str, object], key: str) -> str:
     value = raw.get(key)
-    return "" if value is None else str(value).strip()
+    # pandas writes what is not there as NaN, in JSON too.
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _texts(raw: Mapping[str, object], key: str) -> tuple[str, ...]:

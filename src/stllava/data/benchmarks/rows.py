@@ -3,7 +3,6 @@
 Reads JSON and CSV files row by row; writes nothing. What is wrong with a row is a `StllavaError` that names it.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stllava.data.conversations import read_rows
+from stllava.data.tables import bad_row, read_table
 from stllava.errors import StllavaError
 from stllava.metrics.robust import is_yes_no, normalise
 from stllava.records import QuestionKind, Sample, content_id
@@ -36,6 +36,8 @@ class Row:
     """The id the benchmark gives it, where it does."""
     choices: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    split: str = ""
+    """The split that the row itself names; empty where the file or folder says it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def samples_of(benchmark: str, split: str, rows: Sequence[Row]) -> tuple[Sample,
             question=row.question,
             targets=row.targets,
             kind=row.kind,
-            split=split,
+            split=row.split or split,
             choices=row.choices,
             labels=row.labels,
         )
@@ -101,33 +103,16 @@ def checked(path: Path, number: int, raw: object, kind: type[M]) -> M:
 
 
 def csv_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file in UTF-8 by column name, all texts stripped; more fields than columns are refused."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            lacking = [name for name in needed if name not in header]
-            if lacking:
-                raise StllavaError(
-                    f"{path} has no column {', '.join(lacking)}",
-                    expected=f"the columns {', '.join(needed)} in its first line",
-                    remedy="Check that it is the file that you mean.",
-                )
-            rows = []
-            for number, fields in enumerate(reader, 1):
-                if len(fields) > len(header):
-                    wrong = f"{len(fields)} fields under {len(header)} columns"
-                    raise bad_row(path, number, wrong, expected="a field for each column")
-                padded = [*fields, *[""] * (len(header) - len(fields))]
-                rows.append({name: text.strip() for name, text in zip(header, padded, strict=True)})
-            return rows
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise StllavaError(f"{path}: {error}", expected="a CSV file in UTF-8", remedy="Save it as such.") from None
-
-
-def bad_row(path: Path, number: int, found: str, *, expected: str) -> StllavaError:
-    """The error of one row of a file."""
-    return StllavaError(f"{path}, row {number}: {found}", expected=expected, remedy="Mend that row.")
+    """The rows of a table by column name, all texts stripped; a file without the needed columns is refused."""
+    table = read_table(path, names=needed, kinds="questions")
+    lacking = [name for name in needed if name not in table.columns()]
+    if lacking:
+        raise StllavaError(
+            f"{path} has no column {', '.join(lacking)}",
+            expected=f"the columns {', '.join(needed)} in its first line",
+            remedy="Check that it is the file that you mean.",
+        )
+    return [{name: str(value) for name, value in row.items()} for _, row in table.rows]
 
 
 def named_kind(path: Path, number: int, text: str) -> QuestionKind:

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from stllava.data.benchmarks.rows import Found, Row, bad_row, given, json_rows, named_kind, samples_of
+from stllava.data.benchmarks.rows import Found, Row, given, json_rows, named_kind, samples_of
+from stllava.data.tables import bad_row
 from stllava.errors import StllavaError
 
 Language = Literal["en", "zh", "both"]

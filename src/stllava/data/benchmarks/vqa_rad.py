@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from stllava.data.benchmarks.hub import hub_files, read_hub
-from stllava.data.benchmarks.rows import Found, Row, bad_row, first_folder, given, json_rows, named_kind, samples_of
+from stllava.data.benchmarks.rows import Found, Row, first_folder, given, json_rows, named_kind, samples_of
+from stllava.data.tables import bad_row
 from stllava.errors import StllavaError
 from stllava.records import Sample
 

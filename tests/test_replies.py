@@ -1,12 +1,16 @@
 """Reading what models say: a table of replies of every shape, and properties of all others."""
 
 import json
+from collections.abc import Callable
+from functools import partial
+from time import thread_time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stllava.experts.replies import FIRST, SECOND, TIE, read_scores, read_verdict
+from hostile import WHOLE, hostile
+from stllava.experts.replies import FIRST, SECOND, TIE, Reading, read_scores, read_verdict
 
 VERDICTS: list[tuple[str, object]] = [
     ("Verdict: 1", FIRST),
@@ -15,17 +19,27 @@ VERDICTS: list[tuple[str, object]] = [
     ("Verdict: abstain", "abstained"),
     ("**Verdict:** 2", SECOND),
     ("**Verdict: 2**", SECOND),
-    ("## Verdict\n\n**Answer 1**", FIRST),
+    ("### Verdict: 2", SECOND),
+    ("- **Verdict:** `2`.", SECOND),
     ("verdict - answer 2", SECOND),
+    ("VERDICT: TIE", TIE),
     ("Final verdict: Answer 1.", FIRST),
+    ("Verdict: [[B]]", SECOND),
+    ("Verdict: Answer 2 is better.", SECOND),
     ("The image shows an effusion. Answer 1 misses it.\n\nVerdict: 2", SECOND),
+    ("The image shows an effusion.\r\nVerdict: 2\r\n", SECOND),
     ("Verdict: 1\n\nOn reflection I was wrong.\n\nVerdict: 2", SECOND),
-    ("Winner: Response A", FIRST),
-    ("Winner: B", SECOND),
-    ("My preference: Answer 2", SECOND),
-    ("The better answer is answer 1.", FIRST),
+    ("Is answer 1 better? Hard to say, but it names the side.\nVerdict: 1", FIRST),
+    ("I can't provide medical advice, but answer 1 names the side.\nVerdict: 1", FIRST),
+    ("Ｖｅｒｄｉｃｔ：２", SECOND),
+    ("左侧有积液。\nVerdict：１", FIRST),
+    ("```\nVerdict: 2\n```", SECOND),
+    ("<answer>Verdict: 2</answer>", SECOND),
+    ("Verdict: 2<|im_end|>", SECOND),
+    ("Verdict: 2\n\nI hope this helps!", SECOND),
     ("[[A]]", FIRST),
     ("After all, [[B]]", SECOND),
+    ("My verdict is: [[A]]", FIRST),
     ("[[C]]", TIE),
     ('{"reason": "it is right", "verdict": "1"}', FIRST),
     ('{"reason": "both", "verdict": "tie"}', TIE),
@@ -37,25 +51,28 @@ VERDICTS: list[tuple[str, object]] = [
     ('{"reason": "I first thought \\"verdict\\": \\"1\\"", "verdict": "2"}', SECOND),
     ('{"analysis": {"image": "a scan"}, "verdict": "Answer 1"}', FIRST),
     ('{"Verdict": "Answer 2 is better"} ', SECOND),
+    ('{"reason": "first\nthen", "verdict": "２"}', SECOND),
+    ('{"verdict": "1"}\nNo, answer 2 names the side:\n{"verdict": "2"}', SECOND),
+    ("{'reason': 'it is right', 'verdict': '1'}", FIRST),
+    ("{'reason': \"it's right\", 'verdict': 'tie'}", TIE),
+    ("{'reason': 'it's right, he said', 'verdict': '2'}", SECOND),
+    ("{'reason': 'it\\'s the \"left\" side', 'verdict': '2'}", SECOND),
+    ("{'verdict': None}", "abstained"),
     ("<think>Verdict: 1? No.</think>Verdict: 2", SECOND),
+    ("Verdict: 1? No.</think>Verdict: 2", SECOND),
     ('<think>Answer 1 is better</think>\n\n{"verdict": "2"}', SECOND),
-    ("Answer 2 is better because it names the side.", SECOND),
-    ("Answer 1 is clearly more accurate.", FIRST),
-    ("The second answer is better.", SECOND),
-    ("I prefer answer 1.", FIRST),
-    ("I would choose Response B", SECOND),
-    ("Both answers are equally good.", TIE),
-    ("It is a tie.", TIE),
-    ("Neither answer is better.", TIE),
+    ("<thinking>Verdict: 1</thinking>\nVerdict: 2", SECOND),
+    ("[THINK]Verdict: 1[/THINK]Verdict: 2", SECOND),
+    ("◁think▷Verdict: 1◁/think▷Verdict: 2", SECOND),
+    ("<|channel>thought\nVerdict: 1<channel|>Verdict: 2<turn|>", SECOND),
+    ("<unused94>thought\nVerdict: 1<unused95>Verdict: 2", SECOND),
+    ("<think></think><|begin_of_box|>1<|end_of_box|>", FIRST),
+    ("<|channel|>analysis<|message|>1?<|end|><|start|>assistant<|channel|>final<|message|>Verdict: 2<|return|>", SECOND),
+    ('<|channel|>final <|constrain|>json<|message|>{"verdict": "2"}', SECOND),
     ("1", FIRST),
     ("2.", SECOND),
-    ("**B**", SECOND),
-    ("Tie", TIE),
-    ("8, 7", FIRST),
-    ("8 7\n\nAnswer 1 is more complete.", FIRST),
-    ("9/10 vs 7/10", FIRST),
-    ("Answer 1: 6/10\nAnswer 2: 9/10", SECOND),
-    ("Scores: 5 and 5", TIE),
+    ("**2**", SECOND),
+    ("２", SECOND),
     ("I'm sorry, but I can't assist with that.", "refused"),
     ("I cannot help with medical images.", "refused"),
     ("It cannot be determined from this image.", "abstained"),
@@ -66,7 +83,6 @@ VERDICTS: list[tuple[str, object]] = [
     ("Answer 1 is not better.", "unparsed"),
     ("It is hard to say whether answer 1 is better.", "unparsed"),
     ("I don't think the first answer is better.", "unparsed"),
-    ("It is not legible. Answer 1 is better.", FIRST),
 ]
 SCORES: list[tuple[str, int, object]] = [
     ("Scores: 8, 7", 2, (8, 7)),
@@ -74,7 +90,10 @@ SCORES: list[tuple[str, int, object]] = [
     ("**Scores:** 8, 7", 2, (8, 7)),
     ("Scores: **8, 7**", 2, (8, 7)),
     ("Scores: 8/10, 7/10", 2, (8, 7)),
+    ("Scores: 8 / 10, 7 / 10", 2, (8, 7)),
     ("Scores: [8, 7]", 2, (8, 7)),
+    ("Scores: 8 and 7.", 2, (8, 7)),
+    ("Scores：８，７", 2, (8, 7)),
     ("Scores: abstain", 2, "abstained"),
     ("8, 7", 2, (8, 7)),
     ("8 7", 2, (8, 7)),
@@ -84,20 +103,13 @@ SCORES: list[tuple[str, int, object]] = [
     ("7.5, 8.25", 2, (7.5, 8.25)),
     ("80/100, 55/100", 2, (8, 5.5)),
     ("4/5, 2/5", 2, (8, 4)),
-    ("8 7\n\nAnswer 1 names the side, answer 2 does not.", 2, (8, 7)),
     ("The first one is good.\n\nScores: 8, 7\n\nNo, better:\nScores: 6, 7", 2, (6, 7)),
-    ("Answer 1: 8\nAnswer 2: 3", 2, (8, 3)),
-    ("**Answer 1**: 8/10\n**Answer 2**: 3/10", 2, (8, 3)),
-    ("Answer 1 - 8/10: right. \nAnswer 2 - 3/10: wrong.", 2, (8, 3)),
-    ("Answer A: 8\nAnswer B: 3", 2, (8, 3)),
-    ("| 1 | 8 |\n| 2 | 3 |", 2, (8, 3)),
-    ("| Answer 1 | 8 |\n|---|---|\n| Answer 2 | 3 |", 2, (8, 3)),
-    ("Answer 2: 3\nAnswer 1: 8", 2, (8, 3)),
-    ("Answer 1 gets a 8, answer 2 gets a 3.", 2, (8, 3)),
     ('{"reason": "x", "scores": [8, 3]}', 2, (8, 3)),
+    ('{"reason": "x", "scores": [８, ３]}', 2, (8, 3)),
     ('{"reason": "x", "scores": []}', 2, "abstained"),
     ('{"scores": null}', 2, "abstained"),
     ('```json\n{"reason": "x",\n "scores": [8, 3.5]}\n```', 2, (8, 3.5)),
+    ("{'reason': 'x', 'scores': [8, 3]}", 2, (8, 3)),
     ('{"scores": [{"answer": 1, "score": 8}, {"answer": 2, "score": 3}]}', 2, (8, 3)),
     ('{"scores": {"1": 8, "2": 3}}', 2, (8, 3)),
     ('{"answer_1": 8, "answer_2": 3}', 2, (8, 3)),
@@ -106,6 +118,7 @@ SCORES: list[tuple[str, int, object]] = [
     ('{"scores": [8]}', 2, "unparsed"),
     ('{"scores": [8, 11]}', 2, "unparsed"),
     ('{"scores": [8, NaN]}', 2, "unparsed"),
+    ('{"scores": [8, ' + "9" * 400 + "]}", 2, "unparsed"),
     ('{"scores": [true, false]}', 2, "unparsed"),
     ("<think>Scores: 1, 1</think>Scores: 8, 3", 2, (8, 3)),
     ("Scores: 8", 2, "unparsed"),
@@ -113,10 +126,46 @@ SCORES: list[tuple[str, int, object]] = [
     ("There are 2 lungs and 12 ribs.", 2, "unparsed"),
     ("Answer 1: 8", 2, "unparsed"),
     ("Answer 1: 3 nodules. Answer 2: 2 nodules.", 2, "unparsed"),
-    ("Answer 1: 8 (it names the side)\nAnswer 2: 3 (it does not)", 2, (8, 3)),
     ("I'm sorry, I cannot evaluate this.", 2, "refused"),
     ("I am unable to judge this image.", 2, "abstained"),
 ]
+ONCE_VERDICTS: list[tuple[str, tuple[float, float]]] = [
+    ("## Verdict\n\n**Answer 1**", FIRST),
+    ("Winner: Response A", FIRST),
+    ("Winner: B", SECOND),
+    ("My preference: Answer 2", SECOND),
+    ("The better answer is answer 1.", FIRST),
+    ("Answer 2 is better because it names the side.", SECOND),
+    ("Answer 1 is clearly more accurate.", FIRST),
+    ("The second answer is better.", SECOND),
+    ("I prefer answer 1.", FIRST),
+    ("I would choose Response B", SECOND),
+    ("Both answers are equally good.", TIE),
+    ("It is a tie.", TIE),
+    ("Neither answer is better.", TIE),
+    ("It is not legible. Answer 1 is better.", FIRST),
+    ("**B**", SECOND),
+    ("Tie", TIE),
+    ("8, 7", FIRST),
+    ("8 7\n\nAnswer 1 is more complete.", FIRST),
+    ("9/10 vs 7/10", FIRST),
+    ("Answer 1: 6/10\nAnswer 2: 9/10", SECOND),
+    ("Scores: 5 and 5", TIE),
+]
+"""What used to be read as a verdict, and as which: prose, other labels, words alone, scores where a verdict is asked for."""
+ONCE_SCORES: list[tuple[str, tuple[float, float]]] = [
+    ("8 7\n\nAnswer 1 names the side, answer 2 does not.", (8, 7)),
+    ("Answer 1: 8\nAnswer 2: 3", (8, 3)),
+    ("**Answer 1**: 8/10\n**Answer 2**: 3/10", (8, 3)),
+    ("Answer 1 - 8/10: right. \nAnswer 2 - 3/10: wrong.", (8, 3)),
+    ("Answer A: 8\nAnswer B: 3", (8, 3)),
+    ("| 1 | 8 |\n| 2 | 3 |", (8, 3)),
+    ("| Answer 1 | 8 |\n|---|---|\n| Answer 2 | 3 |", (8, 3)),
+    ("Answer 2: 3\nAnswer 1: 8", (8, 3)),
+    ("Answer 1 gets a 8, answer 2 gets a 3.", (8, 3)),
+    ("Answer 1: 8 (it names the side)\nAnswer 2: 3 (it does not)", (8, 3)),
+]
+"""What used to be read as scores, and as which: a line or a row an answer, and numbers before the reasons."""
 
 
 @pytest.mark.parametrize(("text", "wanted"), VERDICTS, ids=[text[:40] or "nothing" for text, _ in VERDICTS])
@@ -133,8 +182,54 @@ def test_scores_are_read(text: str, count: int, wanted: object) -> None:
     )
 
 
-def test_the_table_has_at_least_60_replies() -> None:
-    assert len({text for text, _ in VERDICTS}) + len({text for text, *_ in SCORES}) >= 60
+@pytest.mark.parametrize(("text", "once"), ONCE_VERDICTS, ids=[text[:40] for text, _ in ONCE_VERDICTS])
+def test_what_is_not_said_as_demanded_is_no_verdict(text: str, once: tuple[float, float]) -> None:
+    assert read_verdict(text).cause == "unparsed", f"it used to be {once}"
+
+
+@pytest.mark.parametrize(("text", "once"), ONCE_SCORES, ids=[text[:40] for text, _ in ONCE_SCORES])
+def test_what_is_not_said_as_demanded_are_no_scores(text: str, once: tuple[float, float]) -> None:
+    assert read_scores(text, 2).cause == "unparsed", f"they used to be {once}"
+
+
+CHEAP = 0.05
+"""Seconds that a reply may take: a stage reads thousands, and reads them again whenever it goes on."""
+HOSTILE = list(hostile())
+
+
+@pytest.mark.parametrize("read", [read_verdict, partial(read_scores, count=2)], ids=["verdict", "scores"])
+def test_no_hostile_reply_is_a_verdict_or_takes_long(read: Callable[[str], Reading]) -> None:
+    assert len({text for _, text in HOSTILE}) >= 300
+    for kind, text in HOSTILE:
+        began = thread_time()
+        found = read(text)
+        spent = thread_time() - began
+        if spent > CHEAP:  # A collection of garbage may have come between.
+            began = thread_time()
+            read(text)
+            spent = thread_time() - began
+        assert found.scores is None, kind
+        assert found.cause in ("unparsed", "abstained", "refused"), kind
+        assert spent <= CHEAP, f"{kind}: {spent:.3f} s"
+
+
+@pytest.mark.parametrize("text", WHOLE, ids=["double quotes", "single quotes", "a fence"])
+def test_a_reply_in_json_is_read_whole_and_no_beginning_of_it(text: str) -> None:
+    assert (read_verdict(text).scores, read_scores(text, 2).scores) == (FIRST, (8, 3))
+    for end in range(text.rindex("}") + 1):
+        assert read_verdict(text[:end]).cause == read_scores(text[:end], 2).cause == "unparsed", text[:end]
+
+
+@pytest.mark.parametrize("text", ["<think>Verdict: 1", '{"reason": "Answer 1 is better because it names'])
+def test_a_reply_that_breaks_off_says_what_to_raise(text: str) -> None:
+    assert "raise max_tokens" in read_verdict(text).reason
+    assert "raise max_tokens" in read_scores(text, 2).reason
+
+
+@given(st.sampled_from(HOSTILE), st.sampled_from(["Verdict: 2", '{"reason": "x", "verdict": "2"}']), st.integers(0, 400))
+def test_a_verdict_behind_a_thought_does_not_depend_on_what_was_thought(row: tuple[str, str], verdict: str, end: int) -> None:
+    thought = "".join(mark for mark in row[1][:end] if mark not in "<>[]◁▷")
+    assert read_verdict(f"<think>{thought}</think>{verdict}").scores == SECOND
 
 
 PIECES = ["Verdict: ", "1", "2", "tie", "Scores: ", ", ", "8/10", "{", "}", '"scores": [', "]", '"verdict": ', "[[A]]", "\n"]
@@ -166,8 +261,8 @@ def test_scores_survive_every_way_of_writing_them(marks: list[int], before: str)
     line = ", ".join(map(str, marks))
     assert read_scores(f"{before}\nScores: {line}", count).scores == wanted
     assert read_scores(f"{before}\n{json.dumps({'reason': before, 'scores': marks})}", count).scores == wanted
-    each = "\n".join(f"Answer {number}: {mark}/10" for number, mark in enumerate(marks, 1))
-    assert read_scores(f"{before}\n{each}", count).scores == wanted
+    each = {f"answer {number}": f"{mark}/10" for number, mark in enumerate(marks, 1)}
+    assert read_scores(f"{before}\n{json.dumps(each)}", count).scores == wanted
 
 
 @given(st.sampled_from(["1", "2", "tie"]), st.text(alphabet="abc .,\n", max_size=60))

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from pydantic import JsonValue, ValidationError
 
+from stllava.experts.replies import CUT, RAISE
 from stllava.records import Keyed
 from stllava.remote.completion import ChatChoice, ChatCompletion
 from stllava.store import EXCHANGES, Log
@@ -21,8 +22,6 @@ CUT_OFF = frozenset({"length", "max_tokens", "max_new_tokens", "max_output_token
 """Finish reasons of a reply that a limit of tokens cut off."""
 FILTERED = frozenset({"content_filter", "safety", "recitation", "refusal", "prohibited_content", "sensitive"})
 """Finish reasons of a reply that the provider held back."""
-RAISE = "raise max_tokens (of a local model: max_new_tokens)"
-"""What helps where replies are cut off."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def said(exchange: Exchange | None) -> Said:
         return Said("", "refused", first.message.refusal or "the provider's content filter", tokens)
     text = first.message.content or ""
     if _end(first) in CUT_OFF:
-        return Said(text, "unparsed", f"The reply was cut off before its verdict: {RAISE}.", tokens)
+        return Said(text, "unparsed", CUT, tokens)
     return Said(text, None, "", tokens)
 
 

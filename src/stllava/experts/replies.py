@@ -1,316 +1,324 @@
-"""What a model's words say: a pure, forgiving reader of verdicts and scores.
+"""What a model's words say: a pure reader of verdicts and scores that would rather read none than a wrong one.
 
-JSON, in a code fence or among prose; "Verdict: 2", "[[A]]", "Answer 2 is better"; "8, 7", "9/10 vs 7/10", a line or a
-table row an answer. Where a model says it more than once, the last time counts, because reasons come before verdicts.
-Words that say no verdict are `unparsed`, `abstained` or `refused`; nothing that a model says can raise.
+A verdict is what a whole reply ends with: a JSON object, the line that the rubric demands ("Verdict: 2", "Scores: 8, 3")
+or `[[A]]`; or a reply that is nothing but the number of an answer, or as many numbers as there are answers. What is said
+later counts, because reasons come before verdicts; what a model thinks aloud does not. Everything else is `unparsed`,
+`abstained` or `refused`. Nothing that a model says can raise, or take longer than in proportion to its length.
 """
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+from stllava.experts.objects import json_objects
+from stllava.experts.thoughts import without_thought
+
 Cause = Literal["unparsed", "abstained", "refused", "failed"]
+Scores = tuple[float, ...]
 FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
-_READ = 20_000
-"""Characters that are read, from the end: a verdict stands there."""
-_OBJECTS = 50
-"""JSON objects that are tried, from the end."""
 MOST_POINTS = 10.0
+RAISE = "raise max_tokens (of a local model: max_new_tokens)"
+"""What helps where replies are cut off."""
+CUT = f"The reply breaks off before its verdict: {RAISE}."
+LONGEST, LONGEST_GROUNDS, LONGEST_LINE = 1_000_000, 100_000, 300
+"""Characters: of a reply, of what is said behind the thought, and of the line with the verdict; more is no verdict."""
+TOO_LONG = f"The reply has more than {LONGEST:,} characters, or {LONGEST_GROUNDS:,} beside what was thought."
 
 
 @dataclass(frozen=True)
 class Reading:
     """What a reply says of the answers in the order shown."""
 
-    scores: tuple[float, ...] | None
+    scores: Scores | None
     """One an answer, higher is better; of two that were compared 1 and 0, or ½ each for a tie. None: no verdict."""
     cause: Cause | None
     """Why there is no verdict; None when there is one."""
     reason: str
-    """The model's grounds, in its words."""
+    """The model's grounds, in its words; what is wrong with a reply that breaks off."""
 
 
 def read_verdict(text: str) -> Reading:
     """Which of two answers a reply prefers."""
-    words = _last_words(text)
-    found = [*_json_verdicts(words), *_said_verdicts(words)]
-    if found:
-        verdict = max(found, key=lambda one: one[0])[1]
-        if verdict == "abstain":
-            return Reading(None, "abstained", reason_of(words))
-        return Reading(verdict, None, reason_of(words))
-    scores = _scores(words, 2)
-    if isinstance(scores, tuple):
-        first, second = scores
-        return Reading(TIE if first == second else FIRST if first > second else SECOND, None, reason_of(words))
-    bare = _choice(words.strip().strip("[](){}*_`\"'.: \n"))
-    if isinstance(bare, tuple):
-        return Reading(bare, None, "")
-    return Reading(None, "abstained" if "abstain" in (scores, bare) else _silence(words), reason_of(words))
+    return _read(text, in_object=_object_verdict, in_line=_line_verdict, alone=_number_of_an_answer)
 
 
 def read_scores(text: str, count: int) -> Reading:
     """The scores that a reply gives `count` answers, from 0 to 10."""
-    words = _last_words(text)
-    scores = _scores(words, count)
-    if isinstance(scores, tuple):
-        return Reading(scores, None, reason_of(words))
-    return Reading(None, "abstained" if scores == "abstain" else _silence(words), reason_of(words))
+    return _read(
+        text,
+        in_object=partial(_object_scores, count=count),
+        in_line=partial(_line_scores, count=count),
+        alone=partial(_listed_scores, count=count),
+    )
 
 
-def reason_of(words: str) -> str:
-    """The grounds of a reply: its `reason` where it is JSON, else all of it."""
-    for _, value in _objects(words):
-        for key, reason in value.items():
-            if key.lower() in ("reason", "reasoning", "explanation", "rationale") and isinstance(reason, str):
-                return reason.strip()
-    return words.strip()
+Found = Scores | Literal["abstain"] | None
 
 
-def _last_words(text: str) -> str:
-    """The end of a text, behind what a reasoning model thought aloud."""
-    return text.rpartition("</think>")[2][-_READ:]
+def _read(
+    text: str,
+    *,
+    in_object: Callable[[Mapping[str, object]], Found],
+    in_line: Callable[[str], Found],
+    alone: Callable[[str], Found],
+) -> Reading:
+    """What a reply says by its last JSON object, its last line or, if it is short, by all it is."""
+    said = without_thought(text) if len(text) <= LONGEST else ""
+    if said is None:
+        return Reading(None, "unparsed", CUT)
+    if len(text) > LONGEST or len(said) > LONGEST_GROUNDS:
+        return Reading(None, "unparsed", TOO_LONG)
+    words = _unwrapped(_without_courtesy(_unwrapped(_half_width(said))))
+    objects = json_objects(words)
+    if objects is None:
+        return Reading(None, "unparsed", said.strip() if words.endswith("}") else CUT)
+    end, value = objects[-1] if objects else (0, None)
+    start = words.rfind("\n") + 1
+    if value is not None and end == len(words):
+        grounds = _reason(value)
+        found = in_object(value) if grounds != _FORMS_REASON else None
+    else:
+        grounds = words[:start].strip()
+        found = in_line(_plain(words[start:])) if len(words) - start <= LONGEST_LINE else None
+        found = found or alone(words.strip(_AROUND))
+    if found is None:
+        return Reading(None, _silence(said), said.strip())
+    cause: Cause | None = "abstained" if found == "abstain" else "refused" if _is_refusal(grounds) else None
+    reason = grounds if value is not None and end == len(words) and grounds else said.strip()
+    return Reading(None if found == "abstain" or cause else found, cause, reason)
+
+
+# ---- the words alone ----
+
+_WIDE = {
+    wide: wide - 0xFEE0
+    for wide in range(ord("！"), ord("～") + 1)
+    if chr(wide - 0xFEE0) not in "\"'\\{}"  # In JSON those would change what is a string.
+} | {ord("\u3000"): " "}
+_AROUND = " .()[]{}<>$"
+_MARKUP = str.maketrans("", "", '*_`#"“”')
+_COURTESY = re.compile(
+    r"(?:thanks|thank you|(?:I )?hope (?:this|that) helps|let me know if [\w ]{1,80})[.!]?\s?", re.IGNORECASE
+)
+_TAG = re.compile(r"<[^<>\s\d][^<>\s]{0,29}>")
+
+
+def _half_width(text: str) -> str:
+    """The text with the digits, letters and marks of Chinese and Japanese keyboards in their plain form."""
+    return text if text.isascii() else text.translate(_WIDE)
+
+
+def _unwrapped(words: str) -> str:
+    """The words without the fences, emphasis, quotes and tags around them all."""
+    for _ in range(8):
+        before = len(words)
+        words = words.strip("\r\n\t *_`~\"'")
+        if (start := _TAG.match(words)) is not None:
+            words = words[start.end() :]
+        last = words.rfind("<", len(words) - 32 if len(words) > 32 else 0)
+        if last >= 0 and _TAG.fullmatch(words, last) is not None:
+            words = words[:last]
+        if len(words) == before:
+            break
+    return words
+
+
+def _without_courtesy(words: str) -> str:
+    """The words without a last line that only takes leave."""
+    start = words.rfind("\n") + 1
+    return words[:start] if _COURTESY.fullmatch(words, max(start, len(words) - LONGEST_LINE)) else words
+
+
+def _plain(line: str) -> str:
+    """A line without markup, in lower case, one blank between words."""
+    return " ".join(line.translate(_MARKUP).lower().split()).lstrip("-• ")
 
 
 # ---- pairwise ----
 
-_CHOICES: Mapping[str, tuple[float, float] | Literal["abstain"]] = {
-    **dict.fromkeys(("1", "a", "one", "first", "the first", "first answer"), FIRST),
-    **dict.fromkeys(("2", "b", "two", "second", "the second", "second answer"), SECOND),
-    **dict.fromkeys(("tie", "tied", "draw", "equal", "both", "neither", "c", "none is better", "0", "same"), TIE),
-    **dict.fromkeys(("abstain", "abstained", "none", "null", "unknown", "cannot judge", "n/a", "unsure"), "abstain"),
+_CHOICES: Mapping[str, Found] = {
+    **dict.fromkeys(("1", "a"), FIRST),
+    **dict.fromkeys(("2", "b"), SECOND),
+    **dict.fromkeys(("tie", "a tie"), TIE),
+    "abstain": "abstain",
 }
-_NAME = r"(?:(?:the|candidate|assistant|option|response|answer|model)\s+)*"
-_WHICH = r"(1|2|A|B|one|two|first|second)"
-_MARKS = r"[\s*_`\"'\[({<#:=>|-]*"
-_LABEL = re.compile(
-    rf"\b(?:final\s+)?(?:verdict|winner|preference|preferred|decision|judge?ment|choice|best\s+answer|better\s+answer)\b"
-    rf"(?:\s+(?:is|goes\s+to))?{_MARKS}{_NAME}{_MARKS}"
-    r"(1|2|A|B|C|one|two|first|second|tied?|draw|equal|both|neither|abstain(?:ed)?|cannot\s+judge|n/a|unsure)\b",
-    re.IGNORECASE,
-)
-_BRACKETS = re.compile(r"\[\[\s*(?:answer\s+)?(1|2|A|B|C|tie|abstain)\s*\]\]", re.IGNORECASE)
-_BETTER = (
-    r"(?:better|best|stronger|superior|preferable|preferred|more\s+(?:accurate|correct|relevant|complete|precise|helpful)|"
-    r"the\s+winner|wins)"
-)
-_DEGREE = r"(?:(?:clearly|much|slightly|far|the|therefore|thus|overall|a|bit|significantly|marginally|somewhat)\s+)*"
-_PROSE = re.compile(
-    rf"\b(?:answer|response|option|assistant)\s*[*_`\"'#]*{_WHICH}\b[*_`\"']*\s+(?:(?:is|are|seems|appears)\s+(?:to\s+be\s+)?)?"
-    rf"{_DEGREE}{_BETTER}\b",
-    re.IGNORECASE,
-)
-_ORDINAL = re.compile(
-    rf"\bthe\s+(first|second)\s+(?:answer|one|response|option)?\s*(?:is|seems|appears)?\s*{_DEGREE}{_BETTER}\b", re.IGNORECASE
-)
-_PREFER = re.compile(
-    rf"\b(?:I|we)\s+(?:would\s+)?(?:clearly\s+)?(?:prefer|choose|pick|favou?r|select)\s+{_NAME}[*_`\"'#]*{_WHICH}\b",
-    re.IGNORECASE,
-)
-_EVEN = re.compile(
-    r"\b(?:both|the\s+two|the)\s+(?:answers|responses|options)\s+are\s+(?:about\s+|almost\s+)?(?:equal\w*|equivalent|the\s+same|"
-    r"identical|tied)\b|\b(?:it\s+is|it's|call\s+it|this\s+is)\s+a\s+(?:tie|draw)\b|\bneither\s+(?:answer\s+)?is\s+better\b",
-    re.IGNORECASE,
-)
+_NAMES = frozenset({"the", "answer", "response", "option", "assistant", "candidate"})
+_KEYS = frozenset({"verdict", "finalverdict", "winner", "better", "betteranswer", "choice", "preferred", "best"})
+_BRACKETS = re.compile(r"\[\[([^\[\]\n]{1,20})\]\]")
 
 
-def _choice(word: object) -> tuple[float, float] | Literal["abstain"] | None:
+def _choice(said: object) -> Found:
     """What one word or number chooses."""
-    if isinstance(word, bool) or not isinstance(word, str | int | float):
-        return "abstain" if word is None else None
-    name = " ".join(str(word).lower().strip(" .[]*_`\"'").split())
-    return _CHOICES.get(re.sub(rf"^{_NAME}", "", name + " ", flags=re.IGNORECASE).strip() or name)
+    if isinstance(said, bool) or not isinstance(said, str | int):
+        return None
+    words = str(said)[:LONGEST_LINE].lower().strip(_AROUND + "!*_`\"'").split()
+    while words and words[0] in _NAMES:
+        words = words[1:]
+    if words[-2:] == ["is", "better"]:
+        words = words[:-2]
+    return _CHOICES.get(" ".join(words))
 
 
-_KEYS = frozenset({"verdict", "winner", "better", "betteranswer", "choice", "preferred", "best"})
+def _object_verdict(value: Mapping[str, object]) -> Found:
+    """The verdict of a JSON object; none where two of its fields differ."""
+    choices = {("abstain" if value[key] is None else _choice(value[key])) for key in value if _name(key) in _KEYS}
+    return choices.pop() if len(choices) == 1 else None
 
 
-def _json_verdicts(words: str) -> Iterator[tuple[int, tuple[float, float] | Literal["abstain"]]]:
-    """Verdicts in JSON objects, with where they end."""
-    for end, value in _objects(words):
-        for key, chosen in value.items():
-            choice = _choice(chosen) if re.sub(r"\W|_", "", key.lower()) in _KEYS else None
-            if choice is not None:
-                yield end, choice
+def _line_verdict(line: str) -> Found:
+    """The verdict of "Verdict: 2" or, at the end of a line, "[[B]]"."""
+    if (value := _labelled(line, "verdict")) is not None:
+        return _choice(value)
+    before = line.partition("[[")[0].rstrip()
+    if not line.endswith("]]") or (before and not before.endswith((":", ",", " is"))):
+        return None
+    choices = {TIE if name.strip() == "c" else _choice(name) for name in _BRACKETS.findall(line)}
+    return choices.pop() if len(choices) == 1 else None
 
 
-_HEDGED = re.compile(r"(?:\b(?:not|whether|if|nor|cannot|hardly|unless)\b|n't\b)[^.!?\n]{0,60}$", re.IGNORECASE)
-"""What makes "answer 1 is better" no verdict when it stands before it in the same sentence."""
+def _number_of_an_answer(words: str) -> Found:
+    """The verdict of a reply that is "1" or "2" and nothing else."""
+    return _CHOICES[words] if words in ("1", "2") else None
 
 
-def _said_verdicts(words: str) -> Iterator[tuple[int, tuple[float, float] | Literal["abstain"]]]:
-    """Verdicts in words, with where they end."""
-    for pattern in (_LABEL, _BRACKETS, _PROSE, _ORDINAL, _PREFER):
-        for found in pattern.finditer(words):
-            choice = _choice(found[1])
-            if pattern is _LABEL:  # "Verdict: both answers …" and "the better answer is a …" go on: no verdict there.
-                doubtful = found[1] in ("a", "both", "neither") and _goes_on(words, found)
-            else:
-                doubtful = _HEDGED.search(words[max(0, found.start() - 80) : found.start()]) is not None
-            if choice is not None and not doubtful:
-                yield found.end(), choice
-    for found in _EVEN.finditer(words):
-        yield found.end(), TIE
-
-
-def _goes_on(words: str, found: re.Match[str]) -> bool:
-    return re.match(r"[*_`\"'\])}]*[ \t]+\w", words[found.end() : found.end() + 40]) is not None
+def _labelled(line: str, *names: str) -> str | None:
+    """What stands behind a name and a colon in a line that begins with them."""
+    label, colon, value = line.partition(":")
+    if not colon:
+        label, colon, value = line.replace(" – ", " - ").partition(" - ")
+    words = label.split()
+    return value if colon and words and words[-1] in names and {*words[:-1]} <= {"final", "my", "overall", "the"} else None
 
 
 # ---- scores ----
 
-_NUMBER = r"(-?\d{1,3}(?:\.\d{1,4})?)(?:\s*/\s*(\d{1,3}))?"
-_SCORE = re.compile(_NUMBER)
-_SCORES_LINE = re.compile(
-    rf"\bscores?\b[^\n\d-]{{0,40}}?((?:{_NUMBER})(?:[^\w\n]{{1,6}}(?:(?:vs\.?|and|to)[ \t]+)?(?:{_NUMBER}))*)[*_`.\s\])]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ABSTAINED_SCORES = re.compile(r"\b(?:scores?|verdict)\b[\s*_`:=-]{1,10}(?:I\s+)?(?:abstain|n/a|none\b)", re.IGNORECASE)
-_NUMBERS_LINE = re.compile(
-    rf"^[\s*_`>\[(#-]*((?:{_NUMBER})(?:[\s,;:|/&*_`-]+(?:(?:vs\.?|and|to)\s+)?(?:{_NUMBER}))*)[\s*_`.\])]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_EACH = re.compile(
-    rf"(?:\b(?:answer|response|option|assistant|candidate)\s*|^\s*\|?\s*)[*_`\"'#(\[]*(\d{{1,2}}|[A-H])\b[*_`\"')\]]*"
-    r"[^\w\n]{1,12}(?:(?:score[sd]?|gets|is|a|rating|deserves|of|with|rated|would|get|at)\b[^\w\n]{0,6}){0,4}"
-    rf"{_NUMBER}(?=[ \t]*(?:[^\w\s%]|$))",
-    re.IGNORECASE | re.MULTILINE,
-)
+_POINTS = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)(?:/(\d{1,3}))?", re.ASCII)
+_SEPARATORS = re.compile(r"[,;|&]|\bvs\b\.?|\band\b")
+_ANSWER = re.compile(r"(?:score)?[ _-]?(?:of)?[ _-]?(?:answer|response|option)?[ _-]?(\d{1,2}|[a-h])", re.ASCII)
+_SCORES_KEYS = frozenset({"scores", "score", "ratings", "rating"})
 
 
-def _scores(words: str, count: int) -> tuple[float, ...] | Literal["abstain"] | None:
-    """The last scores that a text gives `count` answers."""
-    found: list[tuple[int, tuple[float, ...] | Literal["abstain"]]] = []
-    for end, value in _objects(words):
-        for key, given in value.items():
-            name = re.sub(r"\W|_", "", key.lower())
-            if name in ("scores", "score", "ratings", "rating"):
-                scores = _listed(given, count)
-                if scores is not None:
-                    found.append((end, scores))
-        scores = _by_answer(value, count)
-        if scores is not None:
-            found.append((end, scores))
-    for pattern in (_SCORES_LINE, _NUMBERS_LINE):
-        for line in pattern.finditer(words):
-            marks = _all_scores(line[1], count)
-            if marks is not None:
-                found.append((line.end(), marks))
-    found += [(line.end(), "abstain") for line in _ABSTAINED_SCORES.finditer(words)]
-    each: dict[int, tuple[int, float]] = {}
-    for line in _EACH.finditer(words):
-        place = int(line[1]) if line[1].isdigit() else ord(line[1].upper()) - ord("A") + 1
-        mark = _mark(line[2], line[3])
-        if mark is not None and 1 <= place <= count:
-            each[place] = line.end(), mark
-    if len(each) == count:
-        found.append((max(end for end, _ in each.values()), tuple(each[place][1] for place in range(1, count + 1))))
-    return max(found, key=lambda one: one[0])[1] if found else None
+def _object_scores(value: Mapping[str, object], count: int) -> Found:
+    """The scores of a JSON object: a list, or one field an answer; none where there is more than one of those."""
+    found = [_given_scores(given, count) for key, given in value.items() if _name(key) in _SCORES_KEYS]
+    return found[0] if len(found) == 1 else None if found else _by_answer(value, count)
 
 
-def _listed(given: object, count: int) -> tuple[float, ...] | Literal["abstain"] | None:
+def _given_scores(given: object, count: int) -> Found:
     """Scores in a JSON list, or in an object by answer."""
     if given is None or given in ("abstain", []):
         return "abstain"
     if isinstance(given, dict):
         return _by_answer(given, count)
     if isinstance(given, str):
-        return _all_scores(given, count)
+        return _listed_scores(given, count)
     if not isinstance(given, list) or len(given) != count:
         return None
-    marks = [
-        _number(one) if not isinstance(one, dict) else next((_number(one[key]) for key in one if key.lower() == "score"), None)
-        for one in given
-    ]
-    return _complete(marks)
+    return _complete([_points(_inner(one)) for one in given])
 
 
-def _by_answer(value: Mapping[str, object], count: int) -> tuple[float, ...] | None:
-    """Scores of keys such as "1", "answer 2" or "answer_b"."""
-    marks: dict[int, float] = {}
+def _by_answer(value: Mapping[str, object], count: int) -> Scores | None:
+    """Scores of fields such as "1", "answer 2" or "answer_b"; none where an answer has two."""
+    marks: dict[int, float | None] = {}
     for key, given in value.items():
-        name = re.fullmatch(r"(?:(?:score|answer|response|option)[\s_-]*)*(?:of[\s_-]*)?(\d{1,2}|[a-h])", key.strip().lower())
-        inner = given.get("score") if isinstance(given, dict) else given
-        mark = _number(inner)
-        if name is not None and mark is not None:
-            marks[int(name[1]) if name[1].isdigit() else ord(name[1]) - ord("a") + 1] = mark
-    return _complete([marks.get(place) for place in range(1, count + 1)]) if len(marks) == count else None
+        name = _ANSWER.fullmatch(key.strip().lower())
+        if name is not None:
+            answer = int(name[1]) if name[1].isdigit() else ord(name[1]) - ord("a") + 1
+            if answer in marks:
+                return None
+            marks[answer] = _points(_inner(given))
+    return _complete([marks.get(answer) for answer in range(1, count + 1)]) if len(marks) == count else None
 
 
-def _number(given: object) -> float | None:
-    if isinstance(given, bool):
+def _inner(given: object) -> object:
+    """The `score` of an object, or what is given itself."""
+    return next((given[key] for key in given if _name(key) == "score"), None) if isinstance(given, dict) else given
+
+
+def _points(given: object) -> float | None:
+    """A score from 0 to 10 of 8, "8", "8.5", "8/10" or "80/100"."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
         return None
-    if isinstance(given, int | float):
-        return float(given) if math.isfinite(given) and 0 <= given <= MOST_POINTS else None
-    if isinstance(given, str):
-        found = _SCORE.fullmatch(given.strip())
-        return _mark(found[1], found[2]) if found else None
-    return None
+    if not isinstance(given, str):
+        return float(given) if 0 <= given <= MOST_POINTS else None
+    found = _POINTS.fullmatch(given.strip())
+    return _share(found[1], found[2]) if found else None
 
 
-def _mark(number: str, of: str | None) -> float | None:
-    """A score from 0 to 10 of "8", "8.5", "8/10" or "80/100"."""
+def _share(number: str, of: str | None) -> float | None:
     value, most = float(number), float(of) if of else MOST_POINTS
-    if most <= 0 or not 0 <= value <= most or (of is not None and most not in (5.0, 10.0, 100.0)):
+    return value * MOST_POINTS / most if most in (5.0, 10.0, 100.0) and value <= most else None
+
+
+def _line_scores(line: str, count: int) -> Found:
+    """The scores of "Scores: 8, 3"."""
+    if (value := _labelled(line, "scores", "score", "verdict")) is None:
         return None
-    return value * MOST_POINTS / most
+    return "abstain" if value.strip(_AROUND) == "abstain" else _listed_scores(value, count)
 
 
-def _all_scores(text: str, count: int) -> tuple[float, ...] | None:
-    """The scores of a text that has as many as there are answers."""
-    # "8/7" of two answers is two scores, "8/10 7/10" is two scores of ten.
-    marks = [_mark(number, of or None) for number, of in _SCORE.findall(text)]
-    if len(marks) != count:
-        plain = re.findall(r"-?\d{1,3}(?:\.\d{1,4})?", text)
-        marks = [_mark(number, None) for number in plain] if len(plain) == count else []
-    return _complete(marks) if len(marks) == count else None
+def _listed_scores(text: str, count: int) -> Scores | None:
+    """The scores of a text that is as many numbers as there are answers, all in points or all of the same number."""
+    if len(text) > LONGEST_LINE:
+        return None
+    given = _SEPARATORS.sub(" ", text.strip(_AROUND).lower().replace(" / ", "/")).split()
+    found = [_POINTS.fullmatch(one) for one in given]
+    if len(found) != count or len({match[2] for match in found if match is not None}) != 1:
+        return None
+    return _complete([None if match is None else _share(match[1], match[2]) for match in found])
 
 
-def _complete(marks: list[float | None]) -> tuple[float, ...] | None:
+def _complete(marks: list[float | None]) -> Scores | None:
     known = tuple(mark for mark in marks if mark is not None)
     return known if known and len(known) == len(marks) else None
 
 
 # ---- what is no verdict ----
 
+_APOLOGY = r"(?:(?:I'm|I am) sorry|sorry|I apologi[sz]e|unfortunately)\b[,.;]?(?: but)? "
+_DENIAL = (
+    r"I(?: can't|'m unable to| cannot| can not| won't| will not| am unable to| am not able to|'m not able to)"
+    r"(?: \w{1,12}){0,2}? (?:help|assist|comply|provide|fulfil|evaluate|judge|compare|analy[sz]e|interpret|answer|say)\b"
+)
 _REFUSAL = re.compile(
-    r"\b(?:I(?:'m|\s+am)\s+sorry\b.{0,80}\b(?:can't|cannot|can\s+not|unable|won't|not\s+able)|"
-    r"I\s+(?:can't|cannot|can\s+not|won't|am\s+unable\s+to|am\s+not\s+able\s+to)\s+(?:help|assist|comply|provide|fulfil))",
-    re.IGNORECASE | re.DOTALL,
+    rf"\b{_APOLOGY}{_DENIAL}|\bI (?:cannot|can't|can not|won't|am unable to|am not able to) "
+    r"(?:help|assist|comply|provide|fulfil)\b",
+    re.IGNORECASE,
 )
 _ABSTENTION = re.compile(
-    r"\babstain|\b(?:cannot|can't|can\s+not|unable\s+to|impossible\s+to|not\s+possible\s+to)\s+(?:be\s+)?"
+    r"\babstain|\b(?:cannot|can't|can not|unable to|impossible to|not possible to) (?:be )?"
     r"(?:judged?|decided?|determined?|compared?|scored?|assess(?:ed)?|evaluated?|tell)\b",
     re.IGNORECASE,
 )
+_YET = re.compile(r"\b(?:but|however|yet|still|nevertheless|that said|answer|response)\b", re.IGNORECASE)
+_FORMS_REASON = "…"
+"""The reason in the rubric's example: who repeats it repeats the example."""
+_ENDS = 1_000
 
 
 def _silence(words: str) -> Cause:
     """What words without a verdict are."""
-    if _REFUSAL.search(words.replace("’", "'")):
+    ends = " ".join((words if len(words) <= 2 * _ENDS else f"{words[:_ENDS]} … {words[-_ENDS:]}").replace("’", "'").split())
+    if _REFUSAL.search(ends):
         return "refused"
-    return "abstained" if _ABSTENTION.search(words.replace("’", "'")) else "unparsed"
+    return "abstained" if _ABSTENTION.search(ends) else "unparsed"
 
 
-# ---- JSON ----
+def _is_refusal(grounds: str) -> bool:
+    """Whether grounds are a refusal and nothing else, as of a model that its schema forces to name an answer."""
+    words = " ".join(grounds[:_ENDS].replace("’", "'").split())
+    found = _REFUSAL.match(words)
+    return found is not None and _YET.search(words, found.end()) is None
 
 
-def _objects(words: str) -> list[tuple[int, dict[str, object]]]:
-    """The JSON objects in a text, last first, with where they end."""
-    decode: Callable[[str, int], tuple[object, int]] = json.JSONDecoder().raw_decode
-    found: list[tuple[int, dict[str, object]]] = []
-    place = len(words)
-    for _ in range(_OBJECTS):
-        place = words.rfind("{", 0, place)
-        if place < 0:
-            break
-        try:
-            value, end = decode(words, place)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            found.append((end, value))
-    return found
+def _reason(value: Mapping[str, object]) -> str:
+    """The grounds in a JSON object; empty where it has none."""
+    reasons = (value[key] for key in value if _name(key) in ("reason", "reasoning", "explanation", "rationale"))
+    return next((reason.strip() for reason in reasons if isinstance(reason, str)), "")
+
+
+def _name(key: str) -> str:
+    """A key without what is neither letter nor digit, in lower case."""
+    return "".join(filter(str.isalnum, key[:LONGEST_LINE].lower()))

@@ -96,3 +96,4 @@ def test_all_pictures_may_be_labelled(imported: Path, tiny_model: Path, tmp_path
     assert not read_jsonl(tmp_path / "run/data/images.jsonl", ImageRecord)
     assert outcome.best == "sft"
     assert {overlap.exact_images for overlap in outcome.overlaps} == {0}
+    assert "data:image/jpeg;base64," in (tmp_path / "run/report.html").read_text()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from stllava.config import Options, PhantomData, RunOptions
 from stllava.errors import StllavaError
+from stllava.metrics.score import is_right, values
 from stllava.records import (
     Answers,
     Difference,
@@ -31,7 +32,7 @@ from stllava.records import (
     content_id,
 )
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
-from stllava.report.gallery import same, thumbnail
+from stllava.report.gallery import thumbnail
 from stllava.report.page import report
 from stllava.report.words import percent, points
 from stllava.store import Stage, write_whole
@@ -374,9 +375,23 @@ def test_a_thumbnail_is_small_and_keeps_no_metadata_and_stays_in_the_root(tmp_pa
     assert thumbnail(root, "deep.png").startswith("data:image/jpeg;base64,")
 
 
-def test_same_ignores_case_punctuation_and_spacing() -> None:
-    assert same(" Left  lung.", ["left lung"])
-    assert not same("left", ["left lung"])
+@pytest.mark.parametrize(
+    ("kind", "completion", "target", "right"),
+    [
+        ("closed", "Yes, there is a fracture.", "yes", True),
+        ("closed", "There is no fracture.", "yes", False),
+        ("open", "The left lung.", "left lung", True),
+        ("open", "right lung", "left lung", False),
+    ],
+)
+def test_the_gallery_calls_an_answer_right_where_the_table_counts_it(
+    kind: Literal["open", "closed"], completion: str, target: str, right: bool
+) -> None:
+    row = Prediction(
+        id="1", sample_id="1", image="a.png", question="?", targets=(target,), kind=kind, completion=completion, policy="p"
+    )
+    counted = values([row], "closed_accuracy" if kind == "closed" else "open_exact_match")
+    assert (is_right(row), counted) == (right, [float(right)])
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-9.13, -4.2), (3.0, 3.0), (0.0, 0.0), (1e-5, 3e-5), (-2.0, 7000.0)])

@@ -141,7 +141,7 @@ def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
     names = _benchmark_names(options)
     truth = to / ("truths.jsonl" if isinstance(options, PhantomData) else "references.jsonl")
     return DataSet(
-        image_root=_image_root(options, to),
+        image_root=image_root_of(options, to),
         conversations=to / "conversations.jsonl",
         captions=to / "captions.jsonl" if manifest.measures.get("captions") else None,
         images=to / "images.jsonl",
@@ -156,7 +156,8 @@ def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
     )
 
 
-def _image_root(options: Data, to: Path) -> Path:
+def image_root_of(options: Data, to: Path) -> Path:
+    """The folder that the image paths of the data set in `to` are relative to."""
     if isinstance(options, PhantomData):
         return to / "images"
     return options.images if isinstance(options, FilesData) else options.folder

@@ -92,6 +92,11 @@ def values(rows: Sequence[Prediction], metric: str) -> list[float]:
     return [reading or 0.0 for reading in readings(rows, metric)]
 
 
+def is_right(row: Prediction) -> bool:
+    """Whether our rule for questions of its kind, closed accuracy or open exact match, counts the answer in full."""
+    return values([row], "closed_accuracy" if row.kind == "closed" else "open_exact_match") == [1.0]
+
+
 def score(predictions: Sequence[Prediction], *, policy: str, benchmark: str, candidates: Sequence[str] = ()) -> list[Score]:
     """Every metric that has samples, its 95 % interval resampled by image.
 

@@ -1,8 +1,7 @@
 """Chooses the report's examples by rules stated beside them, and makes thumbnails without metadata."""
 
-import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from stllava.data.images import jpeg_uri, open_image
 from stllava.errors import ItemError
+from stllava.metrics.score import is_right
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
 from stllava.report.gather import RunFiles
 from stllava.report.words import plain, policy_label, shorten
@@ -48,7 +48,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Tally:
-    """How the compared policies fare on the same samples, by equality with a reference answer."""
+    """How the compared policies fare on the same samples, right or wrong as the table of scores counts them."""
 
     benchmark: str
     before: str
@@ -73,15 +73,6 @@ def thumbnail(root: Path, path: str) -> str:
     small = Image.fromarray(pixels)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return jpeg_uri(small, quality=85)
-
-
-def same(answer: str, targets: Iterable[str]) -> bool:
-    """Whether the answer equals a target once case, punctuation and spacing are ignored."""
-    return _bare(answer) in {_bare(target) for target in targets}
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
 def shares(rounds: int) -> tuple[int, int]:
@@ -146,8 +137,8 @@ def tally(run: RunFiles, benchmark: str, after: str) -> Tally | None:
     before = run.outcome.policies[0]
     if before not in said or after not in said or before == after:
         return None
-    old = {row.sample_id: same(row.completion, row.targets) for row in said[before]}
-    pairs = [(old[row.sample_id], same(row.completion, row.targets)) for row in said[after] if row.sample_id in old]
+    old = {row.sample_id: is_right(row) for row in said[before]}
+    pairs = [(old[row.sample_id], is_right(row)) for row in said[after] if row.sample_id in old]
     counts = {key: pairs.count(key) for key in ((False, True), (True, False), (True, True), (False, False))}
     return Tally(benchmark, before, after, *counts.values())
 
@@ -166,7 +157,7 @@ def tested(run: RunFiles, benchmark: str) -> list[Card]:
         taken = 0
         for sample in order:
             rows = {policy: found[sample.sample_id] for policy, found in by_sample.items() if sample.sample_id in found}
-            right = [same(row.completion, row.targets) for row in rows.values()]
+            right = [is_right(row) for row in rows.values()]
             kind = "all right" if all(right) else "differ" if any(right) else "all wrong"
             if taken == most or kind != wanted or sample.image in shown:
                 continue

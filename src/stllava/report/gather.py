@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stllava.config import FilesData, RunOptions, VqaRadData, validate
+from stllava.config import RunOptions, validate
+from stllava.data.prepare import image_root_of
 from stllava.errors import StllavaError
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
 from stllava.report.words import FINAL
@@ -71,17 +72,7 @@ def gather(run: Path) -> RunFiles:
             predictions.setdefault(folder.name, {})[policy] = records
     checked = run / JUDGE_CHECK
     check = _parse(checked / CHECK, JudgeCheck) if (checked / MANIFEST).is_file() else None
-    return RunFiles(options, outcome, manifests, rounds, predictions, image_root(run, options), check)
-
-
-def image_root(run: Path, options: RunOptions) -> Path:
-    """Where the run's image paths start."""
-    match options.data:
-        case VqaRadData():
-            return options.data.folder
-        case FilesData():
-            return options.data.images
-    return run / "data" / "images"
+    return RunFiles(options, outcome, manifests, rounds, predictions, image_root_of(options.data, run / "data"), check)
 
 
 def _round(folder: Path) -> Round:

@@ -157,8 +157,9 @@ def test_chat_answers_a_question_about_an_image(finished: tuple[Path, Path, str]
 
 @pytest.mark.parametrize("locale", ["C", "POSIX"])
 def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text('[{"image": "a.png", "conversations": [{"from": "human", "value": "größer als 5 µm? 右"},'
-                                        ' {"from": "gpt", "value": "nein – 否"}]}]', encoding="utf-8")  # fmt: skip
+    turns = [("human", "größer als 5 µm? 右"), ("gpt", "nein – 否")]
+    row = {"image": "a.png", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    (tmp_path / "data.json").write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text("name: Übung – 練習\ndata: {kind: phantom}\n", encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from stllava.config import load_recipe\n"

@@ -12,8 +12,8 @@ from families import FAMILIES
 from stllava.config import RECIPES, ComposeOptions
 from stllava.errors import StllavaError
 from stllava.model.load import load_policy
-from stllava.model.processor import read_processor
 from stllava.model.parts import read_language, read_tower
+from stllava.model.processor import read_processor
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as Own\n"
 """Says that it ran; transformers runs a copy of it, so the place is written out."""

@@ -148,8 +148,9 @@ def test_a_servers_words_reach_neither_terminal_nor_journal_as_escapes(
     monkeypatch.setattr(choose, "Chat", make)
     given = write_answers(tmp_path / "answers", [answers_of(f"what {number}?", ("a", "b")) for number in range(12)])
     flags = ["--expert", "chat", "--chat.url", "http://127.0.0.1:9/v1", "--chat.retries", "0", "--chat.concurrency", "1"]
+    flags += ["--answers", str(given), "--root", str(write_image(tmp_path / "i")), "--to", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        main(["judge", *flags, "--answers", str(given), "--root", str(write_image(tmp_path / "i")), "--to", str(tmp_path / "out")])
+        main(["judge", *flags])
     told = capsys.readouterr()
     assert "owned" in told.err
     assert not obeyed(told.out + told.err)

@@ -7,16 +7,28 @@ from typing import cast
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import (
+    BambaConfig,
+    FalconH1Config,
+    Lfm2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3_5TextConfig,
+    Qwen3MoeConfig,
+)
 
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
 from stllava.config import DpoOptions, SamplingOptions
 from stllava.model.load import Policy
 from stllava.model.prompt import segments
 from stllava.model.sampler import Prompt
+from stllava.model.small import IMAGE, TEMPLATE
 from stllava.records import Lineage, Message, Preference
 from stllava.tree.decode import LocalSampler
 from stllava.tree.forward import Tree, collate, path, token_log_probabilities
-from stllava.tree.guard import check_packing
+from stllava.tree.guard import check_packing, measure_packing
+from stllava.tree.layout import ROOT, Node
 from stllava.tree.preferences import Choices
 
 PACKED = {"llava": True, "smolvlm": True, "qwen2_vl": False, "gemma3": False, "sliding": False}
@@ -159,3 +171,120 @@ def test_the_segments_of_every_family_are_its_templates_own_words(policy: Policy
     talk = [Message(role="user", content="where?"), Message(role="assistant", content="left")]
     pieces = segments(policy.chat, talk, images=1)
     assert [piece.learn for piece in pieces if "left" in piece.text] == [True]
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+LANGUAGES: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "gated delta rule": (
+        Qwen3_5TextConfig,
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "rope_parameters": ROPE,
+        },
+    ),
+    "short convolution": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
+    "Mamba and attention in turn": (BambaConfig, {"attn_layer_indices": [1], **MAMBA}),
+    "Mamba beside attention": (FalconH1Config, {"mamba_d_ssm": 64, **MAMBA}),
+    "attention": (LlamaConfig, {}),
+    "many layers of attention": (LlamaConfig, {"num_hidden_layers": 12}),
+    "experts": (Qwen3MoeConfig, {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}),
+}
+"""Language models, all of attention or with layers that carry a state: in bfloat16 these were within the guard's old limit."""
+RIGHT = {"attention", "many layers of attention", "experts"}
+PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def llava_with(language: str, dtype: torch.dtype) -> Policy:
+    """A LLaVA with this language model."""
+    kind, options = LANGUAGES[language]
+    tokenizer = tokenizer_of(["<s>", "</s>", IMAGE], end="</s>", begin="<s>")
+    policy = llava_of(tokenizer, kind(**{**text_options(tokenizer), **options}), spoken=TEMPLATE, seed=8)
+    cast(nn.Module, policy.model).to(dtype)
+    return policy
+
+
+def one_prompt(policy: Policy, phantoms: Path) -> LocalSampler:
+    """A sampler that has completed one prompt four times."""
+    sampler = LocalSampler(policy, root=phantoms / "images", tokens=1 << 16)
+    prompt = Prompt((Message(role="user", content="Describe the image."),), ("test/00000.png",))
+    sampler.complete([prompt], k=4, sampling=WARM, seed=0)
+    return sampler
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_layers_that_carry_a_state_are_never_packed_and_attention_is_in_every_precision(
+    language: str, dtype: torch.dtype, phantoms: Path
+) -> None:
+    sampler = one_prompt(llava_with(language, dtype), phantoms)
+    assert sampler.policy.packs == (language in RIGHT)
+    assert [note.split(" (")[0] for note in sampler.notes] == (
+        [] if language in RIGHT else ["Layers of this model carry what stands before a token past its mask"]
+    )
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_measured_tells_rounding_from_a_wrong_packing_by_itself(
+    language: str, dtype: torch.dtype, phantoms: Path
+) -> None:
+    policy = llava_with(language, dtype)
+    found = measure_packing(policy, choices(policy, phantoms).trees[0])
+    assert policy.packs
+    if language in RIGHT:
+        assert found.fault is None
+        assert found.gap < max(1e-5, found.spread)
+        assert found.leak == 0
+    else:
+        assert "one prompt changes what follows another" in (found.fault or "")
+        assert found.gap > 3 * found.spread
+
+
+class Running(nn.Module):
+    """Adds to what a layer gives a share of all that came before: no name and no part of it says that it carries a state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor, *given: object, **named: object) -> Tensor:
+        output: Tensor = self.layer(states, *given, **named)
+        before: Tensor = output.cumsum(dim=1)
+        mixed: Tensor = output + 0.05 * before / output.shape[1] ** 0.5
+        return mixed
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_one_prompt_is_enough_to_find_a_state_that_nothing_names(dtype: torch.dtype, phantoms: Path) -> None:
+    policy = llava_with("attention", dtype)
+    layers = policy.model.get_decoder().layers
+    layers[0] = Running(layers[0])
+    sampler = one_prompt(policy, phantoms)
+    assert not policy.packs
+    assert "one prompt changes what follows another" in sampler.notes[0]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_every_family_is_packed_or_not_whatever_the_precision(family: str, dtype: torch.dtype, phantoms: Path) -> None:
+    policy = ARCHITECTURES[family]()
+    cast(nn.Module, policy.model).to(dtype)
+    made = choices(policy, phantoms)
+    assert (measure_packing(policy, made.trees[0]).fault is None) == PACKED[family]
+    assert (check_packing(policy, made.trees) is None) == PACKED[family]
+
+
+def test_a_prompt_of_a_single_token_is_compared_as_well(phantoms: Path) -> None:
+    policy = llava_with("attention", torch.bfloat16)
+    sampler = LocalSampler(policy, root=phantoms / "images", tokens=1 << 16)
+    asked = sampler.request(Prompt((Message(role="user", content="Describe the image."),), ("test/00000.png",)))
+    tree = Tree(asked.prefix, (Node(asked.ids[-1:], ROOT, False),), ((0,),))
+    assert measure_packing(policy, tree).fault is None
+    layers = policy.model.get_decoder().layers
+    layers[0] = Running(layers[0])
+    assert "one prompt changes" in (check_packing(policy, [tree]) or "")

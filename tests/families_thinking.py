@@ -68,7 +68,7 @@ def gemma4() -> Policy:
             "head_dim": WIDTH // HEADS,
             "patch_size": PATCH,
             "pooling_kernel_size": 2,
-            "position_embedding_size": 128,
+            "position_embedding_size": 256,
             "initializer_range": 0.15,
         },
         text_config={

@@ -60,7 +60,10 @@ def say(sampler: LocalSampler, prompt: Prompt, *, sampling: SamplingOptions, tel
     Ctrl-C ends it early.
     """
     policy, request = sampler.policy, sampler.request(prompt)
-    encoded = policy.encode(request.prefix)
+    try:
+        encoded = policy.encode(request.prefix)
+    except ItemError as error:
+        raise StllavaError(str(error), expected="an image that the model takes", remedy="Name another file.") from error
     ids = torch.tensor([[*encoded.ids, *request.ids]], device=policy.device)
     room = policy.context - ids.shape[1]
     if room < 1:

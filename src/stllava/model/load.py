@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
+    BatchFeature,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -21,11 +22,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
-from stllava.data.images import open_image
-from stllava.errors import StllavaError
+from stllava.data.images import MAX_PIXELS, open_image
+from stllava.errors import ItemError, StllavaError
 from stllava.model.checkpoint import reading
 from stllava.model.families import Family, family_of
-from stllava.model.processor import POLICY, load_processor
+from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, closing
 from stllava.records import content_id
 from stllava.store import MANIFEST, file_hash, read_manifest
@@ -35,6 +36,8 @@ transformers_logging.disable_progress_bar()
 IMAGE_CACHE_BYTES = 1 << 28
 """Of images kept encoded, those used last."""
 TEXT_CACHE_ENTRIES = 1 << 16
+PLAIN_SIDE = 256
+"""Pixels of a side of the picture that tells a processor that fails from one that refuses a picture."""
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
 NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "labels", *KINDS})
 
@@ -154,8 +157,7 @@ class Policy:
         pictures = [open_image(prefix.root, path) for path in prefix.images]
         if prefix.blank:
             pictures = [Image.new("RGB", picture.size, (0, 0, 0)) for picture in pictures]
-        # The segment itself holds the token that begins a text, where the processor would write one (model/prompt.py).
-        made = self.processor(text=[prefix.text], images=pictures, return_tensors="pt", add_special_tokens=False)
+        made = self._processed(prefix, pictures)
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
         asked = KINDS & inspect.signature(self.model.forward).parameters.keys()
         end = made["input_ids"].shape[1] - len(self.tokens(self.family.added))
@@ -167,6 +169,36 @@ class Policy:
         while self._cached_bytes > IMAGE_CACHE_BYTES and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return encoded
+
+    def _processed(self, prefix: Prefix, pictures: Sequence[Image.Image]) -> BatchFeature:
+        """What the processor makes of a prefix; raises ItemError for images that it refuses where it takes plain ones."""
+        for path, picture in zip(prefix.images, pictures, strict=True):
+            self._check_side(path, picture)
+        try:
+            return self._process(prefix.text, pictures)
+        except Exception as error:
+            try:
+                self._process(prefix.text, [Image.new("RGB", (PLAIN_SIDE, PLAIN_SIDE)) for _ in pictures])
+            except Exception:  # noqa: BLE001 - it is not the pictures, so the first error is told as it is
+                raise error from None
+            told = ", ".join(f"{path} ({one.width} × {one.height})" for path, one in zip(prefix.images, pictures, strict=True))
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ItemError("refused", f"the model's image processor refuses {told}: {reason}") from error
+
+    def _process(self, text: str, pictures: Sequence[Image.Image]) -> BatchFeature:
+        # The segment itself holds the token that begins a text, where the processor would write one (model/prompt.py).
+        made = self.processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False)
+        return cast(BatchFeature, made)
+
+    def _check_side(self, path: str, picture: Image.Image) -> None:
+        """Refuse what the image processor would enlarge beyond all memory, bringing its shorter side to a given length."""
+        shorter = enlarges_to(self.processor)
+        if shorter**2 * max(picture.size) > MAX_PIXELS * min(picture.size):
+            raise ItemError(
+                "refused",
+                f"{path} ({picture.width} × {picture.height}) would be larger than {MAX_PIXELS:,} pixels "
+                f"once its shorter side has the {shorter} that the model's image processor wants",
+            )
 
     def forget(self) -> None:
         """Drop the images that are kept encoded."""

@@ -117,6 +117,12 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     return processor
 
 
+def enlarges_to(processor: ProcessorMixin) -> int:
+    """Pixels that a picture's shorter side is brought to whatever the longer one then has; 0 where that has an end."""
+    size = dict(getattr(processor.image_processor, "size", None) or {})
+    return 0 if "longest_edge" in size else int(size.get("shortest_edge", 0))
+
+
 POLICY = "an image-text-to-text model of transformers with its processor"
 
 

@@ -277,7 +277,7 @@ def compare(setting: Setting, vllm: str | None, repeats: int) -> dict[str, JsonV
                 runs[name].append(run_side(__file__, "--side", name, *common))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
         if vllm is not None:
-            from stllava.export import export
+            from stllava.stages.export import export
 
             runs["vllm"] = []
             export(work / "model", to=work / "served")  # under the names that vLLM wants

@@ -27,7 +27,6 @@ from stllava.config import (
     SftOptions,
 )
 from stllava.errors import StllavaError
-from stllava.export import export, folder_of
 from stllava.model.load import Policy, load_policy
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.model.sampler import Prompt
@@ -37,6 +36,7 @@ from stllava.report.card import Measured, write_card
 from stllava.report.gather import gather
 from stllava.report.private import HIDDEN, Secrets, base_of, secrets_of
 from stllava.report.words import percent
+from stllava.stages.export import export, folder_of
 from stllava.store import read_jsonl, read_manifest
 from stllava.tree.decode import LocalSampler
 

@@ -20,7 +20,6 @@ from families import FAMILIES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
-from stllava.export import export
 from stllava.model.adapters import group_of
 from stllava.model.families import FAMILIES as TABLE
 from stllava.model.families import PALIGEMMA
@@ -31,6 +30,7 @@ from stllava.records import Answers, Conversation, Lineage, Manifest, Message, P
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo
+from stllava.stages.export import export
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records, to_jsonl, write_whole
 from stllava.tree.decode import LocalSampler

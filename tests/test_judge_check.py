@@ -17,7 +17,7 @@ from stllava.errors import StllavaError
 from stllava.experts.check import truths_of_votes
 from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
 from stllava.records import Vote
-from stllava.report.page import report
+from stllava.report.page import write_report
 from stllava.stages.judge import check, judge
 from stllava.store import read_jsonl
 from test_report import build
@@ -154,10 +154,10 @@ def test_a_check_in_a_runs_folder_is_shown_in_its_report(tmp_path: Path, asked: 
     answers, truths = asked
     run = tmp_path / "run"
     build(run, images=3, rounds=1)
-    assert "How far the expert can be trusted" not in report(run).read_text()
+    assert "How far the expert can be trusted" not in write_report(run).read_text()
     faulty = JudgeOptions(expert="simulated", simulated=SimulatedOptions(order_bias=0.5))
     found = check(faulty, answers=answers, truth=truths, root=tmp_path, to=run / "judge-check")
-    page = report(run).read_text()
+    page = write_report(run).read_text()
     assert "How far the expert can be trusted" in page
     assert "Flipped by the order" in page
     assert escape(found.examples[0].question) in page

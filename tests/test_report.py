@@ -33,7 +33,7 @@ from stllava.records import (
 )
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
 from stllava.report.gallery import thumbnail
-from stllava.report.page import report
+from stllava.report.page import write_report
 from stllava.report.words import percent, points
 from stllava.store import Stage, write_whole
 
@@ -229,7 +229,7 @@ def build(run: Path, *, images: int = 24, rounds: int = 2, pairs: bool = True) -
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     built = build(tmp_path_factory.mktemp("run"))
-    report(built.run)
+    write_report(built.run)
     return built
 
 
@@ -274,7 +274,7 @@ def test_the_page_asks_for_nothing_from_outside(page: str) -> None:
 
 def test_a_script_in_an_answer_or_a_name_is_shown_as_text(tmp_path: Path) -> None:
     built = build(tmp_path / "run", images=1, rounds=1)
-    page = report(built.run).read_text()
+    page = write_report(built.run).read_text()
     assert "&lt;script&gt;alert(" in page
     assert "phantom &lt;demo&gt;" in page
     assert "<script" not in page
@@ -314,13 +314,13 @@ def test_the_summary_file_has_exactly_the_promised_shape(made: Made) -> None:
 
 def test_the_same_files_give_the_same_bytes(made: Made, page: str) -> None:
     before = (made.run / "summary.json").read_bytes()
-    assert report(made.run).read_text() == page
+    assert write_report(made.run).read_text() == page
     assert (made.run / "summary.json").read_bytes() == before
 
 
 def test_a_run_that_stopped_in_round_1_without_pairs_still_has_a_report(tmp_path: Path) -> None:
     built = build(tmp_path / "run", pairs=False, images=6)
-    page = report(built.run).read_text()
+    page = write_report(built.run).read_text()
     assert "1 round of self-training ran without a policy that beats sft" in page
     assert "Round 1 made no pair" in page
     assert "round-1/dpo" not in json.loads((built.run / "summary.json").read_text())["stages"]
@@ -331,7 +331,7 @@ def test_a_stage_without_a_manifest_is_refused(tmp_path: Path, name: str) -> Non
     built = build(tmp_path / "run", images=2)
     (built.run / name / "manifest.json").unlink()
     with pytest.raises(StllavaError, match=f"{name} has no manifest.json"):
-        report(built.run)
+        write_report(built.run)
     assert not (built.run / "report.html").exists()
 
 
@@ -342,21 +342,21 @@ def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: st
     built = build(tmp_path / "run", images=1, rounds=1)
     (built.run / name).unlink()
     with pytest.raises(StllavaError, match=f"{name}; expected {expected}"):
-        report(built.run)
+        write_report(built.run)
 
 
 def test_a_broken_outcome_is_refused_by_name(tmp_path: Path) -> None:
     built = build(tmp_path / "run", images=1, rounds=1)
     (built.run / "outcome.json").write_text('{"name": 1')
     with pytest.raises(StllavaError, match=r"outcome\.json: .*expected the file as"):
-        report(built.run)
+        write_report(built.run)
 
 
 def test_a_lost_image_costs_its_picture_and_not_the_report(tmp_path: Path) -> None:
     built = build(tmp_path / "run", images=2, rounds=1)
     for path in (built.run / "data" / "images").rglob("*.png"):
         path.write_bytes(b"")
-    assert "image not readable" in report(built.run).read_text()
+    assert "image not readable" in write_report(built.run).read_text()
 
 
 def test_a_thumbnail_is_small_and_keeps_no_metadata_and_stays_in_the_root(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from judging import SAMPLING
 from stllava.config import AskOptions, SmallModel
-from stllava.export import export
 from stllava.records import Answers, Image, Judgment, Question
+from stllava.stages.export import export
 from stllava.store import AUDIT, Stage, read_jsonl, read_manifest, read_records
 
 VLLM = os.environ.get("STLLAVA_VLLM", "")

@@ -1,31 +1,13 @@
 """stllava: a general vision-language model becomes a medical one by asking, answering, being judged and learning.
 
-The Python API has the command line's nouns and verbs: `stllava.ask(AskConfig(...), policy=..., ...)` is `stllava ask`.
-Names load on first use, so that `import stllava` is quick and needs no torch.
+The Python API has the command line's verbs and nouns: `stllava.ask(AskOptions(...), policy=..., ...)` is `stllava ask`.
+`__init__.pyi` lists all of it, for type checkers and for readers. Names load on first use, so that `import stllava` is
+quick and needs no torch.
 """
 
-from importlib import import_module
 from importlib.metadata import version
 
+import lazy_loader
+
 __version__ = version("stllava")
-
-_HOME = {
-    "sft": "stllava.stages.sft",
-    "ask": "stllava.stages.ask",
-    "answer": "stllava.stages.answer",
-    "judge": "stllava.stages.judge",
-    "pair": "stllava.stages.pair",
-    "dpo": "stllava.stages.dpo",
-    "evaluate": "stllava.stages.evaluate",
-    "predict": "stllava.stages.predict",
-    "export": "stllava.export",
-    "run": "stllava.pipeline",
-    "StllavaError": "stllava.errors",
-}
-__all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'stllava' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, StllavaError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
-from stllava.report.page import report
+from stllava.report.page import write_report
 from stllava.report.words import BLIND, FINAL
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
@@ -38,7 +38,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
         loop = Loop(options, to)
         outcome = loop.turn()
         write_whole(to / "outcome.json", outcome.model_dump_json(indent=1) + "\n")
-        report(to)
+        write_report(to)
         files = [to / name for name in ("outcome.json", "summary.json", "report.html")]
         stage.finish(counts_in=options.rounds, counts_out=loop.finished, measures=loop.measures, files=files)
         return outcome

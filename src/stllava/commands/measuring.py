@@ -112,8 +112,8 @@ def report_command(words: list[str]) -> None:
         Args:
             run: The run directory.
         """
-        from stllava.report.page import report
+        from stllava.report.page import write_report
 
-        show(report(run))
+        show(write_report(run))
 
     parse(write, words, name="report")

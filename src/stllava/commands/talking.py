@@ -62,7 +62,7 @@ def export_command(words: list[str]) -> None:
             precision: Of the weights; same leaves them as they are.
             existing: What to do with output that is there: resume, replace, or error.
         """
-        from stllava.export import export as write
+        from stllava.stages.export import export as write
 
         tell(write(policy, to=to, run=run, precision=precision, existing=existing))
 

@@ -3,8 +3,8 @@
 The page is one file: no script, no request of any kind (its own content security policy forbids both), thumbnails
 inside. The same files give the same bytes: every time on the page comes from a manifest.
 
-    from stllava.report.page import report
-    report(Path("runs/phantom-0"))
+    from stllava.report.page import write_report
+    write_report(Path("runs/phantom-0"))
 """
 
 import json
@@ -85,7 +85,7 @@ class Figure:
     chart: Markup
 
 
-def report(run: Path) -> Path:
+def write_report(run: Path) -> Path:
     """Write the run's `summary.json` and `report.html`; returns the path of the page."""
     files = gather(run)
     write_whole(run / "summary.json", json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")

@@ -48,7 +48,7 @@ def import_images(
     source: Path,
     to: Path,
     salt: Path,
-    existing: Existing,
+    existing: Existing = "resume",
     make: MakeParts = made_of,
 ) -> Manifest:
     """Write the image set of a tree and return its manifest; `make` gives the readers and what guards the output.

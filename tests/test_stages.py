@@ -1,14 +1,14 @@
 """ask, answer, judge, pair and evaluate on records."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
 from stllava.data.conversations import read_conversations
-from stllava.errors import StllavaError
+from stllava.dropped import Dropped
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.metrics.score import compare, score
 from stllava.records import (
     Answers,
@@ -47,14 +47,14 @@ HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
     ids=["kept", "repeated", "empty", "blank", "statement", "one word", "rambling"],
 )
 def test_unusable_questions_are_dropped_and_counted_by_cause(text: str, cause: str | None) -> None:
-    dropped: Counter[str] = Counter()
+    dropped = Dropped()
     kept = screen(["is there a mass?", text] if cause == "repeated" else [text], dropped)
     assert dropped == ({} if cause is None else {cause: 1})
     assert kept == (["is there a mass?"] if cause in (None, "repeated") else [])
 
 
 def asked(tiny_model: Path, phantoms: Path, to: Path, *, images: Path | None = None) -> Path:
-    options = AskOptions(questions=3, chunk=2, sampling=SHORT, description=SHORT)
+    options = AskOptions(questions=2, chunk=2, sampling=SHORT, description=SHORT)
     ask(options, policy=tiny_model, images=images or phantoms / "images.jsonl", root=phantoms / "images", to=to, seed=1)
     return to
 
@@ -75,21 +75,21 @@ def by_hand(folder: Path, texts: list[str]) -> Path:
 
 def test_every_question_asked_is_kept_or_counted(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     manifest = read_manifest(asked(tiny_model, phantoms, tmp_path / "ask"))
-    assert manifest.counts_in == 4 * 3 == manifest.counts_out + sum(manifest.dropped.values())
+    assert manifest.counts_in == 4 * 2 == manifest.counts_out + sum(manifest.dropped.values())
 
 
 def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     rows = (phantoms / "images.jsonl").read_text() + '{"id": "x", "path": "gone.png"}\n{"id": "y", "path": "../up.png"}\n'
     write_whole(tmp_path / "images.jsonl", rows)
     manifest = read_manifest(asked(tiny_model, phantoms, tmp_path / "ask", images=tmp_path / "images.jsonl"))
-    assert manifest.dropped["image missing"] == 3
-    assert manifest.dropped["image outside-root"] == 3
-    assert manifest.counts_in == 18
+    assert manifest.dropped["image missing"] == 2
+    assert manifest.dropped["image outside-root"] == 2
+    assert manifest.counts_in == 12
 
 
 def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     root, images = phantoms / "images", phantoms / "images.jsonl"
-    options = AskOptions(questions=3, chunk=2, sampling=SHORT)
+    options = AskOptions(questions=2, chunk=2, sampling=SHORT)
     request_descriptions(options, policy=tiny_model, images=images, root=root, to=tmp_path / "request")
     requests = read_records(tmp_path / "request", "questions", Question)
     assert [one.text for one in requests] == ["Describe the image."] * 4
@@ -160,7 +160,9 @@ def test_questions_are_borrowed_first_from_images_described_alike() -> None:
         assert sorted(" ".join(text.lower().split()) for text in texts) == sorted(everything)
 
 
-def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_ask_answer_judge_and_pair_follow_each_other_until_nothing_is_left(
+    tiny_model: Path, phantoms: Path, tmp_path: Path
+) -> None:
     texts = ["is the image normal?", "what abnormality is seen?", "is this image nice or not?"]
     questions, root = by_hand(tmp_path / "ask", texts), phantoms / "images"
     answer(
@@ -173,8 +175,8 @@ def test_ask_answer_judge_and_pair_follow_each_other(tiny_model: Path, phantoms:
     assert [judgment.answers_id for judgment in judgments] == [one.id for one in answers]
     assert judgments[2].scores is None
     assert judgments[2].cause == "abstained"
-    made = pair(PairOptions(), answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "pair")
-    assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
+    with pytest.raises(NothingLeftError, match=r"came of 3 judgments: 2 × tie, 1 × abstained; for example: 'is the image"):
+        pair(PairOptions(), answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "pair")
 
 
 def test_what_a_knowing_expert_could_not_judge_is_not_answered(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import errno
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stllava.config import PairOptions
+from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.progress import Progress
 from stllava.records import Image
@@ -38,14 +38,14 @@ def copy(stage: Stage, *, stop_after: int | None = None) -> list[int]:
     """Copy the images in chunks of three; returns the sizes of the chunks that were worked on."""
     worked: list[int] = []
 
-    def work(chunk: Sequence[Image]) -> tuple[list[Image], Counter[str]]:
+    def work(chunk: Sequence[Image]) -> tuple[list[Image], Dropped]:
         if stop_after is not None and len(worked) == stop_after:
             raise KeyboardInterrupt
         worked.append(len(chunk))
         kept = [Image(id=f"{image.id}-copy", path=image.path) for image in chunk if image.id != "i4"]
-        return kept, Counter({"unlucky": len(chunk) - len(kept)})
+        return kept, Dropped({"unlucky": len(chunk) - len(kept)})
 
-    records, dropped = stage.map_chunks(IMAGES, work, kind=Image, size=3, unit="images")
+    records, dropped = stage.map_chunks(IMAGES, work, kind=Image, size=3, unit="images", max_bad=0.05)
     stage.write_records("images", records)
     stage.finish(counts_in=len(IMAGES), counts_out=len(records), dropped=dropped)
     return worked
@@ -175,14 +175,14 @@ def test_a_text_with_a_line_separator_in_it_is_resumed_whole(tmp_path: Path, mar
     def made(to: Path, *, stop_after: int) -> list[Image]:
         worked = 0
 
-        def work(chunk: Sequence[Image]) -> tuple[list[Image], Counter[str]]:
+        def work(chunk: Sequence[Image]) -> tuple[list[Image], Dropped]:
             nonlocal worked
             if worked == stop_after:
                 raise KeyboardInterrupt
             worked += 1
-            return list(chunk), Counter({mark: 1})
+            return list(chunk), Dropped({mark: 1})
 
-        return begin(to).map_chunks(odd, work, kind=Image, size=2, unit="images")[0]
+        return begin(to).map_chunks(odd, work, kind=Image, size=2, unit="images", max_bad=0.05)[0]
 
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, stop_after=1)
@@ -199,7 +199,8 @@ def text_reads_without_encoding(path: Path) -> list[int]:
         owner = node.func.value.id if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) else ""
         modes = [value.value for value in node.args if isinstance(value, ast.Constant) and isinstance(value.value, str)]
         binary = any("b" in mode for mode in modes) or owner in ("os", "Image", "gzip")
-        if name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary):
+        whole = isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text")
+        if whole or (name in ("open", "fdopen") and not binary):
             found.append(node.lineno)
     return found
 

@@ -12,6 +12,10 @@ class CollapseError(StllavaError):
     """A training that was stopped because it unlearned; a run keeps the best policy before it."""
 
 
+class NothingLeftError(StllavaError):
+    """A stage of which nothing came; a run that has learned something before keeps that."""
+
+
 class ItemError(Exception):
     """One image or row that cannot be used; `cause` is a short word counted in the manifest."""
 

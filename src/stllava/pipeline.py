@@ -10,7 +10,7 @@ from pathlib import Path
 from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
-from stllava.errors import CollapseError, StllavaError
+from stllava.errors import CollapseError, NothingLeftError, StllavaError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
@@ -114,7 +114,22 @@ class Loop:
         return str(at)
 
     def round(self, name: str, policy: Path, data: DataSet) -> bool:
-        """One round of self-training from `policy`; False, with a sentence, when it made no policy."""
+        """One round of self-training from `policy`; False, with a sentence, when it made no policy.
+
+        Where not even the first round makes one, the run has learned nothing: that is an error, and once its cause is
+        put right the same command goes on.
+        """
+        try:
+            self.learn(name, policy, data)
+        except (CollapseError, NothingLeftError) as error:
+            if not self.finished:
+                raise
+            self.sentences.append(f"Stopped in {name}: {error}")
+            return False
+        return True
+
+    def learn(self, name: str, policy: Path, data: DataSet) -> None:
+        """Make the policy of a round from `policy`."""
         options, at = self.options, self.to / name
         seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
@@ -125,8 +140,8 @@ class Loop:
             images=data.images,
             root=data.image_root,
             to=questions,
-            described=at / "describe" / "answer" if described else None,
-            verdicts=at / "describe" / "judge" if described else None,
+            described=at / "describe" / "answer" if options.ask.descriptions > 1 else None,
+            verdicts=at / "describe" / "judge" if options.ask.descriptions > 1 else None,
             seed=seed,
         )
         answer(
@@ -140,13 +155,13 @@ class Loop:
             seed=seed,
         )
         judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
-        paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         fresh = asked.counts_in - asked.dropped.get("repeated", 0)
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
-        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if described else []
+        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if options.ask.descriptions > 1 else []
         self.judged.append((answers, judgments))
+        paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
@@ -154,34 +169,29 @@ class Loop:
             f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a "
             f"verdict ({valid:.1%} of all but repeats); they made {paired.counts_out} pairs."
         )
-        if not paired.counts_out:
-            self.sentences.append(f"Stopped in {name}: there was no pair to learn from ({_causes(paired)}).")
-            return False
-        try:
-            dpo(
-                options.dpo,
-                policy=policy,
-                preferences=pairs,
-                earlier=earlier,
-                images=data.image_root,
-                conversations=data.conversations,
-                to=at / "dpo",
-                seed=seed,
-            )
-        except CollapseError as error:
-            self.sentences.append(f"Stopped in {name}: {error}")
-            return False
+        dpo(
+            options.dpo,
+            policy=policy,
+            preferences=pairs,
+            earlier=earlier,
+            images=data.image_root,
+            conversations=data.conversations,
+            to=at / "dpo",
+            seed=seed,
+        )
         self.policies[name] = at / "dpo"
-        return True
 
-    def describe(self, at: Path, policy: Path, data: DataSet, seed: int) -> Path:
-        """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make."""
+    def describe(self, at: Path, policy: Path, data: DataSet, seed: int) -> Path | None:
+        """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
         options, root = self.options, data.image_root
         several = options.answer.model_copy(update={"k": options.ask.descriptions, "sampling": options.ask.description})
         request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=at / "ask", seed=seed)
         answer(several, policy=policy, questions=at / "ask", root=root, to=at / "answer", seed=seed)
         judge(options.judge, answers=at / "answer", truth=data.truth, root=root, to=at / "judge", seed=seed)
-        pair(options.pair, answers=at / "answer", judgments=at / "judge", to=at / "pair")
+        try:
+            pair(options.pair, answers=at / "answer", judgments=at / "judge", to=at / "pair")
+        except NothingLeftError:
+            return None  # The best description is asked about all the same.
         return at / "pair"
 
     def consolidate(self, training: SftOptions, policy: Path, data: DataSet) -> None:
@@ -283,7 +293,3 @@ def starting_model(options: RunOptions, data: DataSet, to: Path) -> str:
 
     build_small(options.small, conversations=data.conversations, to=to, seed=options.seed)
     return str(to)
-
-
-def _causes(manifest: Manifest) -> str:
-    return ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items()) or "nothing was judged"

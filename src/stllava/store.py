@@ -36,7 +36,8 @@ from typing import Literal, TypeVar
 from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
-from stllava.errors import StllavaError
+from stllava.dropped import LET_PASS, Dropped
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record, content_id
 
@@ -48,6 +49,8 @@ Existing = Literal["resume", "replace", "error"]
 """What to do when the output is already there, whole or in part."""
 
 FULL_BYTES = 1 << 20
+HOPELESS = 120
+"""Things a policy said of which none can be used: it is then not asked for more."""
 LOG_SYNC_SECONDS = 1.0
 TAIL_BYTES = 1 << 16
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
@@ -272,6 +275,57 @@ class Log:
         return 0
 
 
+class ChunkHead(Record):
+    """The first line of a finished chunk: what it lacks, and how to tell that it is whole."""
+
+    dropped: dict[str, int]
+    """What was left out, by cause."""
+    faults: dict[str, int]
+    """Items of it that could not be used, by cause."""
+    examples: dict[str, str]
+    """An example of each cause."""
+    sha256: str
+    """Hash of the lines behind this one."""
+
+
+def write_chunk(path: Path, records: Sequence[Record], dropped: Dropped) -> None:
+    """Keep what came of a chunk."""
+    lines = to_jsonl(records).encode()
+    head = ChunkHead(
+        dropped=dict(sorted(dropped.items())),
+        faults=dict(sorted(dropped.faults.items())),
+        examples=dict(sorted(dropped.examples.items())),
+        sha256=hashlib.sha256(lines).hexdigest(),
+    )
+    write_whole(path, f"{head.model_dump_json()}\n".encode() + lines)
+
+
+def read_chunk(path: Path, kind: type[R]) -> tuple[list[R], Dropped] | None:
+    """What is kept of a chunk; None where there is nothing or the file is damaged, so that it is to be made again."""
+    if not path.is_file():
+        return None
+    first, _, lines = path.read_bytes().partition(b"\n")
+    try:
+        head = ChunkHead.model_validate_json(first)
+        if hashlib.sha256(lines).hexdigest() != head.sha256:
+            return None
+        records = [kind.model_validate_json(line) for line in lines.split(b"\n")[:-1]]
+    except ValidationError:
+        return None
+    dropped = Dropped(head.dropped)
+    dropped.faults, dropped.examples = Counter(head.faults), head.examples
+    return records, dropped
+
+
+def nothing_left(source: str, dropped: Dropped, *, remedy: str) -> NothingLeftError:
+    """The error of a stage in which nothing came of its `source`."""
+    return NothingLeftError(
+        f"nothing that can be used came of {source}: {dropped.told()}",
+        expected="at least one",
+        remedy=remedy,
+    )
+
+
 def output_hash(folder: Path) -> str:
     """One hash for all outputs of a finished stage."""
     return content_id(dict(sorted(read_manifest(folder).outputs.items())))
@@ -361,34 +415,48 @@ class Stage:
     def map_chunks(
         self,
         items: Sequence[I],
-        work: Callable[[Sequence[I]], tuple[list[O], Counter[str]]],
+        work: Callable[[Sequence[I]], tuple[list[O], Dropped]],
         *,
         kind: type[O],
         size: int,
         unit: str,
-    ) -> tuple[list[O], Counter[str]]:
+        max_bad: float,
+        remedy: str = "Look at the example.",
+    ) -> tuple[list[O], Dropped]:
         """Run `work` over fixed chunks of the items and keep each result on disk as it is made.
 
         Chunks are cut before anything is skipped, so that a resumed stage computes, and rounds, as an uninterrupted
-        one. Returns all records in order and the counts of dropped items by cause.
+        one. Returns all records in order and what was dropped. More than `max_bad` of faults end the stage, and so does
+        a policy of which nothing can be used, as soon as that is plain; `remedy` is then what to do.
         """
-        records: list[O] = []
-        counts: Counter[str] = Counter()
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
         paths = [self.to / PARTS / f"{content_id([item.id for item in chunk])}.jsonl" for chunk in chunks]
-        done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path.is_file())
+        made = {path: known for path in paths if (known := read_chunk(path, kind)) is not None}
+        done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path in made)
+        records: list[O] = []
+        dropped, seen = Dropped(), 0
         with Progress(self.name, len(items), unit=unit, done=done) as progress:
             for chunk, path in zip(chunks, paths, strict=True):
-                if path.is_file():
-                    head, *lines = path.read_bytes().split(b"\n")[:-1]
-                    made, dropped = [kind.model_validate_json(line) for line in lines], Counter(json.loads(head))
-                else:
-                    made, dropped = work(chunk)
-                    write_whole(path, json.dumps(dropped, sort_keys=True) + "\n" + to_jsonl(made))
+                if path not in made:
+                    made[path] = work(chunk)
+                    write_chunk(path, *made[path])
                     progress.advance(len(chunk))
-                records += made
-                counts += dropped
-        return records, counts
+                records += made[path][0]
+                dropped.take(made[path][1])
+                seen += len(chunk)
+                try:
+                    dropped.refuse_faults(items=len(items), unit=unit, max_bad=max_bad, seen=seen)
+                except StllavaError:
+                    # What is wrong with these items may be put right: they are then looked at again.
+                    for other in paths:
+                        if other in made and made[other][1].faults:
+                            other.unlink()
+                    raise
+                useless = sum(count for cause, count in dropped.items() if cause not in dropped.faults)
+                if not records and useless >= (LET_PASS if seen == len(items) else HOPELESS):
+                    shutil.rmtree(self.to / PARTS)
+                    raise nothing_left(f"the first {seen} of {len(items)} {unit}", dropped, remedy=remedy)
+        return records, dropped
 
     def write_records(self, name: str, records: Iterable[Record]) -> None:
         """Write `<name>.jsonl`, holding one record at a time."""

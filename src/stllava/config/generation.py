@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from stllava.config.base import Options, Rate
+from stllava.config.base import Options, Rate, Share
 
 QUESTION = "{question}"
 DESCRIBE = "Describe the image."
@@ -54,8 +54,13 @@ class EndpointOptions(ServerOptions):
 class GenerationOptions(Options):
     """What ask, answer and evaluate share."""
 
+    free = frozenset({"max_bad"})
+
     tokens: PositiveInt = 32768
     """Most tokens held in the cache at once: fewer need less memory and more time."""
+    max_bad: Share = 0.05
+    """Largest share of items that cannot be used, such as those with a missing image, before the stage stops; a dozen are
+    always let pass while any other is left."""
     endpoint: EndpointOptions = EndpointOptions()
     """A server that speaks for the policy, for a stage run by itself."""
 

@@ -48,7 +48,7 @@ class LoraOptions(Options):
 class TrainingOptions(Options):
     """What sft and dpo share."""
 
-    free = frozenset({"checkpoint_activations"})
+    free = frozenset({"checkpoint_activations", "max_bad"})
 
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
@@ -74,6 +74,9 @@ class TrainingOptions(Options):
     """Optimizer steps between checkpoints, from which a killed stage goes on; 0 keeps none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device has it natively, else float32; weights that learn are float32 in either."""
+    max_bad: Share = 0.05
+    """Largest share of conversations or pairs that cannot be learned from before the stage stops; a dozen are always let
+    pass while any other is left."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 

@@ -44,6 +44,11 @@ def images_in(root: Path, folder: Path | None) -> list[Image]:
 
 def read_images(images: Path, *, root: Path) -> list[Image]:
     """Images from a JSONL file of Image records, or all image files of a folder inside `root`."""
-    if images.is_dir():
-        return images_in(root, images.resolve())
-    return read_jsonl(images, Image)
+    found = images_in(root, images.resolve()) if images.is_dir() else read_jsonl(images, Image)
+    if not found:
+        raise StllavaError(
+            f"no images in {images}",
+            expected=f"files that end in {', '.join(sorted(SUFFIXES))}" if images.is_dir() else "rows that name images",
+            remedy="Check the path.",
+        )
+    return found

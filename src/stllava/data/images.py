@@ -9,13 +9,14 @@ import base64
 import io
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from stllava.dropped import Dropped
 from stllava.errors import ItemError
 from stllava.progress import track
 
@@ -73,6 +74,18 @@ def jpeg_uri(image: Image.Image, *, quality: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def count_missing(root: Path, items: Iterable[Sequence[str]]) -> Dropped:
+    """How many items name an image that is not where it should be, in an instant: no file is opened."""
+    missing = Dropped()
+    for paths in items:
+        try:
+            for path in paths:
+                _locate(root, path)
+        except ItemError as error:
+            missing.fault(error, of="image")
+    return missing
 
 
 def bad_images(root: Path, paths: Iterable[str]) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """What ask, answer and evaluate need of a policy: text for prompts, from this process or from a server."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from stllava.config import SamplingOptions
+from stllava.dropped import Dropped
 from stllava.errors import ItemError
 from stllava.records import Message, Role
 
@@ -58,18 +58,18 @@ class Sampler(Protocol):
 
 
 def usable(
-    sampler: Sampler, items: Sequence[Item], ask: Callable[[Item], Prompt]
-) -> tuple[list[Item], list[Prompt], Counter[str]]:
-    """The items whose images can be used, what `ask` makes of each, and how many others there are by cause."""
+    sampler: Sampler, items: Sequence[Item], ask: Callable[[Item], Prompt], *, outputs: int = 1
+) -> tuple[list[Item], list[Prompt], Dropped]:
+    """The items whose images can be used, what `ask` makes of each, and the others, each of so many outputs, by cause."""
     kept: list[Item] = []
     prompts: list[Prompt] = []
-    dropped: Counter[str] = Counter()
+    dropped = Dropped()
     for item in items:
         asked = ask(item)
         try:
             sampler.check(asked)
         except ItemError as error:
-            dropped[f"image {error.cause}"] += 1
+            dropped.fault(error, of="image", outputs=outputs)
         else:
             kept.append(item)
             prompts.append(asked)

@@ -59,7 +59,10 @@ def gather(run: Path) -> RunFiles:
     outcome = _parse(run / "outcome.json", Outcome)
     manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
     manifests |= {name: read_manifest(run / name) for name in ("model", "align") if (run / name).is_dir()}
-    rounds = tuple(_round(folder) for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:])))
+    rounds = tuple(
+        _round(folder, whole=folder.name in outcome.policies)
+        for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:]))
+    )
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
     final = {f"{FINAL}/{stage}": run / FINAL / stage for stage in ("consolidate", "sft")}
@@ -75,8 +78,10 @@ def gather(run: Path) -> RunFiles:
     return RunFiles(options, outcome, manifests, rounds, predictions, image_root_of(options.data, run / "data"), check)
 
 
-def _round(folder: Path) -> Round:
-    manifests = {stage: read_manifest(folder / stage) for stage in ROUND_STAGES if (folder / stage).is_dir()}
+def _round(folder: Path, *, whole: bool) -> Round:
+    """A round; of one that made no policy, the stages that were finished."""
+    there = [stage for stage in ROUND_STAGES if (folder / stage / ("" if whole else MANIFEST)).exists()]
+    manifests = {stage: read_manifest(folder / stage) for stage in there}
     return Round(
         name=folder.name,
         manifests=manifests,

@@ -4,13 +4,14 @@ Reads questions; writes `answers.jsonl`. Where the expert to come knows its answ
 could judge: answers to the others would never get a verdict, so they are dropped and counted.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from stllava.config import AnswerOptions
+from stllava.data.images import count_missing
+from stllava.dropped import Dropped
 from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
-from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_records
+from stllava.store import Existing, Stage, file_hash, locked, nothing_left, output_hash, read_records
 
 
 def answer(
@@ -45,10 +46,16 @@ def answer(
             return stage.manifest
         given = read_records(questions, "questions", Question)
         asked = [one for one in given if knowing is None or knowing.objection(one.text, one.images) is None]
+        unjudged = Dropped({f"no verdict by {expert}": len(given) - len(asked)})
+        if not asked:
+            remedy = "Ask more, or choose an expert that can judge these." if given else "Ask more: this ask got no question."
+            raise nothing_left(f"the {len(given)} questions of {questions}", unjudged, remedy=remedy)
+        missing = count_missing(root, [one.images for one in asked])
+        missing.refuse_faults(items=len(asked), unit="questions", max_bad=options.max_bad)
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
-        def work(chunk: Sequence[Question]) -> tuple[list[Answers], Counter[str]]:
+        def work(chunk: Sequence[Question]) -> tuple[list[Answers], Dropped]:
             kept, prompts, dropped = usable(
                 sampler, chunk, lambda one: Prompt((Message(role="user", content=one.text),), one.images)
             )
@@ -67,15 +74,16 @@ def answer(
                 for question, completions in zip(kept, said, strict=True)
             ], dropped
 
-        answers, dropped = stage.map_chunks(asked, work, kind=Answers, size=options.chunk, unit="questions")
+        answers, dropped = stage.map_chunks(
+            asked, work, kind=Answers, size=options.chunk, unit="questions", max_bad=options.max_bad
+        )
         stage.write_records("answers", answers)
-        if len(asked) < len(given):
-            dropped[f"no verdict by {expert}"] = len(given) - len(asked)
+        dropped.take(unjudged)
         texts = [len(set(one.completions)) for one in answers]
         return stage.finish(
             counts_in=len(given),
             counts_out=len(answers),
-            dropped=dropped,
+            dropped=+dropped,
             measures={
                 "answers_a_question": float(options.k),
                 "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,

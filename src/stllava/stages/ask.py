@@ -5,17 +5,23 @@ Reads images; writes `questions.jsonl`. Empty, repeated, cut-off and non-questio
 best description, as the expert sees it, is then what ask goes on from.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from stllava.config import AskOptions
 from stllava.data.folder import read_images
+from stllava.data.images import count_missing
+from stllava.dropped import Dropped
 from stllava.metrics.robust import token_f1
 from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
 
 MOST_WORDS = 60
+MUTE = (
+    "A policy learns to ask in sft (sq_r above 0): train it longer there, or lower ask's sampling.temperature or raise its "
+    "sampling.max_new_tokens."
+)
+"""What to do where a policy asks nothing."""
 
 
 def request_descriptions(
@@ -90,13 +96,16 @@ def ask(
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
+        missing = count_missing(root, [(image.path,) for image in pictures])
+        missing.refuse_faults(items=len(pictures), unit="images", max_bad=options.max_bad)
         sampler = open_sampler(options, policy=policy, root=root, audit=to, revisits=True)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
-        def work(chunk: Sequence[Image]) -> tuple[list[Question], Counter[str]]:
+        def work(chunk: Sequence[Image]) -> tuple[list[Question], Dropped]:
             opening = Message(role="user", content=options.describe)
-            seen, prompts, unusable = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)))
-            dropped = Counter({cause: count * options.questions for cause, count in unusable.items()})
+            seen, prompts, dropped = usable(
+                sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=options.questions
+            )
             untold = [place for place, image in enumerate(seen) if image.path not in told]
             greedy = options.description.model_copy(update={"temperature": 0.0}) if told else options.description
             spoken = sampler.complete([prompts[place] for place in untold], k=1, sampling=greedy, seed=seed) if untold else []
@@ -117,7 +126,9 @@ def ask(
                     )
             return kept, dropped
 
-        questions, dropped = stage.map_chunks(pictures, work, kind=Question, size=options.chunk, unit="images")
+        questions, dropped = stage.map_chunks(
+            pictures, work, kind=Question, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
+        )
         stage.write_records("questions", questions)
         asked = len(pictures) * options.questions
         return stage.finish(
@@ -156,19 +167,19 @@ def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, most: int
     return lent
 
 
-def screen(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
+def screen(texts: Sequence[str], dropped: Dropped) -> list[str]:
     """The usable questions among `texts`, each once; the others are counted by cause in `dropped`."""
     kept: dict[str, str] = {}
     for text in texts:
         key = _bare(text)
         if not key:
-            dropped["empty"] += 1
+            dropped.drop("empty")
         elif not key.endswith("?") or len(key.split()) < 2:
-            dropped["not a question"] += 1
+            dropped.drop("not a question", repr(text))
         elif len(key.split()) > MOST_WORDS:
-            dropped["too long"] += 1
+            dropped.drop("too long", repr(text))
         elif key in kept:
-            dropped["repeated"] += 1
+            dropped.drop("repeated", repr(text))
         else:
             kept[key] = text
     return list(kept.values())

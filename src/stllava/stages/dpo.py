@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
+from stllava.data.images import count_missing
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Manifest, Preference
 from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_records
@@ -53,14 +54,17 @@ def dpo(
         stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        loaded = load_learner(policy, options)
-        device = str(loaded.device)
         read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
+        missing = count_missing(images, [one.images for one in pairs])
+        missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
+        loaded = load_learner(policy, options)
+        device = str(loaded.device)
         loaded.packs = options.pack
         most = min(loaded.context, options.tokens)
         lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
         choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
+        choices.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         unpacked = check_packing(loaded, choices.trees)
         # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.
         start = weights if options.lora.quantise == "none" else f"{weights} in {options.lora.quantise}"

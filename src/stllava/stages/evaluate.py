@@ -13,8 +13,10 @@ from string import ascii_uppercase
 
 from stllava.config import QUESTION, EvaluateOptions
 from stllava.data.benchmarks.own import read_samples
+from stllava.data.images import count_missing
 from stllava.data.overlap import describe, find_overlap, look_at, read_learned, refuse
-from stllava.errors import StllavaError
+from stllava.dropped import Dropped
+from stllava.errors import ItemError, StllavaError
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
@@ -57,7 +59,13 @@ def evaluate(
         if stage.manifest is not None:
             return stage.manifest
         read, told = read_samples(samples)
+        empty = Dropped()
+        for row in read:
+            if not row.question.strip() or not any(target.strip() for target in row.targets):
+                empty.fault(ItemError("empty text", f"{row.id} has no question or no answer"))
         rows = [row for row in read if row.question.strip() and any(target.strip() for target in row.targets)]
+        for lost in (empty, count_missing(root, [(one.image,) for one in rows])):
+            lost.refuse_faults(items=len(read), unit="samples", max_bad=options.max_bad)
         if learned:
             overlap = _overlap(samples.stem, rows, learned, root=root)
             if overlap.serious and not allow_overlap:
@@ -68,7 +76,7 @@ def evaluate(
         sampler = open_sampler(options, policy=policy, root=root, audit=to, blank=blank)
         template = options.template(samples.stem)
 
-        def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Counter[str]]:
+        def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Dropped]:
             kept, prompts, dropped = usable(
                 sampler, chunk, lambda one: Prompt((Message(role="user", content=worded(one, template)),), (one.image,))
             )
@@ -78,10 +86,12 @@ def evaluate(
                 for one, (told,) in zip(kept, said, strict=True)
             ], dropped
 
-        predictions, dropped = stage.map_chunks(by_image, work, kind=Prediction, size=options.chunk, unit="samples")
+        predictions, dropped = stage.map_chunks(
+            by_image, work, kind=Prediction, size=options.chunk, unit="samples", max_bad=options.max_bad
+        )
         order = {one.id: place for place, one in enumerate(rows)}
         predictions.sort(key=lambda one: order[one.sample_id])
-        dropped += Counter({"empty text": len(read) - len(rows)})
+        dropped.take(empty)
         return _finish(
             stage,
             predictions,

@@ -15,10 +15,29 @@ from pathlib import Path
 
 from stllava.config import PairOptions
 from stllava.data.balance import Taught, denying, unbalanced
+from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
-from stllava.store import Existing, Stage, locked, output_hash, read_records
+from stllava.store import Existing, Stage, locked, nothing_left, output_hash, read_records
+
+REMEDIES = {
+    "abstained": "The expert knows nothing of these questions: choose another expert, or give it more to know (judge's truth).",
+    "unparsed": "The expert's replies cannot be read: see `stllava judge --help` for its options, or choose a better one.",
+    "tie": (
+        "To the expert all answers are equally right or wrong: train the policy longer in sft, answer with a higher "
+        "sampling.temperature or more answers (k), or judge with mode pairwise."
+    ),
+    "same text": "All answers say the same: answer with a higher sampling.temperature or more answers (k).",
+    "margin too small": "Lower the margin, or judge with mode pairwise.",
+    "nearly the same text": "Raise alike, or answer with a higher sampling.temperature.",
+    "chosen answer too bad": "Lower least.",
+    "empty answer chosen": "The policy says nothing: train it longer in sft.",
+    "surplus of yes or no": "Only one of yes and no was ever chosen: ask more questions, or set balance to false.",
+    "surplus of denials": "Raise denials.",
+    "surplus of one length": "Ask more questions, or set balance_length to false.",
+}
+"""What to do where no pair was made, by the commonest cause."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
             return stage.manifest
         given = {one.id: one for one in read_records(answers, "answers", Answers)}
         judged = read_records(judgments, "judgments", Judgment)
-        dropped: Counter[str] = Counter()
+        dropped = Dropped()
         made: list[Preference] = []
         for judgment in judged:
             if judgment.answers_id not in given:
@@ -51,9 +70,10 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                     expected="the judgments of these answers",
                     remedy="Name the folders of one and the same round.",
                 )
-            found = pairs_of(given[judgment.answers_id], judgment, options=options)
+            answered = given[judgment.answers_id]
+            found = pairs_of(answered, judgment, options=options)
             if isinstance(found, str):
-                dropped[found] += 1
+                dropped.drop(found, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
                 made += found
         taught = [Taught(one.id, one.prompt[-1].content, one.chosen) for one in made]
@@ -66,6 +86,8 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         long = unbalanced_length(even) if options.balance_length else set()
         kept = [one for one in even if one.id not in long]
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
+        if not kept:
+            raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
         stage.write_records("preferences", kept)
         return stage.finish(
             counts_in=len(judged),
@@ -73,6 +95,12 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
             dropped=+dropped,
             measures=_measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long)),
         )
+
+
+def remedy_of(dropped: Dropped) -> str:
+    """What to do where no pair was made."""
+    commonest = dropped.most_common(1)[0][0] if dropped else ""
+    return REMEDIES.get(commonest, "Look at the counts of ask, answer and judge: they say where the pairs were lost.")
 
 
 def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | str:

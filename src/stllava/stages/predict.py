@@ -5,7 +5,6 @@ targets are not looked at; or a table (CSV, TSV, JSON) with these columns. Write
 question in their order, with the answer or why there is none.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from pydantic import model_validator
 from stllava.config import EvaluateOptions
 from stllava.data.benchmarks.own import read_rows
 from stllava.data.benchmarks.rows import samples_of
+from stllava.data.images import count_missing
+from stllava.dropped import Dropped
 from stllava.errors import ItemError
 from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
@@ -91,19 +92,23 @@ def predict(
         if stage.manifest is not None:
             return stage.manifest
         rows, told = read_questions(questions)
+        missing = count_missing(root, [(one.image,) for one in rows])
+        missing.refuse_faults(items=len(rows), unit="questions", max_bad=options.max_bad)
         by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         template = options.template(questions.stem)
 
-        def work(chunk: Sequence[Asked]) -> tuple[list[Reply], Counter[str]]:
+        def work(chunk: Sequence[Asked]) -> tuple[list[Reply], Dropped]:
             prompts: dict[str, Prompt] = {}
             causes: dict[str, str] = {}
+            dropped = Dropped()
             for row in chunk:
                 prompt = Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
                 try:
                     sampler.check(prompt)
                 except ItemError as error:
                     causes[row.id] = f"image {error.cause}"
+                    dropped.fault(error, of="image")
                 else:
                     prompts[row.id] = prompt
             said = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
@@ -112,9 +117,11 @@ def predict(
                 reply(row, told.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
                 for row in chunk
             ]
-            return replies, Counter(causes.values())
+            return replies, dropped
 
-        replies, dropped = stage.map_chunks(by_image, work, kind=Reply, size=options.chunk, unit="questions")
+        replies, dropped = stage.map_chunks(
+            by_image, work, kind=Reply, size=options.chunk, unit="questions", max_bad=options.max_bad
+        )
         order = {row.id: place for place, row in enumerate(rows)}
         replies.sort(key=lambda one: order[one.id])
         stage.write_records("predictions", replies)

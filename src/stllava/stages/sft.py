@@ -7,6 +7,8 @@ from pathlib import Path
 
 from stllava.config import SftOptions
 from stllava.data.conversations import read_conversations
+from stllava.data.images import count_missing
+from stllava.dropped import Dropped
 from stllava.records import Manifest
 from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked
 
@@ -32,20 +34,26 @@ def sft(
         stage = Stage("sft", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        read, dropped = read_conversations(conversations)
+        read, unread = read_conversations(conversations)
+        total, dropped = len(read) + unread.total(), Dropped.all_faults(unread)
+        missing = count_missing(images, [one.images for one in read])
+        for lost in (dropped, missing):
+            lost.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         policy = load_learner(model, options)
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.tokens)
         lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed, most=most)
+        dropped.take(lessons.dropped)
+        dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
         with disk_errors(to):
             curves = lessons.learn(options, to / PARTS / "training")
             policy.save(to)
         return stage.finish(
-            counts_in=len(read) + dropped.total(),
-            counts_out=len(read) - lessons.dropped.total(),
-            dropped=dropped + lessons.dropped,
+            counts_in=total,
+            counts_out=total - dropped.total(),
+            dropped=dropped,
             measures={"images": float(len(lessons.groups))},
             curves=curves,
             notes=[unpacked] if unpacked else [],

@@ -1,13 +1,13 @@
 """Labelled conversations as trees: what sft learns from and dpo replays."""
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from stllava.config import TrainingOptions
+from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments, self_question
@@ -28,17 +28,18 @@ class Lessons:
         self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int, most: int
     ) -> None:
         self.policy, self.sq_r, self.seed = policy, sq_r, seed
-        self.dropped: Counter[str] = Counter()
+        self.dropped = Dropped()
         groups: dict[Prefix, list[Conversation]] = {}
         for conversation in conversations:
             pieces = segments(policy.chat, conversation.messages, images=len(conversation.images))
             head = pieces[0].text if conversation.images else ""
             prefix = Prefix(head, conversation.images, images)
-            cause = self._fault(prefix, conversation, pieces)
-            if cause is None:
-                groups.setdefault(prefix, []).append(conversation)
+            try:
+                self._check(prefix, conversation, pieces)
+            except ItemError as error:
+                self.dropped.fault(error)
             else:
-                self.dropped[cause] += 1
+                groups.setdefault(prefix, []).append(conversation)
         self.groups = [
             (prefix, [together[index] for index in part])
             for prefix, together in groups.items()
@@ -46,7 +47,7 @@ class Lessons:
         ]
         if not self.groups:
             raise StllavaError(
-                f"none of {len(conversations)} conversations can be learned from ({dict(self.dropped)})",
+                f"none of {len(conversations)} conversations can be learned from ({self.dropped.told()})",
                 expected="conversations with an answer to learn, usable images, within the model's context",
                 remedy="Check the conversations and the image root.",
             )
@@ -88,14 +89,15 @@ class Lessons:
         pieces = segments(self.policy.chat, conversation.messages, images=len(conversation.images))
         return sum(len(self.policy.tokens(piece.text)) for piece in (pieces[1:] if conversation.images else pieces))
 
-    def _fault(self, prefix: Prefix, conversation: Conversation, pieces: list[Segment]) -> str | None:
+    def _check(self, prefix: Prefix, conversation: Conversation, pieces: list[Segment]) -> None:
+        """Raise ItemError where nothing can be learned from a conversation."""
         if not any(message.role == "assistant" for message in conversation.messages):
-            return "nothing to learn"
-        try:
-            tree = grow(self.policy, prefix, [pieces[1:] if prefix.images else pieces])
-            return "longer than the context" if longest(self.policy, tree) > self.policy.context else None
-        except ItemError as error:
-            return error.cause
+            raise ItemError("nothing to learn", f"{conversation.id} has no turn of the assistant")
+        length = longest(self.policy, grow(self.policy, prefix, [pieces[1:] if prefix.images else pieces]))
+        if length > self.policy.context:
+            raise ItemError(
+                "longer than the context", f"{conversation.id} has {length} tokens, the context {self.policy.context}"
+            )
 
 
 def negative_log_likelihood(

@@ -1,7 +1,6 @@
 """Preferences as trees: all questions about an image, each with its answers, in one sequence."""
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stllava.config import DpoOptions
+from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import Segment, segments
@@ -73,19 +73,20 @@ class Choices:
         first = float(preference_loss(options.loss, *zeros, beta=options.beta, label_smoothing=options.label_smoothing))
         self.close = CLOSE_PER_TOKEN.get(policy.model.dtype, CLOSE_IN_HALF)
         self.watch = Watch(first_loss=first, close=self.close, collapse=options.collapse)
-        self.dropped: Counter[str] = Counter()
+        self.dropped = Dropped()
         groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
         for preference in preferences:
             chains = [_chain(policy, preference, answer) for answer in (preference.chosen, preference.rejected)]
             prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
             tails = [chain[1:] if preference.images else chain for chain in chains]
             try:
-                fits = longest(policy, grow(policy, prefix, tails)) <= policy.context
+                length = longest(policy, grow(policy, prefix, tails))
             except ItemError as error:
-                self.dropped[f"image {error.cause}"] += 1
+                self.dropped.fault(error, of="image")
                 continue
-            if not fits:
-                self.dropped["longer than the context"] += 1
+            if length > policy.context:
+                detail = f"{preference.id} has {length} tokens, the context {policy.context}"
+                self.dropped.fault(ItemError("longer than the context", detail))
                 continue
             opening = tails[0][:-1]
             branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, []))
@@ -99,7 +100,7 @@ class Choices:
         self.reference: list[tuple[Pair, ...]] = []
         if not self.trees:
             raise StllavaError(
-                f"none of {len(preferences)} preferences can be learned from ({dict(self.dropped)})",
+                f"none of {len(preferences)} preferences can be learned from ({self.dropped.told()})",
                 expected="pairs about usable images, within the model's context",
                 remedy="Look at the counts of ask, answer, judge and pair: they say where the pairs were lost.",
             )

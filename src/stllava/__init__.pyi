@@ -57,3 +57,4 @@ from .stages.sft import sft as sft
 from .store import read_records as read_records
 
 __version__: str
+__all__: list[str]

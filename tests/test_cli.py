@@ -99,6 +99,34 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["judge", "--answers", "a", "--to", "b", "--sample", "5"], "--sample without --check"),
+        (["judge", "--answers", "a", "--to", "b", "--votes", "v"], "--votes without --check"),
+        (["judge", "--answers", "a", "--to", "b", "--dry-run", "--check"], "--check beside --dry-run"),
+        (["evaluate", "--to", "b", "--rescore", "c", "--policy", "p", "--blank"], "--policy and --blank beside --rescore"),
+        (["evaluate", "--to", "b", "--policy", "p", "--verdicts", "v"], "--verdicts without --rescore"),
+        (
+            ["ask", "--policy", "p", "--images", "i", "--root", "i", "--to", "b", "--described", "d"],
+            "described without verdicts",
+        ),
+        (
+            ["ask", "--policy", "p", "--images", "i", "--root", "i", "--to", "b", "--verdicts", "d"],
+            "verdicts without described",
+        ),
+    ],
+)
+def test_a_flag_that_would_have_no_effect_is_refused(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_code:
+        main(words)
+    assert (exit_code.value.code, told in capsys.readouterr().err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_loop_in_small_runs_through_the_command_line(finished: tuple[Path, Path, str]) -> None:
     _, run, shown = finished
     summary = json.loads((run / "summary.json").read_text())

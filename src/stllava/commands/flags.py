@@ -1,12 +1,13 @@
 """Flags are read off the functions that commands call, so an option is defined once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import AvoidSubcommands, arg
 
+from stllava.errors import StllavaError
 from stllava.progress import clock
 from stllava.records import Manifest
 from stllava.text import show
@@ -32,6 +33,19 @@ def parse(function: Callable[..., T], words: list[str], *, name: str, options: o
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = function.__doc__
     return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+
+
+def refuse_ignored(flags: Mapping[str, object], *, beside: str = "", without: str = "") -> None:
+    """Refuse flags that were given, so are not None, but would have no effect `beside` or `without` another one."""
+    given = [name for name, value in flags.items() if value is not None]
+    if not given:
+        return
+    names = " and ".join(given)
+    raise StllavaError(
+        f"{names} {f'beside {beside}' if beside else f'without {without}'}",
+        expected="flags that have an effect together",
+        remedy=f"Leave {names} or {beside} out." if beside else f"Add {without}, or leave {names} out.",
+    )
 
 
 def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:

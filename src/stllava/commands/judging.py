@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stllava.commands.flags import parse, tell
+from stllava.commands.flags import parse, refuse_ignored, tell
 from stllava.config import JudgeOptions
 from stllava.records import JudgeCheck
 from stllava.report.words import check_rows
@@ -26,7 +26,7 @@ def judge_command(words: list[str]) -> None:
         existing: Existing = "resume",
         dry_run: bool = False,
         check: bool = False,
-        sample: int = 100,
+        sample: int | None = None,
         votes: Path | None = None,
     ) -> None:
         """Let an expert judge the folder of answers.
@@ -41,9 +41,13 @@ def judge_command(words: list[str]) -> None:
             existing: What to do with output that is there: resume, replace, or error.
             dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
             check: Measure the expert on a sample instead: biases by order and length, agreement with itself and the truth.
-            sample: Questions in that sample.
+            sample: Questions in that sample; 100 when not named.
             votes: JSONL of people's votes, the truth of a check.
         """
+        if not check:
+            refuse_ignored({"--sample": sample, "--votes": votes}, without="--check")
+        if dry_run:
+            refuse_ignored({"--check": check or None}, beside="--dry-run")
         if dry_run:
             found = plan(options, answers=answers, truth=truth, root=root, to=to)
             show(found.prompt or "Nothing is to be asked.")
@@ -52,7 +56,14 @@ def judge_command(words: list[str]) -> None:
             show(
                 describe(
                     check_judge(
-                        options, answers=answers, truth=truth, root=root, votes=votes, sample=sample, to=to, existing=existing
+                        options,
+                        answers=answers,
+                        truth=truth,
+                        root=root,
+                        votes=votes,
+                        sample=100 if sample is None else sample,
+                        to=to,
+                        existing=existing,
                     )
                 )
             )

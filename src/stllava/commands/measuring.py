@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import parse, tell
+from stllava.commands.flags import parse, refuse_ignored, tell
 from stllava.config import EvaluateOptions
 from stllava.errors import StllavaError
 from stllava.stages.evaluate import evaluate
@@ -25,7 +25,7 @@ def evaluate_command(words: list[str]) -> None:
         samples: Path | None = None,
         root: Path | None = None,
         rescore: Path | None = None,
-        name: str = "policy",
+        name: str | None = None,
         blank: bool = False,
         candidates: Path | None = None,
         verdicts: Path | None = None,
@@ -42,7 +42,7 @@ def evaluate_command(words: list[str]) -> None:
             samples: The benchmark's samples (JSONL), or a table with image, question, answer; its name is the benchmark's.
             root: The image root.
             rescore: Folder of an evaluation whose answers are scored by today's rules; nothing is generated.
-            name: What the policy is called in the results.
+            name: What the policy is called in the results; policy when not named.
             blank: Show black images: the question-only baseline.
             candidates: JSON list of answers that the published open accuracy chooses from.
             verdicts: With rescore, what `stllava judge --answers FOLDER` said of its open answers: an expert's score.
@@ -51,8 +51,19 @@ def evaluate_command(words: list[str]) -> None:
             existing: What to do with output that is there: resume, replace, or error.
         """
         if rescore is not None:
+            generating: dict[str, object] = {
+                "--policy": policy,
+                "--samples": samples,
+                "--root": root,
+                "--name": name,
+                "--learned": learned or None,
+                "--blank": blank or None,
+                "--allow-overlap": allow_overlap or None,
+            }
+            refuse_ignored(generating, beside="--rescore")
             tell(score_again(options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing))
             return
+        refuse_ignored({"--verdicts": verdicts}, without="--rescore")
         if policy is None or samples is None or root is None:
             raise StllavaError(
                 "evaluate has no policy, samples or root",
@@ -66,7 +77,7 @@ def evaluate_command(words: list[str]) -> None:
                 samples=samples,
                 root=root,
                 to=to,
-                name=name,
+                name=name or "policy",
                 blank=blank,
                 candidates=candidates,
                 learned=learned,

@@ -12,6 +12,7 @@ from stllava.config import AskOptions
 from stllava.data.folder import read_images
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
+from stllava.errors import StllavaError
 from stllava.metrics.robust import token_f1
 from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
@@ -86,6 +87,13 @@ def ask(
     from stllava.model.sampler import Prompt, usable
     from stllava.tree.decode import open_sampler
 
+    if (described is None) is not (verdicts is None):
+        given, lacking = ("described", "verdicts") if verdicts is None else ("verdicts", "described")
+        raise StllavaError(
+            f"{given} without {lacking}",
+            expected="answers to requests for a description and the judgments of them, or neither",
+            remedy=f"Name {lacking} too, or leave {given} out.",
+        )
     with locked(to):
         name, pictures = fingerprint(policy), read_images(images, root=root)
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}

@@ -420,7 +420,19 @@ def test_every_text_is_gathered_and_the_patient_told_apart(tmp_path: Path) -> No
     ("more", "burned"),
     [
         ({"BurnedInAnnotation": "YES"}, "yes"),
-        ({"BurnedInAnnotation": "NO", "ConversionType": "WSD"}, "no"),
+        # Signs of copied screens as filters of MIRC's CTP go by them (johnperry/CTP issue 16); their flag says NO by habit.
+        ({"BurnedInAnnotation": "NO", "ConversionType": "WSD"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "likely"),
+        ({"BurnedInAnnotation": "NO", "ImageType": ["ORIGINAL", "PRIMARY", "SAVED_SCREEN"]}, "likely"),
+        ({"BurnedInAnnotation": "NO", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "SeriesDescription": "Screen Save"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "SeriesDescription": "Dose Report"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "DateOfSecondaryCapture": "20200101"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "Modality": "US"}, "likely"),
+        ({"BurnedInAnnotation": "NO", "ImageType": ["DERIVED", "SECONDARY", "MPR"]}, "unknown"),
+        ({"BurnedInAnnotation": "NO", "ImageType": ["DERIVED", "PRIMARY", "PERFUSION"]}, "no"),
+        ({"BurnedInAnnotation": "NO", "SeriesDescription": "Low dose thorax"}, "no"),
+        ({"BurnedInAnnotation": "NO", "Modality": "CR"}, "no"),
         ({"ConversionType": "WSD", "ImageType": ["ORIGINAL", "PRIMARY"]}, "likely"),
         ({"Modality": "US"}, "likely"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "likely"),
@@ -431,6 +443,12 @@ def test_every_text_is_gathered_and_the_patient_told_apart(tmp_path: Path) -> No
 )
 def test_burned_in_text_is_told_by_flag_and_kind(tmp_path: Path, more: dict[str, object], burned: str) -> None:
     assert first(make(tmp_path / "a", np.zeros((2, 2), np.uint8), **more)).burned == burned
+
+
+def test_a_slice_in_colour_may_hold_text_whatever_it_calls_itself(tmp_path: Path) -> None:
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "Rows": 2, "Columns": 2}
+    more = {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "BurnedInAnnotation": "NO"}
+    assert first(make(tmp_path / "a", np.zeros((2, 6), np.uint8), **colour, **more)).burned == "unknown"
 
 
 @pytest.mark.parametrize(

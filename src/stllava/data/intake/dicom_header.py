@@ -23,6 +23,15 @@ Burned = Literal["yes", "no", "unknown", "likely"]
 
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SCREENS = ("US", "IVUS", "SC", "OT", "ES")
+_COPIED = re.compile(r"SAVE|SCREEN|CAPTURE|REPORT|DOSE ?INFO|PROTOCOL PAGE")
+"""Words of an image's type or its series' description that tell of a copied screen: the first as MIRC's CTP filters by it."""
+_CAPTURES = (
+    "ConversionType",
+    "DateOfSecondaryCapture",
+    "SecondaryCaptureDeviceID",
+    "SecondaryCaptureDeviceManufacturer",
+    "SecondaryCaptureDeviceManufacturerModelName",
+)
 _PLAIN = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"])
 _WORDS = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
 _NUMBERS = frozenset(["AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "UL", "US", "UV"])
@@ -84,17 +93,23 @@ def _plane(orientation: object) -> str:
 
 
 def read_burned(data: "Dataset") -> Burned:
-    """Whether text is in the pixels: the file's own flag, else what is known of such objects."""
+    """Whether text is in the pixels: what is known of such objects, and the file's own flag where nothing speaks against it."""
     flag = str(data.get("BurnedInAnnotation") or "").strip().upper()
-    if flag in ("YES", "NO"):
-        return "yes" if flag == "YES" else "no"
+    if flag == "YES":
+        return "yes"
     kind, modality = str(data.get("SOPClassUID", "")), str(data.get("Modality") or "").strip().upper()
     kinds = data.get("ImageType") or ()
     words = {str(word).strip().upper() for word in ([kinds] if isinstance(kinds, str) else kinds)}
-    captured = kind == _CAPTURE or kind.startswith(f"{_CAPTURE}.") or "ConversionType" in data or "SCREEN SAVE" in words
-    if captured or modality in _SCREENS:
+    named = " ".join((*sorted(words), str(data.get("SeriesDescription") or "").upper()))
+    captured = kind == _CAPTURE or kind.startswith(f"{_CAPTURE}.") or any(name in data for name in _CAPTURES)
+    # Programs write NO by habit, on copies of screens too.
+    if captured or _COPIED.search(named) or modality in _SCREENS:
         return "likely"
-    return "no" if modality in ("CT", "MR") and {"ORIGINAL", "PRIMARY"} <= words else "unknown"
+    # Slices in colour, and what was made after the examination, are often drawn by a workstation.
+    drawn = "SECONDARY" in words or data.get("SamplesPerPixel") == 3
+    if modality in ("CT", "MR"):
+        return "unknown" if drawn or not (flag == "NO" or {"ORIGINAL", "PRIMARY"} <= words) else "no"
+    return "no" if flag == "NO" else "unknown"
 
 
 def read_identity(data: "Dataset", path: Path) -> Identity:

@@ -26,7 +26,7 @@ class SamplingOptions(Options):
 class ServerOptions(Options):
     """An OpenAI-compatible server and how it is spoken to."""
 
-    free = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable"})
+    free = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable", "header_variables"})
 
     url: str = ""
     """Base address, such as http://localhost:8000/v1."""
@@ -35,13 +35,17 @@ class ServerOptions(Options):
     concurrency: PositiveInt = 8
     """Most requests at a time."""
     timeout: PositiveFloat = 120.0
-    """Seconds without a byte from the server after which a request is tried again."""
+    """Seconds that a request may take, to the last byte of its reply, before it is given up and tried again."""
     retries: NonNegativeInt = 4
     """Times a request is tried again when the server is busy, unreachable or failing."""
     send_images: bool = False
     """Your word that images may leave this machine for that address: re-encoded pixels without metadata."""
     key_variable: str = ""
     """Name of the environment variable that holds the server's API key; empty when it needs none."""
+    header_variables: dict[str, str] = Field(default={})
+    """Headers to send, each with the environment variable that holds its value: {api-key: AZURE_KEY} for Azure."""
+    extra: dict[str, str | int | float | bool | None] = Field(default={})
+    """Fields to add to every request, such as reasoning_effort; a field of None is left out of it, max_tokens say."""
 
 
 class EndpointOptions(ServerOptions):

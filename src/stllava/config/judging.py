@@ -30,8 +30,6 @@ class ChatOptions(ServerOptions):
     """Longest reply, in tokens."""
     structured: bool = True
     """Ask for JSON by schema; set false where the server refuses `response_format`."""
-    extra: dict[str, str | int | float | bool | None] = Field(default={})
-    """Fields to add to every request, such as reasoning_effort; a field of None is left out of it, max_tokens say."""
     max_side: Annotated[int, Field(ge=32)] = 1024
     """Larger images are scaled down to so many pixels on their longer side before they are sent."""
     requests_per_minute: NonNegativeInt = 0

@@ -18,13 +18,20 @@ from stllava.model.sampler import Completion, Prompt
 from stllava.records import Role, content_id
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
-from stllava.remote.client import Client, NoReplyError
-from stllava.remote.completion import ChatCompletion
+from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
+from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in
 from stllava.remote.pictures import Picture, Pictures
 from stllava.remote.stream import each
+from stllava.text import printable
 
 SEEDS = 2**31
 """Servers differ in the seeds they take; all take these."""
+_REMEDIES = {
+    "context": "Start the server with a longer context (vLLM --max-model-len), or lower max_new_tokens.",
+    "size": "Let the server take larger requests: the policy must see images in full.",
+    "reply size": "Lower max_new_tokens, or repair the server.",
+}
+"""What helps a policy's server where the advice to an expert's would not."""
 
 
 class EndpointSampler:
@@ -89,36 +96,47 @@ class EndpointSampler:
         """One completion; `stop` ends the waiting between attempts when another request has failed for good."""
         pictures = [self._pictures.get(path) for path in prompt.images]
         try:
-            reply = client.post("/chat/completions", self._body(prompt, pictures, sampling, seed), images=pictures, stop=stop)
+            reply = client.post(
+                "/chat/completions",
+                self._body(prompt, pictures, sampling, seed),
+                images=pictures,
+                stop=stop,
+                fault=_error,
+            )
         except NoReplyError as error:
-            where = self._address.at("/chat/completions")
-            if error.refused:
-                raise StllavaError(
-                    f"{where} refuses with {error}",
-                    expected="a completion",
-                    remedy="See docs/serving.md for how the server must be started; finished chunks are kept.",
-                ) from None
-            raise StllavaError(
-                f"{where} gave no completion in {error.attempts} attempts, the last ended with {error}",
-                expected="a server that answers",
-                remedy="Mend or restart the server and give the same command again: finished chunks are kept.",
-            ) from None
+            raise self._unanswered(error) from None
         return self._read(reply.body)
+
+    def _unanswered(self, error: NoReplyError) -> StllavaError:
+        """The error of a server that gives no completion."""
+        where = self._address.at("/chat/completions")
+        help_first = _REMEDIES.get(error.refusal.name, error.refusal.remedy)
+        if error.refused:
+            return StllavaError(
+                f"{where} refuses with {error}",
+                expected="a completion",
+                remedy=(help_first or "See docs/serving.md for how the server must be started.") + " Finished chunks are kept.",
+            )
+        return StllavaError(
+            f"{where} gave no completion in {error.attempts} attempts, the last ended with {error}",
+            expected="a server that answers",
+            remedy=f"{help_first or 'Start or repair it.'} Then give the same command again: finished chunks are kept.",
+        )
 
     def _read(self, body: bytes) -> Completion:
         try:
-            choice = ChatCompletion.model_validate_json(body).choices[0]
-            if choice.finish_reason not in ("stop", "length") or choice.message.content is None:
+            choice = ChatCompletion.read(body).choices[0]
+            if choice.end not in ENDED | CUT_OFF or choice.message.content is None:
                 raise ValueError(f"it ended with {choice.finish_reason}")
         except (ValidationError, ValueError, IndexError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            said = " ".join(body.decode(errors="replace").split())[:300]
+            said = " ".join(self._address.hide(body.decode(errors="replace")).split())
             raise StllavaError(
-                f"{self._address.at('/chat/completions')} replied {self._address.hide(said)!r}",
-                expected=f"one choice with a text that came to an end ({problem})",
+                f"{self._address.at('/chat/completions')} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
+                expected=f"one choice with a text that came to an end ({printable(problem)})",
                 remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
             ) from None
-        return Completion(choice.message.content.strip(), finished=choice.finish_reason == "stop")
+        return Completion(choice.message.content.strip(), finished=choice.end in ENDED)
 
     def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
         messages: list[JsonValue] = [{"role": self._told(turn.role), "content": turn.content} for turn in prompt.messages]
@@ -131,6 +149,7 @@ class EndpointSampler:
             "model": self._options.model,
             "messages": messages,
             "n": 1,
+            "stream": False,
             "seed": seed,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -142,10 +161,16 @@ class EndpointSampler:
             # Servers open turns of the assistant only; vLLM goes on with another's when it stands there, still empty.
             messages.append({"role": self._told(prompt.speaker), "content": ""})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
-        return body
+        return {name: value for name, value in (body | self._options.extra).items() if value is not None}
 
     def _told(self, role: Role) -> Role:
         return self._virtual if role == "virtual_user" else role
+
+
+def _error(body: bytes) -> Fault | None:
+    """An error that the server reports in a response that says that all is well."""
+    error = error_in(body)
+    return Fault("the server reports an error and sends it as a reply", status=error.status) if error is not None else None
 
 
 def request_seed(prompt: Prompt, *, number: int, seed: int) -> int:

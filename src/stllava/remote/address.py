@@ -1,18 +1,27 @@
 """Where requests may go: to this machine, or to the address in the options when they say `send_images`.
 
-The API key comes from the environment and never shows: not in a repr, a record, a log or an error.
+Keys come from the environment and never show: not in a repr, a record, a log or an error.
 """
 
-import ipaddress
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import httpx2
 
 from stllava.config import ServerOptions
 from stllava.errors import StllavaError
+from stllava.remote.transport import is_loopback, refuse_elsewhere
 
 HIDDEN = "[key]"
+SHORTEST_HIDDEN = 6
+"""Characters of a key; shorter ones are no secrets, and stand in many words."""
+KEY_PARAMETERS = frozenset({"key", "api_key", "api-key", "apikey", "token", "access_token", "sig", "subscription-key"})
+"""Parameters of addresses by which some servers take a key."""
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_OURS = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding", "host", "connection"})
+"""Headers that the client writes itself."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +30,17 @@ class Address:
 
     base: httpx2.URL
     """Its base address, such as https://host/v1."""
-    key: str = field(repr=False)
-    """Its API key, or an empty string."""
+    headers: dict[str, str] = field(repr=False)
+    """What every request carries; keys among them."""
+    here: bool
+    """Whether it is trusted because it is this machine: nothing may be sent to another one."""
+    secrets: "re.Pattern[str] | None" = field(repr=False)
+    """The keys in whatever form a server may repeat them."""
 
     @property
     def host(self) -> str:
         """Host and port."""
         return f"{self.base.host}:{self.base.port or self.base.scheme}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What every request carries."""
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def at(self, path: str) -> httpx2.URL:
         """The address of `path` below the base."""
@@ -41,8 +49,8 @@ class Address:
         return self.base.copy_with(raw_path=joined)
 
     def hide(self, text: str) -> str:
-        """The text without the key, should a server repeat it."""
-        return text.replace(self.key, HIDDEN) if self.key else text
+        """The text without the keys, should a server repeat them."""
+        return self.secrets.sub(HIDDEN, text) if self.secrets is not None else text
 
 
 def reach(options: ServerOptions, *, purpose: str) -> Address:
@@ -55,37 +63,75 @@ def reach(options: ServerOptions, *, purpose: str) -> Address:
         raise _bad_address(options.url, "it names no http server")
     if base.userinfo:
         raise _bad_address(f"{base.scheme}://…@{base.host}", "it holds a name or password; keys come from the environment")
-    if not options.send_images and not is_here(base.host):
+    if named := sorted(KEY_PARAMETERS & {name.lower() for name in base.params}):
+        raise _bad_address(f"{base.scheme}://{base.host}…?{named[0]}=…", "it holds a key; keys come from the environment")
+    if base.path.rstrip("/").endswith("/chat/completions"):
+        raise _bad_address(options.url, "it names one path below the base address")
+    here = not options.send_images
+    if here and not is_here(base.host):
         raise StllavaError(
             f"images would leave this machine for {base.host} ({purpose}), but send_images is false",
             expected="your word that images may be sent there",
             remedy="Set send_images to true if they may, or use a server on this machine.",
         )
-    return Address(base, _key(options.key_variable))
+    if here:
+        refuse_elsewhere(base.host)
+    key = _secret(options.key_variable, option="key_variable") if options.key_variable else ""
+    others = {name: _secret(variable, option="header_variables") for name, variable in options.header_variables.items()}
+    for name in others:
+        _check_name(name)
+    headers = ({"Authorization": f"Bearer {key}"} if key else {}) | others
+    return Address(base, headers, here, secrets_pattern([key, *others.values()]))
 
 
 def is_here(host: str) -> bool:
-    """Whether a host is this machine by its name alone: localhost or a loopback address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    """Whether a host claims to be this machine: localhost or a loopback address."""
+    return is_loopback(host) or host.lower() == "localhost"
 
 
-def _key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not key:
+def secrets_pattern(secrets: Iterable[str]) -> "re.Pattern[str] | None":
+    r"""Finds secrets as they are, as JSON writes them (`\/`, `\u002f`), as addresses do (`%2F`) and as HTML does (`&#47;`)."""
+    kept = sorted({secret for secret in secrets if len(secret) >= SHORTEST_HIDDEN}, key=len, reverse=True)
+    return re.compile("|".join("".join(map(_written, secret)) for secret in kept)) if kept else None
+
+
+def _written(one: str) -> str:
+    """A pattern of the ways to write a character; JSON within JSON has several backslashes."""
+    code = ord(one)
+    ways = [re.escape(one), f"u(?i:{code:04x})", f"%(?i:{code:02x})", f"&#0*{code};", f"&#[xX]0*(?i:{code:x});"]
+    return rf"\\{{0,8}}(?:{'|'.join(ways)})"
+
+
+def _secret(variable: str, *, option: str) -> str:
+    """What a variable of the environment holds, which can stand in a header."""
+    secret = os.environ.get(variable, "").strip()
+    if not secret:
         raise StllavaError(
             f"the environment variable {variable} is not set",
             expected="the server's API key in it",
-            remedy=f"Run `export {variable}=…`, or leave key_variable empty for a server without a key.",
+            remedy=f"Run `export {variable}=…`, or leave {option} empty for a server without a key.",
         )
-    return key
+    if not (secret.isascii() and secret.isprintable()):
+        raise StllavaError(
+            f"the environment variable {variable} holds characters that no key has",
+            expected="plain ASCII letters, digits and marks on one line",
+            remedy="Copy the key again: line breaks, dashes and quotes are often changed by copying.",
+        )
+    return secret
+
+
+def _check_name(name: str) -> None:
+    if _NAME.fullmatch(name) is None or name.lower() in _OURS:
+        raise StllavaError(
+            f"header_variables names {name!r}",
+            expected="the name of a header, such as api-key, that is not written by the client itself",
+            remedy="Correct or remove it.",
+        )
 
 
 def _bad_address(url: str, problem: str) -> StllavaError:
     return StllavaError(
         f"{url!r} is not a server's address: {problem}",
         expected="something like http://localhost:8000/v1",
-        remedy="Mend url.",
+        remedy="Correct url: it is the base address, to which /chat/completions is added.",
     )

@@ -1,7 +1,8 @@
-"""One request with bounded retries, to one server.
+"""One request with bounded retries, to one server; each attempt has an end in time and a size.
 
-Tried again are time-outs, broken connections, the statuses 408, 409, 429 and 5xx, and replies that cannot be used;
-other statuses of 4xx are the asker's fault and end at once. A server's Retry-After holds back every request to it.
+Tried again are time-outs, broken connections, the statuses 408, 409, 425, 429 and 5xx, and replies that cannot be used,
+unless the server's words say that it cannot help (`refusals.py`); other statuses of 4xx and redirects end at once. A
+server's Retry-After holds back every request to it.
 """
 
 import json
@@ -19,10 +20,15 @@ from stllava.remote.address import Address
 from stllava.remote.audit import Audit
 from stllava.remote.pace import Pace, asked_pause, pause
 from stllava.remote.pictures import Picture
+from stllava.remote.refusals import Refusal, refusal_of
+from stllava.remote.transport import Transport, ending_at
 from stllava.text import printable
 
-AGAIN = frozenset({408, 409, 429})
-CUT_SERVERS_WORDS = 300
+CUT_SERVERS_WORDS = 500
+MOST_REPLY_BYTES = 16 << 20
+"""Of a reply, unpacked: a stream of 50,000 tokens, an event each, is smaller."""
+MOST_ERROR_BYTES = 1 << 16
+"""Of an error, whose first words are shown."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,32 @@ class Reply:
     """Wall time of the last attempt."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What makes a reply unusable."""
+
+    problem: str
+    """In words."""
+    status: int | None = None
+    """The status that it should have had, where it reports an error."""
+
+
 class NoReplyError(Exception):
     """No usable reply came of a request; the text says why, without the key."""
 
-    def __init__(self, failure: str, *, attempts: int, status: int | None, refused: bool = False) -> None:
+    def __init__(self, failure: str, *, attempts: int, status: int | None, refusal: Refusal) -> None:
         super().__init__(failure)
         self.attempts = attempts
         """Times it was sent."""
         self.status = status
         """Status of the last attempt; None where there was no reply."""
-        self.refused = refused
-        """Whether the server refused it for good, so that it was not tried again."""
+        self.refusal = refusal
+        """What it means."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether asking again cannot help."""
+        return not self.refusal.again
 
 
 class Client:
@@ -65,10 +86,10 @@ class Client:
         """Images are noted in `audit` before they are sent. `transport` replaces the network in tests."""
         self.address, self._options, self._audit = address, options, audit
         self._pace = pace if pace is not None else Pace()
+        limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._http = httpx2.Client(
-            transport=transport,
+            transport=transport if transport is not None else Transport(limits, here=address.here),
             timeout=options.timeout,
-            limits=httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency),
             follow_redirects=False,
             trust_env=False,  # No proxies, no .netrc: images go to the address in the options and nowhere else.
         )
@@ -93,7 +114,7 @@ class Client:
         images: Sequence[Picture] = (),
         tokens: int = 0,
         stop: Event | None = None,
-        fault: Callable[[bytes], str | None] = lambda _: None,
+        fault: Callable[[bytes], Fault | None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Send a JSON body that holds `images`, worth about so many tokens; raises NoReplyError.
@@ -119,15 +140,21 @@ class Client:
         images: Sequence[Picture] = (),
         tokens: int = 0,
         stop: Event | None = None,
-        fault: Callable[[bytes], str | None] = lambda _: None,
+        fault: Callable[[bytes], Fault | None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
         retries: int | None = None,
+        seconds: float | None = None,
+        most: int = MOST_REPLY_BYTES,
     ) -> Reply:
-        """The same for any request; `retries` replaces those of the options."""
-        most = self._options.retries if retries is None else retries
+        """Send any request, as `post` does; `retries` and `seconds` replace what the options say.
+
+        A reply of more than `most` bytes, unpacked, is refused.
+        """
+        limit = self._options.retries if retries is None else retries
+        allowed = self._options.timeout if seconds is None else seconds
         stop = stop if stop is not None else Event()
-        failure, status = "it was stopped before it was sent", None
-        attempts = 0
+        failure, status, attempts = "it was stopped before it was sent", None, 0
+        refusal = refusal_of(None, "")
         while self._pace.wait(tokens, stop=stop):
             sending()
             self._note(images)
@@ -135,26 +162,59 @@ class Client:
             began = time.monotonic()
             asked = None
             try:
-                response = self._http.send(request)
+                status, headers, body = self._exchange(request, allowed, most)
             except httpx2.RequestError as error:
-                failure, status = f"{type(error).__name__}: {error}", None
+                failure, status, refusal = self._broken(error, allowed), None, refusal_of(None, "")
             else:
-                status = response.status_code
-                if status == 200:
-                    problem = fault(response.content)
-                    if problem is None:
-                        return Reply(response.content, attempts, time.monotonic() - began)
-                    failure = f"{problem}: {self._words(response)}"
+                if status == 200 and body is not None:
+                    found = fault(body)
+                    if found is None:
+                        return Reply(body, attempts, time.monotonic() - began)
+                    failure, meant = f"{found.problem}: {self._words(body)}", found.status
+                elif body is None:
+                    raise NoReplyError(
+                        f"the reply is larger than {most >> 20} MiB", attempts=attempts, status=status, refusal=TOO_LARGE
+                    )
                 else:
-                    failure = f"status {status}: {self._words(response)}"
-                    if status not in AGAIN and status < 500:
-                        raise NoReplyError(self.address.hide(failure), attempts=attempts, status=status, refused=True)
-                    asked = asked_pause(response.headers.get("Retry-After"))
-                    if asked is not None:
-                        self._pace.hold(pause(0, asked, share=0.0))
-            if attempts > most or stop.wait(pause(attempts - 1, asked, share=random.random())):
+                    target = (
+                        f"it redirects to {self._shown(headers.get('Location', 'nowhere'))}: " if 300 <= status < 400 else ""
+                    )
+                    failure, meant = f"status {status}: {target}{self._words(body)}".rstrip(": "), status
+                refusal = refusal_of(meant, failure)
+                if not refusal.again:
+                    raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
+                asked = asked_pause(headers.get("Retry-After"))
+                if asked is not None:
+                    self._pace.hold(pause(0, asked, share=0.0))
+            if attempts > limit or stop.wait(pause(attempts - 1, asked, share=random.random())):
                 break
-        raise NoReplyError(self.address.hide(failure), attempts=attempts, status=status)
+        raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
+
+    def _exchange(self, request: httpx2.Request, seconds: float, most: int) -> tuple[int, httpx2.Headers, bytes | None]:
+        """Status, headers and body of a response; None for a body of more than `most` bytes. Errors are cut instead."""
+        end = time.monotonic() + seconds
+        with ending_at(end):
+            response = self._http.send(request, stream=True)
+            try:
+                whole = response.status_code == 200
+                room = most if whole else MOST_ERROR_BYTES
+                content = bytearray()
+                for piece in response.iter_bytes():
+                    content += piece
+                    if time.monotonic() > end:
+                        raise httpx2.ReadTimeout("", request=request)
+                    if len(content) > room:
+                        return response.status_code, response.headers, None if whole else bytes(content[:room])
+                return response.status_code, response.headers, bytes(content)
+            finally:
+                response.close()
+
+    def _broken(self, error: httpx2.RequestError, seconds: float) -> str:
+        """What went wrong with a connection, in words."""
+        told = self._shown(str(error))
+        if isinstance(error, httpx2.TimeoutException):
+            told = f"no whole reply within {seconds:g} s (timeout)"
+        return f"{type(error).__name__}: {told}"
 
     def _note(self, images: Sequence[Picture]) -> None:
         """Record what is about to be sent."""
@@ -162,7 +222,13 @@ class Client:
             for image in images:
                 self._audit.note(image.path, host=self.address.host, size=image.size)
 
-    @staticmethod
-    def _words(response: httpx2.Response) -> str:
-        """What a server said, short enough to show and without anything that a terminal obeys."""
-        return printable(" ".join(response.text.split()))[:CUT_SERVERS_WORDS]
+    def _words(self, body: bytes) -> str:
+        """What a server said, short enough to show; always read as UTF-8, whatever charset it names."""
+        return self._shown(body.decode("utf-8", errors="replace"))
+
+    def _shown(self, text: str) -> str:
+        """A text of the server's without the key and without anything that a terminal obeys, then cut."""
+        return printable(" ".join(self.address.hide(text).split()))[:CUT_SERVERS_WORDS]
+
+
+TOO_LARGE = Refusal("reply size", "request", again=False, remedy="Lower max_tokens, or mend the server.")

@@ -4,11 +4,13 @@ from threading import Lock
 
 from stllava.config import ChatOptions
 from stllava.errors import StllavaError
-from stllava.remote.completion import ChatUsage
+from stllava.remote.completion import ChatCompletion, ChatUsage
 
 CHARACTERS_A_TOKEN = 3.5
 """Of English prose, on the low side: estimates shall not be too small."""
 MILLION = 1e6
+MOST_IMAGE_TOKENS, MOST_OWN_TOKENS, MOST_REPLY_TOKENS = 100_000, 10_000, 1_000_000
+"""Beyond these, of an image, of what a server adds to a prompt and of a reply, a count is not believed."""
 
 
 class LimitError(StllavaError):
@@ -60,20 +62,45 @@ class Purse:
             self.requests += requests
             self._reserved += cost
 
+    def hold(self, cost: float) -> None:
+        """Reserve for a sending of an earlier start, which cannot be taken back."""
+        with self._lock:
+            self._reserved += cost
+            self.requests += 1
+
     def settle(self, reserved: float, cost: float) -> None:
         """Count what a request that was reserved for really cost."""
         with self._lock:
             self._reserved -= reserved
             self.cost += cost
 
-    def price(self, usage: ChatUsage) -> float:
-        """US dollars for so many tokens."""
-        options = self._options
+    @property
+    def priced(self) -> bool:
+        """Whether the options name a price."""
+        return bool(self._options.input_price or self._options.output_price)
+
+    def price(self, reply: ChatCompletion | None, text: str, images: int) -> float:
+        """US dollars of a reply to a prompt: by its own count of tokens or, where that cannot be, the most it may cost.
+
+        What is no completion (None) or says nothing at all costs nothing.
+        """
+        if reply is None:
+            return 0.0
+        if reply.usage is None or not _believable(reply.usage, text, images):
+            return self.most(text, images) if reply.choices else 0.0
+        self._learn(reply.usage, text, images)
+        options, usage = self._options, reply.usage
         return (usage.prompt_tokens * options.input_price + usage.completion_tokens * options.output_price) / MILLION
 
-    def learn(self, usage: ChatUsage, text: str, images: int) -> None:
+    def _learn(self, usage: ChatUsage, text: str, images: int) -> None:
         """Correct the estimate of an image's tokens by a reply's count."""
         if images:
             seen = (usage.prompt_tokens - len(text) / CHARACTERS_A_TOKEN) / images
             with self._lock:
                 self._image_tokens = max(self._image_tokens, seen)
+
+
+def _believable(usage: ChatUsage, text: str, images: int) -> bool:
+    """Whether a prompt and a reply can have so many tokens: one never has more than the text has bytes."""
+    most = len(text.encode(errors="replace")) + MOST_IMAGE_TOKENS * images + MOST_OWN_TOKENS
+    return usage.prompt_tokens <= most and usage.completion_tokens <= MOST_REPLY_TOKENS

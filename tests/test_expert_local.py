@@ -26,6 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
 def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Path, model: Path) -> None:
     images = sorted(path.name for path in (phantoms / "images" / "test").iterdir())
     given = [answers_of("what is seen?", ("a nodule", "a mass"), image=f"test/{name}") for name in images]
+    given.append(answers_of("what is seen?", ("a mass", "a mass"), image=f"test/{images[0]}"))  # A verdict without a word.
     given.append(answers_of("what is seen?", ("a nodule", "a mass"), image="gone.png"))
     folder, to = write_answers(tmp_path / "answers", given), tmp_path / "out"
     local = LocalExpertOptions(model=str(model), max_new_tokens=6)

@@ -51,7 +51,7 @@ def judge_command(words: list[str]) -> None:
         if dry_run:
             found = plan(options, answers=answers, truth=truth, root=root, to=to)
             show(found.prompt or "Nothing is to be asked.")
-            show(f"\n{found.requests} requests, ${found.cost:.4f} at most")
+            show(f"\n{found.requests} requests, {price(found.cost)}")
         elif check:
             show(
                 describe(
@@ -71,6 +71,11 @@ def judge_command(words: list[str]) -> None:
             tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing))
 
     parse(judge_or_look, words, name="judge")
+
+
+def price(cost: float | None) -> str:
+    """What requests cost, in words."""
+    return f"${cost:.4f} at most" if cost else "price not given (input_price, output_price)" if cost is None else "at no cost"
 
 
 def describe(check: JudgeCheck) -> str:

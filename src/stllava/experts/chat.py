@@ -13,20 +13,24 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
-from stllava.experts.exchange import Exchange, Journal, Request, fault
+from stllava.experts.exchange import Exchange, Journal, Request, as_refusal, cut_off, fault
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
-from stllava.remote.client import Client, NoReplyError, Reply
-from stllava.remote.completion import ChatCompletion
+from stllava.remote.client import Client, Fault, NoReplyError, Reply
+from stllava.remote.completion import ChatCompletion, error_in
 from stllava.remote.pace import Pace
 from stllava.remote.pictures import Picture, Pictures
-from stllava.remote.purse import Purse
+from stllava.remote.purse import LimitError, Purse
+from stllava.remote.refusals import Refusal, advice
 from stllava.remote.stream import each
+from stllava.text import printable
 
-CLOSED = frozenset({401, 403, 404, 405})
-"""Statuses that no other request would escape: no key, no right, no such model or path."""
 FAILURES = 10
 """So many failed requests in a row, and twice the concurrency at least, end the stage."""
+REFUSALS = 50
+"""So many requests refused by their own fault, and none ever answered, end the stage."""
+KEPT_OF_FAULTS = 1 << 16
+"""Characters of an unusable reply that are kept."""
 
 
 class Chat:
@@ -50,7 +54,7 @@ class Chat:
         self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
         self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
         self._lock = Lock()
-        self._failed = 0
+        self._failed = self._refused = 0
         self._answered = journal is not None and len(journal) > 0
 
     @property
@@ -71,16 +75,16 @@ class Chat:
         with Client(self._address, options, audit=audit, pace=pace, transport=self._transport) as client:
 
             def work(request: Request, stop: Event) -> None:
-                exchange = self._exchange(client, request, stop)
+                exchange, refusal = self._exchange(client, request, stop)
                 if exchange is not None:
                     heard(exchange)
-                    self._judge_server(exchange)
+                    self._judge_server(exchange, refusal)
 
             each(requests, work, workers=options.concurrency, name="chat")
 
-    def most(self, request: Request) -> float:
-        """US dollars that a request costs at most, by the prices in the options."""
-        return self._purse.most(request.text, len(request.images))
+    def most(self, request: Request) -> float | None:
+        """US dollars that a request costs at most by the prices in the options; None where they name no price."""
+        return self._purse.most(request.text, len(request.images)) if self._purse.priced else None
 
     def body(self, request: Request, pictures: list[Picture]) -> dict[str, JsonValue]:
         """What is sent."""
@@ -91,6 +95,7 @@ class Chat:
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": request.text}]}],
             "temperature": options.temperature,
             "max_tokens": options.max_tokens,
+            "stream": False,  # Some servers stream unless told not to.
         }
         if options.temperature:
             body["seed"] = int(request.id, 16) % 2**31
@@ -99,39 +104,49 @@ class Chat:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return {name: value for name, value in (body | options.extra).items() if value is not None}
 
-    def exchange(self, request: Request, reply: Reply) -> Exchange:
-        """The record of a reply."""
-        body = self._address.hide(reply.body.decode(errors="replace"))
-        return Exchange.of(
-            request,
-            model=self.name,
-            body=body,
-            seconds=reply.seconds,
-            attempts=reply.attempts,
-            cost=self._cost(request, body),
-        )
+    def keep_fault(self, request: Request, body: bytes, *, reserved: float) -> Fault | None:
+        """What makes a reply unusable; such a one is kept with what it cost, since it may have been paid for.
 
-    def fault(self, request: Request, body: bytes) -> str | None:
-        """What makes a reply unusable; such a one is kept too, since it may have been paid for."""
-        problem = fault(body)
-        if problem is not None and self._journal is not None:
-            text = self._address.hide(body.decode(errors="replace"))
-            self._journal.add(Exchange.of(request, model=self.name, body=text, failure=problem, attempts=0))
-        return problem
+        A reply that was cut off is usable: asked again, it would be cut off again at the same price.
+        """
+        error = error_in(body)
+        problem = "the server reports an error and sends it as a reply" if error is not None else fault(body)
+        if problem is None or (error is None and cut_off(body)):
+            return None
+        problem = printable(self._address.hide(problem))
+        self._purse.settle(reserved, cost := self.cost(request, body))
+        if self._journal is not None:
+            told = self._address.hide(body.decode(errors="replace"))[:KEPT_OF_FAULTS]
+            self._journal.add(Exchange.of(request, model=self.name, body=told, failure=problem, cost=cost))
+        return Fault(problem, status=error.status if error is not None else None)
 
-    def _exchange(self, client: Client, request: Request, stop: Event) -> Exchange | None:
-        """What comes of a request; None where it was stopped before it was sent."""
+    def cost(self, request: Request, body: bytes | str) -> float:
+        """US dollars of a reply."""
+        try:
+            reply = ChatCompletion.read(body)
+        except ValidationError:
+            reply = None
+        return self._purse.price(reply, request.text, len(request.images))
+
+    def _exchange(self, client: Client, request: Request, stop: Event) -> tuple[Exchange | None, Refusal | None]:
+        """What comes of a request, and why it was refused; nothing where it was stopped before it was sent."""
         try:
             pictures = [self._pictures.get(path) for path in request.images]
         except ItemError as error:
-            return self._failure(request, f"image {error.cause}: {error}", attempts=0)
-        most = self.most(request)
-        reserved = 0.0
+            return self._failure(request, f"image {error.cause}: {error}", attempts=0), None
+        most = self._purse.most(request.text, len(request.images))
+        sent = kept = 0
 
         def sending() -> None:
-            nonlocal reserved
+            nonlocal sent
             self._purse.reserve(most)
-            reserved += most
+            sent += 1
+
+        def check(body: bytes) -> Fault | None:
+            nonlocal kept
+            found = self.keep_fault(request, body, reserved=most)
+            kept += found is not None
+            return found
 
         cost = 0.0
         try:
@@ -141,48 +156,62 @@ class Chat:
                 images=pictures,
                 tokens=self._purse.tokens(request.text, len(request.images)),
                 stop=stop,
-                fault=lambda body: self.fault(request, body),
+                fault=check,
                 sending=sending,
             )
-            exchange = self.exchange(request, reply)
+            exchange = self._answered_by(request, reply, attempts=sent - kept)
             cost = exchange.cost
         except NoReplyError as error:
-            if error.status in CLOSED or (error.refused and not self._answered):
-                raise StllavaError(
-                    f"{self._address.base} refuses with {error}",
-                    expected="an OpenAI-compatible server that knows the model and takes the key",
-                    remedy="Mend url, model, key_variable or the fields of the request (docs/expert.md); all replies are kept.",
-                ) from None
-            return self._failure(request, str(error), attempts=error.attempts) if error.attempts else None
+            return (self._unanswered(request, error, attempts=sent - kept), error.refusal) if error.attempts else (None, None)
+        except LimitError:
+            if sent > kept and self._journal is not None:
+                self._journal.add(self._failure(request, "a limit was reached before it was answered", attempts=sent - kept))
+            raise
         finally:
-            self._purse.settle(reserved, cost)
-        return exchange
+            self._purse.settle((sent - kept) * most, cost)
+        return exchange, None
+
+    def _answered_by(self, request: Request, reply: Reply, *, attempts: int) -> Exchange:
+        """The record of a reply."""
+        body = self._address.hide(reply.body.decode(errors="replace"))
+        cost = self.cost(request, body)
+        return Exchange.of(request, model=self.name, body=body, seconds=reply.seconds, attempts=attempts, cost=cost)
+
+    def _unanswered(self, request: Request, error: NoReplyError, *, attempts: int) -> Exchange:
+        """The record of a request that got no reply, sent so many times that are not recorded; raises where none would."""
+        refusal = error.refusal
+        if refusal.reach == "all" or (refusal.reach == "unknown" and error.refused and not self._answered):
+            raise StllavaError(
+                f"{self._address.base} refuses with {error}",
+                expected="an OpenAI-compatible server that knows the model and takes the key",
+                remedy=(refusal.remedy or "Correct url, model, key_variable or the fields of the request (docs/expert.md).")
+                + " All replies are kept.",
+            ) from None
+        if refusal.name == "filter":
+            return Exchange.of(request, model=self.name, body=as_refusal(str(error)), attempts=attempts)
+        return self._failure(request, str(error), attempts=attempts)
 
     def _failure(self, request: Request, failure: str, *, attempts: int) -> Exchange:
         return Exchange.of(request, model=self.name, body=None, failure=failure, attempts=attempts)
 
-    def _cost(self, request: Request, body: str) -> float:
-        """US dollars of a reply: by its own count of tokens or, where it has none, the most it can be."""
-        try:
-            usage = ChatCompletion.model_validate_json(body).usage
-        except ValidationError:
-            usage = None
-        if usage is None:
-            return self.most(request)
-        self._purse.learn(usage, request.text, len(request.images))
-        return self._purse.price(usage)
-
-    def _judge_server(self, exchange: Exchange) -> None:
-        """End the stage when nothing but failures comes back."""
+    def _judge_server(self, exchange: Exchange, refusal: Refusal | None) -> None:
+        """End the stage when nothing but failures comes back; a request's own fault says nothing of the server."""
         with self._lock:
             if exchange.body is not None:
                 self._answered, self._failed = True, 0
-            elif exchange.attempts:
-                self._failed += 1
-            failed = self._failed
-        if failed >= max(FAILURES, 2 * self._options.concurrency):
-            raise StllavaError(
-                f"{self._address.base} answered none of the last {failed} requests, the last ended with {exchange.failure}",
-                expected="a server that answers",
-                remedy="Mend or restart it and give the same command again: every reply is kept.",
-            )
+            elif refusal is not None and refusal.reach == "request":
+                self._refused += not self._answered
+            elif refusal is not None:
+                self._failed += 1  # An image that cannot be read was never sent: it has no refusal.
+            failed, refused = self._failed, self._refused
+        most = max(FAILURES, 2 * self._options.concurrency)
+        if failed < most and refused < max(REFUSALS, most):
+            return
+        told = f"the last {failed}" if failed >= most else f"the first {refused}"
+        help_first = advice(exchange.failure or "")
+        again = "Give the same command again once it answers: every reply is kept."
+        raise StllavaError(
+            f"{self._address.base} answered none of {told} requests, the last ended with {exchange.failure}",
+            expected="a server that answers",
+            remedy=f"{help_first} {again}" if help_first else f"Start or repair it. {again}",
+        )

@@ -1,6 +1,7 @@
 """What a model that judges is asked, and what it replied, word for word."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,16 +13,11 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.experts.replies import CUT, RAISE
 from stllava.records import Keyed
-from stllava.remote.completion import ChatChoice, ChatCompletion
+from stllava.remote.completion import CUT_OFF, ENDED, FILTERED, ChatCompletion
 from stllava.store import EXCHANGES, Log
 
+LOG = logging.getLogger(__name__)
 FailureCause = Literal["failed", "refused", "unparsed"]
-ENDED = frozenset({"", "stop", "stop_sequence", "end_turn", "end_of_turn", "eos", "eos_token", "complete", "completed"})
-"""Finish reasons of a reply that came to its own end, in lower case; a server that names none is taken at its word."""
-CUT_OFF = frozenset({"length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens", "model_length"})
-"""Finish reasons of a reply that a limit of tokens cut off."""
-FILTERED = frozenset({"content_filter", "safety", "recitation", "refusal", "prohibited_content", "sensitive"})
-"""Finish reasons of a reply that the provider held back."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,12 @@ def as_body(text: str, *, finished: bool = True) -> str:
     return json.dumps({"object": "chat.completion", "choices": [choice]}, ensure_ascii=False)
 
 
+def as_refusal(words: str) -> str:
+    """A refusal by a server's status as the completion that says the same."""
+    choice = {"index": 0, "message": {"role": "assistant", "refusal": words}, "finish_reason": "content_filter"}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}, ensure_ascii=False)
+
+
 @dataclass(frozen=True)
 class Said:
     """What an exchange holds for a reader."""
@@ -132,8 +134,8 @@ class Speaker(Protocol):
     def identity(self) -> dict[str, JsonValue]:
         """Everything about it that shapes its replies."""
 
-    def most(self, request: Request) -> float:
-        """US dollars that a request costs at most."""
+    def most(self, request: Request) -> float | None:
+        """US dollars that a request costs at most; None where no price is known."""
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Ask every request and hand what comes of each to `heard`, in any order, as soon as it is there.
@@ -154,18 +156,36 @@ class Journal:
     """The exchanges of a stage on disk, found by request; holds none of them in memory. Threads may share it."""
 
     def __init__(self, folder: Path, *, name: str) -> None:
-        """Open the journal called `name` in a stage's folder."""
+        """Open the journal called `name` in a stage's folder; lines that are damaged are counted and passed over."""
         self.name = name
         self._log = Log(folder / EXCHANGES / f"{name}.jsonl")
         self._places: dict[str, int] = {}
         self._failures: dict[str, int] = {}
+        self._wasted: dict[str, tuple[float, int]] = {}
         self._lock = Lock()
         self.cost = 0.0
         """US dollars of all exchanges."""
         self.attempts = 0
         """Requests sent, repeated ones included."""
+        self.damaged = 0
+        """Lines that hold no exchange."""
         for at, line in self._log.lines():
-            self._count(Exchange.model_validate_json(line), at)
+            try:
+                exchange = Exchange.model_validate_json(line)
+            except ValidationError:
+                self.damaged += 1
+            else:
+                self._count(exchange, at)
+        if self.damaged:
+            LOG.warning("%s", self.damage)
+
+    @property
+    def damage(self) -> str:
+        """What is lost of it, in a sentence; empty where nothing is."""
+        if not self.damaged:
+            return ""
+        lines = "1 line is" if self.damaged == 1 else f"{self.damaged} lines are"
+        return f"{lines} damaged in {self._log.path.name} and left out; replies that stood there are asked for again."
 
     def __contains__(self, request: str) -> bool:
         """Whether a request was answered, so that it need not be asked again."""
@@ -184,15 +204,25 @@ class Journal:
             self.cost += exchange.cost
             self.attempts += exchange.attempts
             # The first answer counts: a second one, as a batch may hold, was not asked for.
-            if exchange.failure is None:
-                self._places.setdefault(exchange.id, at)
-            else:
+            if exchange.failure is None and exchange.id not in self._places:
+                self._places[exchange.id] = at
+                return
+            cost, attempts = self._wasted.get(exchange.id, (0.0, 0))
+            self._wasted[exchange.id] = (cost + exchange.cost, attempts + exchange.attempts)
+            if exchange.failure is not None:
                 self._failures[exchange.id] = at
 
     def get(self, request: str) -> Exchange | None:
         """What came of a request, its reply if there is one; None where it was not asked."""
         at = self._places.get(request, self._failures.get(request))
         return None if at is None else self._log.read(at, Exchange)
+
+    def spent(self, request: str, exchange: Exchange | None) -> tuple[float, int]:
+        """US dollars and sendings that a request took, with all that came of it before `exchange`, which `get` gave."""
+        cost, attempts = self._wasted.get(request, (0.0, 0))
+        if exchange is None or exchange.failure is not None:
+            return cost, attempts
+        return cost + exchange.cost, attempts + exchange.attempts
 
     def close(self) -> None:
         """End it."""
@@ -202,13 +232,13 @@ class Journal:
 def fault(body: bytes) -> str | None:
     """What makes a server's reply unusable, so that it is asked again; None for a reply, a refusal among them."""
     try:
-        reply = ChatCompletion.model_validate_json(body)
+        reply = ChatCompletion.read(body)
     except ValidationError as error:
         return f"the reply is not a chat completion ({error.errors()[0]['msg']})"
     if not reply.choices:
         return "the reply holds no choice"
     first = reply.choices[0]
-    text, end = first.message.content, _end(first)
+    text, end = first.message.content, first.end
     if first.message.refusal is not None or end in FILTERED:
         return None
     if end in CUT_OFF:
@@ -221,10 +251,10 @@ def fault(body: bytes) -> str | None:
 def cut_off(body: bytes) -> bool:
     """Whether a reply was cut off by a limit of tokens: asked again, it would be cut off again, and paid for again."""
     try:
-        choices = ChatCompletion.model_validate_json(body).choices
+        choices = ChatCompletion.read(body).choices
     except ValidationError:
         return False
-    return bool(choices) and _end(choices[0]) in CUT_OFF
+    return bool(choices) and choices[0].end in CUT_OFF
 
 
 def said(exchange: Exchange | None) -> Said:
@@ -236,17 +266,12 @@ def said(exchange: Exchange | None) -> Said:
     problem = fault(exchange.body.encode())
     if problem is not None and not cut_off(exchange.body.encode()):
         return Said("", "failed", problem, {})
-    reply = ChatCompletion.model_validate_json(exchange.body)
+    reply = ChatCompletion.read(exchange.body)
     first, usage = reply.choices[0], reply.usage
     tokens = {} if usage is None else {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    if first.message.refusal is not None or _end(first) in FILTERED:
+    if first.message.refusal is not None or first.end in FILTERED:
         return Said("", "refused", first.message.refusal or "the provider's content filter", tokens)
     text = first.message.content or ""
-    if _end(first) in CUT_OFF:
+    if first.end in CUT_OFF:
         return Said(text, "unparsed", CUT, tokens)
     return Said(text, None, "", tokens)
-
-
-def _end(choice: ChatChoice) -> str:
-    """Why a reply ended, in lower case; empty where the server does not say."""
-    return (choice.finish_reason or "").lower()

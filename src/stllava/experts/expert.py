@@ -1,10 +1,31 @@
 """What every expert is: something that scores the answers to one question."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from stllava.errors import StllavaError
+from stllava.experts.replies import RAISE
 from stllava.records import Answers, Comparison
+from stllava.remote.refusals import advice
+from stllava.text import printable
+
+SHOWN_OF_A_REPLY = 200
+"""Characters of a reply that is shown as an example."""
+_CAUSES = {
+    "unparsed": "no verdict could be read from the reply",
+    "refused": "the model or its provider declined",
+    "failed": "no usable reply came",
+    "abstained": "it was said that this cannot be judged",
+}
+"""What each cause means."""
+_REMEDIES = {
+    "unparsed": "Name a model that can follow the rubric, bring a rubric of your own, or set structured the other way",
+    "refused": "Name a model or a provider that answers medical questions",
+    "failed": "Correct what the failure names",
+    "abstained": "Check that it sees what it is to judge: --root, --truth, data.references, a vision-language model",
+}
+"""What helps against each cause where the reply itself names nothing better."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,10 @@ class Expert(Protocol):
     def prompt_hash(self) -> str:
         """Hash of the rubric or rule it applies."""
 
+    @property
+    def damage(self) -> str:
+        """What is lost of the replies it keeps, in a sentence for the manifest; empty where nothing is."""
+
     def prepare(self, given: Iterable[Answers]) -> None:
         """Find out all that judging these answers takes, and keep it; `given` may be gone through more than once.
 
@@ -59,5 +84,32 @@ class Expert(Protocol):
 class Knowing:
     """An expert that needs no preparation."""
 
+    damage = ""
+    """It keeps nothing that could be lost."""
+
     def prepare(self, given: Iterable[Answers]) -> None:
         """Nothing is to be found out."""
+
+
+def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapping[str, str]) -> StllavaError:
+    """The error of an expert without a verdict: the commonest cause, an example of it and what helps.
+
+    `said` names what there is no verdict on; `examples` holds a reply or a failure in its words by cause.
+    """
+    cause = max(causes, key=lambda one: causes[one])
+    example = shown(examples.get(cause, ""))
+    cut = RAISE in examples.get(cause, "")
+    remedy = (
+        f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES.get(cause, "Use another expert")
+    )
+    return StllavaError(
+        f"{expert} gave no verdict on {said}; {causes[cause]} times {_CAUSES.get(cause, cause)} ({cause}), such as {example!r}",
+        expected="verdicts",
+        remedy=f"{remedy}; then start again with --existing replace, which keeps every reply that is still asked for.",
+    )
+
+
+def shown(text: str) -> str:
+    """A reply short enough for an error, on one line and without anything that a terminal obeys."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= SHOWN_OF_A_REPLY else line[: SHOWN_OF_A_REPLY - 1] + "…"

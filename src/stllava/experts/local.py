@@ -58,7 +58,8 @@ class Local(Free):
                 try:
                     sampler.check(prompt)
                 except ItemError as error:
-                    heard(Exchange.of(request, model=self.name, body=None, failure=f"image {error.cause}: {error}"))
+                    failure = f"image {error.cause}: {error}"
+                    heard(Exchange.of(request, model=self.name, body=None, failure=failure, attempts=0))
                 else:
                     prompts.append((request, prompt))
             began = monotonic()

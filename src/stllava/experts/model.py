@@ -11,13 +11,16 @@ from threading import Lock
 
 from stllava.config import JudgeOptions
 from stllava.experts.exchange import Exchange, Journal, Request, Said, Speaker, said
-from stllava.experts.expert import Verdict
+from stllava.experts.expert import SHOWN_OF_A_REPLY, Verdict, no_verdict
 from stllava.experts.orders import Order, distinct, orders, together
-from stllava.experts.replies import Reading, read_scores, read_verdict
+from stllava.experts.replies import RAISE, Reading, read_scores, read_verdict
 from stllava.experts.rubric import Mode, Rubric
 from stllava.metrics.robust import normalise
 from stllava.progress import Progress
 from stllava.records import Answers, Context, content_id
+
+UNREADABLE = 12
+"""Replies without one verdict that end the asking."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,29 @@ class Heard:
     """Its words, or why there are none."""
     reading: Reading
     """What they say."""
+
+
+class FirstReplies:
+    """Stops an expert whose first dozen replies hold no verdict: the others would cost as much and say as little."""
+
+    def __init__(self, expert: str) -> None:
+        self._expert = expert
+        self.readable = False
+        """Whether a verdict was read."""
+        self._causes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def count(self, reading: Reading, words: str) -> None:
+        """Take a reply with what it says; raises StllavaError where it is one too many. An abstention is a reading."""
+        if reading.scores is not None:
+            self.readable = True
+        elif reading.cause is not None and reading.cause != "abstained":
+            self._causes[reading.cause] += 1
+            # Where a reply was cut off, the reader says so, and the words alone do not.
+            cut = RAISE in reading.reason
+            self._examples.setdefault(reading.cause, f"{words[-SHOWN_OF_A_REPLY // 2 :]} – {reading.reason}" if cut else words)
+            if self._causes.total() >= UNREADABLE:
+                raise no_verdict(self._expert, f"its first {self._causes.total()} replies", self._causes, self._examples)
 
 
 class ModelExpert:
@@ -69,24 +95,45 @@ class ModelExpert:
         """What is to be asked about one set of answers and the journal does not hold an answer to."""
         return [request for request in self._requests(answers) if request.id not in self._journal]
 
-    def most(self, request: Request) -> float:
-        """US dollars that a request costs at most."""
+    def most(self, request: Request) -> float | None:
+        """US dollars that a request costs at most; None where no price is known."""
         return self._speaker.most(request)
 
+    @property
+    def damage(self) -> str:
+        """What is lost of its journal, in a sentence; empty where nothing is."""
+        return self._journal.damage
+
     def prepare(self, given: Iterable[Answers]) -> None:
-        """Ask everything that the journal does not hold an answer to."""
+        """Ask everything that the journal does not hold an answer to; stop early where no reply holds a verdict."""
         total = sum(self._count(answers) for answers in given)
         done = total - sum(len(self.missing(answers)) for answers in given) if self._journal else 0
+        if done == total:
+            return
+        first = FirstReplies(self.name)
+        for answers in given if done else ():
+            for request in self._requests(answers):
+                if not first.readable and request.id in self._journal:
+                    self._look(first, self._journal.get(request.id))
+            if first.readable:
+                break
         with Progress("judge", total, unit="requests", done=done) as progress:
             turn = Lock()
 
             def heard(exchange: Exchange) -> None:
                 self._journal.add(exchange)
                 with turn:
-                    progress.advance(extra=f"{self._journal.attempts} sent, ${self._journal.cost:.2f}")
+                    spent = f", ${self._journal.cost:.2f}" if self._journal.cost else ""
+                    progress.advance(extra=f"{self._journal.attempts} sent{spent}")
+                    self._look(first, exchange)
 
-            if done < total:
-                self._speaker.ask((request for answers in given for request in self.missing(answers)), heard)
+            self._speaker.ask((request for answers in given for request in self.missing(answers)), heard)
+
+    def _look(self, first: "FirstReplies", exchange: Exchange | None) -> None:
+        """Count a reply among the first ones until one of them holds a verdict."""
+        if not first.readable and exchange is not None and exchange.body is not None:
+            reply = said(exchange)
+            first.count(self._read(reply, len(exchange.order)), reply.text or reply.detail)
 
     def heard(self, answers: Answers) -> list[Heard]:
         """The replies about one set of answers, as they are in the journal."""
@@ -105,7 +152,8 @@ class ModelExpert:
             (request.order, self._read(reply, len(request.order))) for (request, _), reply in zip(heard, replies, strict=True)
         ]
         result = together(answers.completions, readings, mode=self._rubric.mode)
-        usage = Counter(requests=sum(exchange.attempts for _, exchange in heard if exchange is not None))
+        spent = [self._journal.spent(request.id, exchange) for request, exchange in heard]
+        usage = Counter(requests=sum(attempts for _, attempts in spent))
         for reply in replies:
             usage.update(reply.usage)
         reasons = [reading.reason for _, reading in readings if (reading.scores is None) == (result.scores is None)]
@@ -117,7 +165,7 @@ class ModelExpert:
             context=tuple(context.id for context in self._known(answers)),
             raw=tuple(reply.text or reply.detail for reply in replies),
             usage=dict(usage) if heard else {},
-            cost=sum(exchange.cost for _, exchange in heard if exchange is not None),
+            cost=sum(cost for cost, _ in spent),
         )
 
     def _read(self, reply: Said, count: int) -> Reading:

@@ -33,6 +33,11 @@ class Panel:
         """Hash of its members' rules and its own."""
         return content_id("panel", self._verdict, [[member.name, member.prompt_hash] for member in self.members])
 
+    @property
+    def damage(self) -> str:
+        """What is lost of its members' journals; empty where nothing is."""
+        return " ".join(filter(None, (member.damage for member in self.members)))
+
     def prepare(self, given: Iterable[Answers]) -> None:
         """Prepare every member, one after the other."""
         for member in self.members:

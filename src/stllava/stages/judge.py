@@ -19,11 +19,13 @@ from stllava.errors import StllavaError
 from stllava.experts.check import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.check import check as check_expert
 from stllava.experts.choose import Sources, expert_of
-from stllava.experts.expert import Expert
+from stllava.experts.expert import Expert, no_verdict, shown
 from stllava.experts.model import ModelExpert
 from stllava.experts.oracle import Oracle
 from stllava.experts.panel import Panel
+from stllava.experts.replies import RAISE
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Vote, content_id
+from stllava.remote.refusals import advice
 from stllava.store import (
     CHECK,
     EXCHANGES,
@@ -63,12 +65,12 @@ def judge(
         with expert_of(options, Sources(to, root, truth)) as expert:
             expert.prepare(given)
             stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
-        tally.check(options)
+        tally.check(options, expert=expert.name)
         return stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
             measures=tally.measures,
-            notes=(f"The expert is called {expert.name}. {expert.method}",),
+            notes=(f"The expert is called {expert.name}. {expert.method}", *filter(None, (expert.damage,))),
         )
 
 
@@ -80,22 +82,24 @@ class Plan:
     """The first prompt; empty when nothing is asked."""
     requests: int
     """Requests still to be sent, if none is repeated."""
-    cost: float
-    """US dollars they cost at most, by the prices in the options."""
+    cost: float | None
+    """US dollars they cost at most, by the prices in the options; None where an expert is asked whose price is not given."""
 
 
 def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, root: Path | None = None, to: Path) -> Plan:
     """What judging the folder `answers` into `to` would still take; asks nothing and writes nothing."""
     with TemporaryDirectory() as spare:
         folder = to if (to / EXCHANGES).is_dir() else Path(spare)
-        prompt, requests, cost = "", 0, 0.0
+        prompt, requests = "", 0
+        cost: float | None = 0.0
         with expert_of(options, Sources(folder, root, truth, asks=False)) as expert:
             experts = expert.members if isinstance(expert, Panel) else (expert,)
             members = [member for member in experts if isinstance(member, ModelExpert)]
             for one in stream_records(answers, "answers", Answers):
                 for member in members:
                     for request in member.missing(one):
-                        prompt, requests, cost = prompt or request.text, requests + 1, cost + member.most(request)
+                        prompt, requests, most = prompt or request.text, requests + 1, member.most(request)
+                        cost = None if cost is None or most is None else cost + most
         return Plan(prompt, requests, cost)
 
 
@@ -151,13 +155,18 @@ class Tally:
     usage: Counter[str] = field(default_factory=Counter)
     agreements: int = 0
     agreement: float = 0.0
+    examples: dict[str, str] = field(default_factory=dict)
 
     def count(self, judgments: Iterator[Judgment]) -> Iterator[Judgment]:
         """The judgments, one by one."""
         for judgment in judgments:
             self.judged += 1
             if judgment.scores is None:
-                self.causes[judgment.cause or "failed"] += 1
+                cause = judgment.cause or "failed"
+                self.causes[cause] += 1
+                # A reply that was cut off is told by the reason, all others by their own words.
+                words = judgment.reason if cause == "unparsed" and RAISE in judgment.reason else next(iter(judgment.raw), "")
+                self.examples.setdefault(cause, words or judgment.reason)
             else:
                 self.scores += len(judgment.scores)
                 self.total += sum(judgment.scores)
@@ -172,14 +181,19 @@ class Tally:
                 self.agreement += judgment.agreement
             yield judgment
 
-    def check(self, options: JudgeOptions) -> None:
-        """Stop where too many requests failed, which can be asked again, or where the order decides too often."""
+    def check(self, options: JudgeOptions, *, expert: str) -> None:
+        """Stop where there is no verdict at all, where too many requests failed, or where the order decides too often."""
+        if self.judged and self.causes.total() == self.judged:
+            raise no_verdict(expert, f"any of {self.judged} questions", self.causes, self.examples)
         failed = self.causes["failed"]
         if failed > options.max_failed * self.judged:
+            example = shown(self.examples["failed"])
+            again = "give the same command again, which asks only what was not answered"
+            known = advice(example)
             raise StllavaError(
-                f"{failed} of {self.judged} questions have no verdict because requests failed",
+                f"{failed} of {self.judged} questions have no verdict because requests failed, such as {example!r}",
                 expected=f"at most {options.max_failed:.0%} (max_failed)",
-                remedy="Give the same command again: it asks only what was not answered.",
+                remedy=f"{known} Or raise max_failed to go on without them." if known else f"Correct that and {again}.",
             )
         if self.flipped > options.max_flips * self.compared:
             raise StllavaError(
@@ -201,7 +215,9 @@ class Tally:
         if self.compared:
             found |= {"tie_share": self.undecided / self.compared, "flip_share": self.flipped / self.compared}
         if self.usage:
-            found |= {**{name: float(count) for name, count in sorted(self.usage.items())}, "cost": self.cost}
+            found |= {name: float(count) for name, count in sorted(self.usage.items())}
+        if self.cost:
+            found["cost"] = self.cost
         if self.agreements:
             found["panel_agreement"] = self.agreement / self.agreements
         return found

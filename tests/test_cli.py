@@ -183,6 +183,16 @@ def test_chat_answers_a_question_about_an_image(finished: tuple[Path, Path, str]
     assert said.stdout.strip()
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "stllava", "judge", "--help"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("locale", ["C", "POSIX"])
 def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tmp_path: Path) -> None:
     turns = [("human", "größer als 5 µm? 右"), ("gpt", "nein – 否")]

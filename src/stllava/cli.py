@@ -8,6 +8,7 @@ stllava compare RUN…            tables of several runs
 
 import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -90,6 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StllavaError as error:
         show(f"stllava: {error}", stream=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        raise
     except OSError as error:
         from stllava.store import full_disk, is_full
 

@@ -9,6 +9,7 @@ stllava compare RUN…            tables of several runs
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -55,6 +56,13 @@ def show_crash(kind: type[BaseException], error: BaseException, trace: Traceback
     show("".join(traceback.format_exception(kind, error, trace)), stream=sys.stderr, end="")
 
 
+def reader_is_gone(descriptor: int) -> bool:
+    """Whether an open file is a pipe whose reader, such as `head`, has seen enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def usage() -> str:
     """The text of `stllava --help`."""
     lines = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
@@ -92,12 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(f"stllava: {error}", stream=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        raise
+        if not reader_is_gone(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         from stllava.store import full_disk, is_full
 

@@ -19,7 +19,7 @@ from stllava.data.conversations import read_conversations
 from stllava.data.exchange import chosen_answers, import_conversations, import_preferences, to_llava, to_trl
 from stllava.data.exchange.columns import LAYOUTS, Layout, layout_of, preference_of
 from stllava.data.exchange.incoming import Missing
-from stllava.errors import StllavaError
+from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Message, Preference, content_id
 from stllava.stages.dpo import dpo
 from stllava.store import read_records
@@ -56,9 +56,14 @@ def row(image: str, *texts: str, **more: object) -> Row:
     return {"image": image, "conversations": say(*texts), **more}
 
 
-def pair(image: str = "a.png", chosen: object = BETTER, rejected: object = WORSE, **more: object) -> Row:
+def pair(image: object = "a.png", chosen: object = BETTER, rejected: object = WORSE, **more: object) -> Row:
     """A preference row with plain columns."""
     return {"image": image, "question": ASKED, "chosen": chosen, "rejected": rejected, **more}
+
+
+def _rated(helpful: str, faithful: str) -> Row:
+    """What VLFeedback says of an answer."""
+    return {"Helpfulness": {"Rating": helpful, "Rationale": "…"}, "Visual Faithfulness": {"Rating": faithful, "Rationale": "…"}}
 
 
 SPELLINGS: dict[str, Row] = {
@@ -82,6 +87,52 @@ SPELLINGS: dict[str, Row] = {
         "preference": 2,
     },
     "LLaVA with two answers": row("a.png", ASKED) | {"chosen": say(BETTER, image=False)[0], "rejected": WORSE},
+    "LLaMA-Factory, OpenAI's turns": {
+        "messages": [{"role": "user", "content": f"<image>{ASKED}"}],
+        "chosen": {"role": "assistant", "content": BETTER},
+        "rejected": {"role": "assistant", "content": WORSE},
+        "images": ["a.png"],
+    },
+    "LLaMA-Factory, Alpaca": {
+        "instruction": f"<image>{ASKED}",
+        "input": "",
+        "chosen": BETTER,
+        "rejected": WORSE,
+        "images": ["a.png"],
+    },
+    "ms-swift, rejected_messages": {
+        "messages": [{"role": "user", "content": f"<image>{ASKED}"}, {"role": "assistant", "content": BETTER}],
+        "rejected_messages": [{"role": "user", "content": f"<image>{ASKED}"}, {"role": "assistant", "content": WORSE}],
+        "images": ["a.png"],
+        "rejected_images": ["a.png"],
+    },
+    "ms-swift, rejected_response": {
+        "messages": [{"role": "user", "content": f"<image>{ASKED}"}, {"role": "assistant", "content": BETTER}],
+        "rejected_response": WORSE,
+        "images": [{"bytes": None, "path": "a.png"}],
+    },
+    "ms-swift, query and response": {
+        "query": ASKED,
+        "response": BETTER,
+        "rejected_response": WORSE,
+        "history": [],
+        "images": "a.png",
+    },
+    "VLFeedback": {
+        "id": "7",
+        "prompt": ASKED,
+        "completions": {
+            "annotations": [_rated("3", "N/A"), _rated("5", "5"), _rated("1", "1")],
+            "response": ["Something.", BETTER, WORSE],
+        },
+        "img_path": "a.png",
+    },
+    "RLHF-V": {
+        "ds_name": "RLHF-V",
+        "image": {"bytes": "/9j/4AAQ", "path": None},
+        "text": json.dumps({"question": ASKED, "chosen": BETTER, "rejected": WORSE}),
+        "image_path": "a.png",
+    },
     "TRL": {
         "images": ["a.png"],
         "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ASKED}]}],
@@ -136,12 +187,55 @@ def test_columns_that_no_layout_has_are_refused_with_those_found_and_those_known
         (pair(image="text.png"), "image not-an-image"),
         (pair(image="../a.png"), "image outside-root"),
         (pair(), "repeated"),
+        (pair(rejected_images=["b.png"]), "other rejected_images"),
+        (pair(rejected_image="b.png"), "other rejected_image"),
+        (pair(rejected_images=[{"bytes": "…", "path": None}]), "image inside the row"),
+        (pair(rejected_tools="[{}]"), "other rejected_tools"),
+        (pair(videos=["a.mp4"]), "videos"),
+        (pair(tools='[{"name": "look"}]'), "tools"),
+        (pair(label=False), "marked as bad"),
+        (pair(image={"bytes": "…", "path": None}), "image inside the row"),
+        (pair(image={"url": "a.png"}), "malformed"),
+        (pair(image="https://example.org/a.png"), "image by URL"),
+        (pair(rejected="<image>"), "image outside a question"),  # ms-swift issue 3888
+        (pair(history=["a"]), "malformed"),
     ],
 )
 def test_a_pair_that_cannot_be_learned_from_is_left_out_by_its_cause(bad: Row, cause: str, root: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [pair(), bad])
     manifest = import_preferences(source, images=root, to=tmp_path / "to")
     assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 1, {cause: 1})
+
+
+def test_a_prompt_has_the_system_message_and_history_of_its_row(root: Path) -> None:
+    row = pair(system="Be brief.", history=[["Left or right?", "Left."]])
+    made = preference_of(row, layout_of(row, source=Path("x")), root=root, origin="x")
+    assert [(turn.role, turn.content) for turn in made.prompt] == [
+        ("system", "Be brief."),
+        ("user", "Left or right?"),
+        ("assistant", "Left."),
+        ("user", ASKED),
+    ]
+
+
+def test_the_margin_of_rated_answers_is_the_share_of_the_scale_between_best_and_worst(root: Path) -> None:
+    row = SPELLINGS["VLFeedback"]
+    listed = [{"annotations": _rated(said, said), "response": text} for said, text in (("2", WORSE), ("5", BETTER))]
+    assert preference_of(row | {"completions": listed}, LAYOUTS[11], root=root, origin="x").margin == 0.75
+    for completions, cause in (
+        ([listed[0] | {"response": "x"}, listed[0]], "tie"),
+        ([listed[0], {"annotations": None, "response": "x"}], "no rating"),
+        ("none", "malformed"),
+    ):
+        with pytest.raises(ItemError) as refused:
+            preference_of(row | {"completions": completions}, LAYOUTS[11], root=root, origin="x")
+        assert refused.value.cause == cause
+
+
+def test_columns_that_are_passed_over_are_named(root: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "x.json", [pair(idx=7), pair("b.png", origin="web")])
+    notes = import_preferences(source, images=root, to=tmp_path / "to").notes
+    assert "Columns of x.json that were not read: idx, origin." in notes
 
 
 @pytest.mark.parametrize("said", [0, None, "both", 3])

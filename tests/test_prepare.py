@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from stllava.config import FilesData, PhantomData, VqaRadData
+from stllava.config import FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
+from stllava.data.conversations import conversation, read_conversations, singles
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Image, Overlap, Sample
@@ -63,6 +64,15 @@ def published() -> Path:
     folder = os.environ.get("STLLAVA_VQA_RAD")
     if not folder:
         pytest.skip("STLLAVA_VQA_RAD is not set: the published VQA-RAD is NOT tested; set it to its folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def medvqa() -> Path:
+    """2,246 real images with questions that follow from what their sources state."""
+    folder = os.environ.get("STLLAVA_MEDVQA")
+    if not folder:
+        pytest.skip("STLLAVA_MEDVQA is not set: a real set of files is NOT tested; set it to the folder of medvqa_mini")
     return Path(folder)
 
 
@@ -323,6 +333,87 @@ def test_plain_tables_do_wherever_samples_are_asked_for(files: FilesData, tmp_pa
         assert pair[0] == pair[1]
     assert "validation.csv has its fields between semicolons." in data.notes
     assert any(note.startswith("mine.csv: 2 questions, 2 of them closed") for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "message"),
+    [
+        ("images", "pics", r"data.images names pics, which does not exist \(looked for in {root}\); expected a folder"),
+        ("images", "talks.json", "data.images names talks.json, which is a file"),
+        ("conversations", "talk.json", r"data.conversations names talk.json, which does not .* did you mean 'talks.json'\?"),
+        ("validation", "images", r"data.validation names images, which is a folder \(in it: sub\).*; expected a file"),
+        ("references", "gone/x.jsonl", "There is no folder {root}/gone"),
+        ("benchmarks", "x.jsonl", "data.benchmarks.mine names x.jsonl"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_by_its_key_and_where_it_was_looked_for(
+    key: str, path: str, message: str, files: FilesData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = files.model_copy(update={key: {"mine": Path(path)} if key == "benchmarks" else Path(path)})
+    with pytest.raises(StllavaError, match=message.format(root=tmp_path)):
+        prepare(options, seed=0, to=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_imported_set_that_is_not_there_is_refused_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(StllavaError, match=rf"data.folder names {tmp_path}/set, which does not exist; expected a folder"):
+        prepare(ImportedData(kind="imported", folder=tmp_path / "set"), seed=0, to=tmp_path / "data")
+
+
+def test_every_question_of_own_conversations_is_learned_by_itself_too(files: FilesData, tmp_path: Path) -> None:
+    rows = [talk("<image>Describe.", "A CT.", "Is it?", "yes", "Left?", "no", image=f"sub/{number}.png") for number in range(3)]
+    written(
+        files.conversations,
+        [*rows, talk("Left?", "no", image="sub/0.png"), {"conversations": talk("1?", "2", image="")["conversations"]}],
+    )
+    data = prepare(files, seed=0, to=tmp_path / "data")
+    turns = Counter(len(row.messages) for row in read_jsonl(data.conversations, Conversation))
+    assert turns == {6: 3, 2: 1 + 1 + 8}  # three wholes, a single of the file's own, one of text alone, and 3 × 3 less that one
+    assert any(note.startswith("8 questions of conversations with several are also learned") for note in data.notes)
+    assert any("1 rows of talks.json have no image" in note for note in data.notes)
+    whole = prepare(files.model_copy(update={"single_questions": False}), seed=0, to=tmp_path / "whole")
+    assert whole.manifest.measures["conversations"] == 5
+
+
+def test_rows_of_another_layout_are_named_with_what_is_wrong(files: FilesData, tmp_path: Path) -> None:
+    rows = [talk("What?", "That.", image="sub/0.png"), {"image": "sub/1.png", "caption": "A CT."}]
+    written(files.conversations, rows)
+    with pytest.raises(StllavaError, match=r"1 × no turns \(row 2: a row has image, caption and none of the columns"):
+        prepare(files, seed=0, to=tmp_path / "data")
+    written(files.conversations, [{"image": "sub/0.png", "conversations": [{"speaker": "human", "utterance": "What?"}]}])
+    with pytest.raises(StllavaError, match="a turn with the keys speaker, utterance; expected from and value"):
+        prepare(files, seed=0, to=tmp_path / "data")
+
+
+def test_a_real_set_of_files_is_prepared_whole(medvqa: Path, tmp_path: Path) -> None:
+    options = FilesData(
+        kind="files",
+        images=medvqa / "images",
+        conversations=medvqa / "conversations_9.json",
+        unlabelled=Path("unlabelled"),
+        validation=medvqa / "validation.jsonl",
+        benchmarks={"test": medvqa / "test.jsonl"},
+        references=medvqa / "references.jsonl",
+    )
+    data = prepare(options, seed=0, to=tmp_path / "data")
+    parts = images_of(data)
+    assert {name: len(paths) for name, paths in parts.items()} == {
+        "labelled": 141,
+        "unlabelled": 1403,
+        "validation": 201,
+        "references": 1544,
+    }
+    assert data.manifest.dropped == {}
+    assert data.manifest.measures["test_open"] + data.manifest.measures["test_closed"] == 3149
+    (note,) = data.notes  # Each question stands by itself in the file already, but for the request to describe.
+    assert note.startswith("141 questions of conversations with several are also learned by themselves")
+    rows = json.loads(options.conversations.read_text(encoding="utf-8"))
+    written(tmp_path / "chains.json", [row for row in rows if row["id"].endswith("-0")])
+    chains, dropped = read_conversations(tmp_path / "chains.json")
+    made, whole = [*singles(chains), *chains], read_jsonl(data.conversations, Conversation)
+    contents = [{conversation(row.images, row.messages).id for row in rows} for rows in (made, whole)]
+    assert (contents[0], len(chains), dropped) == (contents[1], 141, {})
 
 
 def test_mended_input_needs_no_other_folder(files: FilesData, tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def test_sample_records_are_read_as_they_are_and_nothing_is_told(tmp_path: Path)
     assert read_samples(tmp_path / "a.jsonl") == ([row], ())
 
 
+def test_a_file_of_no_records_holds_no_samples(tmp_path: Path) -> None:
+    (tmp_path / "references.jsonl").touch()
+    assert read_samples(tmp_path / "references.jsonl") == ([], ())
+
+
 def test_the_same_question_in_two_splits_keeps_both_and_their_splits(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,question,answer,split\na,b,yes,train\na,b,yes,test\n")
     samples, _ = read_samples(tmp_path / "a.csv")

@@ -1,5 +1,6 @@
 """What sft and dpo do to the weights."""
 
+import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable
@@ -302,6 +303,29 @@ def test_a_part_that_no_gradient_reaches_is_refused(
     monkeypatch.setattr("stllava.model.adapters.load_policy", cut_off)
     with pytest.raises(StllavaError, match=r"no gradient reaches the part (projector and vision|vision and projector)"):
         learn(QUICK, tiny_model, phantoms, tmp_path / "sft")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_of_text_alone_are_learned_beside_images_whichever_come_first(
+    seed: int, tiny_model: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    shown = read_conversations(phantoms / "conversations.jsonl")[0][0]
+    turns = [{"from": "human", "value": "is bone denser than fat"}, {"from": "gpt", "value": "yes"}]
+    rows: list[dict[str, object]] = [
+        {"conversations": [turns[0] | {"value": f"{number}? {turns[0]['value']}"}, turns[1]]} for number in range(40)
+    ]
+    asked, said = shown.messages[:2]
+    rows.append({"image": shown.images[0], "question": asked.content, "answer": said.content})
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    options = QUICK.model_copy(update={"batch_size": 1, "tokens": 256, "epochs": 1})
+    images = phantoms / "images"
+    manifest = sft(
+        options, model=str(tiny_model), conversations=tmp_path / "talks.json", images=images, to=tmp_path / "out", seed=seed
+    )
+    assert (manifest.counts_out, manifest.dropped) == (41, {})
+    (tmp_path / "talks.json").write_text(json.dumps(rows[:-1]))
+    with pytest.raises(StllavaError, match=r"no gradient reaches the part (projector and vision|vision and projector)"):
+        sft(options, model=str(tiny_model), conversations=tmp_path / "talks.json", images=images, to=tmp_path / "alone")
 
 
 def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

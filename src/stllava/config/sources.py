@@ -48,7 +48,8 @@ class FilesData(Options):
     images: Path
     """The image root: every image path is relative to it and stays inside it."""
     conversations: Path
-    """LLaVA-style JSON, or JSONL of Conversation records, for sft."""
+    """What sft learns: JSONL of Conversation records, or rows of turns or of a question and its answer, as LLaVA and others
+    write them."""
     validation: Path
     """What chooses the best round: JSONL of Sample records, or a table (CSV, TSV, JSON) with image, question, answer."""
     benchmarks: dict[str, Path] = Field(default={})
@@ -58,7 +59,9 @@ class FilesData(Options):
     unlabelled: Path | None = None
     """Folder inside the image root to ask about; the whole root when absent."""
     captions: Path | None = None
-    """LLaVA-style JSON, or JSONL of Conversation records, that the run's `align` learns from."""
+    """What the run's `align` learns from, in the same forms as the conversations."""
+    single_questions: bool = True
+    """Also learn every question of a conversation about images by itself, beside the whole: asked later, it comes alone."""
 
 
 class ImportedData(Options):

@@ -1,151 +1,201 @@
-"""Reads labelled conversations: JSONL of `Conversation` records, or JSON as LLaVA and LLaVA-Med publish it.
+"""Reads labelled conversations: JSONL of `Conversation` records, or rows as LLaVA and others publish them.
 
-A row that cannot be learned from is dropped and counted by cause; a file that is not what it claims to be is an error.
+    from stllava.data.conversations import read_conversations
+    conversations, dropped = read_conversations(Path("llava_med_instruct_60k.json"))
+
+Rows hold turns (conversations, messages) or one question and its answer (`PAIRS`), in JSON, JSON lines or a table. A row that
+cannot be learned from is dropped and counted by cause (`data.turns`); a file that is not what it claims to be is an error.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
-
+from stllava.data.tables import read_table, require_file
+from stllava.data.turns import (
+    IMAGE_COLUMNS,
+    PLACEHOLDER,
+    SYSTEM_COLUMNS,
+    TOLD_LONE,
+    TOLD_PLACES,
+    RecordFile,
+    Turn,
+    check_turns,
+    conversation,
+    history_of,
+    id_of,
+    images_of,
+    messages_of,
+    parsed,
+    pieces_of,
+    refuse_media,
+    turns_of,
+)
+from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
-from stllava.records import Conversation, Message, Role, content_id
+from stllava.records import Conversation, Message
 from stllava.store import read_jsonl
 
-PLACEHOLDER = "<image>"
-SPEAKERS: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "vuser": "virtual_user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-"""Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser) and chat interfaces say it."""
+__all__ = ["conversation", "conversation_of", "read_conversation_file", "read_conversations"]
+
+TURNS = ("conversations", "conversatons", "conversation", "messages")
+"""Columns of turns; the released LLaVA-Med files say `conversatons`."""
+PAIRS = (("query", "response"), ("instruction", "output"), ("prompt", "completion"), ("question", "answer"))
+"""Columns of one question and its answer, as ms-swift, Alpaca, TRL and plain tables name them."""
+_READ = frozenset(
+    {*TURNS, *(name for pair in PAIRS for name in pair), *IMAGE_COLUMNS, *SYSTEM_COLUMNS, "history", "input", "id"}
+)
+_NAMED = 8
 
 
-class _Turn(BaseModel):
-    """One turn as LLaVA writes it."""
-
-    model_config = ConfigDict(extra="ignore")
-    speaker: str = Field(alias="from")
-    value: str
-
-
-class _Row(BaseModel):
-    """One row as LLaVA writes it; the released LLaVA-Med files say `conversatons`."""
-
-    model_config = ConfigDict(extra="ignore")
-    id: str | int | None = None
-    image: str | list[str] | None = None
-    conversations: list[_Turn] = Field(default_factory=list, validation_alias=AliasChoices("conversations", "conversatons"))
-
-
-def read_conversations(path: Path) -> tuple[list[Conversation], Counter[str]]:
+def read_conversations(path: Path, *, root: Path | None = None) -> tuple[list[Conversation], Dropped]:
     """The usable conversations of a file in its order, and the dropped rows by cause.
 
-    Causes: malformed, unknown speaker, no image, no turns, empty text, odd order.
+    Absolute image paths inside `root` become relative to it.
     """
-    return _usable(read_jsonl(path, Conversation)) if path.suffix == ".jsonl" else _read_llava(path)
+    read = read_conversation_file(path, root=root)
+    return read.records, read.dropped
 
 
-def conversation(images: tuple[str, ...], messages: tuple[Message, ...]) -> Conversation:
-    """A conversation with the id that its content gives it."""
-    turns: list[JsonValue] = []
-    for message in messages:
-        where: list[JsonValue] = [list[JsonValue](message.image_offsets)] if message.image_offsets else []
-        turns.append([message.role, message.content, *where])
-    return Conversation(id=content_id("conversation", list(images), turns), images=images, messages=messages)
+def read_conversation_file(path: Path, *, root: Path | None = None) -> RecordFile[Conversation]:
+    """The conversations of a file, with an example of every cause why a row was dropped, and notes."""
+    return _read_own(path) if _is_own(path) else _read_rows(path, root=root.resolve() if root is not None else None)
 
 
-def _usable(rows: list[Conversation]) -> tuple[list[Conversation], Counter[str]]:
-    kept: list[Conversation] = []
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        try:
-            _check(row)
-        except ItemError as error:
-            dropped[error.cause] += 1
-        else:
-            kept.append(row)
-    return kept, dropped
+def conversation_of(row: Mapping[str, object], *, root: Path | None, told: Counter[str]) -> Conversation:
+    """The conversation of a row, its images relative to `root`, a resolved path; `told` as in `messages_of`."""
+    refuse_media(row)
+    column = next((name for name in TURNS if name in row), None)
+    pair = next((pair for pair in PAIRS if row.keys() >= set(pair)), None)
+    if column is not None:
+        turns = turns_of(parsed(row[column]), column=column, speaker="user")
+    elif pair is not None:
+        turns = (*asked_in(row, pair[0]), *turns_of(row[pair[1]], column=pair[1], speaker="assistant"))
+    else:
+        raise ItemError("no turns", f"a row has {_listed(row)} and none of the columns that are known")
+    before = history_of(row)
+    turns = turns if turns and turns[0].role == "system" else (*before, *turns)
+    if not all(turn.learned for turn in turns if turn.role == "assistant"):
+        raise ItemError("a turn not to be learned", "a turn of the assistant has no loss or weight")
+    made = conversation(images := images_of(row, turns, root=root), messages_of(turns, images=images, told=told))
+    check_turns(made.messages)
+    return made
 
 
-def _read_llava(path: Path) -> tuple[list[Conversation], Counter[str]]:
-    seen: dict[str, int] = {}
-    kept: list[Conversation] = []
-    dropped: Counter[str] = Counter()
-    for number, raw in enumerate(read_rows(path), 1):
-        try:
-            row = _conversation(raw)
-        except ItemError as error:
-            dropped[error.cause] += 1
+def asked_in(row: Mapping[str, object], column: str) -> tuple[Turn, ...]:
+    """The turns of a column that asks; Alpaca puts what an instruction is about into a column of its own, `input`."""
+    asked, about = row[column], row.get("input")
+    if column == "instruction" and isinstance(asked, str) and isinstance(about, str) and about.strip():
+        asked = f"{asked}\n{about}"
+    return turns_of(asked, column=column, speaker="user")
+
+
+def singles(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Every question of a conversation with several by itself, where that is not among the conversations already.
+
+    A conversation without an image is left whole, and so is one that shows images in a later question.
+    """
+    known = {conversation(one.images, one.messages).id for one in conversations}
+    made: dict[str, Conversation] = {}
+    for talk in conversations:
+        system = tuple(message for message in talk.messages[:1] if message.role == "system")
+        turns = talk.messages[len(system) :]
+        if not talk.images or len(turns) < 4 or any(message.image_offsets for message in turns[2:]):
             continue
-        if row.id in seen:
-            raise StllavaError(
-                f"{path}, row {number}: id {row.id!r} is the id of row {seen[row.id]} already",
-                expected="each id once",
-                remedy="Remove one of the two rows, or give it another id (rows without an id get one from their content).",
-            )
-        seen[row.id] = number
-        kept.append(row)
-    return kept, dropped
+        for asked, said in zip(turns[::2], turns[1::2], strict=True):
+            question = Message(role="user", content=asked.content, image_offsets=asked.image_offsets)
+            single = conversation(talk.images, (*system, question, said))
+            if single.id not in known:
+                made.setdefault(single.id, single)
+    return list(made.values())
 
 
-def read_rows(path: Path) -> list[object]:
-    """The rows of a JSON file that holds one list; a broken one is refused by line."""
-    if not path.is_file():
-        raise StllavaError(f"no file {path}", expected="a JSON list of rows", remedy="Check the path.")
+def _is_own(path: Path) -> bool:
+    """Whether a file's first line is a `Conversation` record, or a torn one; only JSON lines are."""
+    require_file(path, kinds="conversations")
+    if path.suffix != ".jsonl":
+        return False
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return first.lstrip().startswith(b"{")
+    return isinstance(row, dict) and row.keys() == Conversation.model_fields.keys()
+
+
+def _read_own(path: Path) -> RecordFile[Conversation]:
+    made: RecordFile[Conversation] = RecordFile()
+    for number, row in enumerate(read_jsonl(path, Conversation), 1):
+        try:
+            kept = _with_places(row)
+            if not all(kept.images):
+                raise ItemError("no image", f"{kept.id} has an image without a name")
+            check_turns(kept.messages)
+        except ItemError as error:
+            made.fault(number, error)
+        else:
+            made.records.append(kept)
+    made.notes = tuple(told_notes(path, {TOLD_LONE: sum(not one.images for one in made.records)}))
+    return made
+
+
+def _with_places(row: Conversation) -> Conversation:
+    """A record as it is, unless it is a row of ms-swift with an id, which has the same keys and placeholders in its text."""
+    asked = " ".join(message.content for message in row.messages if message.role == "user")
+    placed = any(message.image_offsets for message in row.messages)
+    if placed or not row.images or asked.count(PLACEHOLDER) != len(row.images):
+        return row
+    if conversation(row.images, row.messages).id == row.id:
+        return row
+    turns = [Turn(one.role, pieces_of(one.content) if one.role == "user" else (one.content,)) for one in row.messages]
+    return row.model_copy(update={"messages": messages_of(turns, images=row.images, told=Counter())})
+
+
+def _read_rows(path: Path, *, root: Path | None) -> RecordFile[Conversation]:
+    table = read_table(path, names=_READ, kinds="conversations", objects=False)
+    made: RecordFile[Conversation] = RecordFile()
+    if not any(set(TURNS) & row.keys() or any(row.keys() >= set(pair) for pair in PAIRS) for _, row in table.rows):
         raise StllavaError(
-            f"{path}, line {error.lineno}: {error.msg}", expected="a JSON list of rows", remedy="Mend that line."
-        ) from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise StllavaError(
-            f"{path}, line {line}: not UTF-8", expected="a JSON list of rows in UTF-8", remedy="Save the file as UTF-8."
-        ) from None
-    if not isinstance(rows, list):
-        raise StllavaError(
-            f"{path} holds a {type(rows).__name__}", expected="a JSON list of rows", remedy="JSONL files must end in .jsonl."
+            f"{path} has the columns {_listed(table.columns())}",
+            expected=f"turns in one of the columns {', '.join(TURNS)}, or the columns {known_pairs()}",
+            remedy="Rename the columns, or bring pairs of answers in with `stllava import preferences`.",
         )
-    return rows
+    told: Counter[str] = Counter()
+    found: list[tuple[str | None, Conversation]] = []
+    for number, row in table.rows:
+        try:
+            found.append((id_of(row), conversation_of(row, root=root, told=told)))
+        except ItemError as error:
+            made.fault(number, error)
+    for number in table.others:
+        made.fault(number, ItemError("malformed", "it is no object with named columns"))
+    made.take(found)
+    made.notes = (*table.notes, *told_notes(path, told), *unread_note(path, table.columns(), _READ))
+    return made
 
 
-def _conversation(raw: object) -> Conversation:
-    try:
-        row = _Row.model_validate(raw)
-    except ValidationError as error:
-        raise ItemError("malformed", str(error)) from None
-    images = (row.image,) if isinstance(row.image, str) else tuple(row.image or ())
-    messages: list[Message] = []
-    for turn in row.conversations:
-        role = SPEAKERS.get(turn.speaker.strip().lower())
-        if role is None:
-            raise ItemError("unknown speaker", f"a turn is from {turn.speaker!r}")
-        messages.append(Message(role=role, content=turn.value.replace(PLACEHOLDER, "").strip()))
-    made = conversation(images, tuple(messages))
-    _check(made)
-    return made if row.id is None else made.model_copy(update={"id": str(row.id)})
+def known_pairs() -> str:
+    """The columns of `PAIRS`, as errors and help name them."""
+    return ", or ".join(" and ".join(pair) for pair in PAIRS)
 
 
-def _check(row: Conversation) -> None:
-    if not row.images or not all(row.images):
-        raise ItemError("no image", f"{row.id} has no image")
-    check_turns(row.messages)
+def told_notes(path: Path, told: Mapping[str, int]) -> list[str]:
+    """Sentences on what `messages_of` counted."""
+    sentences = {
+        TOLD_LONE: "have no image and are learned as text alone",
+        TOLD_PLACES: "place another number of images than they have: all come first, one image at its first place",
+    }
+    return [f"{told[key]} rows of {path.name} {sentence}." for key, sentence in sentences.items() if told.get(key)]
 
 
-def check_turns(messages: Sequence[Message]) -> None:
-    """User and assistant by turns, after a system message perhaps; no text empty; the last turn is the assistant's."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if not turns:
-        raise ItemError("no turns", "nobody speaks")
-    if not all(message.content.strip() for message in messages):
-        raise ItemError("empty text", "a turn is empty")
-    asked = turns[0].role == "user" and all(turn.role in ("user", "virtual_user") for turn in turns[::2])
-    if not asked or len(turns) % 2 or any(turn.role != "assistant" for turn in turns[1::2]):
-        raise ItemError("odd order", f"the turns go {', '.join(turn.role for turn in turns)}")
+def unread_note(path: Path, columns: Sequence[str], read: frozenset[str]) -> list[str]:
+    """A sentence that names the columns that were passed over; none where all were read."""
+    unread = [name for name in columns if name not in read]
+    return [f"Columns of {path.name} that were not read: {_listed(unread)}."] if unread else []
+
+
+def _listed(columns: Mapping[str, object] | Sequence[str]) -> str:
+    names = [str(name) for name in columns]
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") if names else "no columns"

@@ -13,12 +13,13 @@ from stllava.config import DESCRIBE, FilesData, ImportedData, PhantomData, VqaRa
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
 from stllava.data.benchmarks.own import find_own, read_samples
 from stllava.data.captions import caption
-from stllava.data.conversations import conversation, read_conversations
+from stllava.data.conversations import read_conversation_file, singles
 from stllava.data.folder import images_in
 from stllava.data.headers import BENCHMARK, header_questions
 from stllava.data.intake.imported import TRAIN, read_imported
 from stllava.data.overlap import Learned, Looks, Source, learned_from, look
 from stllava.data.phantom import generate
+from stllava.data.turns import conversation
 from stllava.errors import ItemError, StllavaError
 from stllava.metrics.robust import normalise
 from stllava.progress import track
@@ -193,16 +194,17 @@ def _own_labels(path: Path, split: Mapping[str, str]) -> tuple[list[Sample], lis
 def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     """Read your own files.
 
-    When the whole image root is to be asked about, that means all images but those of validation and benchmarks.
+    When the whole image root is to be asked about, that means all images but those of validation and benchmarks. Every
+    question of a conversation is learned by itself too, as in data of the other kinds, unless `single_questions` is off.
     """
     dropped: Counter[str] = Counter()
-    talks = _read_talks(options.conversations, dropped, max_bad=max_bad)
-    captions = _read_talks(options.captions, dropped, max_bad=max_bad) if options.captions is not None else []
+    notes: list[str] = []
+    talks = _read_talks(options, options.conversations, dropped, notes, max_bad=max_bad)
+    captions = _read_talks(options, options.captions, dropped, notes, max_bad=max_bad) if options.captions is not None else []
     found = images_in(options.images, options.unlabelled)
     sets = {"validation": options.validation, **{f"benchmark {name}": path for name, path in options.benchmarks.items()}}
     if options.references is not None:
         sets["references"] = options.references
-    notes: list[str] = []
     samples: dict[str, list[Sample]] = {}
     for name, path in sets.items():
         samples[name], told = read_samples(path, split=name.removeprefix("benchmark "))
@@ -216,6 +218,12 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
         if len(samples[name]) < len(rows):
             notes.append(f"{len(rows) - len(samples[name])} of {len(rows)} samples of {name} cannot be used and are left out.")
     talks, captions = _shown(talks, bad, dropped), _shown(captions, bad, dropped)
+    if options.single_questions and (alone := singles(talks)):
+        notes.append(
+            f"{len(alone)} questions of conversations with several are also learned by themselves, beside the whole "
+            "(data.single_questions)."
+        )
+        talks = [*alone, *talks]
     dropped.update(bad[image.path].cause for image in found if image.path in bad)
     images = [image for image in found if image.path not in bad]
     if options.unlabelled is None:
@@ -242,12 +250,21 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     )
 
 
-def _read_talks(path: Path, dropped: Counter[str], *, max_bad: float) -> list[Conversation]:
+def _read_talks(
+    options: FilesData, path: Path, dropped: Counter[str], notes: list[str], *, max_bad: float
+) -> list[Conversation]:
     """The usable conversations of a file; the others are counted, and too many of them refused."""
-    talks, lost = read_conversations(path)
-    _refuse_rows(path, lost, len(talks) + lost.total(), max_bad=max_bad)
-    dropped.update(lost)
-    return talks
+    read = read_conversation_file(path, root=options.images)
+    bad = read.dropped.faults.total()
+    if bad > max_bad * read.rows:
+        raise StllavaError(
+            f"{bad} of {read.rows} rows of {path} cannot be used: {read.causes()}",
+            expected=f"at most {max_bad:.0%}",
+            remedy="Fix these rows, or raise max_bad.",
+        )
+    dropped.update(read.dropped)
+    notes += read.notes
+    return read.records
 
 
 def _shown(talks: Sequence[Conversation], bad: Mapping[str, ItemError], dropped: Counter[str]) -> list[Conversation]:
@@ -316,14 +333,3 @@ def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[
             remedy="Mend these files or the rows that name them, or raise max_bad.",
         )
     return looks, bad
-
-
-def _refuse_rows(path: Path, dropped: Mapping[str, int], total: int, *, max_bad: float) -> None:
-    bad = sum(dropped.values())
-    if bad > max_bad * total:
-        causes = ", ".join(f"{count} × {cause}" for cause, count in sorted(dropped.items()))
-        raise StllavaError(
-            f"{bad} of {total} rows of {path} cannot be used: {causes}",
-            expected=f"at most {max_bad:.0%}",
-            remedy="Mend these rows, or raise max_bad.",
-        )

@@ -9,6 +9,7 @@ Reads the options of phantoms, the VQA-RAD folder, an imported image set or your
 of the benchmarks (`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
 """
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from stllava.errors import StllavaError
 from stllava.records import Manifest, Overlap, content_id
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, output_hash, read_records, write_whole
 
+_NAMED = 5
 _TAKEN = frozenset({"conversations", "captions", "images", "validation", "references", "truths", "overlaps", "looks"})
 
 
@@ -72,6 +74,7 @@ def prepare(
     they are more than the share `max_bad`. Your input is read and checked before anything is written, so that mending
     it needs no other folder.
     """
+    _check_paths(options)
     with locked(to):
         _benchmark_names(options)
         inputs = _inputs(options, seed=seed)
@@ -104,6 +107,41 @@ def prepare(
             notes=[*gathered.notes, *_overlap_notes(overlaps, standard=isinstance(options, VqaRadData))],
         )
         return _data_set(options, to, manifest)
+
+
+def _check_paths(options: Data) -> None:
+    """Refuse a path that leads nowhere by the key that names it, before anything is read."""
+    if isinstance(options, PhantomData):
+        return
+    folders = {"images": options.images} if isinstance(options, FilesData) else {"folder": options.folder}
+    files: dict[str, Path | None] = {}
+    if isinstance(options, FilesData):
+        files |= {"conversations": options.conversations, "validation": options.validation, "references": options.references}
+        files |= {"captions": options.captions, **{f"benchmarks.{name}": path for name, path in options.benchmarks.items()}}
+    elif isinstance(options, ImportedData):
+        files["labels"] = options.labels
+    for key, folder in folders.items():
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise _astray(key, folder, what=what, expected="a folder")
+    for key, path in files.items():
+        if path is not None and not path.is_file():
+            inside = sorted(entry.name for entry in path.iterdir())[:_NAMED] if path.is_dir() else []
+            what = f"is a folder (in it: {', '.join(inside) or 'nothing'})" if path.is_dir() else "does not exist"
+            raise _astray(key, path, what=what, expected="a file")
+
+
+def _astray(key: str, path: Path, *, what: str, expected: str) -> StllavaError:
+    looked = path.absolute().parent
+    there = sorted(entry.name for entry in looked.iterdir()) if looked.is_dir() else None
+    near = difflib.get_close_matches(path.name, there or (), n=1)
+    where = "" if path.is_absolute() else f" (looked for in {looked})"
+    remedy = "Check data." + key + (f": did you mean {near[0]!r}?" if near and near[0] != path.name else ".")
+    return StllavaError(
+        f"data.{key} names {path}, which {what}{where}",
+        expected=expected,
+        remedy=remedy if there is not None else f"{remedy} There is no folder {looked}.",
+    )
 
 
 def _benchmark_names(options: Data) -> tuple[str, ...]:

@@ -37,17 +37,19 @@ class Table(NamedTuple):
     """Each with its number: of the line in a file of JSON lines, else counted from 1."""
     notes: tuple[str, ...] = ()
     """Sentences for the reader of the results."""
+    others: tuple[int, ...] = ()
+    """Numbers of rows that are no objects."""
 
     def columns(self) -> list[str]:
         """The names of all columns, in the order in which they first come."""
         return list(dict.fromkeys(name for _, row in self.rows for name in row))
 
 
-def read_table(path: Path, *, names: Collection[str] = (), kinds: str = "rows") -> Table:
+def read_table(path: Path, *, names: Collection[str] = (), kinds: str = "rows", objects: bool = True) -> Table:
     """The rows of a file; one that is none, or has none, is refused with what was found.
 
-    A column of a table that is one of `names` but for case and blanks takes that name. `kinds` is what the rows are, for
-    the errors.
+    A column that is one of `names` but for case and blanks takes that name. `kinds` is what the rows are, for the errors.
+    A row of JSON that is no object is refused, or without `objects` only counted.
     """
     text, notes = read_text(path, kinds=kinds)
     start = text.lstrip()[:1]
@@ -62,13 +64,25 @@ def read_table(path: Path, *, names: Collection[str] = (), kinds: str = "rows") 
         notes += () if delimiter == "," else (f"{path.name} has its fields between {_DELIMITERS[delimiter]}.",)
         found = list(enumerate(listed, 1))
     rows: list[tuple[int, Mapping[str, object]]] = []
+    others: list[int] = []
     for number, row in found:
+        if not isinstance(row, dict) and not objects:
+            others.append(number)
+            continue
         if not isinstance(row, dict):
             raise bad_row(path, number, f"it is a {type(row).__name__}", expected=f"{kinds}, each an object with named columns")
         rows.append((number, row if form == "table" else _named(row, names)))
-    if not rows:
+    if not rows and not others:
         raise StllavaError(f"{path} has no rows", expected=f"at least one of {kinds}", remedy="Check the file.")
-    return Table(form, rows, notes)
+    return Table(form, rows, notes, tuple(others))
+
+
+def read_list(path: Path, *, kinds: str) -> list[object]:
+    """The rows, of whatever kind, of a JSON file that holds one list; a broken one is refused by line."""
+    text, _ = read_text(path, kinds=kinds)
+    if text.lstrip()[:1] != "[":
+        raise StllavaError(f"{path} holds no list", expected=f"a JSON list of {kinds}", remedy="Check the file.")
+    return [row for _, row in _json_list(text, path)]
 
 
 def read_text(path: Path, *, kinds: str) -> tuple[str, tuple[str, ...]]:

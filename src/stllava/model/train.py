@@ -109,13 +109,14 @@ def fit(
         args=arguments,
         train_dataset=items,
         data_collator=cast(Any, collate),
-        callbacks=[Display(label, table(model, options)), FirstGradients()],
+        callbacks=[Display(label, table(model, options))],
         options=options,
         loss=loss,
         count=count,
         watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FirstGradients(shows_images=lambda: trainer.shows_images))
     resumed = newest_whole_checkpoint(work)
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
@@ -141,6 +142,7 @@ class TreeTrainer(Trainer):
     ) -> None:
         self.options, self.loss, self.count, self.watch = options, loss, count, watch
         self.step_counts: dict[str, float] = {}
+        self.shows_images = False
         self.figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(**arguments)
 
@@ -186,6 +188,7 @@ class TreeTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The forwards and backwards of one optimizer step, each normalised over all of them and all devices."""
         forwards = cast("list[Batch]", inputs)
+        self.shows_images = any("pixel" in name for batch in forwards for name in batch)
         self.step_counts = self._count(forwards)
         self.step_figures: dict[str, float] = defaultdict(float)
         total = torch.zeros((), device=self.args.device)
@@ -240,7 +243,17 @@ class TreeTrainer(Trainer):
 
 
 class FirstGradients(TrainerCallback):
-    """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros."""
+    """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros.
+
+    What is seen of images can only be told in a step that shows some: with text alone in the first steps, the check waits.
+    """
+
+    def __init__(self, *, shows_images: Callable[[], bool]) -> None:
+        self.shows_images, self.waits = shows_images, True
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A training that goes on was looked at when it began."""
+        self.waits = state.global_step == 0
 
     def on_pre_optimizer_step(
         self,
@@ -250,11 +263,13 @@ class FirstGradients(TrainerCallback):
         model: nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Look at the gradients before the first step."""
-        if state.global_step > 0 or model is None:
+        """Look at the gradients before the first step, or the first of the first epoch that shows images."""
+        if not self.waits or model is None:
             return
         idle = without_gradient(model)
-        if idle:
+        more = state.global_step + 1 < state.max_steps and (state.epoch or 0) < 1
+        self.waits = more and bool(idle) and "language" not in idle and not self.shows_images()
+        if idle and not self.waits:
             raise StllavaError(
                 f"no gradient reaches the part {' and '.join(idle)}",
                 expected="a gradient in every part that has a learning rate",

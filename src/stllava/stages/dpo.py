@@ -54,7 +54,7 @@ def dpo(
         stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        read: list[Conversation] = read_conversations(replayed)[0] if replayed is not None else []
+        read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
         missing = count_missing(images, [one.images for one in pairs])
         missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)

@@ -6,9 +6,8 @@ Reads conversations and a model; writes a policy: a plain transformers folder. `
 from pathlib import Path
 
 from stllava.config import SftOptions
-from stllava.data.conversations import read_conversations
+from stllava.data.conversations import read_conversation_file
 from stllava.data.images import count_missing
-from stllava.dropped import Dropped
 from stllava.records import Manifest
 from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked
 
@@ -23,7 +22,7 @@ def sft(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Tune `model` on `conversations` (JSONL records or LLaVA JSON) about images under `images`; write a policy to `to`."""
+    """Tune `model` on `conversations` (records, or others' rows) about images under `images`; write a policy to `to`."""
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
     from stllava.tree.guard import check_packing
@@ -34,16 +33,16 @@ def sft(
         stage = Stage("sft", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        read, unread = read_conversations(conversations)
-        total, dropped = len(read) + unread.total(), Dropped.all_faults(unread)
-        missing = count_missing(images, [one.images for one in read])
+        read = read_conversation_file(conversations, root=images)
+        total, dropped = read.rows, read.dropped
+        missing = count_missing(images, [one.images for one in read.records])
         for lost in (dropped, missing):
             lost.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         policy = load_learner(model, options)
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.tokens)
-        lessons = Lessons(policy, read, images=images, sq_r=options.sq_r, seed=seed, most=most)
+        lessons = Lessons(policy, read.records, images=images, sq_r=options.sq_r, seed=seed, most=most)
         dropped.take(lessons.dropped)
         dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
@@ -56,6 +55,6 @@ def sft(
             dropped=dropped,
             measures={"images": float(len(lessons.groups))},
             curves=curves,
-            notes=[unpacked] if unpacked else [],
+            notes=[*read.notes, *([unpacked] if unpacked else [])],
             device=device,
         )

@@ -39,6 +39,8 @@ def find_own(name: str, path: Path) -> Found:
 
 def read_samples(path: Path, *, split: str = "test") -> tuple[list[Sample], tuple[str, ...]]:
     """The samples of a file, whatever their splits (`split` where a row names none), and what was told of its form."""
+    if path.suffix == ".jsonl" and path.is_file() and not path.stat().st_size:
+        return [], ()  # What a stage writes that has none, as an imported set without references.
     table = _table(path)
     if table.form == "JSON lines" and not table.notes and all(row.keys() >= _NEEDED for _, row in table.rows):
         return read_jsonl(path, Sample), ()

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stllava.data.conversations import read_rows
-from stllava.data.tables import bad_row, read_table
+from stllava.data.tables import bad_row, read_list, read_table
 from stllava.errors import StllavaError
 from stllava.metrics.robust import is_yes_no, normalise
 from stllava.records import QuestionKind, Sample, content_id
@@ -88,7 +87,7 @@ def samples_of(benchmark: str, split: str, rows: Sequence[Row]) -> tuple[Sample,
 
 def json_rows(path: Path, kind: type[M]) -> list[M]:
     """The rows of a JSON list, each checked; a row that lacks something is refused by number."""
-    return [checked(path, number, raw, kind) for number, raw in enumerate(read_rows(path), 1)]
+    return [checked(path, number, raw, kind) for number, raw in enumerate(read_list(path, kinds="questions"), 1)]
 
 
 def checked(path: Path, number: int, raw: object, kind: type[M]) -> M:

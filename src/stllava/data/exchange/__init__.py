@@ -1,6 +1,6 @@
 """Others' training data in and ours out: LLaVA JSON, preference sets as they are published, TRL's columns.
 
-`turns` reads rows and turns in any of these spellings, `columns` knows where each data set keeps a pair, `incoming` writes
+`data.turns` reads rows and turns in any of these spellings, `columns` knows where each data set keeps a pair, `incoming` writes
 records with a manifest, `outgoing` writes files for LLaVA and TRL.
 """
 

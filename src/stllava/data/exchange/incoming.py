@@ -1,4 +1,4 @@
-"""Brings others' training data in: a JSON or JSONL file becomes a folder of records with a manifest.
+"""Brings others' training data in: a file of JSON, JSON lines or a table becomes a folder of records with a manifest.
 
     import_conversations(Path("60k_inline_mention.json"), images=Path("pmc"), to=Path("instruct"))
     import_preferences(Path("dpo.json"), images=Path("pmc"), to=Path("pairs"))
@@ -8,7 +8,7 @@ that was left out, and why. The file is read and the images are looked at before
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -16,15 +16,16 @@ from pydantic import JsonValue
 
 from stllava.config import Options
 from stllava.config.base import Share, validate
-from stllava.data.exchange.columns import layout_of, preference_of
-from stllava.data.exchange.turns import conversation_of, id_of, read_table
+from stllava.data.conversations import read_conversation_file, told_notes, unread_note
+from stllava.data.exchange.columns import LAYOUTS, layout_of, preference_of
 from stllava.data.images import bad_images
+from stllava.data.tables import read_table
+from stllava.data.turns import RecordFile, id_of
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Manifest, Preference, Record, content_id
 from stllava.store import Existing, Stage, file_hash, locked
 
 R = TypeVar("R", Conversation, Preference)
-Row = Mapping[str, object]
 
 MAX_BAD = 0.5
 """Of 60k_inline_mention a third of the images may be gone; with more than half, the root is more likely wrong."""
@@ -59,11 +60,10 @@ class Missing(Record):
 def import_conversations(
     source: Path, *, images: Path, to: Path, max_bad: float = MAX_BAD, existing: Existing = "resume"
 ) -> Manifest:
-    """Write the conversations of a LLaVA-style file about images under `images` to the folder `to`."""
+    """Write the conversations of a file, such as LLaVA's, about images under `images` to the folder `to`."""
     options = _options("conversations", source, images, max_bad=max_bad)
     with locked(to):
-        rows, root = read_table(source), images.resolve()
-        return _bring(rows, lambda row, _: conversation_of(row, root=root), options, to=to, existing=existing)
+        return _bring(read_conversation_file(source, root=images), options, to=to, existing=existing)
 
 
 def import_preferences(
@@ -75,13 +75,25 @@ def import_preferences(
     """
     options = _options("preferences", source, images, max_bad=max_bad)
     with locked(to):
-        rows, root = read_table(source), images.resolve()
-        layout = layout_of(rows[0], source=source)
+        return _bring(_read_preferences(source, root=images.resolve()), options, to=to, existing=existing)
 
-        def read(row: Row, number: int) -> Preference:
-            return preference_of(row, layout, root=root, origin=f"{source.name}, row {number}")
 
-        return _bring(rows, read, options, to=to, existing=existing, notes=(f"Columns as in {layout.name}.",))
+def _read_preferences(source: Path, *, root: Path) -> RecordFile[Preference]:
+    table = read_table(source, names=frozenset().union(*(layout.read for layout in LAYOUTS)), kinds="pairs of answers")
+    layout = layout_of(table.rows[0][1], source=source)
+    made: RecordFile[Preference] = RecordFile()
+    found: list[tuple[str | None, Preference]] = []
+    told: Counter[str] = Counter()
+    for number, row in table.rows:
+        try:
+            origin = f"{source.name}, row {number}"
+            found.append((id_of(row), preference_of(row, layout, root=root, origin=origin, told=told)))
+        except ItemError as error:
+            made.fault(number, error)
+    made.take(found)
+    unread = unread_note(source, table.columns(), layout.read)
+    made.notes = (*table.notes, *told_notes(source, told), *unread, f"Columns as in {layout.name}.")
+    return made
 
 
 def _options(kind: str, source: Path, images: Path, *, max_bad: float) -> ExchangeOptions:
@@ -89,37 +101,21 @@ def _options(kind: str, source: Path, images: Path, *, max_bad: float) -> Exchan
     return validate(ExchangeOptions, values, source=f"import {kind}")
 
 
-def _bring(
-    rows: Sequence[Row],
-    read: Callable[[Row, int], R],
-    options: ExchangeOptions,
-    *,
-    to: Path,
-    existing: Existing,
-    notes: Sequence[str] = (),
-) -> Manifest:
-    """Read every row, leave out what cannot be used, and write the rest."""
-    found: list[tuple[str | None, R]] = []
-    dropped: Counter[str] = Counter()
-    for number, row in enumerate(rows, 1):
-        try:
-            found.append((id_of(row), read(row, number)))
-        except ItemError as error:
-            dropped[error.cause] += 1
-    distinct = _distinct(found)
-    dropped["repeated"] = len(found) - len(distinct)
-    bad = bad_images(Path(options.images), (path for one in distinct for path in one.images))
+def _bring(read: RecordFile[R], options: ExchangeOptions, *, to: Path, existing: Existing) -> Manifest:
+    """Leave out what shows an image that cannot be used, and write the rest."""
+    rows = read.rows
+    bad = bad_images(Path(options.images), (path for one in read.records for path in one.images))
     kept: list[R] = []
     missing: list[Missing] = []
-    for one in distinct:
+    for one in read.records:
         faults = [Missing(id=one.id, image=path, cause=bad[path]) for path in one.images if path in bad]
         missing += faults
         if faults:
-            dropped[f"image {faults[0].cause}"] += 1
+            read.dropped[f"image {faults[0].cause}"] += 1
         else:
             kept.append(one)
-    if not kept or dropped.total() > options.max_bad * len(rows):
-        raise _too_few(options, dropped, missing, rows=len(rows))
+    if not kept or read.dropped.total() > options.max_bad * rows:
+        raise _too_few(options, read, missing, rows=rows)
     inputs = {"source": file_hash(Path(options.source)), "missing": content_id([one.model_dump() for one in missing])}
     stage = Stage("import", to, options, inputs=inputs, existing=existing)
     if stage.manifest is not None:
@@ -127,29 +123,18 @@ def _bring(
     stage.write_records(options.kind, kept)
     stage.write_records("missing", missing)
     return stage.finish(
-        counts_in=len(rows),
+        counts_in=rows,
         counts_out=len(kept),
-        dropped=+dropped,
+        dropped=read.dropped,
         measures={"images": len({path for one in kept for path in one.images}), "unusable_images": len(bad)},
-        notes=[f"Image paths are relative to {Path(options.images).resolve()}.", *notes],
+        notes=[f"Image paths are relative to {Path(options.images).resolve()}.", *read.notes],
     )
 
 
-def _distinct(found: Sequence[tuple[str | None, R]]) -> list[R]:
-    """Each record once, by the id its data set gives it where that is no other row's, else by its content."""
-    times = Counter(given for given, _ in found)
-    kept: dict[str, R] = {}
-    for given, one in found:
-        key = given if given is not None and times[given] == 1 else one.id
-        kept[key] = one.model_copy(update={"id": key})
-    return list(kept.values())
-
-
-def _too_few(options: ExchangeOptions, dropped: Counter[str], missing: Sequence[Missing], *, rows: int) -> StllavaError:
-    named = ", ".join(f"{count} × {cause}" for cause, count in sorted((+dropped).items()))
+def _too_few(options: ExchangeOptions, read: RecordFile[R], missing: Sequence[Missing], *, rows: int) -> StllavaError:
     examples = "".join(f"; {one.image} is {one.cause}" for one in missing[:_EXAMPLES])
     return StllavaError(
-        f"{dropped.total()} of {rows} rows of {options.source} cannot be used: {named}{examples}",
+        f"{read.dropped.total()} of {rows} rows of {options.source} cannot be used: {read.causes()}{examples}",
         expected=f"some that can, and at most {options.max_bad:.0%} left out",
         remedy=f"Image paths are relative to {options.images}: name another root, or allow more with max_bad.",
     )

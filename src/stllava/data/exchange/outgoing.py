@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stllava.data.conversations import PLACEHOLDER, conversation
+from stllava.data.turns import PLACEHOLDER, conversation
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Message, Preference, Role
 from stllava.store import read_records, write_whole

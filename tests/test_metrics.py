@@ -1,5 +1,8 @@
 """The robust metrics: words are words, and one thing may be written in many ways."""
 
+import unicodedata
+from time import thread_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,7 @@ from stllava.metrics.robust import (
     open_recall,
     token_f1,
 )
+from stllava.metrics.words import composed
 
 words = st.lists(st.sampled_from(["the", "left", "lung", "no", "yes", "Two", "2", "nodule", "x-ray,", "."]), max_size=6)
 texts = st.one_of(st.text(max_size=30), words.map(" ".join))
@@ -330,6 +334,18 @@ def test_f1_punishes_what_was_not_asked_for() -> None:
 def test_only_a_bare_yes_or_no_is_a_yes_no_target() -> None:
     assert is_yes_no("No.")
     assert not is_yes_no("no contrast")
+
+
+@given(texts)
+def test_a_text_is_composed_as_unicode_says(text: str) -> None:
+    assert composed(text) == unicodedata.normalize("NFKC", text)
+
+
+def test_a_pile_of_combining_marks_takes_no_longer_than_other_text() -> None:
+    # Python's own normalisation sorts such a pile by insertion: half a minute for this one.
+    began = thread_time()
+    assert normalise("fracture" + "\u0301\u0316" * 50_000 + " mass") == "fracturé mass"
+    assert thread_time() - began < 1
 
 
 @given(texts)

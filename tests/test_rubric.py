@@ -1,6 +1,7 @@
 """Prompts of experts that are models: answers are data, whatever they say."""
 
 from pathlib import Path
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -134,3 +135,9 @@ def test_a_rubric_of_ones_own_is_used(tmp_path: Path) -> None:
     prompt = rubric.write("q", ["a", "b"], [])
     assert prompt.startswith("Compare {carefully}.")
     assert rubric.hash != load_rubric(None, mode="scores", structured=False).hash
+
+
+def test_a_prompt_with_a_text_that_has_no_end_is_read_in_time() -> None:
+    began = thread_time()
+    assert unfenced("==== 0a1b2c3d answer 1 ====\n" + "left ====\n" * 20_000) == {}
+    assert thread_time() - began < 0.5

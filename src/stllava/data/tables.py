@@ -26,7 +26,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _OTHER_LETTERS = re.compile(rb"[\x80-\xff]{3}")
 """Three accented letters in a row are no word of a language that Windows-1252 is for, but any word of Cyrillic or Chinese."""
-_ACCENTED = re.compile(r"\w*[^\W\x00-\x7f]\w*")
+_ACCENTED = re.compile(r"(?<!\w)[0-9A-Za-z_]*+[^\W\x00-\x7f]\w*")
 
 
 class Table(NamedTuple):

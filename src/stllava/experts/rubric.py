@@ -24,6 +24,8 @@ FIELDS = frozenset({"with_context", "context", "count", "mark", "question", "ans
 NEEDED = frozenset({"mark", "question", "answers", "form"})
 _TOKEN = re.compile(r"<(?=[^\s\d=<])|\[(?=/?[A-Z][A-Z_]*\])")
 """Opens what may be a special token: `<|im_end|>`, `<image>`, `</s>`, `<<SYS>>`, `[INST]`; not `a < b` or `<5 mm`."""
+_FENCE = re.compile(r"==== ([0-9a-f]{8}) (end of )?(.+) ====")
+"""A line around a text: the mark, whether it ends, the title."""
 _WRITTEN = {"<": "‹", "[": "⟦"}
 _UNSEEN = ("Cc", "Cf", "Cs", "Co")
 _SEEN = "\n\t\u200c\u200d"
@@ -131,11 +133,18 @@ def fenced(title: str, text: str, mark: str) -> str:
 
 def unfenced(prompt: str) -> dict[str, str]:
     """The fenced texts of a prompt by title: what a reader that trusts the marks alone makes of it."""
-    mark = re.search(r"^==== ([0-9a-f]{8}) ", prompt, re.MULTILINE)
-    if mark is None:
-        return {}
-    pattern = rf"^==== {mark[1]} (?!end of )(.+?) ====\n(.*?)\n==== {mark[1]} end of \1 ====$"
-    return {found[1]: found[2] for found in re.finditer(pattern, prompt, re.MULTILINE | re.DOTALL)}
+    found: dict[str, str] = {}
+    mark = title = ""
+    lines = prompt.split("\n")
+    for number, line in enumerate(lines):
+        fence = _FENCE.fullmatch(line)
+        if fence is None or fence[1] != (mark := mark or fence[1]):
+            continue
+        if not title and not fence[2]:
+            title, start = fence[3], number + 1
+        elif fence[2] and fence[3] == title:
+            found[title], title = "\n".join(lines[start:number]), ""
+    return found
 
 
 def _listed(kinds: Sequence[str]) -> str:

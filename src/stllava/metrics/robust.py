@@ -57,9 +57,15 @@ _LINKS = (
 )
 _FRAME = frozenset(_LINKS.split())
 _LETTER = re.compile(r"(?<![\w'’.-])[a-z](?![\w'’-]|\.\w)", re.I)
-_BEFORE_LETTER = re.compile(r"(?:^|[:(\[{\"'“,;.!?\n/&]|\b(?:is|be|choose|select|pick|say|and|or|but|both|either))\W*$", re.I)
-_BEHIND_LETTER = re.compile(r"\W*$|\s*[*_]*[).:,;\]}\"'”!?\n/&]|\s[-–—]\s|\s(?:and|or|because|since|as|is)\b", re.I)
-_TITLE = re.compile(r"\b(?:answer|option|choice|letter)\W*$", re.I)
+_AROUND_LETTER = 40
+"""Characters before and behind a letter that say whether it names an option."""
+_BEFORE_LETTER = re.compile(
+    r"(?:^|[:(\[{\"'“,;.!?\n/&]|\b(?:is|be|choose|select|pick|say|and|or|but|both|either))\W{0,40}$", re.I
+)
+_BEHIND_LETTER = re.compile(
+    r"\W{0,40}$|\s{0,40}[*_]{0,40}[).:,;\]}\"'”!?\n/&]|\s[-–—]\s|\s(?:and|or|because|since|as|is)\b", re.I
+)
+_TITLE = re.compile(r"\b(?:answer|option|choice|letter)\W{0,40}$", re.I)
 
 
 def is_yes_no(target: str) -> bool:
@@ -218,7 +224,8 @@ def _letters(prediction: str, named: Sequence[str], count: int) -> set[int]:
         text = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", "_", text, flags=re.I) if len(option) > 1 else text
     found = set()
     for letter in _LETTER.finditer(text):
-        before, behind = text[max(0, letter.start() - 40) : letter.start()], text[letter.end() : letter.end() + 40]
+        before = text[max(0, letter.start() - _AROUND_LETTER) : letter.start()]
+        behind = text[letter.end() : letter.end() + _AROUND_LETTER]
         titled = _TITLE.search(before) is not None
         if (titled and letter.group().isupper()) or (
             (titled or _BEFORE_LETTER.search(before)) and _BEHIND_LETTER.match(behind)

@@ -126,7 +126,24 @@ _CANONICAL = {
 }
 _PHRASE = re.compile(rf"\b(?:{'|'.join(sorted(_CANONICAL, key=len, reverse=True))})\b")
 
+_PILE = 30
+"""Combining marks on one letter; Unicode's stream-safe text has no more."""
 _VIEW = re.compile(r"\b(pa|ap|lateral|axial|coronal|sagittal) (?:view|projection|plane|section)\b")
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's form NFKC; of a pile of combining marks the first 30 stay.
+
+    Python sorts each pile in time that grows with its square: 50,000 marks, as a model repeats them, would take minutes.
+    """
+    if text.isascii():
+        return text
+    kept, pile = [], 0
+    for character in text:
+        pile = pile + 1 if unicodedata.combining(character) else 0
+        if pile <= _PILE:
+            kept.append(character)
+    return unicodedata.normalize("NFKC", "".join(kept))
 
 
 def normalise(text: str) -> str:
@@ -135,7 +152,7 @@ def normalise(text: str) -> str:
     Lower case; apostrophes and commas inside numbers vanish, points inside numbers stay, all other punctuation is a
     blank; a, an and the are dropped unless nothing else is left; zero to twenty become digits.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = composed(text).casefold()
     text = re.sub(r"(?<=\w)['’](?=\w)|(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?!(?<=\d)\.(?=\d))[\W_]", " ", text)
     words = text.split()

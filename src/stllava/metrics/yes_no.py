@@ -17,11 +17,12 @@ Statements are read in English and Chinese only.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
+
+from stllava.metrics.words import composed
 
 Answer = Literal["yes", "no"]
 _Clause = list[str]
@@ -169,7 +170,7 @@ def _weigh(found: _Evidence) -> Reading:
 
 def _plain(text: str) -> str:
     """Lower case, without markdown, contractions and idioms; a line break becomes a full stop."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    text = composed(text).casefold().replace("’", "'")
     text = re.sub(r"[*_`#~]", " ", text).replace("\n", " . ")
     text = re.sub(r"\b(it|that|there|he|she)'s\b", r"\1 is", _CONTRACTED.sub(r"\1 not", " ".join(text.split())))
     # Twice, since "can't" must be two words before "can not rule out" can be seen.

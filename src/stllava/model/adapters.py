@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from stllava.config import AdapterOptions, TrainingOptions
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import read_weights
 from stllava.model.families import PROJECTOR, VISION
 from stllava.model.load import Policy, best_device, load_policy, placed
 
@@ -160,7 +161,7 @@ def merged(model: nn.Module, options: TrainingOptions, *, dtype: torch.dtype) ->
     """
     if isinstance(model, PeftModel) and options.lora.quantise != "none":
         small = cast(PreTrainedModel, model.get_base_model())
-        whole = type(small).from_pretrained(small.name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        whole = read_weights(type(small), str(small.name_or_path), dtype=dtype)
         state, model = learned(model), prepare_model(whole, options)
         take_over(model, state)
     wide = [parameter for parameter in model.parameters() if parameter.requires_grad]

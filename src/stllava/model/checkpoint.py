@@ -1,32 +1,55 @@
 """What is read of a model: configuration, weights, tokenizer and processors, from a transformers folder or a hub name.
 
-Python code that comes with a model is never run, whatever anybody answers: a model that needs some is refused. Writes
-nothing.
+Three things never happen: Python code that comes with a model is not run, whatever anybody answers; a weight that a checkpoint
+lacks is not made up; and a file that changed since a stage wrote it is not read as if it had not. Writes nothing.
 """
 
-from collections.abc import Iterator
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     dynamic_module_utils,
 )
 
 from stllava.errors import StllavaError
+from stllava.store import MANIFEST, file_hash, read_manifest
 
 # Where a part of a model (the text_config of a LLaVA) names code of its own, transformers has no argument to hand the refusal
 # through and asks on the terminal; with no time to answer in, it refuses there too.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 ASKS_FOR_CODE = "trust_remote_code"
 """The argument that transformers' refusals name."""
+CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter_config.json"
+SETTINGS = frozenset(
+    {CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    | {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"}
+)
+"""Files of which transformers reads one JSON object."""
+READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
+"""Endings of the files that a model is loaded from."""
+POINTER = b"version https://git-lfs.github.com/spec/"
+COMPUTED = re.compile(r"(?:^|\.)(?:position_ids|(?:original_)?inv_freq|cos_cached|sin_cached|masked_bias|num_batches_tracked)$")
+"""Tables that old checkpoints hold and new ones lack, or the other way round: they are computed, not learned."""
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+WRAPPED = (".lora_", ".base_layer.", ".modules_to_save.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""What stands in names of weights that were saved with adapters, or with what a training wraps a model in."""
+SHOWN = 4
 
 
 @contextmanager
@@ -54,6 +77,205 @@ def _brief(error: Exception) -> str:
     """The error in one line; a KeyError, say, gives a name alone, so its class is told too."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse by name the files of a model's folder that are no weights or settings: pointers, cut files, absent shards."""
+    if (folder / ADAPTER).is_file():
+        raise StllavaError(
+            f"{folder} holds LoRA adapters ({ADAPTER})",
+            expected="a whole model",
+            remedy="Merge them into the model they were trained on: peft's merge_and_unload, then save_pretrained.",
+        )
+    if not (folder / CONFIG).is_file():
+        raise StllavaError(
+            f"{folder} has no {CONFIG}",
+            expected="the folder of a finished sft or dpo stage, or of a transformers model",
+            remedy="Check the path; a stage that was stopped goes on when it is run again.",
+        )
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    for file in files:
+        if file.suffix in READ and _is_pointer(file):
+            raise StllavaError(
+                f"{file} is a pointer of Git LFS, not the file itself",
+                expected="the file that it points at",
+                remedy=f"Run `git lfs pull` in {folder}, or download the model with `hf download`.",
+            )
+    _check_manifest(folder)
+    for file in files:
+        if file.name in SETTINGS:
+            _read_settings(file)
+    for shard in _shards(folder):
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise StllavaError(
+                f"{shard} cannot be read as weights: {_brief(error)}",
+                expected="a whole safetensors file",
+                remedy="It was cut or damaged on its way here: download or copy it again.",
+            ) from error
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
+def _read_settings(file: Path) -> dict[str, object]:
+    """A JSON object."""
+    try:
+        said: object = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _no_settings(file, f"is not whole JSON ({error})") from error
+    if not isinstance(said, dict):
+        raise _no_settings(file, f"holds a {type(said).__name__}")
+    return said
+
+
+def _no_settings(file: Path, fault: str) -> StllavaError:
+    return StllavaError(f"{file} {fault}", expected="a JSON object", remedy="Download or copy the file again.")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that hold the weights: one, or those of an index; an absent one is refused."""
+    whole, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise StllavaError(
+            f"{folder} has no {whole.name}, and no {index.name} that names parts of it",
+            expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
+            remedy="Download the folder again, or convert its weights with transformers' save_pretrained.",
+        )
+    places = _read_settings(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise _no_settings(index, "has no weight_map")
+    shards = [folder / name for name in sorted({str(name) for name in places.values()})]
+    if absent := [shard.name for shard in shards if not shard.is_file()]:
+        raise StllavaError(
+            f"{folder} lacks {_some(absent)} of the {len(shards)} files that {index.name} names",
+            expected="all of them",
+            remedy="Download the folder again, or the absent files.",
+        )
+    return shards
+
+
+def _check_manifest(folder: Path) -> None:
+    """Compare what a model is loaded from with what the stage that made the folder wrote."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = read_manifest(folder)
+    for name, digest in manifest.outputs.items():
+        file = folder / name
+        if file.suffix in READ and (not file.is_file() or hash_once(file) != digest):
+            raise StllavaError(
+                f"{file} {'has changed' if file.is_file() else 'is gone'} since the stage {manifest.stage!r} wrote it",
+                expected=f"the file whose hash is in {MANIFEST}",
+                remedy="Copy it back, or delete the folder and run the stage again. To use a changed model on purpose, copy "
+                f"the folder without {MANIFEST}.",
+            )
+
+
+_HASHES: dict[tuple[Path, int, int], str] = {}
+
+
+def hash_once(file: Path) -> str:
+    """SHA-256 of a file, computed anew in this process only when its time or size has changed."""
+    seen = file.stat()
+    key = (file.resolve(), seen.st_mtime_ns, seen.st_size)
+    if key not in _HASHES:
+        _HASHES[key] = file_hash(file)
+    return _HASHES[key]
+
+
+def read_weights(
+    kind: type[PreTrainedModel | AutoModelForCausalLM | AutoModelForImageTextToText],
+    path: Path | str,
+    *,
+    dtype: torch.dtype | Literal["auto"],
+) -> PreTrainedModel:
+    """A model with the weights of its checkpoint, every one of them; what is missing, left over or misshapen is named.
+
+    Where the checkpoint is of a larger model than `kind`, such as a CLIP whose vision tower is read, the rest stays behind.
+    """
+    if Path(path).is_dir():
+        check_folder(Path(path))
+    with _report() as report:
+        try:
+            loaded: object = kind.from_pretrained(
+                str(path),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        except RuntimeError as error:
+            if names := report.unconverted:
+                raise _unfit(path, {"does not hold whole": names}) from error
+            raise
+    model, found = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
+    is_part = type(model).__name__ not in (read_config(path).architectures or [type(model).__name__])
+    faults = {
+        "lacks": [name for name in found["missing_keys"] if not COMPUTED.search(name)],
+        "has no place for": [] if is_part else [name for name in found["unexpected_keys"] if not _is_spare(name, model)],
+        "has in another shape": [f"{name} {tuple(old)} not {tuple(new)}" for name, old, new in found["mismatched_keys"]],
+    }
+    if any(faults.values()):
+        raise _unfit(path, faults)
+    return model
+
+
+def _unfit(path: Path | str, faults: Mapping[str, Sequence[str]]) -> StllavaError:
+    """The error of a checkpoint that is not the model's, weights named by fault."""
+    names = [name for some in faults.values() for name in some]
+    wrapped = any(mark in name for name in names for mark in WRAPPED)
+    return StllavaError(
+        f"{path} is not whole: " + "; ".join(f"it {fault} {_some(sorted(some))}" for fault, some in faults.items() if some),
+        expected="every weight of the model that its configuration describes, and no other: none is drawn at random",
+        remedy="Merge adapters and take off wrappers, then save the model again." if wrapped else "Fetch the folder again.",
+    )
+
+
+def _is_spare(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight may be left over: a table that is computed today, or a layer that predicts tokens further ahead."""
+    config = model.config.get_text_config().to_dict()
+    ahead, layer = config.get("num_nextn_predict_layers") or 0, LAYER.search(name)
+    return bool(COMPUTED.search(name)) or bool(
+        ahead and layer and config["num_hidden_layers"] <= int(layer[1]) < config["num_hidden_layers"] + ahead
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are beside them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+@contextmanager
+def _report() -> Iterator["_Report"]:
+    """Keep transformers' table of what did not load off the terminal: all that is in it is in the error."""
+    logger, report = logging.getLogger("transformers.modeling_utils"), _Report()
+    logger.addFilter(report)
+    try:
+        yield report
+    finally:
+        logger.removeFilter(report)
+
+
+class _Report(logging.Filter):
+    """The table that transformers writes into its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unconverted: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is no report; of one that is, weights that could not be put together are noted."""
+        message = record.getMessage()
+        rows = [line.split("|") for line in message.splitlines() if "|" in line]
+        self.unconverted += [row[0].strip() for row in rows if "CONVERSION" in row[1]]
+        return not any(mark in message for mark in ("LOAD REPORT", "This checkpoint seem corrupted"))
 
 
 def read_config(path: Path | str) -> PreTrainedConfig:

@@ -24,12 +24,12 @@ from transformers.utils import logging as transformers_logging
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
 from stllava.errors import ItemError, StllavaError
-from stllava.model.checkpoint import reading
+from stllava.model.checkpoint import hash_once, read_weights, reading
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, closing
 from stllava.records import content_id
-from stllava.store import MANIFEST, file_hash, read_manifest
+from stllava.store import MANIFEST, read_manifest
 
 transformers_logging.disable_progress_bar()
 
@@ -254,36 +254,36 @@ def load_policy(
 
     `dtype` auto is that of the stored weights; without it, it is that in which the device computes best.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise StllavaError(
-                f"{folder} has no config.json",
-                expected="the folder of a finished sft or dpo stage, or of a transformers model",
-                remedy="Check the path; a stage that was stopped goes on when it is run again.",
-            )
-        if not list(folder.glob("*.safetensors")):
-            raise StllavaError(
-                f"{folder} has no .safetensors file",
-                expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
-                remedy="Convert them with transformers' save_pretrained.",
-            )
     wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(best_device()) else torch.float32)
     with reading(path, expected=POLICY):
-        model = AutoModelForImageTextToText.from_pretrained(
-            str(path), dtype=wanted, use_safetensors=True, trust_remote_code=False
-        )
+        model = read_weights(AutoModelForImageTextToText, path, dtype=wanted)
         processor = load_processor(path, model.config)
+        _check_vocabulary(path, model, cast(PreTrainedTokenizerBase, processor.tokenizer))
     return Policy(placed(model, device), processor)
 
 
+def _check_vocabulary(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that knows tokens for which the model has no embedding."""
+    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    rows = len(cast(torch.Tensor, model.get_input_embeddings().weight))
+    if last >= rows:
+        raise StllavaError(
+            f"the tokenizer of {path} counts up to {last} ({token!r}) and the model has embeddings for 0 to {rows - 1}",
+            expected="an embedding for every token",
+            remedy="Take the tokenizer that belongs to the model, or give it rows for them (resize_token_embeddings).",
+        )
+
+
 def fingerprint(folder: Path | str) -> str:
-    """Hash of a policy's weights: the same weights have the same name wherever they lie."""
+    """Hash of a policy's weights: the same weights have the same name wherever they lie.
+
+    A finished stage's is read from its manifest; `load_policy` compares the files with that.
+    """
     path = Path(folder)
     if not path.is_dir():
         return content_id("hub", str(folder))
     if (path / MANIFEST).is_file():
         hashes = read_manifest(path).outputs
     else:
-        hashes = {file.name: file_hash(file) for file in path.glob("*.safetensors")}
+        hashes = {file.name: hash_once(file) for file in path.glob("*.safetensors")}
     return content_id({name: value for name, value in sorted(hashes.items()) if name.endswith(".safetensors")})

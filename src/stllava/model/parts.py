@@ -20,7 +20,7 @@ from transformers import (
 
 from stllava.config import ComposeOptions
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import read_config, read_image_processor, read_tokenizer, reading
+from stllava.model.checkpoint import read_config, read_image_processor, read_tokenizer, read_weights, reading
 
 PROBE = torch.arange(12)[None]
 """A text of no meaning that checks a language model."""
@@ -87,7 +87,7 @@ def read_tower(options: ComposeOptions) -> Tower:
                 expected=f"a vision tower of {', '.join(KINDS)}",
                 remedy="Name another tower.",
             )
-        model = _load(kind.model, path)
+        model = read_weights(kind.model, path, dtype="auto")
         images = cast(ImageSettings, read_image_processor(path))
     own = int(model.config.image_size)
     if kind.any_size:
@@ -117,7 +117,7 @@ def read_language(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         config = read_config(path)
         if config.get_text_config() is not config:
             raise unfit(path, f"it is a {config.model_type}, of which language is a part only")
-        model = _load(AutoModelForCausalLM, path)
+        model = read_weights(AutoModelForCausalLM, path, dtype="auto")
         tokenizer = read_tokenizer(path)
     if not _looks_back_only(model):
         raise unfit(path, "its tokens see the ones behind them")
@@ -136,22 +136,6 @@ def _looks_back_only(model: PreTrainedModel) -> bool:
     other[0, -1] = 0
     said, again = (cast(Tensor, model(tokens).logits)[:, :-1] for tokens in (PROBE, other))
     return torch.allclose(said, again, atol=1e-4)
-
-
-def _load(kind: type[PreTrainedModel] | type[AutoModelForCausalLM], path: str) -> PreTrainedModel:
-    """A model in the precision of its folder; weights that leave a part of it to chance are refused."""
-    loaded: object = kind.from_pretrained(
-        path, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
-    )
-    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
-    if gaps := sorted(report["missing_keys"]):
-        raise StllavaError(
-            f"{path} lacks {len(gaps)} weights: {', '.join(gaps[:10])}",
-            expected="all weights of the model its config.json names",
-            remedy="Fetch the folder again.",
-        )
-    model.eval()
-    return model
 
 
 def unfit(path: str, reason: str) -> StllavaError:

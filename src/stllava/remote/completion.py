@@ -97,7 +97,7 @@ class ChatUsage(BaseModel):
 class ChatCompletion(BaseModel):
     """The whole reply; fields that are not named here are ignored."""
 
-    choices: list[ChatChoice]
+    choices: list[ChatChoice] = []
     usage: ChatUsage | None = None
     """None where the server does not say, or says what cannot be."""
 

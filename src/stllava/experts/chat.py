@@ -14,6 +14,7 @@ from pydantic import JsonValue, ValidationError
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.exchange import Exchange, Journal, Request, as_refusal, cut_off, fault
+from stllava.experts.expert import UNREADABLE
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, Fault, NoReplyError, Reply
@@ -54,7 +55,7 @@ class Chat:
         self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
         self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
         self._lock = Lock()
-        self._failed = self._refused = 0
+        self._failed = self._refused = self._useless = 0
         self._answered = journal is not None and len(journal) > 0
 
     @property
@@ -145,7 +146,9 @@ class Chat:
         def check(body: bytes) -> Fault | None:
             nonlocal kept
             found = self.keep_fault(request, body, reserved=most)
-            kept += found is not None
+            if found is not None:
+                kept += 1
+                self._count_useless(found)
             return found
 
         cost = 0.0
@@ -193,6 +196,21 @@ class Chat:
 
     def _failure(self, request: Request, failure: str, *, attempts: int) -> Exchange:
         return Exchange.of(request, model=self.name, body=None, failure=failure, attempts=attempts)
+
+    def _count_useless(self, found: Fault) -> None:
+        """End the stage when the first replies of all cannot be used: they may be paid for, and so would the others be."""
+        if found.status is not None:
+            return
+        with self._lock:
+            self._useless += not self._answered
+            useless = self._useless
+        if useless >= UNREADABLE:
+            raise StllavaError(
+                f"none of the first {useless} replies of {self._address.base} can be used, the last because {found.problem}",
+                expected="replies with a text",
+                remedy="Start the server without reasoning and tool parsers, or correct model and extra; then give the same "
+                "command again.",
+            )
 
     def _judge_server(self, exchange: Exchange, refusal: Refusal | None) -> None:
         """End the stage when nothing but failures comes back; a request's own fault says nothing of the server."""

@@ -10,6 +10,8 @@ from stllava.records import Answers, Comparison
 from stllava.remote.refusals import advice
 from stllava.text import printable
 
+UNREADABLE = 12
+"""So many replies without one verdict, the first ones of a start, end the asking."""
 SHOWN_OF_A_REPLY = 200
 """Characters of a reply that is shown as an example."""
 _CAUSES = {
@@ -102,10 +104,11 @@ def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapp
     remedy = (
         f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES.get(cause, "Use another expert")
     )
+    count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
     return StllavaError(
-        f"{expert} gave no verdict on {said}; {causes[cause]} times {_CAUSES.get(cause, cause)} ({cause}), such as {example!r}",
+        f"{expert} gave no verdict on {said}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as {example!r}",
         expected="verdicts",
-        remedy=f"{remedy}; then start again with --existing replace, which keeps every reply that is still asked for.",
+        remedy=f"{remedy}; then start again with --existing replace: replies are kept, and none is paid for twice.",
     )
 
 

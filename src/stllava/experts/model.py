@@ -11,16 +11,13 @@ from threading import Lock
 
 from stllava.config import JudgeOptions
 from stllava.experts.exchange import Exchange, Journal, Request, Said, Speaker, said
-from stllava.experts.expert import SHOWN_OF_A_REPLY, Verdict, no_verdict
+from stllava.experts.expert import SHOWN_OF_A_REPLY, UNREADABLE, Verdict, no_verdict
 from stllava.experts.orders import Order, distinct, orders, together
 from stllava.experts.replies import RAISE, Reading, read_scores, read_verdict
 from stllava.experts.rubric import Mode, Rubric
 from stllava.metrics.robust import normalise
 from stllava.progress import Progress
 from stllava.records import Answers, Context, content_id
-
-UNREADABLE = 12
-"""Replies without one verdict that end the asking."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +108,7 @@ class ModelExpert:
         if done == total:
             return
         first = FirstReplies(self.name)
-        for answers in given if done else ():
-            for request in self._requests(answers):
-                if not first.readable and request.id in self._journal:
-                    self._look(first, self._journal.get(request.id))
-            if first.readable:
-                break
+        first.readable = done > 0 and any(one.reading.scores is not None for answers in given for one in self.heard(answers))
         with Progress("judge", total, unit="requests", done=done) as progress:
             turn = Lock()
 
@@ -125,15 +117,11 @@ class ModelExpert:
                 with turn:
                     spent = f", ${self._journal.cost:.2f}" if self._journal.cost else ""
                     progress.advance(extra=f"{self._journal.attempts} sent{spent}")
-                    self._look(first, exchange)
+                    if not first.readable and exchange.body is not None:
+                        reply = said(exchange)
+                        first.count(self._read(reply, len(exchange.order)), reply.text or reply.detail)
 
             self._speaker.ask((request for answers in given for request in self.missing(answers)), heard)
-
-    def _look(self, first: "FirstReplies", exchange: Exchange | None) -> None:
-        """Count a reply among the first ones until one of them holds a verdict."""
-        if not first.readable and exchange is not None and exchange.body is not None:
-            reply = said(exchange)
-            first.count(self._read(reply, len(exchange.order)), reply.text or reply.detail)
 
     def heard(self, answers: Answers) -> list[Heard]:
         """The replies about one set of answers, as they are in the journal."""

@@ -101,6 +101,26 @@ def test_a_policy_that_is_not_packed_says_the_same(policy: Policy, sampler: Loca
             assert mine.log_probability is None or mine.log_probability == pytest.approx(its.log_probability, abs=1e-4)
 
 
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "unpacked"])
+def test_text_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(
+    policy: Policy, sampler: LocalSampler, prompts: list[Prompt], *, packs: bool
+) -> None:
+    policy.packs = packs
+    endless = WARM.model_copy(update={"max_new_tokens": 12})
+    whole = sampler.complete(prompts, k=2, sampling=endless, seed=5)
+    request = sampler.request(prompts[0])
+    length = policy.length(request.prefix) + len(request.ids)
+    config = policy.model.config.get_text_config()
+    config.max_position_embeddings = length + 3
+    cut = sampler.complete(prompts, k=2, sampling=endless, seed=5)
+    four = sampler.complete(prompts[:1], k=2, sampling=WARM.model_copy(update={"max_new_tokens": 4}), seed=5)
+    assert texts(cut[:1]) == texts(four) != texts(whole[:1])
+    config.max_position_embeddings = length
+    with pytest.raises(ItemError, match="leave no room for an answer") as caught:
+        sampler.check(prompts[0])
+    assert caught.value.cause == "longer than the context"
+
+
 def test_prompts_without_images_are_completed_too(sampler: LocalSampler, prompts: list[Prompt]) -> None:
     blind = [asks(text) for text in QUESTIONS]
     alone = [sampler.complete([one], k=2, sampling=WARM, seed=1)[0] for one in blind]

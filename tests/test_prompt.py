@@ -80,9 +80,26 @@ def test_a_prompt_is_the_beginning_of_what_training_sees(policy: Policy, speaker
     assert said[-1].content + ending == whole[len(opened)].text
 
 
-def test_image_places_in_the_text_are_refused(policy: Policy) -> None:
+def test_an_image_place_in_the_text_is_text_and_one_that_the_template_adds_is_refused(policy: Policy) -> None:
+    pieces = segments(policy.chat, [Message(role="user", content="what is <image>?")], images=1)
+    places = [policy.tokenizer.convert_tokens_to_ids("<image>")]
+    assert [token for piece in pieces for token in policy.tokens(piece.text) if token in places] == places
     with pytest.raises(StllavaError, match="2 image places for 1 images"):
-        segments(policy.chat, [Message(role="user", content="what is <image>?")], images=1)
+        segments(chat(policy, CHATML.replace("TEXT", "<image><image>TEXT")), TALK[1:2], images=1)
+
+
+def test_a_turn_that_the_template_opens_with_nothing_is_learned_right_behind_the_one_before(policy: Policy) -> None:
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
+    policy.processor.chat_template = chat(policy, MISTRAL).chat_template
+    pieces = segments(policy.chat, self_question(TALK[1:5], [True] * 2), images=0)
+    assert [(piece.text, piece.learn) for piece in pieces] == [
+        ("[INST]Describe the image.[/INST]", False),
+        ("normal chest ct.<|end|>", True),
+        ("[INST]", False),
+        ("is there a nodule?[/INST]", True),
+        ("no<|end|>", True),
+    ]
+    assert {token for piece in pieces if piece.learn for token in policy.tokens(piece.text)[-1:]} <= policy.stop_ids
 
 
 def test_a_turn_without_image_places_is_written_as_before_and_an_old_file_reads() -> None:
@@ -112,6 +129,13 @@ def chat(policy: Policy, template: str) -> ChatProcessor:
     return made
 
 
+MISTRAL = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}[INST]TEXT[/INST]"
+    "{%- elif message['role'] == 'assistant' -%}TEXT<|end|>"
+    "{%- else -%}{{ raise_exception('unknown role') }}{%- endif -%}{%- endfor -%}"
+)
+"""What Mistral Small 3 and Pixtral are published with writes nothing between [/INST] and the answer."""
 CHATML = "{%- for message in messages -%}<|user|>{{ message['role'] }}\nTEXT<|end|>\n{%- endfor -%}"
 PLAIN = "{%- for message in messages -%}{{ message['role'] | upper + ': ' }}TEXT{{ ' ' }}{%- endfor -%}"
 REFUSING = (

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import MistralConfig, Trainer
 
-from stllava.config import DpoOptions, GroupRates, LoraOptions, SftOptions
+from architectures import llava_of, template, text_options, tokenizer_of
+from stllava.config import AskOptions, DpoOptions, GroupRates, LoraOptions, SamplingOptions, SftOptions
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import CollapseError, StllavaError
 from stllava.model.adapters import group_of
 from stllava.model.load import Policy, load_policy
+from stllava.model.small import IMAGE
 from stllava.model.train import newest_whole_checkpoint
 from stllava.records import Lineage, Message, Preference
+from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest
@@ -32,6 +35,15 @@ from stllava.tree.preferences import Choices
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
 QUICK = SftOptions(learning_rate=RATES, warmup=0.0, schedule="constant", batch_size=3, save_steps=0)
 LORA = LoraOptions(language=AdapterOptions(rank=4), vision=AdapterOptions(rank=2))
+
+
+MISTRAL = "{{ bos_token }}" + template(
+    turn="{%- if message['role'] == 'user' -%}[INST]{%- elif message['role'] != 'assistant' -%}{{ raise_exception('who?') }}"
+    "{%- endif -%}",
+    image=IMAGE,
+    end="{{ '[/INST]' if message['role'] == 'user' else eos_token }}",
+)
+"""As Mistral Small 3 and Pixtral are published: nothing stands between [/INST] and the answer."""
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -54,6 +66,21 @@ def parameters(folder: Path) -> set[str]:
 # The class token and the last norm of the vision tower do not reach the image tokens that LLaVA takes; the position
 # of the class token is one row of a tensor that learns.
 UNUSED = ("post_layernorm",)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_template_that_opens_the_answer_with_nothing_learns_to_ask_and_asks(
+    share: float, phantoms: Path, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(["<s>", "</s>", "[INST]", "[/INST]", IMAGE], end="</s>", begin="<s>")
+    config = MistralConfig(sliding_window=None, **text_options(tokenizer))
+    llava_of(tokenizer, config, spoken=MISTRAL, seed=3).save(tmp_path / "model")
+    options = QUICK.model_copy(update={"sq_r": share})
+    learn(options, tmp_path / "model", phantoms, tmp_path / "sft")
+    asking = AskOptions(questions=2, sampling=SamplingOptions(temperature=1.0, max_new_tokens=8))
+    root = phantoms / "images"
+    asked = ask(asking, policy=tmp_path / "sft", images=root / "unlabelled", root=root, to=tmp_path / "asked")
+    assert asked.counts_in == 2 * asked.measures["images"] > 0
 
 
 def test_after_a_step_every_trainable_parameter_has_changed(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ left. What a policy says and nobody can use is dropped as well, but is no fault;
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from stllava.errors import ItemError, NothingLeftError, StllavaError
+from stllava.errors import ItemError, NothingLeftError, StllavaError, TextError
 
 LET_PASS = 12
 """Of fewer a share says little: so many faults end no stage while anything is left."""
@@ -38,8 +38,11 @@ class Dropped(Counter[str]):
         self._note(cause, example)
 
     def fault(self, error: ItemError, *, of: str = "", outputs: int = 1) -> None:
-        """Count an item that cannot be used as the outputs that it would have had; its cause is said `of` something."""
-        cause = f"{of} {error.cause}".strip()
+        """Count an item that cannot be used as the outputs that it would have had; its cause is said `of` something.
+
+        That of a text stands by itself.
+        """
+        cause = error.cause if isinstance(error, TextError) else f"{of} {error.cause}".strip()
         self[cause] += outputs
         self.faults[cause] += 1
         self._note(cause, str(error))

@@ -22,3 +22,12 @@ class ItemError(Exception):
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
         self.cause = cause
+
+
+class TextError(ItemError):
+    """One text that the model cannot be given as it stands; of other items, the images are to blame."""
+
+
+def cause_of(error: ItemError) -> str:
+    """Why an item with images and text could not be put before the model, as it is counted."""
+    return error.cause if isinstance(error, TextError) else f"image {error.cause}"

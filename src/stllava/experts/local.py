@@ -11,7 +11,7 @@ from time import monotonic
 from pydantic import JsonValue
 
 from stllava.config import LocalExpertOptions, SamplingOptions
-from stllava.errors import ItemError, StllavaError
+from stllava.errors import ItemError, StllavaError, cause_of
 from stllava.experts.exchange import Exchange, Free, Request, as_body
 from stllava.model.load import fingerprint, load_policy
 from stllava.model.sampler import Prompt
@@ -58,7 +58,7 @@ class Local(Free):
                 try:
                     sampler.check(prompt)
                 except ItemError as error:
-                    failure = f"image {error.cause}: {error}"
+                    failure = f"{cause_of(error)}: {error}"
                     heard(Exchange.of(request, model=self.name, body=None, failure=failure, attempts=0))
                 else:
                     prompts.append((request, prompt))

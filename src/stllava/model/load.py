@@ -23,11 +23,12 @@ from transformers.utils import logging as transformers_logging
 
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
-from stllava.errors import ItemError, StllavaError
+from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.checkpoint import hash_once, read_weights, reading
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
-from stllava.model.prompt import ChatProcessor, closing
+from stllava.model.prompt import ChatProcessor, endings
+from stllava.model.tokens import SPELLED, is_marked, tokenize
 from stllava.records import content_id
 from stllava.store import MANIFEST, read_manifest
 
@@ -131,7 +132,8 @@ class Policy:
         configured = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
         ids = [*configured] if isinstance(configured, list) else [configured]
         added = self.tokenizer.added_tokens_decoder
-        ids += [token for token in self.tokens(closing(self.chat)) if token in added and added[token].special]
+        ended = [token for ending in sorted(endings(self.chat)) for token in self.tokens(ending)]
+        ids += [token for token in ended if token in added and added[token].special]
         return frozenset(int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
 
     @property
@@ -140,10 +142,10 @@ class Policy:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Token ids of a stretch of prompt text."""
+        """Token ids of a stretch of prompt text; raises TextError for one that cannot be split."""
         known = self._tokens.get(text)
         if known is None:
-            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            known = tokenize(self.tokenizer, text)
             if len(self._tokens) < TEXT_CACHE_ENTRIES:
                 self._tokens[text] = known
         return known
@@ -160,6 +162,8 @@ class Policy:
         made = self._processed(prefix, pictures)
         inputs = {name: value for name, value in made.items() if name not in NOT_FOR_THE_MODEL}
         asked = KINDS & inspect.signature(self.model.forward).parameters.keys()
+        if is_marked(prefix.text) and asked - made.keys():
+            raise TextError(SPELLED, "the model's processor does not say of such a text what each token is")
         end = made["input_ids"].shape[1] - len(self.tokens(self.family.added))
         kinds = {name: made[name][0, :end] for name in asked & made.keys()}
         encoded = Encoded(tuple(made["input_ids"][0, :end].tolist()), inputs, kinds)
@@ -180,6 +184,8 @@ class Policy:
             try:
                 self._process(prefix.text, [Image.new("RGB", (PLAIN_SIDE, PLAIN_SIDE)) for _ in pictures])
             except Exception:  # noqa: BLE001 - it is not the pictures, so the first error is told as it is
+                if is_marked(prefix.text):
+                    raise TextError(SPELLED, f"the model's processor cannot tell it from the token: {error}") from error
                 raise error from None
             told = ", ".join(f"{path} ({one.width} × {one.height})" for path, one in zip(prefix.images, pictures, strict=True))
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -187,7 +193,8 @@ class Policy:
 
     def _process(self, text: str, pictures: Sequence[Image.Image]) -> BatchFeature:
         # The segment itself holds the token that begins a text, where the processor would write one (model/prompt.py).
-        made = self.processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False)
+        spelt = {"sanitize_control_tokens": True} if is_marked(text) else {}
+        made = self.processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False, **spelt)
         return cast(BatchFeature, made)
 
     def _check_side(self, path: str, picture: Image.Image) -> None:

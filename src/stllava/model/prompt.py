@@ -2,34 +2,60 @@
 
 A conversation becomes segments in the chat template's own words. What is learned are the assistant's turns and the
 virtual user's, each with what ends it; nothing else is. Training and generation build their tokens from the same
-segments, so a prompt is cut the same way whether it is learned behind or continued.
+segments, so a prompt is cut the same way whether it is learned behind or continued. What a text spells stays text: its
+special tokens are marked (model/tokens.py). A server is sent only what its template writes as it is written here.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from jinja2 import TemplateError
-
-from stllava.errors import StllavaError
+from stllava.errors import StllavaError, TextError
+from stllava.model.template import (
+    LEARNED,
+    MARK,
+    PLACES,
+    REFUSED,
+    SAID,
+    SWITCH,
+    Around,
+    ChatProcessor,
+    Frame,
+    RefusedTurnsError,
+    as_told,
+    begun,
+    closing,
+    endings,
+    frame_of,
+    layout_of,
+    parts_of,
+    render,
+    special_tokens,
+    thinks,
+    virtual_role,
+)
+from stllava.model.tokens import BEGIN, SPELLED, is_marked, spelled
 from stllava.records import Message, Role
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-LEARNED: frozenset[Role] = frozenset({"assistant", "virtual_user"})
-
-
-class ChatProcessor(Hashable, Protocol):
-    """What prompts need of a transformers processor."""
-
-    chat_template: str
-    image_token: str
-    tokenizer: "PreTrainedTokenizerBase"
-
-    def apply_chat_template(self, conversation: list[dict[str, object]], *, tokenize: bool) -> str:
-        """Render a conversation."""
+__all__ = [
+    "REFUSED",
+    "ChatProcessor",
+    "Lesson",
+    "OpenTurn",
+    "RefusedTurnsError",
+    "Segment",
+    "closing",
+    "endings",
+    "lessons_of",
+    "open_turn",
+    "prompt",
+    "said_in",
+    "segments",
+    "self_question",
+    "server_turn",
+    "special_tokens",
+    "virtual_role",
+]
 
 
 @dataclass(frozen=True)
@@ -40,31 +66,147 @@ class Segment:
     learn: bool
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned of a conversation in one go."""
+
+    segments: tuple[Segment, ...]
+    """Its text; the first segment ends behind the images."""
+    images: int
+    """How many of the conversation's images are shown by then."""
+
+
+@dataclass(frozen=True)
+class OpenTurn:
+    """A conversation up to where a speaker begins to speak."""
+
+    before: tuple[Segment, ...]
+    """What stands there by then."""
+    blank: str
+    """The white space with which what is said begins."""
+    ending: str
+    """What stands behind what is said."""
+
+
+@dataclass(frozen=True)
+class ServerTurn:
+    """How a server that renders the chat template is brought to let a speaker begin to speak."""
+
+    variables: dict[str, bool]
+    """What its template is told."""
+    continues: bool
+    """Whether it goes on with a turn that stands there, still empty, instead of opening one for the assistant."""
+
+
 def segments(processor: ChatProcessor, messages: Sequence[Message], *, images: int) -> list[Segment]:
-    """The conversation's text, cut where learning starts and stops; the first segment ends behind the images."""
-    turns, behind = _frame(processor, tuple(message.role for message in messages), images)
+    """The conversation's text, cut where learning starts and stops; the first segment ends behind the images.
+
+    Every answer stands behind what the template writes to ask for it, an empty thought perhaps. Raises TextError where
+    the template does not show the images where the turns have them.
+    """
+    frame = _frame(processor, messages, images)
+    return _written(processor, messages, frame.asked, behind=frame.behind, images=images)
+
+
+def lessons_of(processor: ChatProcessor, messages: Sequence[Message], *, images: int) -> list[Lesson]:
+    """What training reads of a conversation: all learned turns in one text, each behind that from which it is generated.
+
+    Two things cut it. An answer to a turn that shows an image is learned behind that image, those before it without it.
+    And where the template leaves out of earlier turns what it writes in the last, such as an empty thought, every turn is
+    learned from a text of its own.
+    """
+    shown = [index for index, message in enumerate(messages) if message.image_offsets]
+    lessons = []
+    for begin, end in zip(shown or [0], [*shown[1:], len(messages)], strict=True):
+        # What stands before an image is the same for all that is learned behind it, whoever asks in this epoch.
+        earlier = [Message(**{**dict(one), "role": "user"}) if one.role == "virtual_user" else one for one in messages[:begin]]
+        part = [*earlier, *messages[begin:end]]
+        seen = sum(len(message.image_offsets) for message in part) if shown else images
+        learned = [index for index, message in enumerate(part) if index >= begin and message.role in LEARNED]
+        if not learned:
+            continue
+        if _frame(processor, part, seen).lasting:
+            lessons.append(Lesson(tuple(segments(processor, part, images=seen)), seen))
+            continue
+        for index in learned:
+            turn = open_turn(processor, part[:index], images=seen, speaker=part[index].role)
+            before = [replace(piece, learn=False) for piece in turn.before]
+            lessons.append(Lesson((*before, said_in(processor, turn, part[index].content)), seen))
+    return lessons
+
+
+def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> tuple[list[Segment], str]:
+    """The conversation's text up to where `speaker` begins to speak, and what stands behind what is said."""
+    turn = open_turn(processor, messages, images=images, speaker=speaker)
+    return list(turn.before), turn.ending
+
+
+def open_turn(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> OpenTurn:
+    """The conversation up to where `speaker` begins to speak, earlier turns as the template writes them behind others."""
+    opened = [*messages, Message(role=speaker, content=SAID)]
+    frame = _frame(processor, opened, images)
+    pieces = _written(processor, opened, (*frame.texts[:-1], frame.asked[-1]), behind="", images=images)
+    return OpenTurn(tuple(pieces[:-1]), frame.asked[-1].blank, frame.asked[-1].ending)
+
+
+def said_in(processor: ChatProcessor, turn: OpenTurn, text: str) -> Segment:
+    """What is said in an open turn, as it is learned."""
+    return Segment(turn.blank + spelled(text, special_tokens(processor)) + turn.ending, True)
+
+
+def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> Frame:
+    frame = frame_of(processor, layout_of(messages, images=images))
+    if not frame.in_order and any(message.image_offsets for message in messages):
+        raise TextError(PLACES, "the chat template shows the images elsewhere than where the text has them")
+    return frame
+
+
+def _written(
+    processor: ChatProcessor, messages: Sequence[Message], around: Sequence[Around], *, behind: str, images: int
+) -> list[Segment]:
+    """The texts with what stands around them."""
+    texts = [(message.role, text) for message in messages for text in parts_of(message) if text is not None]
     pieces: list[Segment] = []
     pending = ""
-    for message, turn in zip(messages, turns, strict=True):
-        pending += turn.opening
-        if message.role in LEARNED:
-            pieces += [Segment(pending, False), Segment(turn.blank + message.content + turn.ending, True)]
+    for (role, text), its in zip(texts, around, strict=True):
+        pending += its.opening
+        said = spelled(text, special_tokens(processor))
+        if role in LEARNED:
+            pieces += [Segment(pending, False)] if pending else []
+            pieces.append(Segment(its.blank + said + its.ending, True))
             pending = ""
         else:
-            pending += message.content
+            pending += said
     pending += behind
     if pending.strip():
         pieces.append(Segment(pending, False))
     return _split_behind_images(processor, pieces, images)
 
 
-def prompt(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> tuple[list[Segment], str]:
-    """The conversation's text up to where `speaker` begins to speak, and what stands behind what is said."""
-    opened = [*messages, Message(role=speaker, content=_SAID)]
-    pieces = segments(processor, opened, images=images)
-    while not pieces[-1].learn:
-        pieces.pop()
-    return pieces[:-1], pieces[-1].text.lstrip(" ").removeprefix(_SAID)
+def server_turn(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> ServerTurn:
+    """How a server with this chat template lets `speaker` speak behind the very text that is put before the model here.
+
+    Raises TextError for a conversation that the template would write differently: it holds a special token, or words that
+    the template cuts or changes.
+    """
+    here = "".join(piece.text for piece in open_turn(processor, messages, images=images, speaker=speaker).before)
+    if is_marked(here):
+        raise TextError(SPELLED, "a server would take it for the token itself")
+    told = [role for role, _ in as_told(processor, layout_of(messages, images=images))]
+    turns: list[dict[str, object]] = []
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), -1)
+    unplaced = not any(message.image_offsets for message in messages)
+    for index, (role, message) in enumerate(zip(told, messages, strict=True)):
+        parts = [None] * images * (unplaced and index == first) + parts_of(message)
+        content: list[object] = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        turns.append({"role": role, "content": content})
+    spoken = virtual_role(processor) if speaker == "virtual_user" else speaker
+    left: dict[str, object] = {"role": spoken, "content": [{"type": "text", "text": MARK}]}
+    asked = render(processor, turns, ask=True) if speaker == "assistant" else ""
+    for text, continues in ((asked, False), (render(processor, [*turns, left]).partition(MARK)[0], True)):
+        if begun(processor, text).rstrip(" ") == here:
+            return ServerTurn({SWITCH: False} if thinks(processor) else {}, continues)
+    raise TextError("changed by the chat template", "a server would not put the text before the model as it is")
 
 
 def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Message]:
@@ -83,135 +225,19 @@ def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Me
     return result
 
 
-@lru_cache(maxsize=64)
-def virtual_role(processor: ChatProcessor) -> Role:
-    """How the chat template is told of the virtual user: by its own role where it opens a turn of its own for it.
-
-    Elsewhere (the template rejects the role, leaves it out or takes it for the assistant's) it speaks as a user does.
-    """
-    talk: tuple[Role, ...] = ("user", "assistant", "virtual_user", "assistant")
-    try:
-        whole, before = _render(processor, talk, 0), _render(processor, talk[:2], 0)
-    except TemplateError:
-        return "user"
-    if len(whole) != len(talk) + 1:
-        return "user"
-    opening = whole[2].removeprefix(before[2].rstrip()).strip()
-    return "virtual_user" if opening and opening not in before[0] + before[1] else "user"
-
-
-def closing(processor: ChatProcessor) -> str:
-    """What ends a turn of the assistant."""
-    return _frame(processor, ("user", "assistant"), 0)[0][1].ending
-
-
 def _split_behind_images(processor: ChatProcessor, pieces: list[Segment], images: int) -> list[Segment]:
-    head = pieces[0].text
-    cut = head.rfind(processor.image_token) + len(processor.image_token) if images else 0
-    if images and head.count(processor.image_token) != images:
+    """The segments with all up to the last image as the first, and so never learned."""
+    place = re.compile(f"(?<!{BEGIN}){re.escape(processor.image_token)}")
+    found = [(index, match.end()) for index, piece in enumerate(pieces) for match in place.finditer(piece.text)]
+    if len(found) != images:
         raise StllavaError(
-            f"the prompt holds {head.count(processor.image_token)} image places for {images} images",
+            f"the prompt holds {len(found)} image places for {images} images",
             expected="as many places as images",
-            remedy=f"Remove {processor.image_token!r} from the conversation's text, or use the model's own chat template.",
+            remedy="Use the model's own chat template: this one writes an image other than once.",
         )
-    if not images or cut == len(head):
+    if not images:
         return pieces
-    return [Segment(head[:cut], False), Segment(head[cut:], False), *pieces[1:]]
-
-
-_MARK, _SAID = "\x02turn\x03", "-"
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What is written around a turn's content."""
-
-    opening: str
-    """What stands before it and is not learned."""
-    blank: str = ""
-    """What a learned turn begins with: the blank before its first word, where the tokenizer does not write it itself."""
-    ending: str = ""
-    """What a learned turn ends with."""
-
-
-@lru_cache(maxsize=1024)
-def _frame(processor: ChatProcessor, roles: tuple[Role, ...], images: int) -> tuple[tuple[_Turn, ...], str]:
-    """What the chat template writes around each turn's content, and behind the last."""
-    virtual = virtual_role(processor) if "virtual_user" in roles else "virtual_user"
-    told = tuple(virtual if role == "virtual_user" else role for role in roles)
-    try:
-        gaps = _render(processor, told, images)
-        closed = [
-            _render(processor, told[: index + 1], images)[-1].rstrip() if role in LEARNED else ""
-            for index, role in enumerate(roles)
-        ]
-    except TemplateError as error:
-        raise _refusal(roles, f"refuses the turns {', '.join(roles)} ({error})") from error
-    if len(gaps) != len(roles) + 1:
-        raise _refusal(roles, f"writes {len(gaps) - 1} of {len(roles)} turns ({', '.join(roles)})")
-    turns: list[_Turn] = []
-    pending = _start(processor, gaps[0]) + gaps[0]
-    for role, written, gap in zip(roles, closed, gaps[1:], strict=True):
-        if not gap.startswith(written):
-            raise _refusal(roles, "changes earlier turns when later ones follow")
-        if role in LEARNED:
-            opening = pending.rstrip(" ")
-            blank = "" if _writes_blanks(processor) else pending[len(opening) :]
-            ending, pending = (written, gap[len(written) :]) if _stops(processor, written) else (_end(processor), gap)
-            turns.append(_Turn(opening, blank, ending))
-        else:
-            turns.append(_Turn(pending))
-            pending = gap
-    return tuple(turns), pending
-
-
-def _refusal(roles: Sequence[Role], found: str) -> StllavaError:
-    return StllavaError(
-        f"the chat template {found}",
-        expected="one that writes every turn once and leaves it as it is when others follow",
-        remedy="Put a chat_template.jinja that does into the model's folder (docs/families.md has one)"
-        + (", or set sq_r to 0 and ask nothing." if "virtual_user" in roles else ", or leave such turns out."),
-    )
-
-
-def _start(processor: ChatProcessor, text: str) -> str:
-    """The token that begins a text, where the tokenizer writes it of its own accord and the template does not."""
-    tokenizer = processor.tokenizer
-    first, begins = tokenizer("")["input_ids"][:1], tokenizer.bos_token
-    return str(begins) if begins and first == [tokenizer.bos_token_id] and not text.startswith(begins) else ""
-
-
-def _writes_blanks(processor: ChatProcessor) -> bool:
-    """Whether the tokenizer writes a blank before the first word of whatever it is given, as SentencePiece's do."""
-    return not processor.tokenizer.tokenize(_SAID)[0].startswith(_SAID)
-
-
-def _stops(processor: ChatProcessor, ending: str) -> bool:
-    """Whether a turn's end begins with a special token: what is said ends there."""
-    special = [str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    return ending.lstrip().startswith(tuple(special))
-
-
-def _end(processor: ChatProcessor) -> str:
-    """The tokenizer's end token, for turns that the template closes with plain text or, as LLaVA-1.5's, with nothing.
-
-    Without it a model would never learn to stop, and a question would be followed by what closes a user's turn.
-    """
-    end = processor.tokenizer.eos_token
-    if end is None:
-        raise StllavaError(
-            "neither the chat template nor the tokenizer has a token that ends a turn",
-            expected="a tokenizer with an eos_token",
-            remedy="Name it in the tokenizer_config.json of the model's folder.",
-        )
-    return str(end)
-
-
-def _render(processor: ChatProcessor, roles: Sequence[Role], images: int) -> list[str]:
-    """What the template writes before, between and behind the turns, given just these roles."""
-    first_user = roles.index("user") if "user" in roles else -1
-    conversation: list[dict[str, object]] = []
-    for index, role in enumerate(roles):
-        places = [{"type": "image"}] * images if index == first_user else []
-        conversation.append({"role": role, "content": [*places, {"type": "text", "text": _MARK}]})
-    return processor.apply_chat_template(conversation, tokenize=False).split(_MARK)
+    index, cut = found[-1]
+    head, rest = pieces[index].text[:cut], pieces[index].text[cut:]
+    before = "".join(piece.text for piece in pieces[:index])
+    return [Segment(before + head, False), *([Segment(rest, False)] if rest else []), *pieces[index + 1 :]]

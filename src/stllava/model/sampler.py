@@ -49,7 +49,7 @@ class Sampler(Protocol):
         """What a reader of the manifest must know of how it speaks."""
 
     def check(self, prompt: Prompt) -> None:
-        """Raise ItemError when the prompt's images cannot be used."""
+        """Raise ItemError when the prompt's images or its text cannot be used."""
 
     def complete(
         self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
@@ -60,7 +60,7 @@ class Sampler(Protocol):
 def usable(
     sampler: Sampler, items: Sequence[Item], ask: Callable[[Item], Prompt], *, outputs: int = 1
 ) -> tuple[list[Item], list[Prompt], Dropped]:
-    """The items whose images can be used, what `ask` makes of each, and the others, each of so many outputs, by cause."""
+    """The items whose images and text can be used, what `ask` makes of each, and the others, each of so many outputs."""
     kept: list[Item] = []
     prompts: list[Prompt] = []
     dropped = Dropped()

@@ -119,10 +119,14 @@ def ask(
             spoken = sampler.complete([prompts[place] for place in untold], k=1, sampling=greedy, seed=seed) if untold else []
             new = {seen[place].path: one.text for place, (one,) in zip(untold, spoken, strict=True)}
             said = [told[image.path] if image.path in told else new[image.path] for image in seen]
-            prompts = [
-                Prompt((opening, Message(role="assistant", content=text)), (image.path,), speaker="virtual_user")
-                for image, text in zip(seen, said, strict=True)
-            ]
+            told_of, prompts, unusable = usable(
+                sampler,
+                list(zip(seen, said, strict=True)),
+                lambda one: Prompt((opening, Message(role="assistant", content=one[1])), (one[0].path,), "virtual_user"),
+                outputs=options.questions,
+            )
+            dropped.take(unusable)
+            seen, said = [image for image, _ in told_of], [text for _, text in told_of]
             asked = sampler.complete(prompts, k=options.questions, sampling=options.sampling, seed=seed)
             own = [screen([one.text for one in texts], dropped) for texts in asked]
             kept = []

@@ -16,7 +16,7 @@ from stllava.data.benchmarks.own import read_rows
 from stllava.data.benchmarks.rows import samples_of
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
-from stllava.errors import ItemError
+from stllava.errors import ItemError, cause_of
 from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
 from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
@@ -107,7 +107,7 @@ def predict(
                 try:
                     sampler.check(prompt)
                 except ItemError as error:
-                    causes[row.id] = f"image {error.cause}"
+                    causes[row.id] = cause_of(error)
                     dropped.fault(error, of="image")
                 else:
                     prompts[row.id] = prompt

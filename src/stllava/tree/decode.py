@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stllava.config import GenerationOptions, SamplingOptions
+from stllava.errors import TextError
 from stllava.model.endpoint import EndpointSampler
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.processor import read_processor
-from stllava.model.prompt import ChatProcessor, virtual_role
-from stllava.model.prompt import prompt as opened
+from stllava.model.prompt import ChatProcessor, OpenTurn, open_turn, said_in, virtual_role
 from stllava.model.sampler import Completion, Prompt, Sampler
 from stllava.records import content_id
 from stllava.tree.cache import GrowingCache, Prefilled
@@ -29,6 +29,7 @@ from stllava.tree.forward import Tree, additive, only
 from stllava.tree.guard import check_packing, check_reach
 from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
 
+TOO_LONG = "longer than the context"
 ANY = 1.0
 """A share no token's predecessors reach."""
 
@@ -41,10 +42,15 @@ class Request:
     """The images and what stands before them."""
     ids: tuple[int, ...]
     """Tokens behind the prefix, at least one."""
-    ending: str
-    """What the chat template writes behind what is said."""
+    turn: OpenTurn
+    """The turn that it opens."""
     images: tuple[str, ...] = ()
     """The images that the prompt names; black ones have a prefix in common, and are told apart by these."""
+
+    @property
+    def ending(self) -> str:
+        """What the chat template writes behind what is said."""
+        return self.turn.ending
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,11 @@ class LocalSampler:
         return str(self.policy.device)
 
     def check(self, prompt: Prompt) -> None:
-        """Raise ItemError when the prompt's images cannot be used."""
-        if prompt.images:
-            self.policy.encode(self.request(prompt).prefix)
+        """Raise ItemError when the prompt's images or its text cannot be used."""
+        request = self.request(prompt)
+        length = self.policy.length(request.prefix) + len(request.ids)
+        if length >= self.policy.context:
+            raise TextError(TOO_LONG, f"{length} tokens leave no room for an answer in {self.policy.context}")
 
     def complete(
         self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
@@ -127,14 +135,15 @@ class LocalSampler:
 
     def request(self, one: Prompt) -> Request:
         """The prompt in which the speaker speaks next, in tokens."""
-        pieces, ending = opened(self.policy.chat, one.messages, images=len(one.images), speaker=one.speaker)
+        turn = open_turn(self.policy.chat, one.messages, images=len(one.images), speaker=one.speaker)
+        pieces = turn.before
         prefix = Prefix(pieces[0].text if one.images else "", one.images, self.root, self.blank)
         if prefix.blank and prefix.images:
             # Black images that the model is shown alike are one: what they bring is computed once for all prompts.
             prefix = self._black.setdefault(self.policy.encode(prefix).digest, prefix)
         rest = pieces[1:] if one.images else pieces
         ids = tuple(token for piece in rest for token in self.policy.tokens(piece.text))
-        return Request(prefix, ids, ending, one.images)
+        return Request(prefix, ids, turn, one.images)
 
     def _batches(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[list[_Branch]]]:
         """Batches of rows of branches, each within the tokens of the cache, those with images and those without apart."""
@@ -184,8 +193,15 @@ class Growth:
         ended = bool(tokens) and tokens[-1] in self.stop_ids
         spoken = tokens[:-1] if ended else tokens
         text = str(self.policy.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
-        again = self.policy.tokens(text + self.requests[branch.request].ending)
-        return Completion(text, self.sums[branch] if ended and list(again) == tokens else None, finished=ended)
+        known = ended and self._learned(text, self.requests[branch.request]) == tokens
+        return Completion(text, self.sums[branch] if known else None, finished=ended)
+
+    def _learned(self, text: str, request: Request) -> list[int]:
+        """The tokens that training makes of a text said in answer to a request; none where it cannot."""
+        try:
+            return list(self.policy.tokens(said_in(self.policy.chat, request.turn, text).text))
+        except TextError:
+            return []
 
     def alone(self, branches: Sequence[_Branch]) -> None:
         """Let transformers' own generate complete branches, a row each: for models whose trees are not packed."""
@@ -212,7 +228,7 @@ class Growth:
         )
 
     def together(self, rows: Sequence[Sequence[_Branch]]) -> None:
-        """Complete rows of branches, every row about one set of images."""
+        """Complete rows of branches, every row about one set of images; at the end of the context a branch stops."""
         device = self.policy.device
         cache, seen = self._prefill([self.requests[row[0].request].prefix for row in rows])
         asked = [list(dict.fromkeys(branch.request for branch in row)) for row in rows]
@@ -223,10 +239,7 @@ class Growth:
         origin = torch.tensor([place[row, branch.request] for (row, _), branch in zip(where, branches, strict=True)])
         logits = logits[origin.to(device)]
         row, slot = torch.tensor(where, device=device).unbind(1)
-        before = [
-            self.policy.length(self.requests[one.request].prefix) + len(self.requests[one.request].ids) for one in branches
-        ]
-        position = torch.tensor(before, device=device)
+        position = torch.tensor([self.before(branch) for branch in branches], device=device)
         uniform = self.uniforms(branches)
         sees = torch.zeros(len(rows), max(map(len, rows)), columns.shape[-1], dtype=torch.bool, device=device)
         sees[row, slot] = columns[origin.to(device)]
@@ -234,7 +247,7 @@ class Growth:
         for step in range(self.sampling.max_new_tokens):
             token, value = pick(logits, self.sampling, uniform[alive, step])
             self.note([branches[index] for index in alive.tolist()], token, value)
-            going = ~torch.isin(token, self.stop)
+            going = ~torch.isin(token, self.stop) & (position < self.policy.context)
             if step + 1 == self.sampling.max_new_tokens or not bool(going.any()):
                 break
             alive, token, row, slot, position = (one[going] for one in (alive, token, row, slot, position))
@@ -246,6 +259,11 @@ class Growth:
             ids[row, slot], positions[row, slot] = token, position
             logits = self._run(cache, ids, positions, sees, row, slot)
             position = position + 1
+
+    def before(self, branch: _Branch) -> int:
+        """Tokens of the prompt that a branch goes on from."""
+        request = self.requests[branch.request]
+        return self.policy.length(request.prefix) + len(request.ids)
 
     def note(self, branches: Sequence[_Branch], tokens: Tensor, values: Tensor) -> None:
         """Write down what was just said."""
@@ -379,13 +397,15 @@ class _Picker(LogitsProcessor):
         self.growth, self.branches, self.width = growth, branches, width
         self.uniform = growth.uniforms(branches)
         self.open = torch.ones(len(branches), dtype=torch.bool, device=growth.policy.device)
+        self.position = torch.tensor([growth.before(branch) for branch in branches], device=growth.policy.device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores that leave one token to choose."""
         token, value = pick(scores, self.growth.sampling, self.uniform[:, input_ids.shape[1] - self.width])
         going = self.open.nonzero()[:, 0]
         self.growth.note([self.branches[index] for index in going.tolist()], token[going], value[going])
-        self.open &= ~torch.isin(token, self.growth.stop)
+        self.open &= ~torch.isin(token, self.growth.stop) & (self.position < self.growth.policy.context)
+        self.position += 1
         return cast(torch.FloatTensor, torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0))
 
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from stllava.config import TrainingOptions
 from stllava.dropped import Dropped
-from stllava.errors import ItemError, StllavaError
+from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, Prefix
-from stllava.model.prompt import Segment, segments, self_question
+from stllava.model.prompt import REFUSED, Lesson, RefusedTurnsError, Segment, lessons_of, self_question
 from stllava.model.train import Items, Watch, fit
-from stllava.records import Conversation, content_id
+from stllava.records import Conversation, Message, content_id
 from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
 from stllava.tree.layout import cut_branches
 
@@ -20,8 +20,8 @@ from stllava.tree.layout import cut_branches
 class Lessons:
     """All conversations about one set of images become one tree, the images computed once, or several of `most` tokens.
 
-    Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context) are left
-    out and counted in `dropped`.
+    Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context, turns that the
+    chat template refuses) are left out and counted in `dropped`.
     """
 
     def __init__(
@@ -30,21 +30,25 @@ class Lessons:
         self.policy, self.sq_r, self.seed = policy, sq_r, seed
         self.dropped = Dropped()
         groups: dict[Prefix, list[Conversation]] = {}
+        refusal: RefusedTurnsError | None = None
         for conversation in conversations:
-            pieces = segments(policy.chat, conversation.messages, images=len(conversation.images))
-            head = pieces[0].text if conversation.images else ""
-            prefix = Prefix(head, conversation.images, images)
             try:
-                self._check(prefix, conversation, pieces)
+                prefixes = self._read(conversation, images)
             except ItemError as error:
                 self.dropped.fault(error)
+            except RefusedTurnsError as error:
+                self.dropped.fault(TextError(REFUSED, str(error)))
+                refusal = error
             else:
-                groups.setdefault(prefix, []).append(conversation)
+                for prefix in prefixes:
+                    groups.setdefault(prefix, []).append(conversation)
         self.groups = [
             (prefix, [together[index] for index in part])
             for prefix, together in groups.items()
-            for part in cut_branches(policy.length(prefix), [self._tokens(one) for one in together], most=most)
+            for part in cut_branches(policy.length(prefix), [self._tokens(prefix, one) for one in together], most=most)
         ]
+        if not self.groups and refusal is not None:
+            raise refusal
         if not self.groups:
             raise StllavaError(
                 f"none of {len(conversations)} conversations can be learned from ({self.dropped.told()})",
@@ -80,24 +84,40 @@ class Lessons:
         for conversation in conversations:
             draw = random.Random(content_id(self.seed, epoch, conversation.id))
             turns = [draw.random() < self.sq_r for _ in conversation.messages]
-            pieces = segments(self.policy.chat, self_question(conversation.messages, turns), images=len(prefix.images))
-            chains.append(pieces[1:] if prefix.images else pieces)
+            messages = self_question(conversation.messages, turns)
+            chains += self._chains(prefix, conversation, messages)
         return grow(self.policy, prefix, chains)
 
-    def _tokens(self, conversation: Conversation) -> int:
-        """Tokens behind the images."""
-        pieces = segments(self.policy.chat, conversation.messages, images=len(conversation.images))
-        return sum(len(self.policy.tokens(piece.text)) for piece in (pieces[1:] if conversation.images else pieces))
+    def _lessons(self, conversation: Conversation, messages: Sequence[Message]) -> list[Lesson]:
+        return lessons_of(self.policy.chat, messages, images=len(conversation.images))
 
-    def _check(self, prefix: Prefix, conversation: Conversation, pieces: list[Segment]) -> None:
-        """Raise ItemError where nothing can be learned from a conversation."""
+    def _chains(self, prefix: Prefix, conversation: Conversation, messages: Sequence[Message]) -> list[tuple[Segment, ...]]:
+        """What is read of a conversation behind the images of a prefix."""
+        lessons = self._lessons(conversation, messages)
+        return [_behind(lesson) for lesson in lessons if lesson.images == len(prefix.images)]
+
+    def _tokens(self, prefix: Prefix, conversation: Conversation) -> int:
+        """Tokens behind the images of a prefix."""
+        chains = self._chains(prefix, conversation, conversation.messages)
+        return sum(len(self.policy.tokens(piece.text)) for chain in chains for piece in chain)
+
+    def _read(self, conversation: Conversation, images: Path) -> list[Prefix]:
+        """The prefixes behind which a conversation is learned; raises ItemError for one that cannot be."""
         if not any(message.role == "assistant" for message in conversation.messages):
-            raise ItemError("nothing to learn", f"{conversation.id} has no turn of the assistant")
-        length = longest(self.policy, grow(self.policy, prefix, [pieces[1:] if prefix.images else pieces]))
-        if length > self.policy.context:
-            raise ItemError(
-                "longer than the context", f"{conversation.id} has {length} tokens, the context {self.policy.context}"
-            )
+            raise TextError("nothing to learn", f"nobody answers in {conversation.id}")
+        prefixes = []
+        for lesson in self._lessons(conversation, conversation.messages):
+            seen = conversation.images[: lesson.images]
+            prefix = Prefix(lesson.segments[0].text if seen else "", seen, images)
+            if longest(self.policy, grow(self.policy, prefix, [_behind(lesson)])) > self.policy.context:
+                raise TextError("longer than the context", f"{conversation.id} does not fit into {self.policy.context} tokens")
+            prefixes.append(prefix)
+        return list(dict.fromkeys(prefixes))
+
+
+def _behind(lesson: Lesson) -> tuple[Segment, ...]:
+    """What a lesson reads behind its images."""
+    return lesson.segments[1:] if lesson.images else lesson.segments
 
 
 def negative_log_likelihood(

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from stllava.config import DpoOptions
 from stllava.dropped import Dropped
-from stllava.errors import ItemError, StllavaError
+from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, Prefix
-from stllava.model.prompt import Segment, segments
+from stllava.model.prompt import REFUSED, RefusedTurnsError, Segment, open_turn, said_in
 from stllava.model.train import Items, fit
 from stllava.progress import Progress
-from stllava.records import Message, Preference, Reference, content_id
+from stllava.records import Preference, Reference, content_id
 from stllava.tree.forward import Tree, collate, forwards, grow, longest, some_chains, token_log_probabilities
 from stllava.tree.guard import Watch
 from stllava.tree.layout import cut_branches
@@ -75,18 +75,23 @@ class Choices:
         self.watch = Watch(first_loss=first, close=self.close, collapse=options.collapse)
         self.dropped = Dropped()
         groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
+        refusal: RefusedTurnsError | None = None
         for preference in preferences:
-            chains = [_chain(policy, preference, answer) for answer in (preference.chosen, preference.rejected)]
-            prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
-            tails = [chain[1:] if preference.images else chain for chain in chains]
             try:
+                chains = [_chain(policy, preference, answer) for answer in (preference.chosen, preference.rejected)]
+                prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
+                tails = [chain[1:] if preference.images else chain for chain in chains]
                 length = longest(policy, grow(policy, prefix, tails))
             except ItemError as error:
                 self.dropped.fault(error, of="image")
                 continue
+            except RefusedTurnsError as error:
+                self.dropped.fault(TextError(REFUSED, str(error)))
+                refusal = error
+                continue
             if length > policy.context:
                 detail = f"{preference.id} has {length} tokens, the context {policy.context}"
-                self.dropped.fault(ItemError("longer than the context", detail))
+                self.dropped.fault(TextError("longer than the context", detail))
                 continue
             opening = tails[0][:-1]
             branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, []))
@@ -98,6 +103,8 @@ class Choices:
         for prefix, branches in groups.items():
             self._plant(prefix, list(branches.values()))
         self.reference: list[tuple[Pair, ...]] = []
+        if not self.trees and refusal is not None:
+            raise refusal
         if not self.trees:
             raise StllavaError(
                 f"none of {len(preferences)} preferences can be learned from ({self.dropped.told()})",
@@ -301,11 +308,9 @@ def _deck(size: int, seed: str) -> tuple[int, ...]:
 
 
 def _chain(policy: Policy, preference: Preference, answer: str) -> list[Segment]:
-    messages = [*preference.prompt, Message(role="assistant", content=answer)]
-    pieces = segments(policy.chat, messages, images=len(preference.images))
-    while not pieces[-1].learn:
-        pieces.pop()
-    return [*(Segment(piece.text, False) for piece in pieces[:-1]), pieces[-1]]
+    """A pair's prompt and one of its answers, which alone is learned."""
+    turn = open_turn(policy.chat, preference.prompt, images=len(preference.images), speaker="assistant")
+    return [*(Segment(piece.text, False) for piece in turn.before), said_in(policy.chat, turn, answer)]
 
 
 def _anchored(batch: Mapping[str, Tensor]) -> Tensor:

@@ -265,7 +265,7 @@ def test_other_input_is_not_taken_for_the_same_import(tmp_path: Path) -> None:
     import_benchmark("vqa-rad", tmp_path / "rad", to=tmp_path / "made", allow_changed=True)
     rows = json.loads((tmp_path / "rad" / "test.json").read_text())
     written(tmp_path / "rad" / "test.json", [rows[0] | {"answer": "MR"}, *rows[1:]])
-    with pytest.raises(StllavaError, match="other options or inputs: inputs"):
+    with pytest.raises(StllavaError, match="other options or inputs: its input"):
         import_benchmark("vqa-rad", tmp_path / "rad", to=tmp_path / "made", allow_changed=True)
 
 

@@ -428,7 +428,7 @@ def test_mended_input_needs_no_other_folder(files: FilesData, tmp_path: Path) ->
 def test_new_images_in_the_folder_are_not_passed_over_in_silence(files: FilesData, tmp_path: Path) -> None:
     prepare(files, seed=0, to=tmp_path / "data")
     picture(files.images / "new.png", 99)
-    with pytest.raises(StllavaError, match=r"inputs.unlabelled was"):
+    with pytest.raises(StllavaError, match="its input unlabelled has changed"):
         prepare(files, seed=0, to=tmp_path / "data")
 
 

@@ -27,7 +27,7 @@ from stllava.records import Lineage, Message, Preference
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
-from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest
+from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest, seal
 from stllava.tree.guard import Watch
 from stllava.tree.lessons import Lessons
 from stllava.tree.preferences import Choices
@@ -144,12 +144,26 @@ def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(
     assert output_hash(resumed) == output_hash(whole)
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    for name, state in (("checkpoint-3", "{}"), ("checkpoint-12", '{"epoch": 1'), ("checkpoint-20", None)):
-        (tmp_path / name).mkdir()
-        if state is not None:
-            (tmp_path / name / "trainer_state.json").write_text(state)
+CHECKPOINT = ("weights.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt", "rng_state.pth")
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted", "changed"])
+def test_a_checkpoint_that_is_not_what_it_was_is_passed_over(name: str, damage: str, tmp_path: Path) -> None:
+    for step in (3, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for file in CHECKPOINT:
+            (folder / file).write_bytes(b"{} " * 99)
+        seal(folder)
+    (tmp_path / "checkpoint-20").mkdir()  # A kill struck before its first file was whole.
+    path = tmp_path / "checkpoint-12" / name
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": b"{} " * 50, "emptied": b"", "changed": b"[] " * 99}[damage])
     assert newest_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-3"]
     assert newest_whole_checkpoint(tmp_path / "none") is None
 
 

@@ -105,11 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        from stllava.store import full_disk, is_full
+        from stllava.store import disk_error
 
-        if not is_full(error):
+        told = disk_error(error, Path.cwd())
+        if told is None:
             raise
-        show(f"stllava: {full_disk(Path(error.filename or '.'))}", stream=sys.stderr)
+        show(f"stllava: {told}", stream=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         show("\nstllava: stopped; the same command goes on where it was.", stream=sys.stderr)

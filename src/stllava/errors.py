@@ -12,6 +12,10 @@ class CollapseError(StllavaError):
     """A training that was stopped because it unlearned; a run keeps the best policy before it."""
 
 
+class ConflictError(StllavaError):
+    """A folder that holds the output of other work; nothing of it was touched."""
+
+
 class NothingLeftError(StllavaError):
     """A stage of which nothing came; a run that has learned something before keeps that."""
 

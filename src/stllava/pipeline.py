@@ -10,7 +10,7 @@ from pathlib import Path
 from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
-from stllava.errors import CollapseError, NothingLeftError, StllavaError
+from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
@@ -23,20 +23,35 @@ from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.stages.sft import sft
-from stllava.store import MANIFEST, Existing, Stage, locked, read_jsonl, read_records, write_whole
+from stllava.store import (
+    MANIFEST,
+    Existing,
+    Stage,
+    locked,
+    read_jsonl,
+    read_record,
+    read_records,
+    remove_folder,
+    write_whole,
+)
 
+MAY_CHANGE = frozenset(
+    {"name", "model", "rounds", "patience", "keep_pairs", "consolidate", "baselines", "allow_overlap", "max_bad"}
+)
+"""Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 """The metrics whose mean on the validation split chooses the best policy."""
 
 
 def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
-    """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on."""
+    """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on, and so does one of more rounds."""
     with locked(to):
-        stage = Stage("run", to, options, inputs={}, existing=existing)
+        stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)
         if stage.manifest is not None:
-            return Outcome.model_validate_json((to / "outcome.json").read_bytes())
+            return read_record(to / "outcome.json", Outcome)
         loop = Loop(options, to)
         outcome = loop.turn()
+        stage.write_plan()
         write_whole(to / "outcome.json", outcome.model_dump_json(indent=1) + "\n")
         write_report(to)
         files = [to / name for name in ("outcome.json", "summary.json", "report.html")]
@@ -198,6 +213,15 @@ class Loop:
         """Train `policy` once more on the labels and on all that the expert found right in the rounds."""
         at = self.to / FINAL
         self.policies[FINAL] = at / "sft"
+        try:
+            self._consolidate(at, training, policy, data)
+        except ConflictError:
+            # Of fewer rounds than there are now, or with other options: the last step of a run is no loss.
+            for folder in (at, self.to / "evaluate" / FINAL, self.to / "evaluate" / (BLIND + FINAL)):
+                remove_folder(folder)
+            self._consolidate(at, training, policy, data)
+
+    def _consolidate(self, at: Path, training: SftOptions, policy: Path, data: DataSet) -> None:
         consolidate(self.options.pair, conversations=data.conversations, rounds=self.judged, to=at / "consolidate")
         lessons = at / "consolidate" / "conversations.jsonl"
         seed = int(content_id(self.options.seed, FINAL)[:8], 16)

@@ -18,14 +18,16 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -37,10 +39,11 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
 from stllava.dropped import LET_PASS, Dropped
-from stllava.errors import NothingLeftError, StllavaError
+from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record, content_id
 
+logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 I = TypeVar("I", bound=Keyed)  # noqa: E741
 O = TypeVar("O", bound=Record)  # noqa: E741
@@ -49,12 +52,14 @@ Existing = Literal["resume", "replace", "error"]
 """What to do when the output is already there, whole or in part."""
 
 FULL_BYTES = 1 << 20
+SMALL_BYTES = 1 << 24
 HOPELESS = 120
 """Things a policy said of which none can be used: it is then not asked for more."""
 LOG_SYNC_SECONDS = 1.0
 TAIL_BYTES = 1 << 16
+DRAFTS = ".*.draft"
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
-CHECK = "check.json"
+CHECK, SEAL = "check.json", "seal.json"
 AUDIT, EXCHANGES = "audit.jsonl", "exchanges"
 """What left this process and what came back: no part of the output, and kept when that is replaced."""
 
@@ -80,37 +85,81 @@ def write_whole(path: Path, data: str | bytes | Iterable[bytes]) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
-        if is_full(error):
-            raise full_disk(path) from error
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        told = disk_error(error, path)
+        if told is not None:
+            raise told from error
         raise
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the system says that the disk or the quota is used up."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it, where there is one."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def disk_error(error: BaseException, path: Path) -> StllavaError | None:
+    """What the system says of the disk, in words; None for an error of another kind.
+
+    torch and safetensors hide it in errors of their own: safetensors names the system's number, torch nothing at all.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (said := re.search(r"\(os error (\d+)\)", str(error))) is not None:
+        number = int(said[1])
+    if number is None and _TORCH_WRITES.search(str(error)):
+        number = errno.ENOSPC if shutil.disk_usage(path).free < FULL_BYTES else errno.EIO
+    if number not in _DISK:
+        return None
+    where = error.filename if isinstance(error, OSError) and error.filename else path
+    found, expected, remedy = _DISK[number]
+    return StllavaError(found.format(where), expected=expected, remedy=f"{remedy}: finished work is kept and skipped.")
+
+
+_TORCH_WRITES = re.compile("PytorchStreamWriter|inline_container|iostream error")
+_FULL = ("no space left while writing {}", "free space on that disk", "Make room and give the same command again")
+_FORBIDDEN = (
+    "no permission for {}",
+    "files that you may read, in folders that you may write to",
+    "Change its owner or mode and give the same command again",
+)
+_IN_THE_WAY = ("a file is in the way of the folder {}", "a folder, or nothing yet", "Name another folder, or move the file")
+_DISK = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: (
+        "{} grows larger than the system allows",
+        "a limit that lets it be written (ulimit -f, or that of the file system)",
+        "Raise the limit and give the same command again",
+    ),
+    errno.EROFS: (
+        "{} lies on a disk that is mounted read-only",
+        "a disk that can be written to",
+        "Mount it for writing and give the same command again, or name another folder",
+    ),
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EIO: ("the disk failed at {}", "a disk that reads and writes", "Check it and give the same command again"),
+    errno.EMFILE: ("too many files are open at {}", "a higher limit (ulimit -n)", "Raise it and give the same command again"),
+    errno.ENAMETOOLONG: ("the path {} is too long", "one that the file system takes", "Name another folder"),
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+}
+"""What was found, what was expected and what to do, by the system's number."""
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Name a full disk as what it is, though torch and safetensors hide it in errors of their own."""
+    """Say in words what the disk refuses while something is written to a folder, whoever reports it."""
     try:
         yield
     except StllavaError:
         raise
     except Exception as error:
-        if is_full(error) or shutil.disk_usage(folder).free < FULL_BYTES:
-            raise full_disk(folder) from error
-        raise
-
-
-def full_disk(path: Path) -> StllavaError:
-    """The error of a disk without room."""
-    return StllavaError(
-        f"no space left while writing {path}",
-        expected="free space on that disk",
-        remedy="Make room and run the same command again: finished work is kept and skipped.",
-    )
+        told = disk_error(error, folder)
+        if told is None:
+            raise
+        raise told from error
 
 
 def to_jsonl(records: Iterable[Record]) -> str:
@@ -153,23 +202,34 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
 
 def read_plan(folder: Path) -> dict[str, JsonValue]:
     """The options with which a stage was started."""
-    path = folder / PLAN
-    if not path.is_file():
+    if not (folder / PLAN).is_file():
         raise StllavaError(f"{folder} has no {PLAN}", expected="the folder of a run or stage", remedy="Check the path.")
-    plan: dict[str, dict[str, JsonValue]] = json.loads(path.read_bytes())
-    return plan["config"]
+    return read_record(folder / PLAN, Plan).config
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished stage; without one the output is not whole and is refused."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         raise StllavaError(
             f"{folder} has no {MANIFEST}",
             expected="the folder of a finished stage",
             remedy="Run that stage (again): it goes on where it stopped.",
         )
-    return Manifest.model_validate_json(path.read_bytes())
+    return read_record(folder / MANIFEST, Manifest)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The one record that a JSON file holds; a damaged one is refused by name."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StllavaError(
+            f"{path} is damaged: {first['msg']}{f' at {where!r}' if where else ''}",
+            expected="the file as stllava wrote it",
+            remedy="Restore it, or delete it and give the command that made it again: finished work is kept.",
+        ) from None
 
 
 def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
@@ -236,8 +296,9 @@ class Log:
                     os.fsync(self._file.fileno())
                     self._synced = time.monotonic()
             except OSError as error:
-                if is_full(error):
-                    raise full_disk(self.path) from error
+                told = disk_error(error, self.path)
+                if told is not None:
+                    raise told from error
                 raise
             self._end += len(line)
             return at
@@ -288,6 +349,11 @@ class ChunkHead(Record):
     """Hash of the lines behind this one."""
 
 
+def chunk_id(items: Sequence[Keyed]) -> str:
+    """The name of a chunk, which is that of all that its items say."""
+    return content_id([item.model_dump(mode="json") for item in items])
+
+
 def write_chunk(path: Path, records: Sequence[Record], dropped: Dropped) -> None:
     """Keep what came of a chunk."""
     lines = to_jsonl(records).encode()
@@ -326,6 +392,39 @@ def nothing_left(source: str, dropped: Dropped, *, remedy: str) -> NothingLeftEr
     )
 
 
+class Seal(Record):
+    """The files of a folder as they were when it was whole; `seal.json` there."""
+
+    files: dict[str, str]
+    """Hash of each file by name."""
+
+
+def seal(folder: Path) -> None:
+    """Note what a folder holds, now that it is whole."""
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
+    write_whole(folder / SEAL, Seal(files=files).model_dump_json() + "\n")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder holds all that it held when it was sealed, unchanged."""
+    try:
+        files = read_record(folder / SEAL, Seal).files if (folder / SEAL).is_file() else None
+    except StllavaError:
+        return False
+    return files is not None and all((folder / name).is_file() and file_hash(folder / name) == files[name] for name in files)
+
+
+class Plan(Record):
+    """What is being made in a folder; `plan.json` there."""
+
+    stage: str
+    """Name of the stage."""
+    config: dict[str, JsonValue]
+    """Its options, all of them."""
+    inputs: dict[str, str]
+    """Hash of each input by name."""
+
+
 def output_hash(folder: Path) -> str:
     """One hash for all outputs of a finished stage."""
     return content_id(dict(sorted(read_manifest(folder).outputs.items())))
@@ -333,18 +432,22 @@ def output_hash(folder: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StllavaError(
-                f"{folder} is in use by another process",
-                expected="one writer a folder",
-                remedy="Wait for it to end, or name another folder.",
-            ) from None
-        yield
+    """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL.
+
+    What the disk refuses meanwhile is said in words.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StllavaError(
+                    f"{folder} is in use by another process",
+                    expected="one writer a folder",
+                    remedy="Wait for it to end, or name another folder.",
+                ) from None
+            yield
 
 
 @cache
@@ -375,42 +478,129 @@ def commit() -> str:
 class Stage:
     """A stage's output folder from plan to manifest. `manifest` is set from the start when the work is already done."""
 
-    def __init__(self, name: str, to: Path, config: Options, *, inputs: Mapping[str, str], existing: Existing) -> None:
-        self.name, self.to = name, to
+    def __init__(
+        self,
+        name: str,
+        to: Path,
+        config: Options,
+        *,
+        inputs: Mapping[str, str],
+        existing: Existing,
+        items: str = "",
+        may_change: Collection[str] = (),
+    ) -> None:
+        """Begin the stage in the folder `to`, or go on with it.
+
+        Options and inputs are settled by the first finished chunk; the input `items`, of which chunks are cut, by the
+        manifest. A folder of stages has no chunks: each settles its own, and options that `may_change` are never settled.
+        """
+        self.name, self.to, self._options = name, to, config
         self.config: dict[str, JsonValue] = config.model_dump(mode="json")
         self.inputs = dict(inputs)
         self.manifest: Manifest | None = None
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
-        plan: dict[str, JsonValue] = {"stage": name, "config": config.binding(), "inputs": {**self.inputs}}
-        planned = to / PLAN
-        if planned.is_file():
-            self._meet(json.loads(planned.read_bytes()), plan, existing)
-        elif to.exists() and any(entry.name not in (LOCK, AUDIT, EXCHANGES) for entry in to.iterdir()):
-            raise StllavaError(
-                f"{to} holds files that are not of stllava", expected="an empty or new folder", remedy="Name another folder."
-            )
-        if not planned.is_file():
-            write_whole(planned, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
-        if (to / MANIFEST).is_file():
-            self.manifest = read_manifest(to)
-
-    def _meet(self, old: JsonValue, new: Mapping[str, JsonValue], existing: Existing) -> None:
-        if existing == "replace":
-            for entry in self.to.iterdir():
-                if entry.name not in (LOCK, AUDIT, EXCHANGES):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            return
-        if existing == "error":
-            raise StllavaError(
-                f"{self.to} has output already", expected="a new folder", remedy="Set existing to resume or replace."
-            )
-        if old != new:
-            raise StllavaError(
-                f"{self.to} holds the output of other options or inputs: {first_difference(old, dict(new))}",
+        if existing == "replace" and ((to / PLAN).is_file() or (to / MANIFEST).is_file()):
+            self._clear()
+        plan = Plan(stage=name, config=self.config, inputs=self.inputs)
+        begun, finished = self._begun()
+        if begun is not None and existing == "error":
+            raise StllavaError(f"{to} has output already", expected="a new folder", remedy="Set existing to resume or replace.")
+        holds_stages = begun is not None and any((entry / PLAN).is_file() for entry in self._entries())
+        settled = finished is not None or any(path.is_file() for path in (to / PARTS).rglob("*"))
+        change = None
+        if begun is not None and not (holds_stages and may_change and begun.stage == name and finished is None):
+            change = self._change(begun, plan, may_change=may_change, items="" if finished is not None else items)
+        if change is not None and (settled or holds_stages):
+            raise ConflictError(
+                f"{to} holds the output of other options or inputs: {change}",
                 expected="the same work",
-                remedy="Name another folder, or set existing to replace.",
+                remedy="Name another folder, go back to what it was, or replace what is there (existing: replace).",
             )
+        if change is not None:
+            self._clear()
+        self._plan = plan
+        if finished is not None and self._is_whole(finished):
+            # What is finished stays so while more is added to it.
+            self.manifest = finished if not may_change or finished.config == self.config else None
+            return
+        (to / MANIFEST).unlink(missing_ok=True)
+        for draft in to.glob(DRAFTS) if may_change else to.rglob(DRAFTS):
+            draft.unlink()
+        if plan != begun:
+            self.write_plan()
+
+    def write_plan(self) -> None:
+        """Say in the folder what is being made there."""
+        write_whole(self.to / PLAN, self._plan.model_dump_json(indent=1) + "\n")
+
+    def _begun(self) -> tuple[Plan | None, Manifest | None]:
+        """What was begun in the folder and what was finished; a folder of other files is refused.
+
+        A manifest says all that a plan says, so it stands in for one that is lost or damaged.
+        """
+        finished = read_manifest(self.to) if (self.to / MANIFEST).is_file() else None
+        instead = None if finished is None else Plan(stage=finished.stage, config=finished.config, inputs=finished.inputs)
+        if (self.to / PLAN).is_file():
+            try:
+                return read_record(self.to / PLAN, Plan), finished
+            except StllavaError as error:
+                if instead is None:
+                    raise StllavaError(
+                        f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
+                        expected="the file as stllava wrote it",
+                        remedy="Restore it, name another folder, or begin anew (existing: replace).",
+                    ) from error
+        elif finished is None and (other := self._entries()):
+            raise StllavaError(
+                f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
+                expected="an empty or new folder, or one that this stage has begun",
+                remedy="Name another folder.",
+            )
+        if instead is not None:
+            write_whole(self.to / PLAN, instead.model_dump_json(indent=1) + "\n")
+        return instead, finished
+
+    def _entries(self) -> list[Path]:
+        """What lies in the folder, but for what belongs to no output."""
+        return [entry for entry in self.to.iterdir() if entry.name not in (LOCK, AUDIT, EXCHANGES)] if self.to.is_dir() else []
+
+    def _clear(self) -> None:
+        """Remove what was made, the plan last: without it the folder would be nobody's."""
+        for entry in sorted(self._entries(), key=lambda entry: (entry.name == PLAN, entry.name != MANIFEST)):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _change(self, old: Plan, new: Plan, *, may_change: Collection[str], items: str) -> str | None:
+        """The first difference of two plans in words, but for what may differ; None where there is none."""
+        if old.stage != new.stage:
+            return f"it is of the stage {old.stage}, not of {new.stage}"
+        try:
+            options = type(self._options).model_validate(old.config).binding()
+        except ValidationError:
+            options = old.config
+
+        def bound(plan: Plan, config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+            kept: dict[str, JsonValue] = {name: value for name, value in config.items() if name not in may_change}
+            inputs: dict[str, JsonValue] = {name: value for name, value in plan.inputs.items() if name != items}
+            return {"config": kept, "inputs": inputs}
+
+        before, now = bound(old, options), bound(new, self._options.binding())
+        return None if before == now else first_difference(before, now)
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        """Whether every output is there as it was written; a large file that nobody wrote to since is not read again."""
+        written = (self.to / MANIFEST).stat().st_mtime_ns
+        for name, known in manifest.outputs.items():
+            path = self.to / name
+            fault = None
+            if not path.is_file():
+                fault = "is gone"
+            elif path.stat().st_size <= SMALL_BYTES or path.stat().st_mtime_ns > written:
+                fault = "has changed" if file_hash(path) != known else None
+            if fault is not None:
+                logger.warning("%s %s since %s was finished, which is therefore done again.", path, fault, self.name)
+                return False
+        return True
 
     def map_chunks(
         self,
@@ -430,7 +620,7 @@ class Stage:
         a policy of which nothing can be used, as soon as that is plain; `remedy` is then what to do.
         """
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        paths = [self.to / PARTS / f"{content_id([item.id for item in chunk])}.jsonl" for chunk in chunks]
+        paths = [self.to / PARTS / f"{chunk_id(chunk)}.jsonl" for chunk in chunks]
         made = {path: known for path in paths if (known := read_chunk(path, kind)) is not None}
         done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path in made)
         records: list[O] = []
@@ -508,4 +698,9 @@ def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    return f"{path or 'value'} was {json.dumps(old)}, now {json.dumps(new)}"
+    if any(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
+        return f"its {path.replace('.', ' ', 1).replace('inputs', 'input')} {'is new' if old is None else 'has changed'}"
+    return f"{path or 'value'} was {json.dumps(old, ensure_ascii=False)}, now {json.dumps(new, ensure_ascii=False)}"
+
+
+_HASH = re.compile("[0-9a-f]{16}|[0-9a-f]{64}")

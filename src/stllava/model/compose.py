@@ -28,7 +28,7 @@ from stllava.model.load import Policy, fingerprint, placed
 from stllava.model.parts import PROBE, Tower, read_language, read_tower, unfit
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration, build_projector
 from stllava.records import Manifest
-from stllava.store import Existing, Stage, disk_errors, locked
+from stllava.store import Existing, Stage, locked
 
 IMAGE, PAD = "<image>", "<pad>"
 FLATTEN = (
@@ -59,8 +59,7 @@ def compose(options: ComposeOptions, *, to: Path, seed: int = 0, existing: Exist
         if stage.manifest is not None:
             return stage.manifest
         policy = composed_policy(options, seed=seed)
-        with disk_errors(to):
-            policy.save(to)
+        policy.save(to)
         parts = policy.model.model
         sizes = {"vision": parts.vision_tower, "projector": parts.multi_modal_projector, "language": parts.language_model}
         measures = {

@@ -24,7 +24,7 @@ from stllava.config import SmallModel
 from stllava.data.conversations import read_conversations
 from stllava.model.load import Policy, placed
 from stllava.records import Manifest
-from stllava.store import Existing, Stage, disk_errors, file_hash, locked
+from stllava.store import Existing, Stage, file_hash, locked
 
 WEIGHT_SCALE, POSITION_SCALE = 0.06, 0.2
 PAD, END, IMAGE = "<pad>", "<|end|>", "<image>"
@@ -73,8 +73,7 @@ def build_small(shape: SmallModel, *, conversations: Path, to: Path, seed: int =
             return stage.manifest
         read, _ = read_conversations(conversations)
         policy = small_policy(shape, [message.content for one in read for message in one.messages], seed=seed)
-        with disk_errors(to):
-            policy.save(to)
+        policy.save(to)
         parameters = float(sum(parameter.numel() for parameter in policy.model.parameters()))
         return stage.finish(counts_in=len(read), counts_out=1, measures={"parameters": parameters})
 

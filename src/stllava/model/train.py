@@ -6,7 +6,6 @@ loss, one learning rate a part, the curves and the progress display.
 
 import json
 import math
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from stllava.errors import StllavaError
 from stllava.model.adapters import learned, merged, optimizer_groups, prepare_model, table, take_over, without_gradient
 from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
+from stllava.store import is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.tree.forward import recomputed
 
@@ -109,7 +109,7 @@ def fit(
         args=arguments,
         train_dataset=items,
         data_collator=cast(Any, collate),
-        callbacks=[Display(label, table(model, options))],
+        callbacks=[Display(label, table(model, options)), Sealing()],
         options=options,
         loss=loss,
         count=count,
@@ -315,14 +315,20 @@ class Display(TrainerCallback):
             self.progress.__exit__(None, None, None)
 
 
+class Sealing(TrainerCallback):
+    """Seals every checkpoint, so that one that is damaged later, or was never whole, is told from one to go on from."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint that was just written."""
+        if state.is_world_process_zero:
+            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
 def newest_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint whose state, which Trainer writes last, can be read; broken ones are removed."""
+    """The newest checkpoint that is as it was sealed; broken ones are removed."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for folder in found:
-        try:
-            json.loads((folder / "trainer_state.json").read_bytes())
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-        else:
+        if is_sealed(folder):
             return str(folder)
+        remove_folder(folder)
     return None

@@ -58,15 +58,15 @@ def gather(run: Path) -> RunFiles:
     options = validate(RunOptions, read_plan(run), source=str(run / PLAN))
     outcome = _parse(run / "outcome.json", Outcome)
     manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
-    manifests |= {name: read_manifest(run / name) for name in ("model", "align") if (run / name).is_dir()}
-    rounds = tuple(
-        _round(folder, whole=folder.name in outcome.policies)
-        for folder in sorted(run.glob("round-[0-9]*"), key=lambda path: int(path.name[6:]))
-    )
+    before = [name for name in ("model", "align") if (run / name).is_dir() and (name == "model" or options.align is not None)]
+    manifests |= {name: read_manifest(run / name) for name in before}
+    # More rounds may have been run, or begun, than this outcome is of.
+    folders = [run / f"round-{number}" for number in range(1, options.rounds + 1)]
+    rounds = tuple(_round(folder, whole=folder.name in outcome.policies) for folder in folders if folder.is_dir())
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
     final = {f"{FINAL}/{stage}": run / FINAL / stage for stage in ("consolidate", "sft")}
-    manifests |= {name: read_manifest(at) for name, at in final.items() if at.is_dir()}
+    manifests |= {name: read_manifest(at) for name, at in final.items() if FINAL in outcome.policies}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
     for policy in (*outcome.policies, *outcome.baselines):
         for folder in sorted(path for path in (run / "evaluate" / policy).glob("*") if path.is_dir()):

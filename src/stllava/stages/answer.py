@@ -41,7 +41,7 @@ def answer(
         knowing = knowing_expert(expert, truth) if expert is not None else None
         if knowing is not None and truth is not None:
             inputs |= {"expert": knowing.prompt_hash, "truth": file_hash(truth)}
-        stage = Stage("answer", to, options, inputs=inputs, existing=existing)
+        stage = Stage("answer", to, options, inputs=inputs, existing=existing, items="questions")
         if stage.manifest is not None:
             return stage.manifest
         given = read_records(questions, "questions", Question)

@@ -101,7 +101,7 @@ def ask(
         if described is not None and verdicts is not None:
             told = best_descriptions(described, verdicts)
             inputs |= {"described": output_hash(described), "verdicts": output_hash(verdicts)}
-        stage = Stage("ask", to, options, inputs=inputs, existing=existing)
+        stage = Stage("ask", to, options, inputs=inputs, existing=existing, items="images")
         if stage.manifest is not None:
             return stage.manifest
         missing = count_missing(root, [(image.path,) for image in pictures])

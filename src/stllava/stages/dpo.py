@@ -13,7 +13,7 @@ from stllava.data.conversations import read_conversations
 from stllava.data.images import count_missing
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Manifest, Preference
-from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked, output_hash, read_records
+from stllava.store import PARTS, Existing, Stage, file_hash, locked, output_hash, read_records
 
 
 def dpo(
@@ -70,9 +70,8 @@ def dpo(
         start = weights if options.lora.quantise == "none" else f"{weights} in {options.lora.quantise}"
         reference = choices.measure_reference(start)
         stage.write_records("references", choices.references(start))
-        with disk_errors(to):
-            curves = choices.learn(to / PARTS / "training")
-            loaded.save(to)
+        curves = choices.learn(to / PARTS / "training")
+        loaded.save(to)
         return stage.finish(
             counts_in=len(pairs),
             counts_out=len(pairs) - choices.dropped.total(),

@@ -55,7 +55,7 @@ def evaluate(
         inputs = {"policy": weights, "samples": file_hash(samples), "name": name, "blank": str(blank)}
         inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
         inputs |= {f"learned {path}": output_hash(path) if path.is_dir() else file_hash(path) for path in learned}
-        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
+        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples")
         if stage.manifest is not None:
             return stage.manifest
         read, told = read_samples(samples)

@@ -16,7 +16,7 @@ from stllava.records import Manifest
 from stllava.report.card import Measured, write_card
 from stllava.report.gather import gather
 from stllava.report.words import FINAL, START
-from stllava.store import MANIFEST, Existing, Stage, disk_errors, file_hash, locked, read_manifest, write_whole
+from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_manifest, write_whole
 
 if TYPE_CHECKING:
     from stllava.model.load import Policy
@@ -54,8 +54,7 @@ def export(
         dtype: torch.dtype | None = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision)
         loaded = load_policy(source, dtype=dtype or "auto")
         make_plain(loaded)
-        with disk_errors(to):
-            loaded.save(to)
+        loaded.save(to)
         made_by = read_manifest(source) if (source / MANIFEST).is_file() else None
         custom = "auto_map" in json.loads((to / "config.json").read_bytes())
         write_whole(to / CARD, write_card(measured, stage=made_by, custom=custom))

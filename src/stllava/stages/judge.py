@@ -35,6 +35,7 @@ from stllava.store import (
     locked,
     output_hash,
     read_jsonl,
+    read_record,
     read_records,
     stream_records,
     write_whole,
@@ -124,7 +125,7 @@ def check(
         inputs = {"answers": output_hash(answers), "truth": _hash(truth), "votes": _hash(votes), "sample": str(sample)}
         stage = Stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing)
         if stage.manifest is not None:
-            return JudgeCheck.model_validate_json((to / CHECK).read_bytes())
+            return read_record(to / CHECK, JudgeCheck)
         given = sample_of(read_records(answers, "answers", Answers), sample)
         truths: Truths = {}
         name = ""

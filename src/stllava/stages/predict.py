@@ -88,7 +88,7 @@ def predict(
     with locked(to):
         weights = fingerprint(policy)
         inputs = {"policy": weights, "questions": file_hash(questions)}
-        stage = Stage("predict", to, options, inputs=inputs, existing=existing)
+        stage = Stage("predict", to, options, inputs=inputs, existing=existing, items="questions")
         if stage.manifest is not None:
             return stage.manifest
         rows, told = read_questions(questions)

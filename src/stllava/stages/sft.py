@@ -9,7 +9,7 @@ from stllava.config import SftOptions
 from stllava.data.conversations import read_conversation_file
 from stllava.data.images import count_missing
 from stllava.records import Manifest
-from stllava.store import PARTS, Existing, Stage, disk_errors, file_hash, locked
+from stllava.store import PARTS, Existing, Stage, file_hash, locked
 
 
 def sft(
@@ -46,9 +46,8 @@ def sft(
         dropped.take(lessons.dropped)
         dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
-        with disk_errors(to):
-            curves = lessons.learn(options, to / PARTS / "training")
-            policy.save(to)
+        curves = lessons.learn(options, to / PARTS / "training")
+        policy.save(to)
         return stage.finish(
             counts_in=total,
             counts_out=total - dropped.total(),

@@ -35,7 +35,7 @@ from stllava.model.original.parts import LANGUAGES, Parts, find_parts
 from stllava.model.original.processor import IMAGE, read_processor
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.records import Manifest
-from stllava.store import MANIFEST, Existing, Stage, disk_errors, file_hash, locked
+from stllava.store import MANIFEST, Existing, Stage, file_hash, locked
 
 ROWS = 64
 """Vocabularies are filled up to a multiple of this, as matrix products like it."""
@@ -68,9 +68,8 @@ def import_checkpoint(
         if stage.manifest is not None:
             return stage.manifest
         model, processor, notes = built if built is not None else build(parts)
-        with disk_errors(to):
-            model.save_pretrained(to)
-            processor.save_pretrained(to)
+        model.save_pretrained(to)
+        processor.save_pretrained(to)
         parameters = float(sum(parameter.numel() for parameter in model.parameters()))
         return stage.finish(counts_in=len(inputs), counts_out=1, measures={"parameters": parameters}, notes=notes)
 

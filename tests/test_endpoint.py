@@ -82,7 +82,7 @@ class Server:
         return part["text"] if isinstance(part, dict) else last
 
 
-def said(text: str | None, *, finish: str = "stop") -> httpx2.Response:
+def said(text: JsonValue, *, finish: str = "stop") -> httpx2.Response:
     """A reply as a server gives it."""
     message: JsonValue = {"role": "assistant", "content": text}
     return httpx2.Response(200, json={"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": finish}]})
@@ -337,3 +337,75 @@ def test_nothing_asked_is_nothing_sent(root: Path) -> None:
     server = Server()
     assert sampler(server, root).complete([], k=2, sampling=WARM, seed=0) == []
     assert server.bodies == []
+
+
+def test_fields_are_added_to_every_request_and_those_of_none_left_out(root: Path) -> None:
+    server = Server()
+    options = EndpointOptions(
+        url="http://127.0.0.1:8000/v1", extra={"repetition_penalty": 1.0, "max_tokens": None, "max_completion_tokens": 30}
+    )
+    speaks = EndpointSampler(options, root=root, transport=httpx2.MockTransport(server))
+    speaks.complete(asked("a"), k=1, sampling=WARM, seed=1)
+    [body] = server.bodies
+    assert "max_tokens" not in body
+    assert (body["repetition_penalty"], body["max_completion_tokens"], body["stream"]) == (1.0, 30, False)
+
+
+def test_fields_that_shape_what_is_said_bind_a_stage_and_keys_do_not() -> None:
+    plain = EndpointOptions(url="http://127.0.0.1:8000/v1")
+    assert plain.model_copy(update={"extra": {"top_k": 5}}).binding() != plain.binding()
+    assert plain.model_copy(update={"header_variables": {"api-key": "X"}}).binding() == plain.binding()
+
+
+CHUNKS = b'data: {"choices": [{"index": 0, "delta": {"content": "a nod"}}]}\n\n'
+END = b'data: {"choices": [{"index": 0, "delta": {"content": "ule"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(lambda: httpx2.Response(200, content=CHUNKS + END), id="stream"),
+        pytest.param(lambda: said([{"type": "text", "text": "a nodule"}]), id="parts"),
+        pytest.param(lambda: said("a nodule", finish="eos"), id="another finish reason"),
+        pytest.param(lambda: httpx2.Response(200, content=b"\xef\xbb\xbf\n" + said("a nodule").content), id="byte order mark"),
+    ],
+)
+def test_a_completion_is_read_in_every_form_it_comes_in(root: Path, reply: Callable[[], httpx2.Response]) -> None:
+    assert texts(sampler(Server(reply), root).complete(asked("a"), k=1, sampling=WARM, seed=1)) == [["a nodule"]]
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        pytest.param(
+            lambda: httpx2.Response(200, content=CHUNKS), r"came to an end \(it ended with the stream broke off\)", id="cut"
+        ),
+        pytest.param(
+            lambda: httpx2.Response(200, json={"error": {"code": 404, "message": "no such model"}}),
+            "refuses with",
+            id="error in 200",
+        ),
+        pytest.param(
+            lambda: httpx2.Response(400, json={"message": "This model's maximum context length is 8 tokens"}),
+            r"--max-model-len\), or lower max_new_tokens",
+            id="context",
+        ),
+        pytest.param(lambda: httpx2.Response(413, text="too large"), "the policy must see images in full", id="413"),
+        pytest.param(
+            lambda: httpx2.Response(302, headers={"Location": "http://elsewhere/v1"}),
+            "redirects to http://elsewhere/v1",
+            id="302",
+        ),
+    ],
+)
+def test_what_ends_a_stage_says_what_to_do(root: Path, reply: Callable[[], httpx2.Response], told: str) -> None:
+    server = Server(reply)
+    with pytest.raises(StllavaError, match=told):
+        sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    assert len(server.bodies) == 1
+
+
+def test_an_error_in_a_200_that_may_pass_is_asked_again(root: Path) -> None:
+    server = Server(lambda: httpx2.Response(200, json={"error": {"code": 503, "message": "loading"}}))
+    assert texts(sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1))[0][0].startswith("a ")
+    assert len(server.bodies) == 2

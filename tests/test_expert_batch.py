@@ -10,14 +10,27 @@ import httpx2
 import pytest
 from pydantic import JsonValue
 
-from judging import JudgeServer, completion, judgments_of, many_answers, prompt_of, verdict_on, write_answers, write_image
+from judging import (
+    JudgeServer,
+    answers_of,
+    completion,
+    judgments_of,
+    many_answers,
+    prompt_of,
+    verdict_on,
+    write_answers,
+    write_image,
+)
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
 from stllava.experts import batch, choose
 from stllava.experts.batch import Batch
 from stllava.experts.chat import Chat
+from stllava.experts.exchange import Journal
+from stllava.experts.model import ModelExpert
+from stllava.experts.rubric import load_rubric
 from stllava.stages.judge import judge
-from stllava.store import AUDIT
+from stllava.store import AUDIT, EXCHANGES
 
 
 class StoppedError(Exception):
@@ -34,6 +47,8 @@ class BatchServer:
         self.lines: Counter[str] = Counter()
         self.stop_after: str = ""
         self.broken: set[int] = set()
+        self.useless: set[int] = set()
+        self.status = "completed"
         self.number = 0
         self.lost = 0
         """How many replies to the creation of a batch are still to be lost."""
@@ -97,12 +112,14 @@ class BatchServer:
                 if number in self.broken:
                     errors.append({"custom_id": asked["custom_id"], "response": {"status_code": 500, "body": {"error": "no"}}})
                     continue
-                body = completion(verdict_on(prompt_of(asked["body"])))
+                body = completion(None if number in self.useless else verdict_on(prompt_of(asked["body"])))
                 out += [{"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}}] * 2
             one["output_file_id"] = self.keep("\n".join(map(json.dumps, reversed(out))).encode())
             one["error_file_id"] = self.keep("\n".join(map(json.dumps, errors)).encode()) if errors else None
-            one["status"] = "completed"
-            self.broken = set()
+            one["status"] = self.status
+            if self.status == "failed":
+                one |= {"output_file_id": None, "errors": {"data": [{"message": "Enqueued token limit of your account"}]}}
+            self.broken, self.useless = set(), set()
         return one
 
 
@@ -201,3 +218,104 @@ def test_a_batch_that_could_cost_too_much_is_not_sent(tmp_path: Path, server: Ba
     with pytest.raises(StllavaError, match="max_cost"):
         judge(options(output_price=10.0, max_cost=0.01), answers=given, root=write_image(tmp_path / "i"), to=tmp_path / "out")
     assert server.batches == {}
+
+
+PRICES = {"input_price": 3.0, "output_price": 7.0, "image_tokens": 200, "max_tokens": 50}
+
+
+def test_replies_of_a_batch_that_cannot_be_used_are_paid_for_too(tmp_path: Path, server: BatchServer) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    server.useless = {0, 3, 4}
+    manifest = judge(options(**PRICES), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert Counter(server.lines.values()) == {1: 17, 2: 3}
+    assert manifest.measures["verdicts"] == 10
+    assert manifest.measures["requests"] == 23
+    assert manifest.measures["cost"] == pytest.approx(23 * (100 * 3 + 20 * 7) / 1e6)
+
+
+def test_a_batch_under_way_counts_against_the_limit_of_the_next_start(tmp_path: Path, server: BatchServer) -> None:
+    root = write_image(tmp_path / "images")
+    server.stop_after = "POST batches"
+    with pytest.raises(StoppedError):
+        judge(options(**PRICES), answers=write_answers(tmp_path / "answers", many_answers(10)), root=root, to=tmp_path / "out")
+    journal = Journal(tmp_path / "out", name="expert")
+    speaker = Batch(
+        options(**PRICES, max_requests=30).chat,
+        root=root,
+        folder=tmp_path / "out",
+        journal=journal,
+        transport=httpx2.MockTransport(server),
+        sleep=lambda _: None,
+    )
+    expert = ModelExpert(
+        speaker, load_rubric(None, mode="pairwise", structured=False), journal=journal, options=options(**PRICES)
+    )
+    with pytest.raises(StllavaError, match="max_requests 30 is reached"):
+        expert.prepare(many_answers(20))
+    journal.close()
+    assert len(server.batches) == 1
+
+
+def test_an_image_that_no_batch_can_hold_is_told_as_such(tmp_path: Path, server: BatchServer) -> None:
+    several = [*many_answers(30), answers_of("what?", ("a", "b"), image="gone.png")]
+    given = write_answers(tmp_path / "answers", several)
+    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    [failed] = [one for one in judgments_of(tmp_path / "out").values() if one.scores is None]
+    assert failed.raw[0].startswith("image missing")
+    assert manifest.measures["requests"] == 60
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(httpx2.Response(200, text="<html>welcome</html>"), id="not JSON"),
+        pytest.param(httpx2.Response(200, json={"error": {"message": "no batches here"}}), id="an error"),
+        pytest.param(httpx2.Response(200, json={"id": "../../v1/models?x=\x1b[2J"}), id="an id that is none"),
+        pytest.param(httpx2.Response(200, json={"id": 7, "data": 7}), id="numbers"),
+    ],
+)
+def test_a_server_that_speaks_of_no_files_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: httpx2.Response
+) -> None:
+    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=httpx2.MockTransport(lambda _: reply)))
+    given = write_answers(tmp_path / "answers", many_answers(1))
+    with pytest.raises(StllavaError, match="OpenAI's /files and /batches") as caught:
+        judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_batch_that_failed_as_a_whole_says_why(tmp_path: Path, server: BatchServer) -> None:
+    server.status = "failed"
+    given = write_answers(tmp_path / "answers", many_answers(2))
+    with pytest.raises(StllavaError, match=r"ended as failed: .*token limit of your account"):
+        judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", ["planned", "uploaded", "created"])
+def test_a_damaged_line_about_a_batch_pays_for_none_twice(tmp_path: Path, server: BatchServer, step: str) -> None:
+    given = write_answers(tmp_path / "answers", many_answers(10))
+    root = write_image(tmp_path / "images")
+    server.stop_after = "GET batches"
+    with pytest.raises(StoppedError):
+        judge(options(), answers=given, root=root, to=tmp_path / "out")
+    log = tmp_path / "out" / EXCHANGES / "expert-batches.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(b"\0" * 20 + b"\n" if f'"step":"{step}"'.encode() in line else line for line in lines))
+    judge(options(), answers=given, root=root, to=tmp_path / "out")
+    assert set(server.lines.values()) == {1}
+    assert None not in [one.scores for one in judgments_of(tmp_path / "out").values()]
+
+
+def test_lines_of_a_batch_are_ascii(tmp_path: Path, server: BatchServer) -> None:
+    kept: list[bytes] = []
+    keep = server.keep
+
+    def keep_too(content: bytes) -> str:
+        kept.append(content)
+        return keep(content)
+
+    server.keep = keep_too  # type: ignore[method-assign]
+    given = write_answers(tmp_path / "answers", [answers_of("größer?\u2028", ("ja\u2029", "nein\x85"))])
+    judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    assert kept[0].isascii()
+    assert len(kept[0].decode().splitlines()) == 2

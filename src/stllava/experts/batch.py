@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import httpx2
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.chat import Chat
-from stllava.experts.exchange import Exchange, Journal, Request
+from stllava.experts.exchange import Exchange, Journal, Request, fault
 from stllava.records import Record, content_id
 from stllava.remote.audit import Audit
+from stllava.remote.batches import BatchLine, BatchPage, RemoteBatch, UploadedFile
 from stllava.remote.client import CUT_SERVERS_WORDS, MOST_REPLY_BYTES, Client, NoReplyError
 from stllava.remote.pace import pause
 from stllava.remote.pictures import Picture
@@ -43,39 +44,6 @@ MOST_FILE_BYTES, FILE_SECONDS = 1 << 30, 3600.0
 """What a file that comes back may hold, and how long a file may take to go or come."""
 LOG = logging.getLogger(__name__)
 B = TypeVar("B", bound=BaseModel)
-
-
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]{1,200}$")]
-"""A server's id of a file or a batch, which can stand in an address."""
-
-
-class _File(BaseModel):
-    id: Id
-
-
-class _Batch(BaseModel):
-    id: Id
-    status: str
-    output_file_id: Id | None = None
-    error_file_id: Id | None = None
-    metadata: dict[str, JsonValue] | None = None
-    errors: JsonValue = None
-
-
-class _Batches(BaseModel):
-    data: list[_Batch]
-    has_more: bool = False
-
-
-class _Response(BaseModel):
-    status_code: int
-    body: JsonValue
-
-
-class _Line(BaseModel):
-    custom_id: str
-    response: _Response | None = None
-    error: JsonValue = None
 
 
 class State(Record):
@@ -199,7 +167,7 @@ class Batch(Chat):
             files={"file": (f"{mark}.jsonl", io.BytesIO(content), "application/jsonl")},
         )
         upload.read()
-        file = self._read(_File, self._send(client, upload, images=pictures, seconds=FILE_SECONDS))
+        file = self._read(UploadedFile, self._send(client, upload, images=pictures, seconds=FILE_SECONDS))
         state = state.model_copy(update={"step": "uploaded", "file": file.id})
         log.append(state.model_copy(update={"requests": ()}))
         states[mark] = self._create(client, log, state)
@@ -216,7 +184,7 @@ class Batch(Chat):
         for attempt in range(self._options.retries + 1):
             request = httpx2.Request("POST", self._address.at("/batches"), headers=self._address.headers, json=asked)
             try:
-                made = self._read(_Batch, client.send(request, retries=0).body).id
+                made = self._read(RemoteBatch, client.send(request, retries=0).body).id
             except NoReplyError as error:
                 # It may have been created all the same: asked again blindly, it would be paid for twice.
                 made = self._there(client).get(state.mark, "") if not error.refused else ""
@@ -253,12 +221,12 @@ class Batch(Chat):
         ]
         return {str(mark): key for mark, key in marked}
 
-    def _listed(self, client: Client) -> Iterator[_Batch]:
+    def _listed(self, client: Client) -> Iterator[RemoteBatch]:
         """All batches that the server knows, newest first."""
         after = ""
         while True:
             address = self._address.at("/batches").copy_merge_params({"limit": "100"} | ({"after": after} if after else {}))
-            page = self._read(_Batches, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
+            page = self._read(BatchPage, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
             yield from page.data
             if not page.has_more or not page.data or page.data[-1].id == after:
                 return
@@ -276,7 +244,7 @@ class Batch(Chat):
         """Wait for a batch, hand over its replies, delete its files."""
         address = self._address.at(f"/batches/{state.batch}")
         while True:
-            batch = self._read(_Batch, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
+            batch = self._read(RemoteBatch, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
             if batch.status in ("completed", "failed", "expired", "cancelled"):
                 break
             self._sleep(self._options.poll)
@@ -300,6 +268,7 @@ class Batch(Chat):
         heard: Callable[[Exchange], None],
         failures: dict[str, str],
     ) -> None:
+        useless: set[str] = set()
         address = self._address.at(f"/files/{file}/content")
         download = httpx2.Request("GET", address, headers=self._address.headers)
         content = self._send(client, download, seconds=FILE_SECONDS, most=MOST_FILE_BYTES)
@@ -307,7 +276,7 @@ class Batch(Chat):
             if not raw.strip():
                 continue
             try:
-                line = _Line.model_validate_json(raw)
+                line = BatchLine.model_validate_json(raw)
             except ValidationError:
                 continue  # A torn line answers nothing: its request goes into the next batch.
             request = waiting.get(line.custom_id)
@@ -317,9 +286,12 @@ class Batch(Chat):
                 failures[line.custom_id] = self._told(line.response.body if line.response is not None else line.error)
                 continue
             body = json.dumps(line.response.body, ensure_ascii=False)
+            if request.id in useless and fault(body.encode()) is not None:
+                continue  # The same line again.
             found = self.keep_fault(request, body.encode(), reserved=self._held.get(request.id, 0.0))
             if found is not None:
                 failures[line.custom_id] = found.problem
+                useless.add(request.id)
                 self._held.pop(request.id, None)
                 self._sent[request.id] -= 1  # It is counted with the reply that was kept.
                 continue

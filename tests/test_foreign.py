@@ -348,6 +348,27 @@ def test_llava_json_comes_back_turn_by_turn(root: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "back.json").read_text()) == rows
 
 
+def test_places_in_a_text_and_rows_of_text_alone_come_back_from_llava_and_trl(root: Path, tmp_path: Path) -> None:
+    placed = dict(say("x")[0], value="Is <image> older\nthan <image>?")
+    later = dict(say("x")[0], value="And <image>, <image>?")
+    rows: list[Row] = [
+        {"id": "1", "image": ["a.png", "b.png"], "conversations": [placed, say("", "yes")[1]]},
+        {"id": "2", "conversations": say("One and one?", "Two.", image=False)},
+        {"id": "3", "image": ["a.png", "b.png"], "conversations": [*say("x", "y", image=False), later, say("", "no")[1]]},
+    ]
+    import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    to_llava(read_records(tmp_path / "to", "conversations", Conversation), to=tmp_path / "back.json")
+    assert json.loads((tmp_path / "back.json").read_text()) == rows
+    pairs = [{"images": row["image"], "prompt": row["conversations"], "chosen": BETTER, "rejected": WORSE} for row in rows[::2]]
+    import_preferences(write(tmp_path / "p.json", pairs), images=root, to=tmp_path / "once")
+    once = read_records(tmp_path / "once", "preferences", Preference)
+    assert [[turn.image_offsets for turn in one.prompt] for one in once] == [[(3, 15)], [(), (), (4, 6)]]
+    to_trl(tmp_path / "once", to=tmp_path / "trl.jsonl", images=root)
+    import_preferences(tmp_path / "trl.jsonl", images=root, to=tmp_path / "twice")
+    twice = read_records(tmp_path / "twice", "preferences", Preference)
+    assert [one.prompt for one in twice] == [one.prompt for one in once]
+
+
 TEXT = st.text(min_size=1, max_size=20).map(str.strip).filter(lambda text: text and "<image>" not in text)
 
 

@@ -289,13 +289,13 @@ def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[st
         if not isinstance(part, dict) or part.get("type") not in ("text", "image", "image_url"):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ItemError("malformed", f"{column} holds a part of the type {kind!r}; expected text or image")
-        separated: list[str | None] = ["\n"] if parts else []
         if part["type"] == "text":
             text = _text(part.get("text") or "", "text")
-            # Where images are parts of their own, the word in a text is a word.
-            parts += [*separated, *((text,) if shows else pieces_of(text))]
+            # Two texts stand on lines of their own. Where images are parts of their own, the word in a text is a word.
+            parts += ["\n"] if parts and parts[-1] is not None else []
+            parts += (text,) if shows else pieces_of(text)
             continue
-        parts += [*separated, None]
+        parts.append(None)
         named = next((part[key] for key in ("image", "image_url", "url", "path") if not blank(part.get(key))), None)
         named = named.get("url") if isinstance(named, dict) and "url" in named else named
         images += paths_of(named, column=column, root=None) if named is not None else ()

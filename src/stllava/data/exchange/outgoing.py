@@ -11,7 +11,7 @@ and every file that is written here can be imported again (`incoming`).
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stllava.data.turns import PLACEHOLDER, conversation
@@ -37,7 +37,8 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
 def to_llava(conversations: Iterable[Conversation], *, to: Path, replace: bool = False) -> int:
     """Write LLaVA JSON: id, image (a list where there are several) and conversations; returns how many.
 
-    Image places stand in the first turn of a human; a virtual user is `vuser`, as in SQ-LLaVA.
+    Image places stand where the records have them, else in front of the first human's text; a virtual user is `vuser`, as
+    in SQ-LLaVA.
     """
     rows = [json.dumps(_llava_row(one), ensure_ascii=False) for one in conversations]
     _write_file(to, ("[\n", ",\n".join(rows), "\n]\n"), replace=replace)
@@ -54,12 +55,16 @@ def chosen_answers(preferences: Path) -> list[Conversation]:
 
 
 def _trl_row(one: Preference, root: Path | None) -> dict[str, object]:
-    first = next(index for index, message in enumerate(one.prompt) if message.role == "user")
     turns: list[dict[str, object]] = []
-    for index, message in enumerate(one.prompt):
-        places: list[dict[str, str]] = [{"type": "image"}] * len(one.images) if index == first else []
+    for message in _placed(one.prompt, images=len(one.images)):
+        parts: list[dict[str, str]] = []
+        start = 0
+        for offset in (*message.image_offsets, len(message.content)):
+            parts += [{"type": "text", "text": message.content[start:offset]}] if offset > start else []
+            parts.append({"type": "image"})
+            start = offset
         role = "user" if message.role == "virtual_user" else message.role
-        turns.append({"role": role, "content": [*places, {"type": "text", "text": message.content}]})
+        turns.append({"role": role, "content": parts[:-1]})
     return {
         "id": one.id,
         "images": [(root / path).as_posix() if root else path for path in one.images],
@@ -71,10 +76,29 @@ def _trl_row(one: Preference, root: Path | None) -> dict[str, object]:
 
 
 def _llava_row(one: Conversation) -> dict[str, object]:
-    turns = [{"from": _LLAVA[message.role], "value": message.content} for message in one.messages]
-    first = next(turn for turn in turns if turn["from"] == "human")
-    first["value"] = f"{PLACEHOLDER}\n" * len(one.images) + first["value"]
-    return {"id": one.id, "image": one.images[0] if len(one.images) == 1 else list(one.images), "conversations": turns}
+    turns = [
+        {"from": _LLAVA[message.role], "value": _value(message)} for message in _placed(one.messages, images=len(one.images))
+    ]
+    image = {"image": one.images[0] if len(one.images) == 1 else list(one.images)} if one.images else {}
+    return {"id": one.id, **image, "conversations": turns}
+
+
+def _placed(messages: Sequence[Message], *, images: int) -> list[Message]:
+    """The messages, the first user's with the places of all images where none says where they stand."""
+    if not images or any(message.image_offsets for message in messages):
+        return list(messages)
+    first = next(index for index, message in enumerate(messages) if message.role == "user")
+    shown = messages[first].model_copy(update={"image_offsets": (0,) * images})
+    return [*messages[:first], shown, *messages[first + 1 :]]
+
+
+def _value(message: Message) -> str:
+    """A turn's text with its placeholders; those in front of it stand on lines of their own, as LLaVA writes them."""
+    text, start = "", 0
+    for offset in message.image_offsets:
+        text += message.content[start:offset] + (PLACEHOLDER if offset else f"{PLACEHOLDER}\n")
+        start = offset
+    return text + message.content[start:]
 
 
 def _write_file(to: Path, pieces: Iterable[str], *, replace: bool) -> None:

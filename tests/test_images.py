@@ -284,6 +284,48 @@ def test_a_folder_is_listed_by_suffix_in_order(tmp_path: Path) -> None:
     assert [image.path for image in images_in(tmp_path, tmp_path / "a")] == ["a/z.jpg"]
 
 
+LISTS = {
+    "a path a line": "b.png\n\nsub/a b.png\r\nb.png\n",
+    "in UTF-16": "\ufeffb.png\nsub/a b.png\n",
+    "a table": "split;Image\ntrain;b.png\ntest;sub/a b.png\n",
+    "one column": "path\nb.png\nsub/a b.png\n",
+    "JSON lines": '{"image": "b.png"}\n{"image": "sub/a b.png"}\n',
+    "a JSON list": '["b.png", {"path": "sub/a b.png", "bytes": null}, "b.png"]',
+    "absolute paths": "{root}/b.png\n{root}/sub/a b.png\n",
+    "our own records": '{"id": "x", "path": "b.png"}\n{"id": "y", "path": "sub/a b.png"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("inside", [True, False], ids=["in the root", "elsewhere"])
+def test_a_list_names_images_as_a_folder_holds_them(
+    kind: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = LISTS[kind].replace("{root}", str(root))
+    (root / "list" if inside else Path("list")).write_bytes(text.encode("utf-16-le" if "16" in kind else "utf-8"))
+    found = images_in(root, Path("list"))
+    assert [image.path for image in found] == ["b.png", "sub/a b.png"]
+    assert [image.id for image in found] == (["x", "y"] if "own" in kind else [content_id("image", one.path) for one in found])
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"picture": "a.png"}', "row 1: no path; expected one of path, file_name"),
+        ("[7]", "row 1: path holds a int, no path"),
+        ('["https://example.org/a.png"]', "row 1: .* is no path of a file here"),
+        ('[{"image": {"bytes": "x"}}]', "row 1: image holds the bytes of an image, and no path"),
+    ],
+)
+def test_a_list_that_names_no_images_is_refused_by_its_row(content: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(content + "\n" * content.startswith("{") + content * content.startswith("{"))
+    with pytest.raises(StllavaError, match=fault):
+        images_in(tmp_path, Path("list.json"))
+
+
 def test_a_folder_that_is_missing_or_outside_the_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     with pytest.raises(StllavaError, match="no folder"):

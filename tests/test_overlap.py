@@ -17,9 +17,9 @@ from PIL import ImageEnhance
 from stllava.data.benchmarks import read_vqa_rad
 from stllava.data.images import open_image
 from stllava.data.likeness import NEAR, near, picture_hash
-from stllava.data.overlap import LISTED, Learned, Looks, describe, find_overlap, learned_from, look, look_at
+from stllava.data.overlap import LISTED, Learned, Looks, describe, find_overlap, learned_from, look, look_at, read_learned
 from stllava.data.phantom import draw, make_truth
-from stllava.errors import ItemError
+from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Image, Lineage, Message, Overlap, Preference, Question, Role, Sample, Sampling
 
 Picture = Pillow.Image
@@ -180,6 +180,33 @@ def test_what_is_learned_from_a_record(
     record: Image | Conversation | Question | Preference | Sample, expected: list[Learned]
 ) -> None:
     assert learned_from(record) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "image;Question;Answer\na.png;What?;yes\n"),
+        ("a.jsonl", '{"image": "a.png", "question": "What?", "targets": ["yes"]}\n'),
+        (
+            "a.json",
+            '[{"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "yes"}]}]',
+        ),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "yes"}], "images": ["a.png"]}',
+        ),
+    ],
+    ids=["table", "bare rows", "LLaVA", "ms-swift"],
+)
+def test_what_was_learned_elsewhere_is_read_as_it_was_learned(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_learned(tmp_path / name) == [Learned("a.png", "What?", "yes")]
+
+
+def test_a_file_of_other_columns_holds_nothing_that_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,diagnosis\na.png,none\n")
+    with pytest.raises(StllavaError, match="holds nothing that training learns from"):
+        read_learned(tmp_path / "a.csv")
 
 
 SHARED, COPY, OTHER, PLAIN = Looks("1", 2**900), Looks("2", 2**900 + 7), Looks("3", 2**1024 - 1), Looks("4", None)

@@ -356,6 +356,18 @@ def test_a_path_that_leads_nowhere_is_refused_by_its_key_and_where_it_was_looked
     assert not (tmp_path / "data").exists()
 
 
+def test_what_to_ask_about_may_be_a_list(files: FilesData, tmp_path: Path) -> None:
+    (tmp_path / "ask.txt").write_text("".join(f"sub/{number}.png\n" for number in (9, 8, 11, 9, 77)))
+    options = files.model_copy(update={"unlabelled": tmp_path / "ask.txt"})
+    data = prepare(options, seed=0, to=tmp_path / "data", max_bad=0.1)
+    assert [image.path for image in read_jsonl(data.images, Image)] == ["sub/9.png", "sub/8.png", "sub/11.png"]
+    assert data.manifest.dropped == {"missing": 1}
+    with pytest.raises(
+        StllavaError, match=r"data.unlabelled names news; there is neither .*images/news nor news; expected a folder"
+    ):
+        prepare(files.model_copy(update={"unlabelled": Path("news")}), seed=0, to=tmp_path / "none")
+
+
 def test_an_imported_set_that_is_not_there_is_refused_by_its_key(tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match=rf"data.folder names {tmp_path}/set, which does not exist; expected a folder"):
         prepare(ImportedData(kind="imported", folder=tmp_path / "set"), seed=0, to=tmp_path / "data")

@@ -103,6 +103,22 @@ def test_what_is_no_table_of_questions_is_refused_by_what_it_has(name: str, cont
         read_samples(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04", "is a parquet file; expected text: CSV"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive or a workbook of Excel; .* save its rows as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "old workbook of Excel"),
+        (b"\x1f\x8b\x08", "compressed by gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS .* git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_by_what_it_is(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(StllavaError, match=message):
+        read_samples(tmp_path / "a.csv")
+
+
 def test_a_folder_or_a_missing_file_is_refused_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "inside.csv").touch()
     with pytest.raises(StllavaError, match=r"is a folder; expected a file of questions .* in that folder are: inside.csv"):

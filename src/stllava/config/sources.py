@@ -57,7 +57,8 @@ class FilesData(Options):
     references: Path | None = None
     """Samples, in the same forms, that the reference expert may look at; never a benchmark."""
     unlabelled: Path | None = None
-    """Folder inside the image root to ask about; the whole root when absent."""
+    """What to ask about: a folder inside the image root, or a list of images (a path a line, CSV or JSON); the whole root
+    when absent."""
     captions: Path | None = None
     """What the run's `align` learns from, in the same forms as the conversations."""
     single_questions: bool = True

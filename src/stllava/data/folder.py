@@ -1,23 +1,35 @@
-"""A plain folder of images: what the policy asks itself about when there is nothing but files."""
+"""A plain folder or a list of images: what the policy asks itself about when there is nothing but files."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from stllava.data.images import SUFFIXES
 from stllava.data.intake.imported import is_imported, training
-from stllava.errors import StllavaError
+from stllava.data.tables import bad_row, read_list, read_table, read_text
+from stllava.data.turns import IMAGE_COLUMNS, paths_of, relative_path
+from stllava.errors import ItemError, StllavaError
 from stllava.records import Image, content_id
 from stllava.store import read_jsonl
 
+_COLUMNS = ("path", "file_name", "filename", *IMAGE_COLUMNS)
 
-def images_in(root: Path, folder: Path | None) -> list[Image]:
-    """All image files below `folder` (relative to `root`; the whole root when None), sorted by POSIX path.
 
-    Files are told by suffix, in any case; names that begin with a dot are no images. Nothing is opened. Of a set that
-    `stllava import images` wrote, they are the pictures of its split `train`, or all where it has no such split.
+def images_in(root: Path, where: Path | None) -> list[Image]:
+    """All image files below the folder `where` (relative to `root`; the whole root when None), sorted by POSIX path.
+
+    Where it is a file, in the root or as given, it lists them (`listed_images`). Files are told by suffix, in any case;
+    names that begin with a dot are no images. Nothing is opened. Of a set that `stllava import images` wrote, they are the
+    pictures of its split `train`, or all where it has no such split.
     """
-    base, root = (root / (folder or ".")).resolve(), root.resolve()
+    base = (root / (where or ".")).resolve()
+    for file in (base, where):
+        if file is not None and file.is_file():
+            return listed_images(file, root=root)
+    root = root.resolve()
     if not base.is_dir():
-        raise StllavaError(f"no folder {base}", expected="a folder of images", remedy="Check the path.")
+        also = "" if where is None or where.is_absolute() else f", nor a list {where.absolute()}"
+        raise StllavaError(f"no folder {base}{also}", expected="a folder or a list of images", remedy="Check the path.")
     if not base.is_relative_to(root):
         raise StllavaError(
             f"{base} lies outside the image root {root}",
@@ -42,9 +54,44 @@ def images_in(root: Path, folder: Path | None) -> list[Image]:
     return [Image(id=content_id("image", path), path=path) for path in paths]
 
 
+def listed_images(path: Path, *, root: Path) -> list[Image]:
+    """The images that a file names, each once, in its order; the files themselves are not looked at.
+
+    The file holds a path a line, or a table or JSON with a column path or image, or `Image` records. Paths are relative to
+    the root; absolute ones inside it become so.
+    """
+    text, _ = read_text(path, kinds="image paths")
+    start, root = text.lstrip()[:1], root.resolve()
+    header = {name.strip(' "\r').casefold() for name in re.split("[,;\t]", text.partition("\n")[0])}
+    names: list[tuple[int, object]]
+    if start == "[":
+        names = list(enumerate(read_list(path, kinds="image paths"), 1))
+    elif start == "{" or header & set(_COLUMNS):
+        table = read_table(path, names=_COLUMNS, kinds="image paths")
+        if all(row.keys() == Image.model_fields.keys() for _, row in table.rows):
+            return read_jsonl(path, Image)
+        names = list(table.rows)
+    else:
+        names = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    paths = dict.fromkeys(relative for number, name in names for relative in _paths(path, number, name, root=root))
+    return [Image(id=content_id("image", name), path=name) for name in paths]
+
+
+def _paths(path: Path, number: int, name: object, *, root: Path) -> tuple[str, ...]:
+    column = next((key for key in _COLUMNS if key in name), None) if isinstance(name, Mapping) else "path"
+    if column is None:
+        raise bad_row(path, number, "no path", expected=f"one of {', '.join(_COLUMNS)}")
+    try:
+        if isinstance(name, str):
+            return (relative_path(name, root),)
+        return paths_of(name[column] if isinstance(name, Mapping) else name, column=column, root=root)
+    except ItemError as error:
+        raise bad_row(path, number, str(error), expected="the path of an image") from None
+
+
 def read_images(images: Path, *, root: Path) -> list[Image]:
-    """Images from a JSONL file of Image records, or all image files of a folder inside `root`."""
-    found = images_in(root, images.resolve()) if images.is_dir() else read_jsonl(images, Image)
+    """The images that a file lists, or all image files of a folder inside `root`."""
+    found = images_in(root, images.resolve()) if images.is_dir() else listed_images(images, root=root)
     if not found:
         raise StllavaError(
             f"no images in {images}",

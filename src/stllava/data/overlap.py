@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from stllava.data.conversations import read_conversations
+from stllava.data.benchmarks.own import read_samples
+from stllava.data.conversations import PAIRS, TURNS, read_conversations
 from stllava.data.images import open_image
 from stllava.data.likeness import near, picture_hash
+from stllava.data.tables import read_table
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise, token_f1
 from stllava.records import Conversation, Image, Match, MatchKind, Message, Overlap, Preference, Question, Sample, Seen
@@ -69,7 +71,6 @@ def look_at(root: Path, paths: Iterable[str]) -> dict[str, Looks]:
 Source = Conversation | Question | Preference | Image | Sample
 """What training learns from, or asks itself about."""
 _MARKS: dict[str, type[Source]] = {
-    "messages": Conversation,
     "chosen": Preference,
     "description": Question,
     "targets": Sample,
@@ -97,19 +98,31 @@ def read_learned(path: Path) -> list[Learned]:
         for name, kind in stages.items():
             if (path / f"{name}.jsonl").is_file():
                 return [item for record in read_records(path, name, kind) for item in learned_from(record)]
-    elif path.suffix == ".json":
-        return [item for record in read_conversations(path)[0] for item in learned_from(record)]
     elif path.is_file():
-        with path.open(encoding="utf-8") as file:
-            first = file.readline()
-        for key, source in _MARKS.items():
-            if re.search(rf'"{key}"\s*:', first):
-                return [item for record in read_jsonl(path, source) for item in learned_from(record)]
+        records = _records(path)
+        if records is not None:
+            return [item for record in records for item in learned_from(record)]
     raise StllavaError(
         f"{path} holds nothing that training learns from",
-        expected="LLaVA JSON, JSONL of conversations, samples or images, or the folder of an ask or pair stage",
+        expected="conversations, samples or images in a file that is read elsewhere too, or the folder of an ask or pair stage",
         remedy="Check the path.",
     )
+
+
+def _records(path: Path) -> Sequence[Source] | None:
+    """What a file of records, or of others' conversations or questions, holds; None where its columns are of none."""
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8", "replace")
+        for key, source in _MARKS.items():
+            if re.search(r'"id"\s*:', first) and re.search(rf'"{key}"\s*:', first):
+                return read_jsonl(path, source)
+    columns = {name.strip().casefold() for name in read_table(path, kinds="what is learned", objects=False).columns()}
+    if "question" in columns and columns & {"targets", "answer", "answers"}:
+        return read_samples(path)[0]
+    if columns & set(TURNS) or any(columns >= set(pair) for pair in PAIRS):
+        return read_conversations(path)[0]
+    return None
 
 
 def refuse(overlap: Overlap) -> NoReturn:

@@ -124,6 +124,14 @@ def _check_paths(options: Data) -> None:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise _astray(key, folder, what=what, expected="a folder")
+    if isinstance(options, FilesData) and options.unlabelled is not None:
+        places = (options.images / options.unlabelled, options.unlabelled)
+        if not any(place.exists() for place in places):
+            raise StllavaError(
+                f"data.unlabelled names {options.unlabelled}; there is neither {' nor '.join(map(str, dict.fromkeys(places)))}",
+                expected="a folder inside data.images, or a list of images (a path a line, CSV or JSON)",
+                remedy="Check data.unlabelled, or leave it out to ask about all images that are not held out.",
+            )
     for key, path in files.items():
         if path is not None and not path.is_file():
             inside = sorted(entry.name for entry in path.iterdir())[:_NAMED] if path.is_dir() else []

@@ -24,6 +24,16 @@ Form = Literal["JSON list", "JSON lines", "table"]
 _NAMED = 5
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_OTHER_KINDS = {
+    b"PAR1": "a parquet file",
+    b"ARROW1": "an Arrow file",
+    b"PK\x03\x04": "a zip archive or a workbook of Excel",
+    b"\xd0\xcf\x11\xe0": "an old workbook of Excel",
+    b"\x1f\x8b": "compressed by gzip",
+    b"SQLite format 3": "a database",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file",
+}
+"""What a file of rows is taken for by mistake, by its first bytes."""
 _OTHER_LETTERS = re.compile(rb"[\x80-\xff]{3}")
 """Three accented letters in a row are no word of a language that Windows-1252 is for, but any word of Cyrillic or Chinese."""
 _ACCENTED = re.compile(r"(?<!\w)[0-9A-Za-z_]*+[^\W\x00-\x7f]\w*")
@@ -111,6 +121,11 @@ def require_file(path: Path, *, kinds: str) -> None:
 
 def _decoded(data: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
     """The file's text, and what had to be guessed of its encoding."""
+    for start, kind in _OTHER_KINDS.items():
+        if data.startswith(start):
+            lfs = "Fetch the file itself: git lfs pull."
+            remedy = lfs if b"git" in start else "Unpack it, or save its rows as CSV or JSON lines."
+            raise StllavaError(f"{path} is {kind}", expected="text: CSV, TSV, JSON or JSON lines", remedy=remedy)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(data) or "utf-8"
     notes = () if encoding in ("utf-8", "utf-8-sig") else (f"{path.name} is in UTF-16.",)
     try:

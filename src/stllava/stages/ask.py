@@ -78,7 +78,7 @@ def ask(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Let `policy` ask about `images` (a folder, or JSONL of Image records) under `root`; write questions to `to`.
+    """Let `policy` ask about `images` (a folder, or a list: text, CSV, JSON) under `root`; write questions to `to`.
 
     `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
     them: the best is what the policy is said to have told; it describes itself only images that have none.

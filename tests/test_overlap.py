@@ -193,7 +193,8 @@ def test_what_is_learned_from_a_record(
         ),
         (
             "a.jsonl",
-            '{"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "yes"}], "images": ["a.png"]}',
+            '{"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What?"}, '
+            '{"role": "assistant", "content": "yes"}]}',
         ),
     ],
     ids=["table", "bare rows", "LLaVA", "ms-swift"],

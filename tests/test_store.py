@@ -440,3 +440,10 @@ def test_no_file_is_read_or_written_in_the_locales_encoding() -> None:
     modules = (Path(__file__).parent.parent / "src" / "stllava").rglob("*.py")
     found = {path.name: lines for path in modules if (lines := text_reads_without_encoding(path))}
     assert found == {}
+
+
+def test_records_behind_a_byte_order_mark_are_read_and_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"id": "x", "path": "a.png"}\n')
+    assert [one.path for one in read_jsonl(tmp_path / "a.jsonl", Image)] == ["a.png"]
+    with pytest.raises(StllavaError, match="is a folder; expected a JSONL file of Image records"):
+        read_jsonl(tmp_path, Image)

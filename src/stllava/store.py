@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import time
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -170,7 +171,11 @@ def to_jsonl(records: Iterable[Record]) -> str:
 def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
     if not path.is_file():
-        raise StllavaError(f"no file {path}", expected=f"a JSONL file of {kind.__name__} records", remedy="Check the path.")
+        raise StllavaError(
+            f"{path} is a folder" if path.is_dir() else f"no file {path}",
+            expected=f"a JSONL file of {kind.__name__} records",
+            remedy="Name a file in that folder." if path.is_dir() else "Check the path.",
+        )
     records: list[R] = []
     lines: dict[str, int] = {}
     with path.open("rb") as file:
@@ -178,7 +183,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
             if not line.strip():
                 continue
             try:
-                record = kind.model_validate_json(line)
+                record = kind.model_validate_json(line.removeprefix(BOM_UTF8))
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])

@@ -24,13 +24,13 @@ from judging import (
 )
 from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
-from stllava.errors import StllavaError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts import choose
 from stllava.experts.chat import Chat
 from stllava.records import Sample
 from stllava.remote import pace
 from stllava.remote.refusals import KINDS, refusal_of
-from stllava.stages.judge import judge
+from stllava.stages.judge import check, judge
 from stllava.store import EXCHANGES, read_manifest
 
 URL = "http://127.0.0.1:9/v1"
@@ -380,7 +380,7 @@ def test_abstentions_are_replies_and_a_judge_that_only_abstains_is_an_error_at_i
     use: Use, given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     asked = use(saying("The image cannot be read.\nVerdict: abstain"))
-    with pytest.raises(StllavaError, match=r"no verdict on any of 40 questions; 40 times .*\(abstained\)"):
+    with pytest.raises(NothingLeftError, match=r"no verdict on any of 40 questions; 40 times .*\(abstained\)"):
         judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
     assert asked.total() == 80
 
@@ -416,6 +416,13 @@ def test_an_expert_that_knows_nothing_of_the_questions_is_an_error_too(tmp_path:
     answers = write_answers(tmp_path / "answers", [answers_of("what?", ("a", "b"))])
     with pytest.raises(StllavaError, match=r"no verdict on any of 1 questions; 1 time .*\(abstained\).*data\.references"):
         judge(JudgeOptions(expert="reference"), answers=answers, truth=tmp_path / "references.jsonl", to=tmp_path / "out")
+
+
+def test_a_check_of_a_judge_that_gives_no_verdict_is_an_error_too(use: Use, tmp_path: Path) -> None:
+    use(saying("Hard to say."))
+    answers = write_answers(tmp_path / "answers", many_answers(2))
+    with pytest.raises(StllavaError, match="no verdict on any of 2 questions"):
+        check(options(), answers=answers, root=write_image(tmp_path / "images"), to=tmp_path / "out")
 
 
 # ---- damage ----
@@ -476,3 +483,15 @@ def test_faults_of_every_other_kind_leave_the_others_alone(use: Use, given: tupl
     assert manifest.measures["verdicts"] + manifest.measures.get("no_verdict_refused", 0) == 40
     assert all(body["reasoning_effort"] == "low" for body in faulty.bodies)
     assert all(one.cause in (None, "refused") for one in judgments_of(tmp_path / "out").values())
+
+
+def test_a_judge_that_stopped_goes_on_in_the_same_folder_with_other_options(
+    use: Use, given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    use(saying("", finish="length"))
+    with pytest.raises(StllavaError, match="Raise max_tokens"):
+        judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    asked = use(good)
+    manifest = judge(options(max_tokens=4000), answers=given[0], root=given[1], to=tmp_path / "out")
+    assert manifest.measures["verdicts"] == 40
+    assert asked.total() == 80

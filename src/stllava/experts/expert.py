@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stllava.errors import StllavaError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts.replies import RAISE
 from stllava.records import Answers, Comparison
 from stllava.remote.refusals import advice
@@ -93,10 +93,11 @@ class Knowing:
         """Nothing is to be found out."""
 
 
-def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapping[str, str]) -> StllavaError:
+def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapping[str, str], *, ended: bool) -> StllavaError:
     """The error of an expert without a verdict: the commonest cause, an example of it and what helps.
 
-    `said` names what there is no verdict on; `examples` holds a reply or a failure in its words by cause.
+    `said` names what there is no verdict on; `examples` holds a reply or a failure in its words by cause. Where the
+    expert has `ended`, nothing is left to learn from; else there may be, once it is asked as it should be.
     """
     cause = max(causes, key=lambda one: causes[one])
     example = shown(examples.get(cause, ""))
@@ -105,10 +106,10 @@ def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapp
         f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES.get(cause, "Use another expert")
     )
     count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
-    return StllavaError(
+    return (NothingLeftError if ended else StllavaError)(
         f"{expert} gave no verdict on {said}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as {example!r}",
         expected="verdicts",
-        remedy=f"{remedy}; then start again with --existing replace: replies are kept, and none is paid for twice.",
+        remedy=f"{remedy}; then give the command again: replies are kept, and none is paid for twice.",
     )
 
 

@@ -54,7 +54,8 @@ class FirstReplies:
             cut = RAISE in reading.reason
             self._examples.setdefault(reading.cause, f"{words[-SHOWN_OF_A_REPLY // 2 :]} – {reading.reason}" if cut else words)
             if self._causes.total() >= UNREADABLE:
-                raise no_verdict(self._expert, f"its first {self._causes.total()} replies", self._causes, self._examples)
+                said = f"its first {self._causes.total()} replies"
+                raise no_verdict(self._expert, said, self._causes, self._examples, ended=False)
 
 
 class ModelExpert:

@@ -135,6 +135,12 @@ def check(
             truths, name = truths_of_expert(Oracle(read_jsonl(truth, Truth)), given), "the oracle"
         with expert_of(thorough, Sources(to, root, truth)) as expert:
             expert.prepare(given)
+            tally = Tally()
+            if (
+                not any(judgment.scores is not None for judgment in tally.count(_judged(expert, one) for one in given))
+                and given
+            ):
+                raise no_verdict(expert.name, f"any of {tally.judged} questions", tally.causes, tally.examples, ended=True)
             found = check_expert(expert, given, truths=truths, truth=name)
         write_whole(to / CHECK, found.model_dump_json(indent=1) + "\n")
         stage.finish(counts_in=len(given), counts_out=len(given))
@@ -185,7 +191,7 @@ class Tally:
     def check(self, options: JudgeOptions, *, expert: str) -> None:
         """Stop where there is no verdict at all, where too many requests failed, or where the order decides too often."""
         if self.judged and self.causes.total() == self.judged:
-            raise no_verdict(expert, f"any of {self.judged} questions", self.causes, self.examples)
+            raise no_verdict(expert, f"any of {self.judged} questions", self.causes, self.examples, ended=True)
         failed = self.causes["failed"]
         if failed > options.max_failed * self.judged:
             example = shown(self.examples["failed"])

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -15,14 +16,20 @@ import pytest
 from PIL import Image, PngImagePlugin
 from pydantic import JsonValue
 
-from stllava.config import EndpointOptions, SamplingOptions
+from stllava.config import AskOptions, EndpointOptions, EvaluateOptions, SamplingOptions
 from stllava.data.images import open_image
+from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
 from stllava.model import endpoint
 from stllava.model.endpoint import EndpointSampler
-from stllava.model.sampler import Completion, Prompt, Sampler, usable
-from stllava.records import Message
+from stllava.model.sampler import Completion, Prompt, RefusedPromptsError, Sampler, complete_usable, usable
+from stllava.records import Message, Sample
 from stllava.remote import pace, pictures
+from stllava.stages.ask import ask
+from stllava.stages.evaluate import evaluate
+from stllava.stages.predict import Reply, predict
+from stllava.store import read_records, to_jsonl
+from stllava.tree import decode
 
 WARM = SamplingOptions(temperature=1.2, top_k=100, top_p=0.95, max_new_tokens=30)
 IMAGE = "scan.png"
@@ -386,12 +393,6 @@ def test_a_completion_is_read_in_every_form_it_comes_in(root: Path, reply: Calla
             id="error in 200",
         ),
         pytest.param(
-            lambda: httpx2.Response(400, json={"message": "This model's maximum context length is 8 tokens"}),
-            r"--max-model-len\), or lower max_new_tokens",
-            id="context",
-        ),
-        pytest.param(lambda: httpx2.Response(413, text="too large"), "the policy must see images in full", id="413"),
-        pytest.param(
             lambda: httpx2.Response(302, headers={"Location": "http://elsewhere/v1"}),
             "redirects to http://elsewhere/v1",
             id="302",
@@ -409,3 +410,77 @@ def test_an_error_in_a_200_that_may_pass_is_asked_again(root: Path) -> None:
     server = Server(lambda: httpx2.Response(200, json={"error": {"code": 503, "message": "loading"}}))
     assert texts(sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1))[0][0].startswith("a ")
     assert len(server.bodies) == 2
+
+
+REFUSED = [
+    pytest.param(
+        400,
+        {"message": "maximum context length is 8 tokens"},
+        "longer than the server's context",
+        "--max-model-len",
+        id="context",
+    ),
+    pytest.param(413, "too large", "image too large for the server", "the policy must see images in full", id="413"),
+    pytest.param(400, {"error": {"code": "content_filter"}}, "held back by the server's filter", "filter", id="filter"),
+]
+
+
+def choosy(code: int, body: JsonValue) -> Callable[[httpx2.Request], httpx2.Response]:
+    """A server that refuses what asks about a bone."""
+    server = Server()
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(code, json=body) if b"bone" in request.content else server(request)
+
+    return handle
+
+
+@pytest.mark.parametrize(("code", "body", "cause", "remedy"), REFUSED)
+def test_a_prompt_that_is_refused_for_its_own_sake_is_counted_and_the_others_go_on(
+    root: Path, code: int, body: JsonValue, cause: str, remedy: str
+) -> None:
+    options = EndpointOptions(url="http://127.0.0.1:8000/v1", concurrency=2)
+    speaks = EndpointSampler(options, root=root, transport=httpx2.MockTransport(choosy(code, body)))
+    dropped = Dropped()
+    kept, said = complete_usable(
+        speaks, ["a", "b", "c"], asked("rib", "bone", "lung"), dropped, k=2, sampling=WARM, seed=1, outputs=2
+    )
+    assert kept == ["a", "c"]
+    assert [[one.text.split()[0] for one in several] for several in said] == [["rib"] * 2, ["lung"] * 2]
+    assert dropped == {cause: 2}
+    assert dropped.faults == {cause: 1}
+    assert remedy in dropped.examples[cause]
+
+
+def test_a_prompt_that_is_refused_is_not_put_again_for_its_other_completions(root: Path) -> None:
+    server = Server(*[status(413)] * 8)
+    with pytest.raises(RefusedPromptsError) as caught:
+        sampler(server, root, concurrency=1).complete(asked("a"), k=8, sampling=WARM, seed=1)
+    assert len(server.bodies) == 1
+    assert caught.value.said == []
+
+
+def test_stages_leave_out_what_the_server_refuses(
+    root: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: JsonValue = {"message": "maximum context length is 8 tokens"}
+    monkeypatch.setattr(decode, "EndpointSampler", partial(EndpointSampler, transport=httpx2.MockTransport(choosy(400, body))))
+    rows = [
+        Sample(id=f"{n}", image=IMAGE, question=text, kind="open", targets=("x",), split="test") for n, text in enumerate(WORDS)
+    ]
+    (tmp_path / "test.jsonl").write_text(to_jsonl(rows))
+    here = EndpointOptions(url="http://127.0.0.1:8000/v1")
+    how = EvaluateOptions(endpoint=here)
+    cause = "longer than the server's context"
+    scored = evaluate(how, policy=tiny_model, samples=tmp_path / "test.jsonl", root=root, to=tmp_path / "scores")
+    assert (scored.counts_out, scored.dropped) == (2, {cause: 1})
+    predicted = predict(how, policy=tiny_model, questions=tmp_path / "test.jsonl", root=root, to=tmp_path / "predictions")
+    assert (predicted.counts_out, predicted.dropped) == (2, {cause: 1})
+    replies = read_records(tmp_path / "predictions", "predictions", Reply)
+    assert [(one.question, one.cause) for one in replies] == [("rib?", None), ("bone?", cause), ("lung?", None)]
+    asking = AskOptions(endpoint=here, describe="bone?")
+    with pytest.raises(StllavaError, match=f"1 of 1 images cannot be used: 1 × {cause}"):
+        ask(asking, policy=tiny_model, images=root, root=root, to=tmp_path / "questions")
+
+
+WORDS = ("rib?", "bone?", "lung?")

@@ -13,8 +13,8 @@ import httpx2
 from pydantic import JsonValue, ValidationError
 
 from stllava.config import EndpointOptions, SamplingOptions
-from stllava.errors import StllavaError
-from stllava.model.sampler import Completion, Prompt
+from stllava.errors import ItemError, StllavaError, TextError
+from stllava.model.sampler import Completion, Prompt, RefusedPromptsError
 from stllava.records import Role, content_id
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
@@ -32,6 +32,13 @@ _REMEDIES = {
     "reply size": "Lower max_new_tokens, or repair the server.",
 }
 """What helps a policy's server where the advice to an expert's would not."""
+_FAULTS: dict[str, tuple[str, type[ItemError]]] = {
+    "context": ("longer than the server's context", TextError),
+    "filter": ("held back by the server's filter", TextError),
+    "size": ("too large for the server", ItemError),
+    "reply size": ("answered at no end", TextError),
+}
+"""What is counted of a prompt that is refused for its own sake."""
 
 
 class EndpointSampler:
@@ -80,20 +87,32 @@ class EndpointSampler:
     ) -> list[tuple[Completion, ...]]:
         """K completions of every prompt; a completion depends on its prompt, its number and the seed alone."""
         said: dict[tuple[int, int], Completion] = {}
+        refused: dict[int, ItemError] = {}
         places: Iterator[tuple[int, int]] = ((place, number) for place in range(len(prompts)) for number in range(k))
         audit = Audit(self._audit) if self._audit is not None else None
         with Client(self._address, self._options, audit=audit, transport=self._transport) as client:
 
             def ask(at: tuple[int, int], stop: Event) -> None:
                 place, number = at
+                if place in refused:
+                    return
                 sampled = request_seed(prompts[place], number=number, seed=seed)
-                said[at] = self._ask(client, prompts[place], sampling, sampled, stop)
+                try:
+                    said[at] = self._ask(client, prompts[place], sampling, sampled, stop)
+                except ItemError as error:
+                    refused[place] = error
 
             each(places, ask, workers=min(self._options.concurrency, len(prompts) * k), name="endpoint")
-        return [tuple(said[place, number] for number in range(k)) for place in range(len(prompts))]
+        whole = [tuple(said[place, number] for number in range(k)) for place in range(len(prompts)) if place not in refused]
+        if refused:
+            raise RefusedPromptsError(refused, whole)
+        return whole
 
     def _ask(self, client: Client, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event) -> Completion:
-        """One completion; `stop` ends the waiting between attempts when another request has failed for good."""
+        """One completion; raises ItemError where the server refuses this prompt for its own sake.
+
+        `stop` ends the waiting between attempts when another request has failed for good.
+        """
         pictures = [self._pictures.get(path) for path in prompt.images]
         try:
             reply = client.post(
@@ -104,6 +123,10 @@ class EndpointSampler:
                 fault=_error,
             )
         except NoReplyError as error:
+            if error.refusal.reach == "request":
+                cause, kind = _FAULTS[error.refusal.name]
+                told = _REMEDIES.get(error.refusal.name, error.refusal.remedy).rstrip(".")
+                raise kind(cause, f"{self._address.host} refuses with {error} – {told}") from None
             raise self._unanswered(error) from None
         return self._read(reply.body)
 

@@ -1,6 +1,6 @@
 """What ask, answer and evaluate need of a policy: text for prompts, from this process or from a server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -37,6 +37,17 @@ class Completion:
     """Whether it came to its own end rather than to the last token it may have."""
 
 
+class RefusedPromptsError(Exception):
+    """Prompts that a server refuses for their own sake, such as those too long for it, and what it said to the others."""
+
+    def __init__(self, refused: Mapping[int, ItemError], said: Sequence[tuple[Completion, ...]]) -> None:
+        super().__init__(f"{len(refused)} prompts were refused")
+        self.refused = dict(refused)
+        """Why, by the prompt's place."""
+        self.said = list(said)
+        """The completions of the other prompts, in their order."""
+
+
 class Sampler(Protocol):
     """A policy that speaks."""
 
@@ -54,7 +65,30 @@ class Sampler(Protocol):
     def complete(
         self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
     ) -> list[tuple[Completion, ...]]:
-        """K completions of every prompt; a completion depends on its prompt, its number and the seed alone."""
+        """K completions of every prompt; a completion depends on its prompt, its number and the seed alone.
+
+        Raises RefusedPromptsError where some prompts cannot be completed and others were.
+        """
+
+
+def complete_usable(
+    sampler: Sampler,
+    items: Sequence[Item],
+    prompts: Sequence[Prompt],
+    dropped: Dropped,
+    *,
+    k: int,
+    sampling: SamplingOptions,
+    seed: int,
+    outputs: int = 1,
+) -> tuple[list[Item], list[tuple[Completion, ...]]]:
+    """The items whose prompts can be completed and their completions; the others are `dropped`, each of so many outputs."""
+    try:
+        return list(items), sampler.complete(prompts, k=k, sampling=sampling, seed=seed)
+    except RefusedPromptsError as error:
+        for fault in error.refused.values():
+            dropped.fault(fault, of="image", outputs=outputs)
+        return [item for place, item in enumerate(items) if place not in error.refused], error.said
 
 
 def usable(

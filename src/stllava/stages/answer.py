@@ -32,7 +32,7 @@ def answer(
     """
     from stllava.experts.choose import knowing_expert
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, usable
+    from stllava.model.sampler import Prompt, complete_usable, usable
     from stllava.tree.decode import open_sampler
 
     with locked(to):
@@ -59,7 +59,7 @@ def answer(
             kept, prompts, dropped = usable(
                 sampler, chunk, lambda one: Prompt((Message(role="user", content=one.text),), one.images)
             )
-            said = sampler.complete(prompts, k=options.k, sampling=options.sampling, seed=seed)
+            kept, said = complete_usable(sampler, kept, prompts, dropped, k=options.k, sampling=options.sampling, seed=seed)
             return [
                 Answers(
                     id=content_id("answers", question.id, [one.text for one in completions], name),

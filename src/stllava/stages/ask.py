@@ -84,7 +84,7 @@ def ask(
     them: the best is what the policy is said to have told; it describes itself only images that have none.
     """
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, usable
+    from stllava.model.sampler import Prompt, complete_usable, usable
     from stllava.tree.decode import open_sampler
 
     if (described is None) is not (verdicts is None):
@@ -116,8 +116,18 @@ def ask(
             )
             untold = [place for place, image in enumerate(seen) if image.path not in told]
             greedy = options.description.model_copy(update={"temperature": 0.0}) if told else options.description
-            spoken = sampler.complete([prompts[place] for place in untold], k=1, sampling=greedy, seed=seed) if untold else []
-            new = {seen[place].path: one.text for place, (one,) in zip(untold, spoken, strict=True)}
+            spoken_of, spoken = complete_usable(
+                sampler,
+                [seen[place] for place in untold],
+                [prompts[place] for place in untold],
+                dropped,
+                k=1,
+                sampling=greedy,
+                seed=seed,
+                outputs=options.questions,
+            )
+            new = {image.path: one.text for image, (one,) in zip(spoken_of, spoken, strict=True)}
+            seen = [image for image in seen if image.path in told or image.path in new]
             said = [told[image.path] if image.path in told else new[image.path] for image in seen]
             told_of, prompts, unusable = usable(
                 sampler,
@@ -126,8 +136,11 @@ def ask(
                 outputs=options.questions,
             )
             dropped.take(unusable)
+            how_many = options.questions
+            told_of, asked = complete_usable(
+                sampler, told_of, prompts, dropped, k=how_many, sampling=options.sampling, seed=seed, outputs=how_many
+            )
             seen, said = [image for image, _ in told_of], [text for _, text in told_of]
-            asked = sampler.complete(prompts, k=options.questions, sampling=options.sampling, seed=seed)
             own = [screen([one.text for one in texts], dropped) for texts in asked]
             kept = []
             for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow), strict=True):

@@ -47,7 +47,7 @@ def evaluate(
     `allow_overlap`, and what was found is written to `overlaps.jsonl`.
     """
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, usable
+    from stllava.model.sampler import Prompt, complete_usable, usable
     from stllava.tree.decode import open_sampler
 
     with locked(to):
@@ -80,7 +80,7 @@ def evaluate(
             kept, prompts, dropped = usable(
                 sampler, chunk, lambda one: Prompt((Message(role="user", content=worded(one, template)),), (one.image,))
             )
-            said = sampler.complete(prompts, k=1, sampling=options.sampling, seed=0)
+            kept, said = complete_usable(sampler, kept, prompts, dropped, k=1, sampling=options.sampling, seed=0)
             return [
                 predict(one, told.text, policy=weights, prompt=worded(one, template))
                 for one, (told,) in zip(kept, said, strict=True)

@@ -82,7 +82,7 @@ def predict(
 ) -> Manifest:
     """Let `policy` answer the file `questions` about images under `root`; write a line for each to `to`."""
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt
+    from stllava.model.sampler import Prompt, RefusedPromptsError
     from stllava.tree.decode import open_sampler
 
     with locked(to):
@@ -111,8 +111,15 @@ def predict(
                     dropped.fault(error, of="image")
                 else:
                     prompts[row.id] = prompt
-            said = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
-            told = {name: one for name, (one,) in zip(prompts, said, strict=True)}
+            names = list(prompts)
+            try:
+                said = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
+            except RefusedPromptsError as error:
+                said = error.said
+                for place, fault in error.refused.items():
+                    causes[names[place]] = cause_of(fault)
+                    dropped.fault(fault, of="image")
+            told = {name: one for name, (one,) in zip((one for one in names if one not in causes), said, strict=True)}
             replies = [
                 reply(row, told.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
                 for row in chunk

@@ -261,13 +261,36 @@ def test_a_busy_server_that_says_so_inside_a_200_is_asked_again(use: Use, given:
     assert set(asked.values()) == {2}
 
 
+PASSING = [
+    pytest.param(lambda _: httpx2.Response(429, json={}), "Lower concurrency, or set requests_per_minute", id="busy"),
+    pytest.param(lambda _: httpx2.Response(503, json={}), "Start or repair it", id="failing"),
+    pytest.param(lambda request: timed_out(request), "Raise timeout, or lower concurrency", id="slow"),
+]
+
+
+def timed_out(request: httpx2.Request) -> httpx2.Response:
+    """No reply in time."""
+    raise httpx2.ReadTimeout("", request=request)
+
+
+@pytest.mark.parametrize(("server", "remedy"), PASSING)
+def test_a_server_that_never_answers_is_told_with_what_helps_against_that(
+    server: Handler, remedy: str, use: Use, given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    asked = use(server)
+    with pytest.raises(StllavaError, match=r"answered none of the last 10 requests") as caught:
+        judge(options(retries=0), answers=given[0], root=given[1], to=tmp_path / "out")
+    assert remedy in str(caught.value)
+    assert asked.total() == 10
+
+
 def test_geminis_limit_a_minute_is_not_taken_for_an_empty_account() -> None:
     assert refusal_of(429, "You exceeded your current quota, please check your plan. Please retry in 36.9s").again
 
 
 def test_every_refusal_that_cannot_pass_says_what_to_do() -> None:
     assert all(kind.remedy for kind in KINDS)
-    assert not any(kind.again for kind in KINDS if kind.name != "pace")
+    assert not any(kind.again for kind in KINDS if kind.name not in ("pace", "time"))
 
 
 STREAM = "text/event-stream; charset=utf-8"

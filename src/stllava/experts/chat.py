@@ -226,7 +226,7 @@ class Chat:
         if failed < most and refused < max(REFUSALS, most):
             return
         told = f"the last {failed}" if failed >= most else f"the first {refused}"
-        help_first = advice(exchange.failure or "")
+        help_first = (refusal.remedy if refusal is not None else "") or advice(exchange.failure or "")
         again = "Give the same command again once it answers: every reply is kept."
         raise StllavaError(
             f"{self._address.base} answered none of {told} requests, the last ended with {exchange.failure}",

@@ -164,7 +164,8 @@ class Client:
             try:
                 status, headers, body = self._exchange(request, allowed, most)
             except httpx2.RequestError as error:
-                failure, status, refusal = self._broken(error, allowed), None, refusal_of(None, "")
+                failure, status = self._broken(error, allowed), None
+                refusal = refusal_of(None, failure)
             else:
                 if status == 200 and body is not None:
                     found = fault(body)
@@ -231,4 +232,4 @@ class Client:
         return printable(" ".join(self.address.hide(text).split()))[:CUT_SERVERS_WORDS]
 
 
-TOO_LARGE = Refusal("reply size", "request", again=False, remedy="Lower max_tokens, or mend the server.")
+TOO_LARGE = Refusal("reply size", "request", again=False, remedy="Lower max_tokens, or repair the server.")

@@ -147,6 +147,13 @@ KINDS = (
         remedy="Lower concurrency, or set requests_per_minute and tokens_per_minute to the server's limits.",
         statuses=frozenset({429}),
     ),
+    Refusal(
+        "time",
+        "unknown",
+        again=True,
+        remedy="Raise timeout, or lower concurrency where the server is merely busy.",
+        words=("(timeout)",),
+    ),
 )
 _ASKERS_FAULT = Refusal("refused", "unknown", again=False, remedy="")
 _SERVERS_FAULT = Refusal("failing", "unknown", again=True, remedy="")
@@ -173,4 +180,7 @@ def refusal_of(status: int | None, words: str) -> Refusal:
 def advice(words: str) -> str:
     """What to do about a failure that was told in these words; empty where nothing is known to help."""
     said = words.lower()
-    return next((kind.remedy for kind in KINDS if any(phrase in said for phrase in kind.words)), "")
+    for kind in KINDS:
+        if any(phrase in said for phrase in (*kind.words, *(f"status {code}:" for code in kind.statuses))):
+            return kind.remedy
+    return ""

@@ -14,7 +14,10 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.config import EndpointOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError, TextError
+from stllava.model.prompt import ChatProcessor, ServerTurn, server_turn
 from stllava.model.sampler import Completion, Prompt, RefusedPromptsError
+from stllava.model.template import IMAGE as PICTURE
+from stllava.model.template import layout_of, parts_of
 from stllava.records import Role, content_id
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
@@ -56,14 +59,17 @@ class EndpointSampler:
         audit: Path | None = None,
         blank: bool = False,
         virtual: Role = "virtual_user",
+        chat: ChatProcessor | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Images are relative to `root`; `blank` shows black instead. Sendings are noted in the folder `audit`.
 
         `virtual` is the role by which the policy's chat template knows the virtual user (`model.prompt.virtual_role`).
+        `chat` is the policy's processor: with it only prompts are sent that the server's template writes as they are here.
         `transport` replaces the network in tests.
         """
         self._options, self._audit, self._virtual, self._transport = options, audit, virtual, transport
+        self._chat = chat
         self._address = reach(options, purpose="they are shown to the policy")
         self._pictures = Pictures(root, keep=options.concurrency + 1, blank=blank)
 
@@ -78,9 +84,16 @@ class EndpointSampler:
         return (f"{self.device} spoke for the policy; that it serves the policy's weights was not checked.",)
 
     def check(self, prompt: Prompt) -> None:
-        """Raise ItemError when the prompt's images cannot be used."""
+        """Raise ItemError when the prompt's images or its text cannot be used."""
+        self._turn(prompt)
         for relative in prompt.images:
             self._pictures.check(relative)
+
+    def _turn(self, prompt: Prompt) -> ServerTurn:
+        """How the server is brought to let the speaker speak."""
+        if self._chat is None:
+            return ServerTurn({}, continues=prompt.speaker != "assistant")
+        return server_turn(self._chat, prompt.messages, images=len(prompt.images), speaker=prompt.speaker)
 
     def complete(
         self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
@@ -162,12 +175,17 @@ class EndpointSampler:
         return Completion(choice.message.content.strip(), finished=choice.end in ENDED)
 
     def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
-        messages: list[JsonValue] = [{"role": self._told(turn.role), "content": turn.content} for turn in prompt.messages]
-        if pictures:
-            first = next(index for index, turn in enumerate(prompt.messages) if turn.role == "user")
-            places: list[JsonValue] = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in pictures]
-            places.append({"type": "text", "text": prompt.messages[first].content})
-            messages[first] = {"role": "user", "content": places}
+        left = iter(pictures)
+        messages: list[JsonValue] = []
+        for turn, (_, shape) in zip(prompt.messages, layout_of(prompt.messages, images=len(pictures)), strict=True):
+            texts = (text for text in parts_of(turn) if text is not None)
+            parts: list[JsonValue] = [
+                {"type": "image_url", "image_url": {"url": next(left).url}}
+                if part == PICTURE
+                else {"type": "text", "text": next(texts)}
+                for part in shape
+            ]
+            messages.append({"role": self._told(turn.role), "content": parts if PICTURE in shape else turn.content})
         body: dict[str, JsonValue] = {
             "model": self._options.model,
             "messages": messages,
@@ -180,10 +198,13 @@ class EndpointSampler:
         }
         if sampling.top_k:
             body["top_k"] = sampling.top_k
-        if prompt.speaker != "assistant":
-            # Servers open turns of the assistant only; vLLM goes on with another's when it stands there, still empty.
+        opened = self._turn(prompt)
+        if opened.continues:
+            # Servers open turns of the assistant only, in words of their template; vLLM goes on with a turn that stands there.
             messages.append({"role": self._told(prompt.speaker), "content": ""})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
+        if opened.variables:
+            body["chat_template_kwargs"] = dict(opened.variables)
         return {name: value for name, value in (body | self._options.extra).items() if value is not None}
 
     def _told(self, role: Role) -> Role:
@@ -198,5 +219,8 @@ def _error(body: bytes) -> Fault | None:
 
 def request_seed(prompt: Prompt, *, number: int, seed: int) -> int:
     """The seed of a prompt's completion `number`: the same whatever is asked beside it."""
-    turns: list[JsonValue] = [[turn.role, turn.content] for turn in prompt.messages]
+    turns: list[JsonValue] = []
+    for turn in prompt.messages:
+        where: list[JsonValue] = [list[JsonValue](turn.image_offsets)] if turn.image_offsets else []
+        turns.append([turn.role, turn.content, *where])
     return int(content_id(seed, list(prompt.images), turns, prompt.speaker, number), 16) % SEEDS

@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from stllava.errors import StllavaError, TextError
 from stllava.model.template import (
     LEARNED,
-    MARK,
     PLACES,
     REFUSED,
     SAID,
     SWITCH,
+    TEXT,
     Around,
     ChatProcessor,
     Frame,
     RefusedTurnsError,
     as_told,
-    begun,
+    asks_as_here,
     closing,
+    conversation_of,
     endings,
     frame_of,
+    gaps_of,
     layout_of,
     parts_of,
     render,
@@ -44,6 +46,7 @@ __all__ = [
     "OpenTurn",
     "RefusedTurnsError",
     "Segment",
+    "ServerTurn",
     "closing",
     "endings",
     "lessons_of",
@@ -115,6 +118,7 @@ def lessons_of(processor: ChatProcessor, messages: Sequence[Message], *, images:
     And where the template leaves out of earlier turns what it writes in the last, such as an empty thought, every turn is
     learned from a text of its own.
     """
+    layout_of(messages, images=images)  # It refuses turns that do not show all images of the conversation.
     shown = [index for index, message in enumerate(messages) if message.image_offsets]
     lessons = []
     for begin, end in zip(shown or [0], [*shown[1:], len(messages)], strict=True):
@@ -184,29 +188,29 @@ def _written(
 
 
 def server_turn(processor: ChatProcessor, messages: Sequence[Message], *, images: int, speaker: Role) -> ServerTurn:
-    """How a server with this chat template lets `speaker` speak behind the very text that is put before the model here.
+    """How a server with this chat template lets `speaker` speak behind the text that is put before the model here.
 
     Raises TextError for a conversation that the template would write differently: it holds a special token, or words that
-    the template cuts or changes.
+    the template cuts or changes, more than the white space around them.
     """
-    here = "".join(piece.text for piece in open_turn(processor, messages, images=images, speaker=speaker).before)
-    if is_marked(here):
+    layout = layout_of(messages, images=images)
+    texts = [text for message in messages for text in parts_of(message) if text is not None]
+    if any(is_marked(spelled(text, special_tokens(processor))) for text in texts):
         raise TextError(SPELLED, "a server would take it for the token itself")
-    told = [role for role, _ in as_told(processor, layout_of(messages, images=images))]
-    turns: list[dict[str, object]] = []
-    first = next((index for index, message in enumerate(messages) if message.role == "user"), -1)
-    unplaced = not any(message.image_offsets for message in messages)
-    for index, (role, message) in enumerate(zip(told, messages, strict=True)):
-        parts = [None] * images * (unplaced and index == first) + parts_of(message)
-        content: list[object] = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
-        turns.append({"role": role, "content": content})
-    spoken = virtual_role(processor) if speaker == "virtual_user" else speaker
-    left: dict[str, object] = {"role": spoken, "content": [{"type": "text", "text": MARK}]}
-    asked = render(processor, turns, ask=True) if speaker == "assistant" else ""
-    for text, continues in ((asked, False), (render(processor, [*turns, left]).partition(MARK)[0], True)):
-        if begun(processor, text).rstrip(" ") == here:
-            return ServerTurn({SWITCH: False} if thinks(processor) else {}, continues)
-    raise TextError("changed by the chat template", "a server would not put the text before the model as it is")
+    continues = speaker != "assistant" or not asks_as_here(processor, layout)
+    layout = as_told(processor, (*layout, (speaker, TEXT)) if continues else layout)
+    gaps = gaps_of(processor, layout, ask=not continues)
+    wanted = "".join(gap + text for gap, text in zip(gaps, [*texts, ""], strict=False))
+    texts += [""] if continues else []
+    written = render(processor, conversation_of(layout, texts), ask=not continues, go_on=continues)
+    if "".join(written.split()) != "".join(wanted.split()) or _white_end(written) != _white_end(wanted):
+        raise TextError("changed by the chat template", "a server would not put the text before the model as it is")
+    return ServerTurn({SWITCH: False} if thinks(processor) else {}, continues)
+
+
+def _white_end(text: str) -> str:
+    """The white space that a text ends with, but for blanks, which belong to what follows."""
+    return text.rstrip(" ")[len(text.rstrip()) :]
 
 
 def self_question(messages: Sequence[Message], turns: Sequence[bool]) -> list[Message]:

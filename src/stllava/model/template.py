@@ -41,6 +41,7 @@ class ChatProcessor(Hashable, Protocol):
         *,
         tokenize: bool,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         **variables: object,
     ) -> str:
         """Render a conversation."""
@@ -109,15 +110,16 @@ def frame_of(processor: ChatProcessor, layout: Layout) -> Frame:
     told = as_told(processor, layout)
     roles = [role for role, _ in layout]
     learned = [index for index, role in enumerate(roles) if role in LEARNED]
+    shapes = [shape for _, shape in layout]
     try:
-        gaps = _render(processor, told)
-        cut = {index: _render(processor, told[: index + 1]) for index in learned}
+        gaps = gaps_of(processor, told)
+        cut = {index: gaps_of(processor, told[: index + 1]) for index in learned}
+        for index, written in {len(roles) - 1: gaps, **cut}.items():
+            if len(written) != sum(shape.count(TEXT) for shape in shapes[: index + 1]) + 1:
+                raise _refusal(roles, f"writes {len(written) - 1} of {index + 1} turns ({', '.join(roles[: index + 1])})")
         asked = {index: _opened(processor, told[:index], cut[index][-2]) for index in learned if roles[index] == "assistant"}
     except TemplateError as error:
         raise _refusal(roles, f"refuses the turns {', '.join(roles)} ({error})") from error
-    shapes = [shape for _, shape in layout]
-    if len(gaps) != sum(shape.count(TEXT) for shape in shapes) + 1:
-        raise _refusal(roles, f"writes {len(gaps) - 1} of {len(roles)} turns ({', '.join(roles)})")
     begins = [begun(processor, gaps[0]), *gaps[1:]]
     texts: list[Around] = []
     openings: list[Around] = []
@@ -128,19 +130,19 @@ def frame_of(processor: ChatProcessor, layout: Layout) -> Frame:
             texts += [Around(begin) for begin in begins[place : place + shape.count(TEXT)]]
             openings += texts[place:]
             continue
-        written = cut[index][-1].rstrip()
-        if not gaps[place + 1].startswith(written):
+        closed = cut[index][-1].rstrip()
+        if not gaps[place + 1].startswith(closed):
             raise _refusal(roles, "changes earlier turns when later ones follow")
         told_before = _stripped(gaps[place])
         before = asked.get(index, told_before)
         lasting &= index + 1 == len(layout) or (cut[index][:-1] == gaps[: place + 1] and "".join(before) == gaps[place])
-        ending = written if _stops(processor, written) else _end(processor)
+        ending = closed if _stops(processor, closed) else _end(processor)
         ended = len(gaps[place]) - len(begins[place])  # What ended the turn before is no opening.
         for found, (opening, blank) in ((texts, told_before), (openings, before)):
             kept = "" if not blank.strip(" ") and _writes_blanks(processor) else blank
             found.append(Around(opening[ended:] if place else begun(processor, opening), kept, ending))
-        if ending == written:
-            begins[place + 1] = gaps[place + 1][len(written) :]
+        if _stops(processor, closed):
+            begins[place + 1] = gaps[place + 1][len(closed) :]
     between = [len(images) for images in "".join(shapes).split(TEXT)]
     in_order = [gap.count(processor.image_token) for gap in gaps] == between
     return Frame(tuple(texts), tuple(openings), begins[-1], lasting, in_order)
@@ -154,14 +156,21 @@ def _opened(processor: ChatProcessor, told: Layout, before: str) -> tuple[str, s
     """
     if not told:
         return _stripped(before)
-    asked = _render(processor, told, ask=True)[-1].rstrip(" ")
-    if asked == _render(processor, told)[-1].rstrip(" "):
+    asked = gaps_of(processor, told, ask=True)[-1].rstrip(" ")
+    if asked == gaps_of(processor, told)[-1].rstrip(" "):
         return _stripped(before)
     if before.startswith(asked) and not before[len(asked) :].strip():
         return asked, before[len(asked) :]
-    if thinks(processor) and asked != _render(processor, told, ask=True, think=True)[-1].rstrip(" "):
+    if thinks(processor) and asked != gaps_of(processor, told, ask=True, think=True)[-1].rstrip(" "):
         return asked, ""
     return _stripped(before)
+
+
+def asks_as_here(processor: ChatProcessor, layout: Layout) -> bool:
+    """Whether the template, asked for an answer to these turns, writes what stands before it here."""
+    told = as_told(processor, layout)
+    before = gaps_of(processor, (*told, ("assistant", TEXT)))[-2]
+    return _opened(processor, told, before)[0] == gaps_of(processor, told, ask=True)[-1].rstrip(" ")
 
 
 def _stripped(text: str) -> tuple[str, str]:
@@ -179,7 +188,7 @@ def virtual_role(processor: ChatProcessor) -> Role:
     roles: tuple[Role, ...] = ("user", "assistant", "virtual_user", "assistant")
     talk: Layout = tuple((role, TEXT) for role in roles)
     try:
-        whole, before = _render(processor, talk), _render(processor, talk[:2])
+        whole, before = gaps_of(processor, talk), gaps_of(processor, talk[:2])
     except TemplateError:
         return "user"
     if len(whole) != len(talk) + 1:
@@ -215,9 +224,9 @@ def special_tokens(processor: ChatProcessor) -> tuple[str, ...]:
     added = processor.tokenizer.added_tokens_decoder.values()
     talk: Layout = (("user", IMAGE + TEXT), ("assistant", TEXT), ("user", TEXT))
     try:
-        written = "\n".join(_render(processor, talk))
+        written = "\n".join(gaps_of(processor, talk))
     except TemplateError:
-        written = "\n".join(_render(processor, talk[:1]))
+        written = "\n".join(gaps_of(processor, talk[:1]))
     names = {token.content for token in added if token.special or (token.content in written and token.content.strip())}
     return tuple(sorted({*names, processor.image_token}))
 
@@ -227,10 +236,19 @@ def thinks(processor: ChatProcessor) -> bool:
     return SWITCH in processor.chat_template
 
 
-def render(processor: ChatProcessor, conversation: list[dict[str, object]], *, ask: bool = False, think: bool = False) -> str:
-    """The conversation in the template's words; with `ask` up to where an answer begins."""
+def render(
+    processor: ChatProcessor,
+    conversation: list[dict[str, object]],
+    *,
+    ask: bool = False,
+    go_on: bool = False,
+    think: bool = False,
+) -> str:
+    """The conversation in the template's words, up to where an answer (`ask`) or more of the last turn (`go_on`) begins."""
     variables = {SWITCH: think} if thinks(processor) else {}
-    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=ask, **variables)
+    return processor.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=ask, continue_final_message=go_on, **variables
+    )
 
 
 def begun(processor: ChatProcessor, text: str) -> str:
@@ -238,13 +256,22 @@ def begun(processor: ChatProcessor, text: str) -> str:
     return _start(processor, text) + text
 
 
-def _render(processor: ChatProcessor, told: Layout, *, ask: bool = False, think: bool = False) -> list[str]:
+def gaps_of(processor: ChatProcessor, layout: Layout, *, ask: bool = False, think: bool = False) -> list[str]:
     """What the template writes before, between and behind texts, given just these turns."""
-    mark: dict[str, str] = {"type": "text", "text": MARK}
-    conversation: list[dict[str, object]] = [
-        {"role": role, "content": [{"type": "image"} if part == IMAGE else mark for part in shape]} for role, shape in told
-    ]
-    return render(processor, conversation, ask=ask, think=think).split(MARK)
+    marks = [MARK] * sum(shape.count(TEXT) for _, shape in layout)
+    return render(processor, conversation_of(layout, marks), ask=ask, think=think).split(MARK)
+
+
+def conversation_of(layout: Layout, texts: Sequence[str]) -> list[dict[str, object]]:
+    """A conversation with this layout and these texts as chat templates take it."""
+    following = iter(texts)
+    turns: list[dict[str, object]] = []
+    for role, shape in layout:
+        parts: list[dict[str, str]] = [
+            {"type": "image"} if part == IMAGE else {"type": "text", "text": next(following)} for part in shape
+        ]
+        turns.append({"role": role, "content": parts})
+    return turns
 
 
 def _refusal(roles: Sequence[Role], found: str) -> RefusedTurnsError:

@@ -71,8 +71,8 @@ def open_sampler(
     Images sent to a server are noted in the folder `audit`.
     """
     if options.endpoint.url:
-        virtual = virtual_role(cast(ChatProcessor, read_processor(policy)))
-        return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank, virtual=virtual)
+        chat = cast(ChatProcessor, read_processor(policy))
+        return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank, virtual=virtual_role(chat), chat=chat)
     return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
 
 

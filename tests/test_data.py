@@ -225,8 +225,8 @@ def test_a_row_as_it_is_found_becomes_the_same_conversation(kind: str, form: str
 def test_what_is_read_though_it_is_not_quite_what_it_seems_is_told(tmp_path: Path) -> None:
     rows = [llava("What?", "That.", image=None, source="web"), llava("In <image>?", "No.", image=["a.png", "b.png"])]
     assert read_conversation_file(written(tmp_path / "a.json", rows)).notes == (
-        "1 rows of a.json have no image and are learned as text alone.",
-        "1 rows of a.json place another number of images than they have: all come first, one image at its first place.",
+        "1 of 2 rows of a.json have no image and are learned as text alone.",
+        "1 of 2 rows of a.json place another number of images than they have: all come first, one image at its first place.",
         "Columns of a.json that were not read: source.",
     )
 

@@ -446,6 +446,7 @@ def test_the_commands_bring_in_and_out_and_say_what_was_left(
     import_command(["preferences", str(source), "--images", str(root), "--to", str(tmp_path / "pairs")])
     said = capsys.readouterr().out
     assert "2 in, 1 out" in said
+    assert "Columns as in RLAIF-V." in said
     assert "1 image missing" in said
     assert str(tmp_path / "pairs" / "missing.jsonl") in said
     out = tmp_path / "back.json"

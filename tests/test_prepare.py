@@ -383,7 +383,7 @@ def test_every_question_of_own_conversations_is_learned_by_itself_too(files: Fil
     turns = Counter(len(row.messages) for row in read_jsonl(data.conversations, Conversation))
     assert turns == {6: 3, 2: 1 + 1 + 8}  # three wholes, a single of the file's own, one of text alone, and 3 × 3 less that one
     assert any(note.startswith("8 questions of conversations with several are also learned") for note in data.notes)
-    assert any("1 rows of talks.json have no image" in note for note in data.notes)
+    assert any("1 of 5 rows of talks.json have no image" in note for note in data.notes)
     whole = prepare(files.model_copy(update={"single_questions": False}), seed=0, to=tmp_path / "whole")
     assert whole.manifest.measures["conversations"] == 5
 

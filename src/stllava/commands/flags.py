@@ -58,10 +58,12 @@ def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:
 
 
 def tell(manifest: Manifest) -> None:
-    """Print what went into a stage and came out."""
+    """Print what went into a stage and came out, and what its reader must know."""
     dropped = ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items())
     show(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
     if dropped:
         show(f"  left out: {dropped}")
     for name, value in manifest.measures.items():
         show(f"  {name}: {value:.4g}")
+    for note in manifest.notes:
+        show(f"  {note}")

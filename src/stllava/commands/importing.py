@@ -91,7 +91,7 @@ def images(
 
     manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
     tell(manifest)
-    show(*manifest.notes, f"What was changed, for you to confirm: {to / page_name(1)}")
+    show(f"What was changed, for you to confirm: {to / page_name(1)}")
 
 
 def conversations(
@@ -100,7 +100,7 @@ def conversations(
     """Bring instruction data, such as LLaVA-Med's, into the form that sft reads: conversations.jsonl and missing.jsonl.
 
     Args:
-        source: A file as LLaVA writes it, JSON or JSONL.
+        source: A file as LLaVA, ms-swift, LLaMA-Factory and others write it: JSON, JSON lines or a table (docs/data.md).
         images: What its image paths are relative to.
         to: Folder for the conversations.
         max_bad: Share of rows that may be left out.
@@ -118,7 +118,8 @@ def preferences(
     """Bring pairs of answers, such as STLLaVA-Med's, into the form that dpo reads: preferences.jsonl and missing.jsonl.
 
     Args:
-        source: A JSON or JSONL file with the columns of STLLaVA-Med, LLaVA-RLHF, POVID, RLAIF-V or TRL.
+        source: JSON, JSON lines or a table with the columns of STLLaVA-Med, LLaVA-RLHF, POVID, RLAIF-V, RLHF-V, VLFeedback,
+            ms-swift, LLaMA-Factory or TRL (docs/data.md).
         images: What its image paths are relative to.
         to: Folder for the pairs.
         max_bad: Share of rows that may be left out.

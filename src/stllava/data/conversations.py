@@ -137,7 +137,7 @@ def _read_own(path: Path) -> RecordFile[Conversation]:
             made.fault(number, error)
         else:
             made.records.append(kept)
-    made.notes = tuple(told_notes(path, {TOLD_LONE: sum(not one.images for one in made.records)}))
+    made.notes = tuple(told_notes(path, {TOLD_LONE: sum(not one.images for one in made.records)}, rows=made.rows))
     return made
 
 
@@ -172,7 +172,7 @@ def _read_rows(path: Path, *, root: Path | None) -> RecordFile[Conversation]:
     for number in table.others:
         made.fault(number, ItemError("malformed", "it is no object with named columns"))
     made.take(found)
-    made.notes = (*table.notes, *told_notes(path, told), *unread_note(path, table.columns(), _READ))
+    made.notes = (*table.notes, *told_notes(path, told, rows=made.rows), *unread_note(path, table.columns(), _READ))
     return made
 
 
@@ -181,13 +181,13 @@ def known_pairs() -> str:
     return ", or ".join(" and ".join(pair) for pair in PAIRS)
 
 
-def told_notes(path: Path, told: Mapping[str, int]) -> list[str]:
-    """Sentences on what `messages_of` counted."""
+def told_notes(path: Path, told: Mapping[str, int], *, rows: int) -> list[str]:
+    """Sentences on what `messages_of` counted among so many rows."""
     sentences = {
         TOLD_LONE: "have no image and are learned as text alone",
         TOLD_PLACES: "place another number of images than they have: all come first, one image at its first place",
     }
-    return [f"{told[key]} rows of {path.name} {sentence}." for key, sentence in sentences.items() if told.get(key)]
+    return [f"{told[key]} of {rows} rows of {path.name} {sentence}." for key, sentence in sentences.items() if told.get(key)]
 
 
 def unread_note(path: Path, columns: Sequence[str], read: frozenset[str]) -> list[str]:

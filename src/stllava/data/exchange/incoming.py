@@ -92,7 +92,7 @@ def _read_preferences(source: Path, *, root: Path) -> RecordFile[Preference]:
             made.fault(number, error)
     made.take(found)
     unread = unread_note(source, table.columns(), layout.read)
-    made.notes = (*table.notes, *told_notes(source, told), *unread, f"Columns as in {layout.name}.")
+    made.notes = (*table.notes, *told_notes(source, told, rows=made.rows), *unread, f"Columns as in {layout.name}.")
     return made
 
 

@@ -518,3 +518,46 @@ def test_a_judge_that_stopped_goes_on_in_the_same_folder_with_other_options(
     manifest = judge(options(max_tokens=4000), answers=given[0], root=given[1], to=tmp_path / "out")
     assert manifest.measures["verdicts"] == 40
     assert asked.total() == 80
+
+
+def test_fields_of_any_form_go_into_requests_and_flags_know_numbers_from_words(
+    use: Use, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies: list[dict[str, JsonValue]] = []
+
+    def hear(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(json.loads(request.content))
+        return good(request)
+
+    use(hear)
+    answers, root = write_answers(tmp_path / "answers", many_answers(1)), write_image(tmp_path / "images")
+    thinking: JsonValue = {"enable_thinking": False}
+    judge(options(extra={"chat_template_kwargs": thinking, "stop": ["x"]}), answers=answers, root=root, to=tmp_path / "one")
+    assert (bodies[0]["chat_template_kwargs"], bodies[0]["stop"]) == (thinking, ["x"])
+    flags = [
+        "judge",
+        "--expert",
+        "chat",
+        "--mode",
+        "pairwise",
+        "--chat.url",
+        URL,
+        "--chat.no-structured",
+        "--answers",
+        str(answers),
+    ]
+    flags += [
+        "--chat.extra",
+        "max_tokens",
+        "None",
+        "max_completion_tokens",
+        "4000",
+        "reasoning_effort",
+        "low",
+        "logprobs",
+        "False",
+    ]
+    main([*flags, "--root", str(root), "--to", str(tmp_path / "two")])
+    body = bodies[-1]
+    assert "max_tokens" not in body
+    assert (body["max_completion_tokens"], body["reasoning_effort"], body["logprobs"]) == (4000, "low", False)

@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from tyro.conf import arg
 
 from stllava.config.base import Options, Rate, Share
 
 QUESTION = "{question}"
 DESCRIBE = "Describe the image."
+RequestFields = Annotated[dict[str, JsonValue], arg(constructor=dict[str, bool | int | float | str | None])]
+"""Fields of a request by name: any JSON in a recipe, plain values as flags, where 4000 is a number and low a word."""
 
 
 class SamplingOptions(Options):
@@ -44,7 +47,7 @@ class ServerOptions(Options):
     """Name of the environment variable that holds the server's API key; empty when it needs none."""
     header_variables: dict[str, str] = Field(default={})
     """Headers to send, each with the environment variable that holds its value: {api-key: AZURE_KEY} for Azure."""
-    extra: dict[str, str | int | float | bool | None] = Field(default={})
+    extra: RequestFields = Field(default={})
     """Fields to add to every request, such as reasoning_effort; a field of None is left out of it, max_tokens say."""
 
 

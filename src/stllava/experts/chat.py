@@ -17,7 +17,7 @@ from stllava.experts.exchange import Exchange, Journal, Request, as_refusal, cut
 from stllava.experts.expert import UNREADABLE
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit
-from stllava.remote.client import Client, Fault, NoReplyError, Reply
+from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError, Reply
 from stllava.remote.completion import ChatCompletion, error_in
 from stllava.remote.pace import Pace
 from stllava.remote.pictures import Picture, Pictures
@@ -114,7 +114,7 @@ class Chat:
         problem = "the server reports an error and sends it as a reply" if error is not None else fault(body)
         if problem is None or (error is None and cut_off(body)):
             return None
-        problem = printable(self._address.hide(problem))
+        problem = printable(self._address.hide(problem))[:CUT_SERVERS_WORDS]
         self._purse.settle(reserved, cost := self.cost(request, body))
         if self._journal is not None:
             told = self._address.hide(body.decode(errors="replace"))[:KEPT_OF_FAULTS]

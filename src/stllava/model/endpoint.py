@@ -169,7 +169,7 @@ class EndpointSampler:
             said = " ".join(self._address.hide(body.decode(errors="replace")).split())
             raise StllavaError(
                 f"{self._address.at('/chat/completions')} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
-                expected=f"one choice with a text that came to an end ({printable(problem)})",
+                expected=f"one choice with a text that came to an end ({printable(problem)[:CUT_SERVERS_WORDS]})",
                 remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
             ) from None
         return Completion(choice.message.content.strip(), finished=choice.end in ENDED)

@@ -264,13 +264,21 @@ def test_a_busy_server_that_says_so_inside_a_200_is_asked_again(use: Use, given:
 PASSING = [
     pytest.param(lambda _: httpx2.Response(429, json={}), "Lower concurrency, or set requests_per_minute", id="busy"),
     pytest.param(lambda _: httpx2.Response(503, json={}), "Start or repair it", id="failing"),
-    pytest.param(lambda request: timed_out(request), "Raise timeout, or lower concurrency", id="slow"),
+    pytest.param(lambda request: broken(httpx2.ReadTimeout, "", request), "Raise timeout, or lower concurrency", id="slow"),
+    pytest.param(
+        lambda request: broken(httpx2.ConnectError, "[Errno 111] Connection refused", request), "check the port", id="nobody"
+    ),
+    pytest.param(
+        lambda request: broken(httpx2.ConnectError, "[Errno -2] Name or service not known", request),
+        "Check the host",
+        id="host",
+    ),
 ]
 
 
-def timed_out(request: httpx2.Request) -> httpx2.Response:
-    """No reply in time."""
-    raise httpx2.ReadTimeout("", request=request)
+def broken(error: type[httpx2.TransportError], words: str, request: httpx2.Request) -> httpx2.Response:
+    """No reply."""
+    raise error(words, request=request)
 
 
 @pytest.mark.parametrize(("server", "remedy"), PASSING)
@@ -284,13 +292,24 @@ def test_a_server_that_never_answers_is_told_with_what_helps_against_that(
     assert asked.total() == 10
 
 
+def test_a_certificate_that_is_not_the_servers_ends_the_stage_at_once(
+    use: Use, given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    asked = use(
+        lambda request: broken(httpx2.ConnectError, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", request)
+    )
+    with pytest.raises(StllavaError, match="as its certificate does"):
+        judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    assert asked.total() == 1
+
+
 def test_geminis_limit_a_minute_is_not_taken_for_an_empty_account() -> None:
     assert refusal_of(429, "You exceeded your current quota, please check your plan. Please retry in 36.9s").again
 
 
 def test_every_refusal_that_cannot_pass_says_what_to_do() -> None:
     assert all(kind.remedy for kind in KINDS)
-    assert not any(kind.again for kind in KINDS if kind.name not in ("pace", "time"))
+    assert not any(kind.again for kind in KINDS if kind.name not in ("pace", "time", "host", "nobody"))
 
 
 STREAM = "text/event-stream; charset=utf-8"

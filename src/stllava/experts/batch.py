@@ -40,8 +40,8 @@ ROUNDS = 3
 """Times that requests a batch failed to answer are put into another one."""
 MARK = "stllava"
 """Name of the metadata by which a batch is found again."""
-MOST_FILE_BYTES, FILE_SECONDS = 1 << 30, 3600.0
-"""What a file that comes back may hold, and how long a file may take to go or come."""
+MOST_LINE_BYTES, MOST_FILE_BYTES, FILE_SECONDS = 1 << 20, 1 << 29, 3600.0
+"""What a file that comes back may hold, for each request and in all, and how long a file may take to go or come."""
 LOG = logging.getLogger(__name__)
 B = TypeVar("B", bound=BaseModel)
 
@@ -271,7 +271,8 @@ class Batch(Chat):
         useless: set[str] = set()
         address = self._address.at(f"/files/{file}/content")
         download = httpx2.Request("GET", address, headers=self._address.headers)
-        content = self._send(client, download, seconds=FILE_SECONDS, most=MOST_FILE_BYTES)
+        most = min(MOST_FILE_BYTES, (1 + len(waiting)) * 2 * MOST_LINE_BYTES)
+        content = self._send(client, download, seconds=FILE_SECONDS, most=most)
         for raw in content.split(b"\n"):
             if not raw.strip():
                 continue

@@ -166,6 +166,8 @@ class Client:
             except httpx2.RequestError as error:
                 failure, status = self._broken(error, allowed), None
                 refusal = refusal_of(None, failure)
+                if not refusal.again:
+                    raise NoReplyError(failure, attempts=attempts, status=None, refusal=refusal) from None
             else:
                 if status == 200 and body is not None:
                     found = fault(body)

@@ -148,6 +148,27 @@ KINDS = (
         statuses=frozenset({429}),
     ),
     Refusal(
+        "certificate",
+        "all",
+        again=False,
+        remedy="Name the host in url as its certificate does, with https only where the server speaks it.",
+        words=("certificate verify failed", "wrong version number", "wrong_version_number"),
+    ),
+    Refusal(
+        "host",
+        "unknown",
+        again=True,
+        remedy="Check the host in url.",
+        words=("name or service not known", "temporary failure in name resolution", "nodename nor servname"),
+    ),
+    Refusal(
+        "nobody",
+        "unknown",
+        again=True,
+        remedy="Start the server, or check the port in url.",
+        words=("connection refused",),
+    ),
+    Refusal(
         "time",
         "unknown",
         again=True,

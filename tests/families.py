@@ -63,6 +63,17 @@ from architectures import (
     tokenizer_of,
     without_video_half,
 )
+from families_plain import (
+    aya_vision,
+    deepseek_vl,
+    deepseek_vl_hybrid,
+    granite4_vision,
+    granite_vision,
+    idefics2,
+    mistral3,
+    ovis2,
+    pixtral,
+)
 from families_thinking import gemma4
 from stllava.model.families import PALIGEMMA
 from stllava.model.load import Policy
@@ -280,7 +291,19 @@ FAMILIES: dict[str, Callable[[], Policy]] = {
     "gemma4": gemma4,
     "internvl": internvl,
     "paligemma": paligemma,
+    "pixtral": pixtral,
+    "mistral3": mistral3,
+    "ministral3": lambda: mistral3(ministral=True),
+    "idefics2": idefics2,
+    "aya_vision": aya_vision,
+    "deepseek_vl": deepseek_vl,
+    "deepseek_vl_hybrid": deepseek_vl_hybrid,
+    "granite_vision": granite_vision,
+    "granite4_vision": granite4_vision,
+    "ovis2": ovis2,
 }
+TITLES = {"pixtral": "Pixtral", "ministral3": "Ministral 3", "granite_vision": "Granite Vision 3"}
+"""What models are called that are of another's family."""
 
 
 def _told(policy: Policy, template: str) -> Policy:

@@ -14,8 +14,8 @@ class Family:
 
     title: str
     """Its name in the docs."""
-    vision: str
-    """Name of the module that is the vision tower."""
+    vision: tuple[str, ...]
+    """Names of the modules that are vision towers."""
     projector: tuple[str, ...]
     """Names of the modules and parameters that carry image features to the language model."""
     place: str
@@ -28,6 +28,10 @@ class Family:
     """What a token behind the images is, where the model asks what each token is."""
     pictures: str = ""
     """Processor class that reads images as its own does, where its own cannot even be built without its half for videos."""
+    axis: int = 0
+    """Along which axis the pixels of several images are joined."""
+    fewest: int = 1
+    """Fewest tokens of an image that its model takes."""
     template: str = ""
     """Chat template for processors that come without one."""
 
@@ -56,20 +60,20 @@ Its processor writes `<bos>` behind the images, so the template writes it only w
 """
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family("LLaVA-1.5", "vision_tower", ("multi_modal_projector",), "<image>"),
-    "llava_next": Family("LLaVA-NeXT", "vision_tower", ("multi_modal_projector", "image_newline"), "<image>"),
-    "llava_onevision": Family("LLaVA-OneVision", "vision_tower", ("multi_modal_projector", "image_newline"), "<image>"),
-    "qwen2_vl": Family("Qwen2-VL", "visual", ("merger",), "<|image_pad|>", POSITIONS),
-    "qwen2_5_vl": Family("Qwen2.5-VL", "visual", ("merger",), "<|image_pad|>", POSITIONS),
-    "qwen3_vl": Family("Qwen3-VL", "visual", ("merger", "deepstack_merger_list"), "<|image_pad|>", POSITIONS),
-    "idefics3": Family("Idefics3", "vision_model", ("connector",), "<image>"),
-    "smolvlm": Family("SmolVLM", "vision_model", ("connector",), "<image>", pictures="Idefics3Processor"),
-    "gemma3": Family("Gemma 3, MedGemma", "vision_tower", ("multi_modal_projector",), "<start_of_image>", BOTH_WAYS),
-    "gemma4": Family("Gemma 4", "vision_tower", ("embed_vision",), "<|image|>", BOTH_WAYS),
-    "internvl": Family("InternVL", "vision_tower", ("multi_modal_projector",), "<IMG_CONTEXT>"),
+    "llava": Family("LLaVA-1.5", ("vision_tower",), ("multi_modal_projector",), "<image>"),
+    "llava_next": Family("LLaVA-NeXT", ("vision_tower",), ("multi_modal_projector", "image_newline"), "<image>"),
+    "llava_onevision": Family("LLaVA-OneVision", ("vision_tower",), ("multi_modal_projector", "image_newline"), "<image>"),
+    "qwen2_vl": Family("Qwen2-VL", ("visual",), ("merger",), "<|image_pad|>", POSITIONS),
+    "qwen2_5_vl": Family("Qwen2.5-VL", ("visual",), ("merger",), "<|image_pad|>", POSITIONS),
+    "qwen3_vl": Family("Qwen3-VL", ("visual",), ("merger", "deepstack_merger_list"), "<|image_pad|>", POSITIONS),
+    "idefics3": Family("Idefics3", ("vision_model",), ("connector",), "<image>"),
+    "smolvlm": Family("SmolVLM", ("vision_model",), ("connector",), "<image>", pictures="Idefics3Processor"),
+    "gemma3": Family("Gemma 3, MedGemma", ("vision_tower",), ("multi_modal_projector",), "<start_of_image>", BOTH_WAYS),
+    "gemma4": Family("Gemma 4", ("vision_tower",), ("embed_vision",), "<|image|>", BOTH_WAYS),
+    "internvl": Family("InternVL", ("vision_tower",), ("multi_modal_projector",), "<IMG_CONTEXT>"),
     "paligemma": Family(
         "PaliGemma",
-        "vision_tower",
+        ("vision_tower",),
         ("multi_modal_projector",),
         "<image>",
         BOTH_WAYS,
@@ -77,13 +81,28 @@ FAMILIES: dict[str, Family] = {
         kind_of_text=1,
         template=PALIGEMMA,
     ),
+    # The projector of a single token loses an axis, and splitting by images fails (transformers 5.23).
+    "mistral3": Family("Mistral Small 3", ("vision_tower",), ("multi_modal_projector",), "[IMG]", fewest=2),
+    "idefics2": Family("Idefics2", ("vision_model",), ("connector",), "<image>"),
+    "aya_vision": Family("Aya Vision", ("vision_tower",), ("multi_modal_projector",), "<image>"),
+    "deepseek_vl": Family("DeepSeek-VL", ("vision_model",), ("aligner",), "<image_placeholder>"),
+    "deepseek_vl_hybrid": Family(
+        "DeepSeek-VL of two towers",
+        ("vision_model", "high_res_vision_model"),
+        ("aligner", "high_res_vision_neck", "high_res_vision_proj", "high_res_vision_alpha"),
+        "<image_placeholder>",
+    ),
+    "granite4_vision": Family(
+        "Granite Vision 4", ("vision_tower",), ("layerwise_projectors", "spatial_projectors", "image_newline"), "<image>"
+    ),
+    "ovis2": Family("Ovis2", ("vision_tower",), ("visual_embeddings_table",), "<image>"),
 }
 """By the `model_type` of their configuration."""
 
-UNKNOWN = Family("", "", (), "")
+UNKNOWN = Family("", (), (), "")
 """What is known of any other family."""
 
-VISION = tuple(sorted({family.vision for family in FAMILIES.values()}))
+VISION = tuple(sorted({name for family in FAMILIES.values() for name in family.vision}))
 PROJECTOR = tuple(sorted({name for family in FAMILIES.values() for name in family.projector}))
 
 

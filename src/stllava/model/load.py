@@ -39,6 +39,11 @@ IMAGE_CACHE_BYTES = 1 << 28
 TEXT_CACHE_ENTRIES = 1 << 16
 PLAIN_SIDE = 256
 """Pixels of a side of the picture that tells a processor that fails from one that refuses a picture."""
+Shapes = tuple[tuple[str, int, int], ...]
+TILED = 4
+"""Axes of pictures [1, 3, H, W]; tiles have one more."""
+ENDS = frozenset({"image_sizes", "pixel_attention_mask", "pixel_mask", "target_sizes"})
+"""Inputs that tell a model where a padded picture ends."""
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
 NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "labels", *KINDS})
 
@@ -84,6 +89,13 @@ class Encoded:
         """Bytes of the image inputs."""
         return sum(value.nbytes for value in self.inputs.values())
 
+    @property
+    def shapes(self) -> Shapes:
+        """Heights and widths of pictures that cannot be padded, for nothing tells the model where they end."""
+        if ENDS & self.inputs.keys():
+            return ()
+        return tuple(sorted((name, *value.shape[-2:]) for name, value in self.inputs.items() if value.ndim >= TILED))
+
     @cached_property
     def digest(self) -> str:
         """The same for all that the model takes alike."""
@@ -103,6 +115,7 @@ class Policy:
     """Whether many prompts about an image may share one sequence; a guard finds out (tree/guard.py)."""
     _cache: OrderedDict[Prefix, Encoded] = field(default_factory=OrderedDict, repr=False)
     _lengths: dict[Prefix, int] = field(default_factory=dict, repr=False)
+    _shapes: dict[Prefix, Shapes] = field(default_factory=dict, repr=False)
     _tokens: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _cached_bytes: int = 0
 
@@ -167,7 +180,10 @@ class Policy:
         end = made["input_ids"].shape[1] - len(self.tokens(self.family.added))
         kinds = {name: made[name][0, :end] for name in asked & made.keys()}
         encoded = Encoded(tuple(made["input_ids"][0, :end].tolist()), inputs, kinds)
+        if self.family.fewest > 1 and encoded.ids.count(self.model.config.image_token_id) < self.family.fewest:
+            raise ItemError("refused", f"{', '.join(prefix.images)} becomes a single token, which this model does not take")
         self._lengths[prefix] = len(encoded.ids)
+        self._shapes[prefix] = encoded.shapes
         self._cache[prefix] = encoded
         self._cached_bytes += encoded.nbytes
         while self._cached_bytes > IMAGE_CACHE_BYTES and len(self._cache) > 1:
@@ -211,6 +227,7 @@ class Policy:
         """Drop the images that are kept encoded."""
         self._cache.clear()
         self._lengths.clear()
+        self._shapes.clear()
         self._cached_bytes = 0
 
     def length(self, prefix: Prefix) -> int:
@@ -220,11 +237,22 @@ class Policy:
         known = self._lengths.get(prefix)
         return known if known is not None else len(self.encode(prefix).ids)
 
+    def shapes(self, prefix: Prefix) -> Shapes:
+        """What must be equal of prefixes whose images are to be joined."""
+        if not prefix.images:
+            return ()
+        known = self._shapes.get(prefix)
+        return known if known is not None else self.encode(prefix).shapes
+
     def join(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The image inputs of a batch, on the model's device and in its precision."""
-        names = sorted({name for one in encoded for name in one.inputs})
-        joined = {name: torch.cat(_as_wide([one.inputs[name] for one in encoded])).to(self.device) for name in names}
-        return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in joined.items()}
+        joined = {}
+        for name in sorted({name for one in encoded for name in one.inputs}):
+            values = [one.inputs[name] for one in encoded]
+            axis = self.family.axis if values[0].is_floating_point() else 0
+            value = torch.cat(_as_large(values, axis), dim=axis).to(self.device)
+            joined[name] = value.to(self.model.dtype) if value.is_floating_point() else value
+        return joined
 
     def kinds(self, prefixes: Sequence[Prefix], *, left: Sequence[int], width: int) -> dict[str, torch.Tensor]:
         """[R, width] what each token of rows is that begin with a prefix, behind `left` of padding, if the model asks."""
@@ -241,12 +269,20 @@ class Policy:
         self.processor.save_pretrained(folder)
 
 
-def _as_wide(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tiles [1, T, ...] with empty tiles behind, to the most of any: models that cut images into tiles drop empty ones."""
-    if values[0].ndim < 4:
+def _as_large(values: Sequence[torch.Tensor], axis: int) -> list[torch.Tensor]:
+    """Pictures and masks [1, ..., H, W], or tiles of them, with zeros behind, as large as the largest of any.
+
+    Models that take pictures of any shape are told where each ends, and those that cut them into tiles drop empty ones;
+    what is of unlike shape for any other model is not joined (`shapes`).
+    """
+    if values[0].ndim < TILED:
         return list(values)
-    most = max(value.shape[1] for value in values)
-    return [torch.cat([value, value.new_zeros(len(value), most - value.shape[1], *value.shape[2:])], dim=1) for value in values]
+    most = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+    padded = []
+    for value in values:
+        room = [0 if place == axis else most[place] - size for place, size in enumerate(value.shape)]
+        padded.append(torch.nn.functional.pad(value, [side for size in reversed(room) for side in (0, size)]))
+    return padded
 
 
 def placed(model: nn.Module, device: torch.device | None = None) -> PreTrainedModel:

@@ -5,11 +5,13 @@ Reads a transformers folder or hub name, writes nothing. What a processor is sav
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import transformers
 from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.image_utils import ImageInput
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
@@ -58,6 +60,47 @@ class Pictures(ProcessorMixin):
         return {**super().to_dict(), **{name: settings for name, settings in self.left_out.items() if settings}}
 
 
+class PixtralProcessor(ProcessorMixin):
+    """Reads images as transformers' class of this name, which cannot even be imported without torchvision.
+
+    An image is rows of tokens, one for each patch or for so many by so many, each row with a token behind it.
+    """
+
+    def __init__(
+        self,
+        image_processor: object = None,
+        tokenizer: object = None,
+        patch_size: int = 16,
+        spatial_merge_size: int = 1,
+        chat_template: str | None = None,
+        image_token: str = "[IMG]",
+        image_break_token: str = "[IMG_BREAK]",
+        image_end_token: str = "[IMG_END]",
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
+        self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
+        self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(image_token)
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of what becomes one token."""
+        return self.patch_size * self.spatial_merge_size
+
+    def _process_images(self, images: ImageInput, **settings: object) -> object:
+        return super()._process_images(images, **settings | {"patch_size": self.side})
+
+    def replace_image_token(self, image_inputs: Mapping[str, Sequence[Sequence[int]]], image_idx: int, **_: object) -> str:
+        """What stands for one of the images."""
+        height, width = image_inputs["image_sizes"][image_idx]
+        row = self.image_token * (width // self.side)
+        return self.image_break_token.join([row] * (height // self.side)) + self.image_end_token
+
+
+WITHOUT_TORCHVISION: dict[str, type[ProcessorMixin]] = {"PixtralProcessor": PixtralProcessor}
+"""Classes that stand for transformers' own of the same name."""
+
+
 def images_only(
     kind: type[ProcessorMixin],
     family: Family,
@@ -95,12 +138,13 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     try:
         processor = read_auto_processor(path)
     except ImportError:
-        kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
-        if kind is None or VIDEOS not in kind.get_attributes():
-            raise
         settings, _ = ProcessorMixin.get_processor_dict(str(path))
+        kind = _class_of(settings, config)
+        if kind is None:
+            raise
         left_out = {name: settings.pop(name, {}) for name in LEFT_OUT if name in kind.get_attributes()}
-        left_out[VIDEOS] = get_video_processor_config(str(path))
+        if VIDEOS in left_out:
+            left_out[VIDEOS] = get_video_processor_config(str(path))
         processor = images_only(
             kind,
             family,
@@ -115,6 +159,15 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     if not processor.chat_template:
         raise ValueError("its processor has no chat template: put a chat_template.jinja into the folder")
     return processor
+
+
+def _class_of(settings: Mapping[str, object], config: PreTrainedConfig) -> type[ProcessorMixin] | None:
+    """The class of a processor, if what it lacks here are only parts that can be done without."""
+    kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
+    name = settings.get("processor_class") or (kind.__name__ if kind is not None else "")
+    if own := WITHOUT_TORCHVISION.get(str(name)):
+        return own
+    return kind if kind is not None and VIDEOS in kind.get_attributes() else None
 
 
 def enlarges_to(processor: ProcessorMixin) -> int:

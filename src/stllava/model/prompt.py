@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 
+WORDS_APART = frozenset({"Idefics2Processor"})
+"""Processors that write a blank between an image and the word behind it."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A stretch of prompt text."""
@@ -242,6 +246,14 @@ def _split_behind_images(processor: ChatProcessor, pieces: list[Segment], images
     if not images:
         return pieces
     index, cut = found[-1]
-    head, rest = pieces[index].text[:cut], pieces[index].text[cut:]
+    head, rest = pieces[index].text[:cut], _apart(processor, processor.image_token + pieces[index].text[cut:])
+    rest = rest.removeprefix(processor.image_token)
     before = "".join(piece.text for piece in pieces[:index])
     return [Segment(before + head, False), *([Segment(rest, False)] if rest else []), *pieces[index + 1 :]]
+
+
+def _apart(processor: ChatProcessor, text: str) -> str:
+    """The text as the processor splits it, which may write a blank between an image and the word behind it."""
+    if type(processor).__name__ not in WORDS_APART:
+        return text
+    return re.sub(f"{re.escape(processor.image_token)}(?=[^\\s<])", lambda found: f"{found.group()} ", text)

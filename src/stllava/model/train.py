@@ -128,6 +128,16 @@ def fit(
     return trainer.curves()
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Switch off a model's own dropout, as TRL does for preferences: the first loss is then that of an unmoved policy."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 class TreeTrainer(Trainer):
     """A Trainer whose loss is a function of log-probabilities, normalised over the whole optimizer step."""
 

@@ -35,6 +35,7 @@ def dpo(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
+    from stllava.model.train import without_dropout
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
     from stllava.tree.preferences import Choices
@@ -59,6 +60,7 @@ def dpo(
         missing = count_missing(images, [one.images for one in pairs])
         missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         loaded = load_learner(policy, options)
+        without_dropout(loaded.model)
         device = str(loaded.device)
         loaded.packs = options.pack
         most = min(loaded.context, options.tokens)

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.errors import TextError
 from stllava.model.endpoint import EndpointSampler
-from stllava.model.load import Policy, Prefix, load_policy
+from stllava.model.load import Policy, Prefix, Shapes, load_policy
 from stllava.model.processor import read_processor
 from stllava.model.prompt import ChatProcessor, OpenTurn, open_turn, said_in, virtual_role
 from stllava.model.sampler import Completion, Prompt, Sampler
@@ -146,7 +146,7 @@ class LocalSampler:
         return Request(prefix, ids, turn, one.images)
 
     def _batches(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[list[_Branch]]]:
-        """Batches of rows of branches, each within the tokens of the cache, those with images and those without apart."""
+        """Batches of rows of branches, each within the tokens of the cache, and what cannot be joined apart."""
         by_prefix: dict[Prefix, list[_Branch]] = {}
         for branch in branches:
             by_prefix.setdefault(requests[branch.request].prefix, []).append(branch)
@@ -160,18 +160,27 @@ class LocalSampler:
                 asked = sum(len(requests[index].ids) for index in {branch.request for branch in row})
                 rows.append(row)
                 lengths.append(root + asked + len(row) * new)
-        seeing = [bool(requests[row[0].request].prefix.images) for row in rows]
+        alike: dict[tuple[bool, Shapes], list[int]] = {}
+        for place, row in enumerate(rows):
+            prefix = requests[row[0].request].prefix
+            alike.setdefault((bool(prefix.images), self.policy.shapes(prefix)), []).append(place)
         batches = []
-        for which in (True, False):
-            places = [place for place, sees in enumerate(seeing) if sees is which]
+        for places in alike.values():
             cut = cut_rows([lengths[place] for place in places], most=self.tokens)
             batches += [[rows[places[index]] for index in part] for part in cut]
         return batches
 
     def _one_by_one(self, requests: Sequence[Request], branches: Sequence[_Branch], *, new: int) -> list[list[_Branch]]:
         """Batches of branches that each have a row of their own."""
-        lengths = [self.policy.length(requests[one.request].prefix) + len(requests[one.request].ids) + new for one in branches]
-        return [[branches[index] for index in part] for part in cut_rows(lengths, most=self.tokens)]
+        alike: dict[Shapes, list[_Branch]] = {}
+        for one in branches:
+            alike.setdefault(self.policy.shapes(requests[one.request].prefix), []).append(one)
+        batches = []
+        for together in alike.values():
+            asked = [requests[one.request] for one in together]
+            lengths = [self.policy.length(one.prefix) + len(one.ids) + new for one in asked]
+            batches += [[together[index] for index in part] for part in cut_rows(lengths, most=self.tokens)]
+        return batches
 
 
 class Growth:

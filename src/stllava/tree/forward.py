@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stllava.errors import StllavaError
-from stllava.model.load import Policy, Prefix
+from stllava.model.load import Policy, Prefix, Shapes
 from stllava.model.prompt import Segment
 from stllava.tree.attention import COPYING, LEAST, MOST, NAME, by_parts
 from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows, spans
@@ -83,11 +83,17 @@ def longest(policy: Policy, tree: Tree) -> int:
 
 
 def forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[int]]:
-    """The trees, by index, cut into forwards of at most `most` tokens with little padding."""
-    if policy.packs:
-        return cut_forwards([_tokens(policy, tree) for tree in trees], most=most)
-    chains = [len(tree.leaves) for tree in trees]
-    return cut_forwards([longest(policy, tree) for tree in trees], most=most, chains=chains)
+    """The trees, by index, cut into forwards of at most `most` tokens with little padding; what cannot be joined is apart."""
+    alike: dict[Shapes, list[int]] = {}
+    for index, tree in enumerate(trees):
+        alike.setdefault(policy.shapes(tree.prefix), []).append(index)
+    cut = []
+    for together in alike.values():
+        some = [trees[index] for index in together]
+        lengths = [_tokens(policy, tree) if policy.packs else longest(policy, tree) for tree in some]
+        chains = None if policy.packs else [len(tree.leaves) for tree in some]
+        cut += [[together[place] for place in part] for part in cut_forwards(lengths, most=most, chains=chains)]
+    return cut
 
 
 def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:

@@ -64,6 +64,8 @@ def test_llava_rows_become_conversations(tmp_path: Path) -> None:
         pytest.param(llava("What is in <image>?", "That.", image=None), "no image", id="a place without an image"),
         pytest.param(llava("<img>a.png</img>What?", "That.", image=None), "no image", id="Qwen-VL's own text, ms-swift 346"),
         pytest.param(llava("What?", "That.", image=[""]), "no image", id="an image without a name"),
+        pytest.param(llava("What?", "That.", image=""), "no image", id="the empty cell of a table"),
+        pytest.param({"image": "a", "query": "x", "response": "y", "history": "z"}, "malformed", id="a history of text"),
         pytest.param(llava("What?", "Like <image>, that."), "image outside a question", id="in an answer, ms-swift 3888"),
         pytest.param(llava("<image><image><image>", "x", image=["a", "b"]), "more places than images", id="LlamaFactory 7909"),
         pytest.param(llava("<video>\nWhat?", "That.", image=None, video="a.mp4"), "video", id="lmms-finetune 5"),

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stllava.data.cells import IMAGE_COLUMNS
 from stllava.data.tables import read_table, require_file
 from stllava.data.turns import (
-    IMAGE_COLUMNS,
     PLACEHOLDER,
     SYSTEM_COLUMNS,
     TOLD_LONE,
@@ -165,10 +165,13 @@ def _read_rows(path: Path, *, root: Path | None) -> RecordFile[Conversation]:
     told: Counter[str] = Counter()
     found: list[tuple[str | None, Conversation]] = []
     for number, row in table.rows:
+        counts: Counter[str] = Counter()
         try:
-            found.append((id_of(row), conversation_of(row, root=root, told=told)))
+            found.append((id_of(row), conversation_of(row, root=root, told=counts)))
         except ItemError as error:
             made.fault(number, error)
+        else:
+            told += counts
     for number in table.others:
         made.fault(number, ItemError("malformed", "it is no object with named columns"))
     made.take(found)

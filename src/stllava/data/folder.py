@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from stllava.data.cells import IMAGE_COLUMNS, paths_of, relative_path
 from stllava.data.images import SUFFIXES
 from stllava.data.intake.imported import is_imported, training
 from stllava.data.tables import bad_row, read_list, read_table, read_text
-from stllava.data.turns import IMAGE_COLUMNS, paths_of, relative_path
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Image, content_id
 from stllava.store import read_jsonl

@@ -9,7 +9,6 @@ order, a turn not to be learned, marked as bad, and the name of a column that ho
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Generic, TypeVar
 
 from pydantic import JsonValue
 
+from stllava.data.cells import IMAGE_COLUMNS, blank, paths_of, relative_path, text_of
 from stllava.dropped import Dropped
 from stllava.errors import ItemError
 from stllava.records import Conversation, Message, Preference, Role, content_id
@@ -42,7 +42,6 @@ SPEAKERS: dict[str, Role] = {
 }
 """Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser), Gemma (model), ShareGPT's readers and chat interfaces say it."""
 
-IMAGE_COLUMNS = ("images", "image", "img", "image_path", "img_path")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 TOLD_LONE, TOLD_PLACES = "text alone", "places"
 """What `messages_of` counts of rows that it reads though they are not quite what they seem."""
@@ -131,11 +130,6 @@ def check_turns(messages: Sequence[Message]) -> None:
         raise ItemError("odd order", f"the turns go {', '.join(turn.role for turn in turns)}")
 
 
-def blank(value: object) -> bool:
-    """Whether a column holds nothing: null, an empty text, list or object, or what pandas writes for what is not there."""
-    return value in (None, "", [], {}) or (isinstance(value, float) and math.isnan(value))
-
-
 def refuse_media(row: Mapping[str, object]) -> None:
     """Raise `ItemError` where a row holds what is not read and changes what it means, or is an example of what is wrong."""
     for column in _MEDIA:
@@ -149,16 +143,17 @@ def refuse_media(row: Mapping[str, object]) -> None:
 def id_of(row: Mapping[str, object]) -> str | None:
     """The id that its data set gives a row."""
     given = row.get("id")
-    if given is None or (isinstance(given, float) and math.isnan(given)):
+    if blank(given):
         return None
     if not isinstance(given, str | int) or isinstance(given, bool):
         raise ItemError("malformed", f"id is a {type(given).__name__}")
-    return _text(str(given), "id")
+    return text_of(str(given), "id")
 
 
 def images_of(row: Mapping[str, object], turns: Sequence[Turn], *, root: Path | None) -> tuple[str, ...]:
     """The images that a row names, or its turns, relative to the root, a resolved path; absolute ones inside it become so."""
     inside = None
+    nameless = [column for column in IMAGE_COLUMNS if row.get(column) == ""]
     for column in IMAGE_COLUMNS:
         if not blank(row.get(column)):
             try:
@@ -169,30 +164,15 @@ def images_of(row: Mapping[str, object], turns: Sequence[Turn], *, root: Path | 
                 inside = error  # The Hub's images are often beside their path.
     if inside is not None:
         raise inside
+    if nameless:  # Of a table, the cell of an image that is missing; a row of text alone has none, or null.
+        raise ItemError("no image", f"{nameless[0]} is empty")
     return tuple(relative_path(path, root) for turn in turns for path in turn.images)
-
-
-def paths_of(value: object, *, column: str, root: Path | None) -> tuple[str, ...]:
-    """The paths of a column: a text, the Hub's {"bytes", "path"}, or a list of these."""
-    paths: list[str] = []
-    for item in value if isinstance(value, list) else [value]:
-        path = item.get("path") if isinstance(item, dict) else item
-        if isinstance(item, dict) and "path" not in item and "bytes" not in item:
-            raise ItemError("malformed", f"{column} holds an object with the keys {', '.join(map(str, item))}")
-        if isinstance(item, dict) and blank(path):
-            raise ItemError("image inside the row", f"{column} holds the bytes of an image, and no path")
-        if isinstance(path, str) and not path:
-            raise ItemError("no image", f"{column} holds an image without a name")
-        if not isinstance(path, str):
-            raise ItemError("malformed", f"{column} holds a {type(item).__name__}, no path")
-        paths.append(relative_path(_text(path, column), root))
-    return tuple(paths)
 
 
 def turns_of(raw: object, *, column: str, speaker: Role) -> tuple[Turn, ...]:
     """Turns from a list of turns, a list of one such list, or one turn or text of `speaker`."""
     if isinstance(raw, str):
-        return (Turn(speaker, pieces_of(_text(raw, column))),)
+        return (Turn(speaker, pieces_of(text_of(raw, column))),)
     if isinstance(raw, dict):  # Whoever is said to speak: LLaVA-RLHF's answers are from `llava`.
         return _turns(raw, column, speaker=speaker)
     if not isinstance(raw, list):
@@ -207,8 +187,10 @@ def history_of(row: Mapping[str, object]) -> tuple[Turn, ...]:
     """What stands before a row's question: the system prompt and the earlier pairs of question and answer."""
     system = next((row[column] for column in SYSTEM_COLUMNS if not blank(row.get(column))), None)
     turns = list(turns_of(system, column="system", speaker="system")) if system is not None else []
-    history = row.get("history")
-    for pair in [] if blank(history) or not isinstance(history, list) else history:
+    history = parsed(row.get("history"))
+    if not blank(history) and not isinstance(history, list):
+        raise ItemError("malformed", f"history is a {type(history).__name__}, no list of pairs")
+    for pair in history if isinstance(history, list) else ():
         if not isinstance(pair, list) or len(pair) != 2:
             raise ItemError("malformed", "history holds something other than pairs of question and answer")
         asked, said = pair
@@ -265,7 +247,7 @@ def _turns(raw: object, column: str, *, speaker: Role | None) -> tuple[Turn, ...
         raise ItemError("malformed", f"{column} holds a {type(raw).__name__} among its turns")
     named, said = (next((key for key in known if key in raw), None) for known in (_SPEAKER, _SAID))
     if named is None and raw and all(str(key).strip().lower() in SPEAKERS for key in raw):
-        return tuple(Turn(_role(key), pieces_of(_text(value, column))) for key, value in raw.items())
+        return tuple(Turn(_role(key), pieces_of(text_of(value, column))) for key, value in raw.items())
     if named is None or said is None:
         raise ItemError(
             "malformed",
@@ -281,7 +263,7 @@ def _turns(raw: object, column: str, *, speaker: Role | None) -> tuple[Turn, ...
 def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
     """The pieces and images of a turn's content: a text, or parts of text and images."""
     if not isinstance(raw, list):
-        return pieces_of(_text(raw, column)), ()
+        return pieces_of(text_of(raw, column)), ()
     parts: list[str | None] = []
     images: list[str] = []
     shows = any(isinstance(part, dict) and str(part.get("type", "")).startswith("image") for part in raw)
@@ -290,7 +272,7 @@ def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[st
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ItemError("malformed", f"{column} holds a part of the type {kind!r}; expected text or image")
         if part["type"] == "text":
-            text = _text(part.get("text") or "", "text")
+            text = text_of(part.get("text") or "", "text")
             # Two texts stand on lines of their own. Where images are parts of their own, the word in a text is a word.
             parts += ["\n"] if parts and parts[-1] is not None else []
             parts += (text,) if shows else pieces_of(text)
@@ -316,26 +298,6 @@ def _role(speaker: object) -> Role:
     if role is None:
         raise ItemError("unknown speaker", f"a turn is from {speaker!r}; known are {', '.join(SPEAKERS)}")
     return role
-
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise ItemError("malformed", f"{column} is a {type(value).__name__}, no text")
-    try:
-        value.encode()  # JSON can spell half a surrogate pair, which no file in UTF-8 can hold.
-    except UnicodeEncodeError:
-        raise ItemError("malformed", f"{column} holds half a character") from None
-    return value
-
-
-def relative_path(path: str, root: Path | None) -> str:
-    """A path as POSIX spells it, relative to the root where it lies inside it."""
-    if re.match(r"(?:https?|data|s3|gs):", path):
-        raise ItemError("image by URL", f"{path[:60]} is no path of a file here")
-    path = path.removeprefix("file://")
-    if "\\" in path and "/" not in path and (root is None or not (root / path).exists()):
-        path = path.replace("\\", "/")  # Written on Windows.
-    return Path(path).relative_to(root).as_posix() if root is not None and Path(path).is_relative_to(root) else path
 
 
 def parsed(raw: object) -> object:

@@ -11,18 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stllava.data.cells import IMAGE_COLUMNS, blank, paths_of
 from stllava.data.conversations import asked_in
 from stllava.data.turns import (
-    IMAGE_COLUMNS,
     SYSTEM_COLUMNS,
     Turn,
-    blank,
     check_turns,
     history_of,
     images_of,
     messages_of,
     parsed,
-    paths_of,
     refuse_media,
     turns_of,
 )

@@ -85,11 +85,13 @@ def _read_preferences(source: Path, *, root: Path) -> RecordFile[Preference]:
     found: list[tuple[str | None, Preference]] = []
     told: Counter[str] = Counter()
     for number, row in table.rows:
+        origin, counts = f"{source.name}, row {number}", Counter[str]()
         try:
-            origin = f"{source.name}, row {number}"
-            found.append((id_of(row), preference_of(row, layout, root=root, origin=origin, told=told)))
+            found.append((id_of(row), preference_of(row, layout, root=root, origin=origin, told=counts)))
         except ItemError as error:
             made.fault(number, error)
+        else:
+            told += counts
     made.take(found)
     unread = unread_note(source, table.columns(), layout.read)
     made.notes = (*table.notes, *told_notes(source, told, rows=made.rows), *unread, f"Columns as in {layout.name}.")

@@ -319,6 +319,12 @@ def text_options(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
+def llava_group(weight: str) -> str:
+    """The group of a LLaVA's weight, by its name in memory, under adapters or in a file."""
+    parts = weight.split(".")
+    return "projector" if "multi_modal_projector" in parts else "vision" if "vision_tower" in parts else "language"
+
+
 def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     """The id of one token."""
     found = tokenizer.convert_tokens_to_ids(token)

@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from architectures import ARCHITECTURES, llava
+from architectures import ARCHITECTURES, llava, llava_group
 from stllava.config import RECIPES, DpoOptions, GroupRates, LoraOptions, RunOptions, SftOptions, load_recipe
 from stllava.config.base import validate
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
-from stllava.model.adapters import GROUPS, group_of, learned, load_learner, merged, prepare_model, quantise, table, take_over
+from stllava.model.adapters import learned, load_learner, merged, prepare_model, quantise, table, take_over
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
 from stllava.model.train import FirstGradients
@@ -31,6 +31,7 @@ from stllava.store import Stage, read_records
 from stllava.tree.forward import Tree, collate, grow, last_mlp, recomputed, token_log_probabilities
 from stllava.tree.lessons import Lessons
 
+PARTS = ("language", "projector", "vision")
 RATES = GroupRates(language=4e-4, projector=2e-4, vision=1e-4)
 LORA = LoraOptions(language=AdapterOptions(rank=4, alpha=12, dropout=0.1), vision=AdapterOptions(rank=2, dropout=0.25))
 PAPER_LIKE = SftOptions(learning_rate=RATES, lora=LORA, batch_size=6, schedule="constant", warmup=0.0, save_steps=0)
@@ -83,13 +84,13 @@ def test_after_a_step_both_loras_and_the_projector_have_moved_at_their_own_rates
     learn(policy, phantoms, PAPER_LIKE, tmp_path, merge=False)
     after = weights(policy.model)
     assert {name for name, value in before.items() if not torch.equal(value, after[name])} == {
-        name for name in before if group_of(name) == "projector"
+        name for name in before if llava_group(name) == "projector"
     }
     moved = {name for name, value in after.items() if ".lora_B." in name and bool(value.any())}
     assert moved == {name for name, there in seen.reached.items() if ".lora_B." in name and there}
-    assert {group_of(name) for name in moved} == {"language", "vision"}
+    assert {llava_group(name) for name in moved} == {"language", "vision"}
     assert not any(there for name, there in seen.reached.items() if ".lora_A." in name)
-    assert all(there for name, there in seen.reached.items() if group_of(name) == "projector")
+    assert all(there for name, there in seen.reached.items() if llava_group(name) == "projector")
     assert seen.rates == {
         "language": RATES.language,
         "vision": RATES.vision,
@@ -103,9 +104,9 @@ def test_each_part_has_adapters_of_its_own_rank_alpha_and_dropout_on_every_linea
     linears = {name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
     model = prepare_model(policy.model, PAPER_LIKE)
     layers = {plain_name(name): one for name, one in model.named_modules() if isinstance(one, LoraLayer)}
-    assert layers.keys() == {name for name in linears if name != "lm_head" and group_of(name) != "projector"}
+    assert layers.keys() == {name for name in linears if name != "lm_head" and llava_group(name) != "projector"}
     for name, layer in layers.items():
-        group = group_of(name)
+        group = llava_group(name)
         wanted = {"language": (4, 12 / 4, 0.1), "vision": (2, 2.0, 0.25)}[group]
         assert (layer.r[group], layer.scaling[group], cast(nn.Dropout, layer.lora_dropout[group]).p) == wanted
         assert layer.active_adapters == ["language", "vision"]
@@ -149,13 +150,13 @@ def test_what_learns_in_full_beside_adapters_is_all_of_its_part() -> None:
     options = PAPER_LIKE.model_copy(update={"lora": LoraOptions(vision=AdapterOptions(rank=2))})
     model = prepare_model(llava().model, options)
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (group_of(name) != "vision" or ".lora_" in name)
+        assert parameter.requires_grad == (llava_group(name) != "vision" or ".lora_" in name)
 
 
 def test_a_frozen_part_gets_no_adapters() -> None:
     options = PAPER_LIKE.model_copy(update={"learning_rate": RATES.model_copy(update={"vision": 0.0})})
     model = prepare_model(llava().model, options)
-    assert {group_of(name) for name in learned(model)} == {"language", "projector"}
+    assert {llava_group(name) for name in learned(model)} == {"language", "projector"}
 
 
 def test_a_model_of_half_precision_learns_in_float32_and_is_itself_again_when_merged() -> None:
@@ -177,7 +178,7 @@ def test_a_step_in_bfloat16_moves_every_part(tiny_model: Path, phantoms: Path, t
     after = weights(policy.model)
     assert {value.dtype for value in after.values()} == {torch.bfloat16}
     assert all(bool(value.isfinite().all()) for value in after.values())
-    assert {group_of(name) for name, value in before.items() if not torch.equal(value, after[name])} == set(GROUPS)
+    assert {llava_group(name) for name, value in before.items() if not torch.equal(value, after[name])} == set(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -207,22 +208,22 @@ def test_what_was_learned_goes_into_a_model_that_was_prepared_alike_only() -> No
 
 def test_the_table_says_of_each_part_through_what_it_learns_and_how_many_parameters() -> None:
     policy = llava()
-    sizes = dict.fromkeys(GROUPS, 0)
+    sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in policy.model.named_parameters():
-        sizes[group_of(name)] += parameter.numel()
+        sizes[llava_group(name)] += parameter.numel()
     model = prepare_model(policy.model, PAPER_LIKE.model_copy(update={"learning_rate": RATES.model_copy(update={"vision": 0})}))
     head, *rows = [re.split(r" {2,}", line) for line in table(model, PAPER_LIKE)]
     found = {row[0]: dict(zip(head, row, strict=False)) for row in rows}
-    assert list(found) == [*GROUPS, "all"]
+    assert list(found) == [*PARTS, "all"]
     assert found["language"]["learns"] == "LoRA, rank 4, alpha 12"
     assert found["language"] | {"peak rate": "4.0e-04", "dropout": "0.1"} == found["language"]
     assert found["projector"] | {"learns": "in full", "share": "100.00%"} == found["projector"]
-    counted = {group: int(found[group]["parameters"].replace(",", "")) for group in GROUPS}
-    really = dict.fromkeys(GROUPS, 0)
+    counted = {group: int(found[group]["parameters"].replace(",", "")) for group in PARTS}
+    really = dict.fromkeys(PARTS, 0)
     for name, value in learned(model).items():
-        really[group_of(name)] += value.numel()
+        really[llava_group(name)] += value.numel()
     assert counted == really
-    assert {group: int(found[group]["of"].replace(",", "")) for group in GROUPS} == sizes
+    assert {group: int(found[group]["of"].replace(",", "")) for group in PARTS} == sizes
 
 
 def test_a_training_begins_with_the_table(
@@ -333,7 +334,7 @@ def test_in_4_bits_are_the_layers_under_adapters_and_the_frozen_ones(tiny_model:
         options = IN_4_BITS.model_copy(update={"lora": IN_4_BITS.lora.model_copy(update={"vision": vision})})
         model = load_learner(tiny_model, options).model
         small = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-        assert small == {name for name in linears if group_of(name) in parts and name != "lm_head"}
+        assert small == {name for name in linears if llava_group(name) in parts and name != "lm_head"}
         assert all(model.get_submodule(name).weight.dtype == torch.uint8 for name in small)
         assert table(prepare_model(model, options), options) == table(
             prepare_model(load_policy(tiny_model).model, options), options
@@ -354,12 +355,12 @@ def test_adapters_trained_on_4_bits_are_merged_into_the_whole_weights(
     monkeypatch.setattr("stllava.model.train.merged", watched)
     images, to = phantoms / "images", tmp_path / "sft"
     sft(IN_4_BITS, model=str(tiny_model), conversations=phantoms / "conversations.jsonl", images=images, to=to)
-    assert {group_of(name) for name, there in seen.reached.items() if there and ".lora_B." in name} == {"language", "vision"}
+    assert {llava_group(name) for name, there in seen.reached.items() if there and ".lora_B." in name} == {"language", "vision"}
     before, after = load_policy(tiny_model).model.state_dict(), load_policy(to).model.state_dict()
     assert {file.name for file in to.glob("*.safetensors")} == {"model.safetensors"}
     assert {value.dtype for value in load_file(to / "model.safetensors").values()} == {torch.float32}
     for name, value in after.items():
-        layer, group = name.removesuffix(".weight"), group_of(name)
+        layer, group = name.removesuffix(".weight"), llava_group(name)
         if f"{layer}.lora_A.{group}.weight" in state:
             a, b = (state[f"{layer}.lora_{factor}.{group}.weight"] for factor in "AB")
             scale = {"language": 3.0, "vision": 2.0}[group]

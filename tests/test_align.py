@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from architectures import llava_group
 from stllava.config import EvaluateOptions, FilesData, GroupRates, RunOptions, SamplingOptions, SftOptions
 from stllava.errors import StllavaError
-from stllava.model.adapters import group_of
 from stllava.pipeline import run
 
 STEP = SftOptions(epochs=1, batch_size=2, warmup=0.0, learning_rate=GroupRates(language=1e-3, projector=1e-3, vision=1e-3))
@@ -39,7 +39,7 @@ def test_alignment_teaches_the_projector_alone_and_stage_1_starts_from_it(
     projector = STEP.model_copy(update={"learning_rate": GroupRates(language=0, projector=1e-3, vision=0)})
     outcome = run(recipe(phantoms, tiny_model, align=projector), to=tmp_path / "run")
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "run" / "align"))
-    changed = {group_of(name) for name, value in after.items() if not value.equal(before[name])}
+    changed = {llava_group(name) for name, value in after.items() if not value.equal(before[name])}
     assert changed == {"projector"}
     plain = run(recipe(phantoms, tiny_model), to=tmp_path / "plain")
     assert outcome.best == plain.best == "sft"

@@ -20,9 +20,9 @@ from families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
-from stllava.model.adapters import group_of
 from stllava.model.families import FAMILIES as TABLE
 from stllava.model.families import PALIGEMMA
+from stllava.model.groups import Groups
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import segments, virtual_role
 from stllava.model.sampler import Prompt
@@ -238,6 +238,7 @@ def test_the_table_knows_every_family_that_is_tested_and_no_other() -> None:
 
 
 def test_every_weight_belongs_to_the_part_its_family_says(name: str, policy: Policy) -> None:
+    group_of = Groups(policy.model)
     for weight, _ in policy.model.named_parameters():
         parts = weight.split(".")
         carries = any(part in built(name).family.projector for part in parts)

@@ -16,9 +16,8 @@ from torch.func import functional_call
 from torch.nn.functional import avg_pool2d
 from transformers import AutoModelForImageTextToText, LlavaProcessor, PreTrainedModel
 
-from architectures import llava
+from architectures import llava, llava_group
 from stllava.model import projector
-from stllava.model.adapters import group_of
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.projector import PrototypeExtractor, StllavaConfig, StllavaForConditionalGeneration, pool_tokens
 from stllava.model.prompt import segments
@@ -277,7 +276,7 @@ def test_a_tree_packs_and_all_of_the_projector_learns_from_it(kind: str, phantom
     idle = [
         name
         for name, parameter in policy.model.named_parameters()
-        if group_of(name) == "projector" and (parameter.grad is None or not parameter.grad.any())
+        if llava_group(name) == "projector" and (parameter.grad is None or not parameter.grad.any())
     ]
     assert idle == []
 

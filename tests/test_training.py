@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, Trainer
 
-from architectures import llava_of, template, text_options, tokenizer_of
+from architectures import llava_group, llava_of, template, text_options, tokenizer_of
 from stllava.config import AskOptions, DpoOptions, GroupRates, LoraOptions, SamplingOptions, SftOptions
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import CollapseError, StllavaError
-from stllava.model.adapters import group_of
 from stllava.model.load import Policy, load_policy
 from stllava.model.small import IMAGE
 from stllava.model.train import newest_whole_checkpoint
@@ -93,14 +92,14 @@ def test_after_a_step_every_trainable_parameter_has_changed(tiny_model: Path, ph
 def test_a_frozen_part_does_not_change_at_all(tiny_model: Path, phantoms: Path, tmp_path: Path, frozen: str) -> None:
     options = QUICK.model_copy(update={"learning_rate": RATES.model_copy(update={frozen: 0.0})})
     after = learn(options, tiny_model, phantoms, tmp_path / "sft")
-    groups = {group_of(name) for name in changed(weights(tiny_model), weights(after))}
+    groups = {llava_group(name) for name in changed(weights(tiny_model), weights(after))}
     assert groups == {"language", "projector", "vision"} - {frozen}
 
 
 def test_lora_learns_and_is_merged_into_a_plain_folder(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     after = learn(QUICK.model_copy(update={"lora": LORA}), tiny_model, phantoms, tmp_path / "sft")
     names = changed(weights(tiny_model), weights(after))
-    assert {group_of(name) for name in names} == {"language", "projector", "vision"}
+    assert {llava_group(name) for name in names} == {"language", "projector", "vision"}
     assert not any("norm" in name or "embed" in name for name in names)
     assert not list(after.glob("adapter*"))
 

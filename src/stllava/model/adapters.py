@@ -5,7 +5,7 @@ Reads and writes no files, but for the weights that adapters trained on 4 bits a
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
@@ -16,27 +16,17 @@ from transformers import PreTrainedModel
 from stllava.config import AdapterOptions, TrainingOptions
 from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_weights
-from stllava.model.families import PROJECTOR, VISION
+from stllava.model.groups import GROUPS, Group, Groups
 from stllava.model.load import Policy, best_device, load_policy, placed
 
-Group = Literal["language", "projector", "vision"]
-GROUPS: tuple[Group, ...] = ("language", "projector", "vision")
 STARTS_ALONE = ".lora_A."
 """LoRA's other factor starts as zeros, so in the first step none of these gets a gradient."""
-
-
-def group_of(name: str) -> Group:
-    """The part of the model a parameter or module belongs to, by the names transformers gives them."""
-    parts = name.split(".")
-    if any(part in PROJECTOR for part in parts):
-        return "projector"
-    return "vision" if any(part in VISION for part in parts) else "language"
 
 
 def rate_of(options: TrainingOptions, group: Group) -> float:
     """Peak learning rate of a part."""
     rates = options.learning_rate
-    return {"language": rates.language, "projector": rates.projector, "vision": rates.vision}[group]
+    return {"language": rates.language, "projector": rates.projector, "vision": rates.vision, "other": 0.0}[group]
 
 
 def adapters_of(options: TrainingOptions) -> dict[Group, AdapterOptions]:
@@ -72,6 +62,7 @@ def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
         )
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
+    group_of = Groups(model)
     for name, whole in _linears(model).items():
         if group_of(name) not in {"projector", *in_full(options)}:
             small = Linear4bit(
@@ -94,9 +85,17 @@ def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> PreTraine
         raise StllavaError(
             "every learning rate is 0", expected="a part of the model that learns", remedy="Set learning_rate.language, say."
         )
+    group_of = Groups(model)
+    present = {group_of(name) for name, _ in model.named_parameters()}
+    for group in (group for group in GROUPS if rate_of(options, group) > 0 and group not in present):
+        raise StllavaError(
+            f"learning_rate.{group} is {rate_of(options, group):g} and {type(model).__name__} has no {group} weights",
+            expected="a rate only for what the model has",
+            remedy=f"Set learning_rate.{group} to 0.",
+        )
     whole = [parameter for name, parameter in model.named_parameters() if group_of(name) in in_full(options)]
     model.requires_grad_(False)
-    adapted = _with_adapters(model, adapters) if adapters else model
+    adapted = _with_adapters(model, adapters, group_of) if adapters else model
     for parameter in whole:
         # In bfloat16 a step of the usual size is rounded away.
         parameter.data = parameter.data.float()
@@ -104,15 +103,23 @@ def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> PreTraine
     return adapted
 
 
-def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions]) -> PeftModel:
+def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions], group_of: Groups) -> PeftModel:
     """One set of adapters a part, by its name: peft knows one dropout a set."""
-    linears = _linears(model)
+    linears: dict[Group, list[str]] = {group: [] for group in GROUPS}
+    for name in _linears(model):
+        linears[group_of(name)].append(name)
+    for group in (group for group in adapters if not linears[group]):
+        raise StllavaError(
+            f"lora.{group}.rank is {adapters[group].rank} and {type(model).__name__} has no linear layers there",
+            expected="linear layers for adapters to stand on",
+            remedy=f"Set lora.{group}.rank to 0: that part then learns in full, or not at all at a rate of 0.",
+        )
     configs = {
         group: LoraConfig(
             r=one.rank,
             lora_alpha=one.strength,
             lora_dropout=one.dropout,
-            target_modules=[name for name in linears if group_of(name) == group],
+            target_modules=linears[group],
         )
         for group, one in adapters.items()
     }
@@ -175,6 +182,7 @@ def merged(model: nn.Module, options: TrainingOptions, *, dtype: torch.dtype) ->
 
 def optimizer_groups(model: nn.Module, options: TrainingOptions) -> list[dict[str, object]]:
     """AdamW's parameter groups: one a part and kind of weight, no decay on vectors such as norms and biases."""
+    group_of = Groups(model)
     groups: dict[tuple[Group, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -192,6 +200,7 @@ def optimizer_groups(model: nn.Module, options: TrainingOptions) -> list[dict[st
 
 def without_gradient(model: nn.Module) -> list[Group]:
     """The parts that learn, and of which no weight has a gradient that is not zero after the first backward pass."""
+    group_of = Groups(model)
     reached: dict[Group, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and STARTS_ALONE not in name:
@@ -205,6 +214,7 @@ def table(model: nn.Module, options: TrainingOptions) -> list[str]:
 
     Adapters do not count as parameters of the model.
     """
+    group_of = Groups(model)
     learns, all_of = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -219,7 +229,7 @@ def table(model: nn.Module, options: TrainingOptions) -> list[str]:
                 all_of[group] += size if ".lora_" not in path else 0
     adapters = adapters_of(options)
     rows = [("part", "learns", "parameters", "of", "share", "peak rate", "dropout")]
-    for group in GROUPS:
+    for group in (group for group in GROUPS if all_of[group] or group != "other"):
         one, rate = adapters.get(group), rate_of(options, group)
         how = f"LoRA, rank {one.rank}, alpha {one.strength}" if one else "in full" if rate else "not"
         rows.append((group, how, *_sizes(learns[group], all_of[group]), f"{rate:.1e}", f"{one.dropout:g}" if one else ""))

@@ -1,8 +1,8 @@
 """What differs between families of vision-language models, in one table.
 
-The table is knowledge, not a gate. A model of a family that is not in it works by the same rules: the names below
-say which part of it a weight belongs to, tree/guard.py finds out whether its trees can be packed, and its chat template
-says how it is spoken to. `tests/test_families.py` holds every row against a tiny model of that family.
+The table is knowledge, not a gate. A model of a family that is not in it works by the same rules: model/groups.py finds
+out which part of it a weight belongs to, tree/guard.py whether its trees can be packed, and its chat template says how it is
+spoken to. `tests/test_families.py` holds every row against a tiny model of that family.
 """
 
 from dataclasses import dataclass
@@ -102,7 +102,6 @@ FAMILIES: dict[str, Family] = {
 UNKNOWN = Family("", (), (), "")
 """What is known of any other family."""
 
-VISION = tuple(sorted({name for family in FAMILIES.values() for name in family.vision}))
 PROJECTOR = tuple(sorted({name for family in FAMILIES.values() for name in family.projector}))
 
 

@@ -38,7 +38,7 @@ from stllava.model.prompt import (
     virtual_role,
 )
 from stllava.model.sampler import Prompt
-from stllava.model.template import closing
+from stllava.model.template import closing, thinks
 from stllava.records import Message, Role
 from stllava.tree.decode import LocalSampler
 from stllava.tree.forward import collate, grow, token_log_probabilities
@@ -408,3 +408,10 @@ def test_every_family_keeps_the_places_of_images(family: str) -> None:
 def test_paligemma_reads_images_first_and_says_so() -> None:
     with pytest.raises(TextError, match="shows the images elsewhere"):
         segments(FAMILIES["paligemma"]().chat, [PAIR, Message(role="assistant", content="no")], images=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_that_cannot_be_told_not_to_think_learns_a_conversation_from_one_text(family: str) -> None:
+    policy = FAMILIES[family]()
+    lessons = lessons_of(policy.chat, self_question(TALK, [True] * 3), images=1)
+    assert thinks(policy.chat) or len(lessons) == 1

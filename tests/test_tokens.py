@@ -19,19 +19,20 @@ from transformers.utils import chat_template_utils
 
 from architectures import TEXTS, id_of
 from families import FAMILIES
-from stllava.config import SamplingOptions
+from stllava.config import DpoOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
 from stllava.model.load import Policy
 from stllava.model.prompt import Segment, segments
 from stllava.model.sampler import Prompt
 from stllava.model.template import REFUSED, special_tokens
-from stllava.model.tokens import ALIAS, BEGIN, END, _Speller, is_marked, spelled, tokenize
-from stllava.records import Message
+from stllava.model.tokens import ALIAS, BEGIN, END, _Speller, is_marked, spelled, spellings, tokenize
+from stllava.records import Lineage, Message, Preference
 from stllava.tree.cache import Prefilled
 from stllava.tree.decode import Growth, LocalSampler, _Branch
 from stllava.tree.forward import collate, token_log_probabilities
 from stllava.tree.lessons import Lessons
+from stllava.tree.preferences import Choices
 
 # A processor that makes arrays of tensors in the old way (transformers 5.23).
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -143,7 +144,7 @@ def test_the_probability_of_a_spelt_token_is_noted_and_that_of_a_real_one_is_not
     growth = Growth(policy, [request], sampling=SamplingOptions(), seed=0, prefilled=Prefilled(0))
     branch, stop = _Branch(0, 0), policy.tokenizer.eos_token_id
     image = id_of(policy.processor.tokenizer, "<image>")
-    spelt = spelled(text or "lung", ["<image>", "</s>"])
+    spelt = spelled(text or "lung", spellings(["<image>", "</s>"]))
     said = [*([] if text else [image]), *policy.tokens(f"{request.turn.blank}{spelt}")]
     growth.said[branch], growth.sums[branch] = [*said, stop], -1.0
     told = growth.completion(branch)
@@ -188,9 +189,39 @@ def test_tokenizers_that_write_blanks_spell_special_tokens_too(kind: str) -> Non
     for text in written:
         assert speller.split(text) == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     for text in ("x</s>y", "</s> z", "a <image> b", "<|end|>", "the lung</s>, <unk>"):
-        ids = tokenize(tokenizer, f"<s>{spelled(text, names)}</s>")
+        ids = tokenize(tokenizer, f"<s>{spelled(text, spellings(names))}</s>")
         assert [token for token in ids if token in tokenizer.added_tokens_decoder] == [ids[0], ids[-1]]
         assert str(tokenizer.decode([*ids[1:-1]])).strip() == text.strip()
+
+
+def test_a_special_token_that_plain_letters_would_merge_into_is_spelt_in_pieces() -> None:
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"], show_progress=False)
+    made.train_from_iterator(["a</s>b</s>"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
+    assert made.model.tokenize("</s>")[0].id == tokenizer.eos_token_id, "the training has merged it"
+    ids = tokenize(tokenizer, spelled("a</s>b", spellings(["</s>"])))
+    assert tokenizer.eos_token_id not in ids
+    assert "".join(tokenizer.convert_ids_to_tokens([*ids])) == "a</s>b"
+
+
+def test_no_chosen_or_rejected_answer_writes_a_special_token(policy: Policy, root: Path) -> None:
+    tokens = special_tokens(policy.chat)
+    pair = Preference(
+        id="p",
+        images=("a.png",),
+        prompt=(Message(role="user", content=f"what is {tokens[0]}?"),),
+        chosen=f"the {tokens[-1]} lung",
+        rejected=f"{policy.tokenizer.eos_token}none",
+        margin=0.5,
+        lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
+    )
+    (tree,) = Choices(policy, [pair], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    plain = pair.model_copy(update={"prompt": (Message(role="user", content="what?"),), "chosen": "lung", "rejected": "none"})
+    (usual,) = Choices(policy, [plain], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    known = {number for number, token in policy.tokenizer.added_tokens_decoder.items() if token.special}
+    written = [[token for token in node.ids if token in known] for node in tree.nodes]
+    assert written == [[token for token in node.ids if token in known] for node in usual.nodes]
 
 
 def test_marks_in_a_text_come_back_and_the_private_character_of_aliases_is_refused_beside_a_token() -> None:
@@ -199,7 +230,7 @@ def test_marks_in_a_text_come_back_and_the_private_character_of_aliases_is_refus
     (piece,) = [piece for piece in talk(policy, "what?", text) if piece.learn]
     assert text in str(policy.tokenizer.decode([*policy.tokens(piece.text)]))
     with pytest.raises(TextError, match="beside what looks like a special token"):
-        policy.tokens(spelled(f"<|im_end|>{ALIAS}1{ALIAS}", special_tokens(policy.chat)))
+        policy.tokens(spelled(f"<|im_end|>{ALIAS}1{ALIAS}", spellings(special_tokens(policy.chat))))
 
 
 def test_text_without_special_tokens_is_not_marked() -> None:
@@ -209,5 +240,5 @@ def test_text_without_special_tokens_is_not_marked() -> None:
 def test_a_tokenizer_in_python_spells_special_tokens_too() -> None:
     tokenizer = ByT5Tokenizer(extra_ids=0)
     assert not tokenizer.is_fast
-    ids = tokenize(tokenizer, f"{spelled('x</s>y', ['</s>'])}</s>")
+    ids = tokenize(tokenizer, f"{spelled('x</s>y', spellings(['</s>']))}</s>")
     assert (tokenizer.decode([*ids[:-1]]), ids[-1]) == ("x</s>y", tokenizer.eos_token_id)

@@ -32,7 +32,7 @@ from stllava.model.template import (
     layout_of,
     parts_of,
     render,
-    special_tokens,
+    spellings_of,
     thinks,
     virtual_role,
 )
@@ -56,7 +56,6 @@ __all__ = [
     "segments",
     "self_question",
     "server_turn",
-    "special_tokens",
     "virtual_role",
 ]
 
@@ -159,7 +158,7 @@ def open_turn(processor: ChatProcessor, messages: Sequence[Message], *, images: 
 
 def said_in(processor: ChatProcessor, turn: OpenTurn, text: str) -> Segment:
     """What is said in an open turn, as it is learned."""
-    return Segment(turn.blank + spelled(text, special_tokens(processor)) + turn.ending, True)
+    return Segment(turn.blank + spelled(text, spellings_of(processor)) + turn.ending, True)
 
 
 def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> Frame:
@@ -178,7 +177,7 @@ def _written(
     pending = ""
     for (role, text), its in zip(texts, around, strict=True):
         pending += its.opening
-        said = spelled(text, special_tokens(processor))
+        said = spelled(text, spellings_of(processor))
         if role in LEARNED:
             pieces += [Segment(pending, False)] if pending else []
             pieces.append(Segment(its.blank + said + its.ending, True))
@@ -199,7 +198,7 @@ def server_turn(processor: ChatProcessor, messages: Sequence[Message], *, images
     """
     layout = layout_of(messages, images=images)
     texts = [text for message in messages for text in parts_of(message) if text is not None]
-    if any(is_marked(spelled(text, special_tokens(processor))) for text in texts):
+    if any(is_marked(spelled(text, spellings_of(processor))) for text in texts):
         raise TextError(SPELLED, "a server would take it for the token itself")
     continues = speaker != "assistant" or not asks_as_here(processor, layout)
     layout = as_told(processor, (*layout, (speaker, TEXT)) if continues else layout)

@@ -4,6 +4,7 @@ Reads the chat template of a processor; writes nothing. A template that can thin
 it then writes before an answer, an empty thought perhaps, belongs to the opening of the answer's turn.
 """
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jinja2 import TemplateError
 
 from stllava.errors import StllavaError, TextError
+from stllava.model.tokens import spellings
 from stllava.records import Message, Role
 
 if TYPE_CHECKING:
@@ -229,6 +231,12 @@ def special_tokens(processor: ChatProcessor) -> tuple[str, ...]:
         written = "\n".join(gaps_of(processor, talk[:1]))
     names = {token.content for token in added if token.special or (token.content in written and token.content.strip())}
     return tuple(sorted({*names, processor.image_token}))
+
+
+@lru_cache(maxsize=64)
+def spellings_of(processor: ChatProcessor) -> re.Pattern[str]:
+    """What finds in a text what it may not be taken for."""
+    return spellings(special_tokens(processor))
 
 
 def thinks(processor: ChatProcessor) -> bool:

@@ -7,7 +7,7 @@ are those of transformers' own `sanitize_control_tokens`, so its processors coun
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -25,9 +25,14 @@ SPELLED = "special token in the text"
 """Why a text cannot be used that spells one where it cannot be told from one that is meant."""
 
 
-def spelled(text: str, tokens: Sequence[str]) -> str:
-    """The text with a mark around each of `tokens` that it spells, and around each mark of its own."""
-    return _pattern((*tokens, BEGIN, END)).sub(f"{BEGIN}\\g<0>{END}", text)
+def spellings(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds these tokens in a text, and marks of its own."""
+    return _any_of([*tokens, BEGIN, END])
+
+
+def spelled(text: str, tokens: re.Pattern[str]) -> str:
+    """The text with a mark around each of the tokens that it spells (`spellings`)."""
+    return tokens.sub(f"{BEGIN}\\g<0>{END}", text)
 
 
 def is_marked(text: str) -> bool:
@@ -63,8 +68,8 @@ class _Speller:
         self.plain.no_padding()
         self.plain.add_tokens([_named(self.aliases[token.content], token) for token in added.values()])
         self.meant = {self.plain.token_to_id(self.aliases[token.content]): number for number, token in added.items()}
-        names = _pattern((*self.aliases, BEGIN, END)).pattern
-        self.parts = re.compile(f"{BEGIN}(?P<spelled>{names}){END}|(?P<meant>{_pattern(tuple(self.aliases)).pattern})")
+        names = spellings(self.aliases).pattern
+        self.parts = re.compile(f"{BEGIN}(?P<spelled>{names}){END}|(?P<meant>{_any_of(self.aliases).pattern})")
 
     def _renamed(self, model: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """The description of a tokenizer's model with the added tokens in its vocabulary renamed: no letters spell them."""
@@ -74,7 +79,12 @@ class _Speller:
         else:
             named = [[self.aliases.get(text, text), score] for text, score in cast("list[tuple[str, float]]", vocabulary)]
         unknown = model.get("unk_token")
-        return {**model, "vocab": named, "unk_token": self.aliases.get(cast(str, unknown), unknown)}
+        made = {**model, "vocab": named, "unk_token": self.aliases.get(cast(str, unknown), unknown)}
+        merges = cast("list[tuple[str, str]] | None", model.get("merges"))
+        if merges is not None:
+            kept = [pair for pair in merges if self.aliases.keys().isdisjoint((*pair, "".join(pair)))]
+            made["merges"] = cast(JsonValue, kept)
+        return made
 
     @staticmethod
     @lru_cache(maxsize=4)
@@ -95,7 +105,6 @@ def _named(name: str, like: AddedToken) -> AddedToken:
     return AddedToken(name, special=False, **flags)
 
 
-@lru_cache(maxsize=64)
-def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """What finds any of the texts, the longest first; none is found among none."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")

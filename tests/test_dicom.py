@@ -410,7 +410,7 @@ def test_every_text_is_gathered_and_the_patient_told_apart(tmp_path: Path) -> No
     data.InstitutionName = "Clínica Ñandú"
     data.save_as(path)
     identity = first(path).identity
-    assert (identity.patient, identity.date) == (f"4711\n{NAME}", "20240229")
+    assert (identity.patient, identity.name, identity.date) == ("4711", NAME, "20240229")
     assert (identity.study, identity.series) == ("1.2.3", "1.2.3.9")
     assert identity.texts >= {NAME, "Quenneville", "Zoltan", "4711", "asked by Dr Oyelaran", "Private Petersen"}
     assert identity.texts >= {"Hidden Hansen", "Nested Nakamura", "Ünknown Ürgüp", "Meta Mbeki", "Clínica Ñandú"}

@@ -253,17 +253,32 @@ def test_a_walk_lists_each_file_once_in_the_order_of_bytes_and_never_ends_up_in_
     (tmp_path / "outside" / "far").write_bytes(b"x")
     (tmp_path / "outside" / "back").symlink_to(tmp_path / "tree")
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "outside")
-    found = list(walk(tmp_path / "tree"))
-    names = [(at.path.relative_to(tmp_path / "tree").as_posix(), at.cause) for at in found]
-    assert names == [
-        ("a", None),
-        ("c", None),
-        ("é", None),
-        ("b/a\nb", None),
-        ("b/z", None),
-        ("link/far", None),
-        ("link/back", "linked-twice"),
-    ]
+    (tmp_path / "tree" / "up").symlink_to("..")
+    inside = [("a", None), ("c", None), ("é", None), ("b/a\nb", None), ("b/z", None)]
+    out = [("link", "link-out-of-folder"), ("up", "link-out-of-folder")]
+    followed = [("link/far", None), ("up/tree", "linked-twice"), ("up/outside", "linked-twice"), ("link/back", "linked-twice")]
+    for outside, wanted in ((False, out), (True, followed)):
+        found = list(walk(tmp_path / "tree", outside=outside))
+        names = [(at.path.relative_to(tmp_path / "tree").as_posix(), at.cause) for at in found]
+        assert names[:5] == inside
+        assert sorted(names[5:]) == sorted(wanted)
+
+
+def test_links_out_of_the_folder_are_left_out_and_said_or_followed_when_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "p1_.png", noise(1))
+    save(tmp_path / "elsewhere" / "p2_.png", noise(2))
+    save(tmp_path / "elsewhere" / "deep" / "p3_.png", noise(3))
+    (tmp_path / "in" / "file.png").symlink_to(tmp_path / "elsewhere" / "p2_.png")
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "sibling").symlink_to("p1_.png")
+    (tmp_path / "in" / "gone").symlink_to("nowhere")
+    kept = brought(tmp_path)
+    assert kept.counts_out == 1
+    assert kept.dropped == {"link-out-of-folder": 2, "broken-link": 1, "duplicate": 1}
+    assert any("2 links lead out of the folder and were not followed" in note for note in kept.notes)
+    followed = brought(tmp_path, FAST.model_copy(update={"links": "anywhere"}), to="all")
+    assert followed.counts_out == 3
+    assert not any("links lead out" in note for note in followed.notes)
 
 
 def test_names_that_are_not_utf8_come_in(tmp_path: Path) -> None:

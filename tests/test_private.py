@@ -12,18 +12,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stllava.data.intake.frame import Facts, Identity
+from stllava.data.intake.frame import Facts
 from stllava.data.intake.private import (
     allow,
     check_clean,
-    first_days,
+    day_number,
     hidden_id,
-    hide,
     image_id,
-    interval,
     leaks,
     needles,
     open_salt,
+    plain_day,
 )
 from stllava.errors import ItemError, StllavaError
 
@@ -75,37 +74,27 @@ def test_a_hidden_id_is_the_hmac_of_its_parts() -> None:
     assert hidden_id(SALT, "a", "bc") != hidden_id(SALT, "ab", "c")
 
 
-def test_one_patient_has_one_id_however_the_name_is_written() -> None:
-    one = hide(Identity(patient="12 DOE^Jane", study="1.2.3", series="1.2.3.4"), SALT, source="x")
-    same = hide(Identity(patient=" 12  doe^jane\0", study="1.2.3", series="1.2.3.4"), SALT, source="y")
-    other = hide(Identity(patient="12 DOE^Jane", study="1.2.9", series="1.2.3.4"), SALT, source="x")
-    assert one == same
-    assert one.patient == other.patient
-    assert one.study != other.study
-    assert len({one.patient, one.study, one.series}) == 3
-
-
-def test_files_without_a_patient_are_told_apart_by_study_and_then_by_source() -> None:
-    def patient(study: str, source: str) -> str:
-        return hide(Identity(study=study), SALT, source=source).patient
-
-    assert patient("1.2", "a") == patient("1.2", "b")
-    assert patient("", "a") != patient("", "b")
-
-
 def test_image_ids_differ_by_source_and_frame() -> None:
     found = {image_id(SALT, source, frame=frame) for source in ("a", "b") for frame in (None, 0, 1)}
     assert len(found) == 6
 
 
-def test_dates_become_days_since_the_patients_first_study() -> None:
-    firsts = first_days([("p", "20200301"), ("p", "20200227"), ("q", "2019.01.05"), ("r", ""), ("p", "20201341")])
-    assert firsts == {"p": date(2020, 2, 27), "q": date(2019, 1, 5)}
-    # 2020 was a leap year: 27, 28 and 29 February.
-    assert interval("p", "20200301", firsts=firsts) == 3
-    assert interval("p", "20200227", firsts=firsts) == 0
-    assert interval("p", "20201341", firsts=firsts) is None
-    assert interval("r", "20200101", firsts=firsts) is None
+@pytest.mark.parametrize(
+    "text",
+    ["20200229", "2020.02.29", "2020-02-29", "2020/02/29", " 20200229\0", "20200229120000.000000+0100", "2020-02-29 12:00"],
+)
+def test_a_day_is_read_as_exports_write_it(text: str) -> None:
+    # 2020 was a leap year.
+    assert plain_day(text) == "20200229"
+    assert day_number(text) == date(2020, 2, 29).toordinal()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20201341", "20210229", "202002", "202002290", "29.02.2020", "00010101", "19000101", "today"]
+)
+def test_what_is_no_day_or_stands_for_none_is_passed_over(text: str) -> None:
+    assert plain_day(text) == ""
+    assert day_number(text) is None
 
 
 def test_known_facts_pass_in_one_spelling() -> None:

@@ -52,6 +52,11 @@ class IntakeOptions(Options):
     """Pictures that nearly are an earlier one: name that one, leave them out, or do not look."""
     splits: dict[str, Share] = Field(default={"train": 0.8, "validation": 0.1, "test": 0.1})
     """Share of each split; whole patients go to one side, so small sets come near these shares only roughly."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where links in the folder may lead; those that lead out of it are left out and counted, or followed with anywhere."""
+    unnamed: Literal["folder", "file"] = "folder"
+    """Whom files are of that name neither patient nor study: of one patient a folder, or each of its own, as those that lie
+    in no folder below the source always are."""
     seconds: PositiveFloat = 10.0
     """Longest wait for the next picture of a file, and one second more for every 16 MiB of it; then it is left out."""
     memory: PositiveFloat = 4.0

@@ -6,7 +6,7 @@ no picture file but the set's own lies in the folder. Neither tells a path, a na
 
 import html
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,19 @@ from PIL import Image
 from stllava.config import IntakeOptions
 from stllava.data.images import jpeg_uri
 from stllava.data.intake.imported import Imported, LeftOut
+from stllava.data.intake.patients import TOLD, Patients, Told
+from stllava.data.intake.splits import Groups
+from stllava.data.intake.walk import OUTSIDE
 from stllava.store import write_whole
 
+_WAYS: Mapping[Told, str] = {
+    "PatientID and issuer": "PatientID and its issuer",
+    "PatientID": "PatientID",
+    "name": "the name, having no number",
+    "study": "their study, having neither number nor name",
+    "folder": "their folder",
+    "file": "their file",
+}
 SHOWN, ACROSS, SIDE = 48, 8, 96
 LISTED = 20
 UNKNOWN = "unknown"
@@ -35,6 +46,14 @@ class Tally:
     causes: Counter[str] = field(default_factory=Counter)
     patients: dict[str, str] = field(default_factory=dict)
     """Split of every patient."""
+    pictures: Counter[str] = field(default_factory=Counter)
+    """Of every patient."""
+    told: Counter[Told] = field(default_factory=Counter)
+    """Patients by what they were told apart by."""
+    joined: int = 0
+    """Hidden ids that turned out to be of a patient with another one."""
+    largest: int = 0
+    """Pictures of the largest group of patients that cannot be in two splits."""
     studies: set[str] = field(default_factory=set)
     masked: int = 0
     near: int = 0
@@ -55,9 +74,20 @@ class Tally:
         self.sizes[_size(row.width, row.height)] += 1
         self.splits[row.split] += 1
         self.patients[row.patient] = row.split
+        self.pictures[row.patient] += 1
         self.studies.add(row.study)
         self.masked += bool(row.masked)
         self.near += row.near is not None
+
+    def tell(self, patients: Patients, groups: Groups) -> None:
+        """Count what the patients of the set were told apart by, when all its pictures are counted."""
+        told = patients.told()
+        self.told.update(told[patient] for patient in self.patients)
+        self.joined = patients.joined
+        sizes = Counter[str]()
+        for patient, pictures in self.pictures.items():
+            sizes[groups.head(patient)] += pictures
+        self.largest = max(sizes.values(), default=0)
 
     def leave(self, row: LeftOut) -> None:
         """Count what was left out."""
@@ -67,6 +97,8 @@ class Tally:
         """Figures for the manifest."""
         return {
             "patients": float(len(self.patients)),
+            **{f"patients told by {told}": float(self.told[told]) for told in TOLD if self.told[told]},
+            "ids joined": float(self.joined),
             "studies": float(len(self.studies)),
             "masked": float(self.masked),
             "near_duplicates": float(self.near),
@@ -75,20 +107,47 @@ class Tally:
 
     def notes(self) -> list[str]:
         """Sentences for the manifest."""
+        links = self.causes[OUTSIDE]
+        out = [f"{links:,} links lead out of the folder and were not followed; links: anywhere follows them."] if links else []
         if not self.count:
-            return ["No file of the folder gave a picture; left_out.jsonl has every cause."]
+            return ["No file of the folder gave a picture; left_out.jsonl has every cause.", *out]
         return [
+            *self._told(),
+            *out,
             f"{self.masked} of {self.count} pictures had text blacked out: look at them before they are shared.",
             "Faces that a head volume would show are not removed.",
         ]
+
+    def _told(self) -> Iterator[str]:
+        """Sentences on how patients were told apart, and where that may have gone wrong."""
+        ways = ", ".join(f"{self.told[told]:,} by {_WAYS[told]}" for told in TOLD if self.told[told])
+        yield (
+            f"Patients were told apart: {ways}. Numbers are compared without case, padding and leading zeros; different ones "
+            "that share a study or a series are one patient, and files without a number go to whom study, accession number, "
+            f"frame of reference or name point ({self.joined:,} ids were joined so). A name never tells patients apart."
+        )
+        if self.told["folder"]:
+            yield (
+                f"{self.told['folder']:,} folders of files that say nothing of whom they are were taken for one patient each. "
+                "Where folders are no patients, give unnamed: file; a patient's pictures may then be on two sides."
+            )
+        if unsure := self.told["study"] + self.told["file"]:
+            yield (
+                f"{unsure:,} patients are single studies or files that say nothing of whom they are: whether several of them "
+                "are one person cannot be told from here, and such a person may be on two sides."
+            )
+        if 2 * self.largest > self.count and self.count > 1:
+            yield (
+                f"{self.largest:,} of {self.count:,} pictures must stay in one split, since they are of one patient or share "
+                "near copies: the splits cannot have their shares."
+            )
 
 
 def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) -> list[Path]:
     """Write the card in both forms; returns their paths."""
     tables = list(_tables(tally, options))
     words = [
-        f"{tally.count} pictures of {len(tally.patients)} patients in {len(tally.studies)} studies, from {files} files. "
-        "A file that names no patient counts as one of its own.",
+        f"{tally.count} pictures of {len(tally.patients)} patients in {len(tally.studies)} studies, from {files} files.",
         *tally.notes(),
         "`images.jsonl` has a line for each picture, `left_out.jsonl` one for each file or picture that is not here.",
     ]

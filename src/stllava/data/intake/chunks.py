@@ -86,6 +86,13 @@ class Chunks:
                 for line in file:
                     yield (Made if line[0] == _MADE else LeftOut).model_validate_json(line[1:])
 
+    def paths(self) -> Iterator[tuple[int, Path]]:
+        """The number and path of every file of the list."""
+        with self.files.open(encoding="ascii") as file:
+            for line in file:
+                number, path, *_ = json.loads(line)
+                yield number, Path(path)
+
     def not_chosen(self) -> int:
         """How many files are not in the set because others of their stacks were chosen."""
         with self.files.open(encoding="ascii") as file:

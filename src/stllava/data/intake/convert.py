@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,14 +24,14 @@ from stllava.data.intake.dicom_stack import Slice
 from stllava.data.intake.encode import encoded
 from stllava.data.intake.frame import Frame
 from stllava.data.intake.imported import Imported, LeftOut
-from stllava.data.intake.private import allow, check_clean, hidden_id, hide, image_id, interval
+from stllava.data.intake.patients import Hidden, hide
+from stllava.data.intake.private import allow, check_clean, day_number, day_shift, hidden_id, image_id
 from stllava.data.intake.quality import fault, pixel_digest
 from stllava.data.intake.workers import At, Job, Work
 from stllava.data.likeness import picture_hash
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Record
 
-SHIFT_DAYS = 1 << 20
 TEXT = "burned-in-text"
 """Why a picture that holds text, or may, is left out."""
 
@@ -93,7 +92,7 @@ class Made(Record):
     """A picture that was written, with what only the whole set can say still open."""
 
     row: Imported
-    """Its line, but for near copy, split and interval."""
+    """Its line, but for near copy, split and interval, and with the patient that its file alone says."""
     number: int
     """Place of its file among all."""
     place: int
@@ -105,9 +104,9 @@ class Made(Record):
     size: int
     """Of its file, in bytes."""
     day: int | None
-    """Of its study, moved by a secret number of days that is the patient's own."""
-    ties: tuple[str, ...]
-    """Hidden ids that it shares with whatever must be in the same split: of its patient, study and series."""
+    """Of its study, moved by a secret number of days that is the hidden patient's own."""
+    who: Hidden
+    """Whom it is of, as far as its file alone says."""
     withheld: dict[str, int]
     """Facts that the allow-list did not let through, by name."""
     files: int | None = None
@@ -278,8 +277,7 @@ def _write(
     check_clean(data, who.texts, what="a picture")
     picture = picture_hash(image)
     _put(to / row.path, data)
-    named = [("study", who.study), ("series", who.series)]
-    since = interval(hidden.patient, who.date, firsts={hidden.patient: date.min})
+    day = day_number(who.date)
     return Made(
         row=row,
         number=job.number,
@@ -287,8 +285,8 @@ def _write(
         digest=pixel_digest(pixels).hex(),
         picture=None if picture is None else f"{picture:x}",
         size=len(data),
-        day=None if since is None else since + int(hidden_id(salt, "day", hidden.patient), 16) % SHIFT_DAYS,
-        ties=(hidden.patient, *(hidden_id(salt, f"tie of {kind}", value) for kind, value in named if value)),
+        day=None if day is None else day + day_shift(salt, hidden.patient),
+        who=hidden,
         withheld=dict(sorted(allowed.dropped.items())),
     )
 

@@ -6,7 +6,7 @@ Reads data sets and the first bytes of files, writes nothing. `faults` are all t
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from stllava.data.intake import windows
 from stllava.data.intake.frame import Facts, Identity
+from stllava.data.intake.private import plain_day
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,6 +33,7 @@ _CAPTURES = (
     "SecondaryCaptureDeviceManufacturer",
     "SecondaryCaptureDeviceManufacturerModelName",
 )
+_DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
 _PLAIN = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"])
 _WORDS = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
 _NUMBERS = frozenset(["AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV", "UL", "US", "UV"])
@@ -118,16 +120,42 @@ def read_identity(data: "Dataset", path: Path) -> Identity:
     texts = set(_printable(preamble[:128])) if preamble[128:] == b"DICM" else set()
     for part in (data.file_meta, data):
         texts.update(_texts(part))
-    dates = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
-    days = (str(data.get(name) or "").replace(".", "") for name in dates)
-    who = [str(data.get(name) or "").strip() for name in ("PatientID", "PatientName")]
+    number, *more = _values(data, "PatientID") or [""]
+    issuer = (_values(data, "IssuerOfPatientID") or _issuers(data) or [""])[0]
     return Identity(
-        patient="\n".join(who) if any(who) else "",
+        patient=number,
+        issuer=issuer,
+        others=(*((other, issuer) for other in more), *_other_numbers(data)),
+        name="\\".join(_values(data, "PatientName")),
         study=str(data.get("StudyInstanceUID") or ""),
         series=str(data.get("SeriesInstanceUID") or ""),
-        date=next((day for day in days if re.fullmatch(r"\d{8}", day)), ""),
+        accession="\\".join(_values(data, "AccessionNumber")),
+        frame_of_reference=str(data.get("FrameOfReferenceUID") or ""),
+        date=next((day for name in _DATES for value in _values(data, name) if (day := plain_day(value))), ""),
         texts=frozenset(texts),
     )
+
+
+def _values(data: "Dataset", name: str) -> list[str]:
+    """The values of an attribute that hold more than blanks."""
+    found = data.get(name)
+    values = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+    return [text for value in values if value is not None and (text := str(value).strip("\0 "))]
+
+
+def _issuers(data: "Dataset") -> list[str]:
+    """Ids of the issuer where only the sequence about it names one."""
+    return [
+        text for item in data.get("IssuerOfPatientIDQualifiersSequence") or () for text in _values(item, "UniversalEntityID")
+    ]
+
+
+def _other_numbers(data: "Dataset") -> Iterator[tuple[str, str]]:
+    """The numbers that a patient also has, each with its issuer where one is named."""
+    yield from ((number, "") for number in _values(data, "OtherPatientIDs"))
+    for item in data.get("OtherPatientIDsSequence") or ():
+        issuer = (_values(item, "IssuerOfPatientID") or _issuers(item) or [""])[0]
+        yield from ((number, issuer) for number in _values(item, "PatientID"))
 
 
 def _texts(data: "Dataset") -> Iterator[str]:

@@ -31,6 +31,7 @@ from stllava.data.intake.dicom import (
 from stllava.data.intake.dicom_header import Burned, read_burned, read_identity
 from stllava.data.intake.dicom_pixels import Picture, encoded
 from stllava.data.intake.frame import Frame, Identity
+from stllava.data.intake.patients import number_key
 from stllava.errors import ItemError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ MARKS = (
     "ImageType",
 )
 """What tells several passes through the same places apart, in the order in which it is tried."""
-_COMMON = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
+_COMMON = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAGS = (
     *_COMMON,
@@ -95,6 +96,8 @@ def read_slice(path: Path, *, coloured: bool) -> Slice | None:
         if str(data.get("SOPClassUID", "")) in NO_PICTURES or int(data.get("NumberOfFrames") or 1) != 1:
             return None
         common = [str(data.get(name) or "").strip() for name in _COMMON]
+        # A number may be spelt in two ways within one series; a name, even the more, says nothing.
+        common[0] = number_key(common[0])
         *_, series, modality, rows, columns = common
         kind = str(data.get("PhotometricInterpretation") or "").strip().upper()
         if not (series and rows and columns) or not (coloured or kind in ("MONOCHROME1", "MONOCHROME2")):

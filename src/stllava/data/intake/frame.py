@@ -32,11 +32,19 @@ class Facts:
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells patients, studies and days apart, never written: `private.py` turns it into hidden ids."""
+    """What tells patients, studies and days apart, never written: `patients.py` turns it into hidden ids."""
 
     patient: str = ""
+    """PatientID, as the file has it; `patients.py` knows how these are spelt."""
+    issuer: str = ""
+    """Who issued it."""
+    others: tuple[tuple[str, str], ...] = ()
+    """More numbers of the patient, each with its issuer."""
+    name: str = ""
     study: str = ""
     series: str = ""
+    accession: str = ""
+    frame_of_reference: str = ""
     date: str = ""
     """YYYYMMDD; empty when unknown."""
     texts: frozenset[str] = frozenset()

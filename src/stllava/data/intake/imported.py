@@ -41,7 +41,7 @@ class Imported(Keyed):
     source: str
     """Hidden id of the source file's bytes; pictures of one file share it."""
     patient: str
-    """Hidden id; one of its own where the file names none."""
+    """Hidden id; of the study, the folder or the file where the file names no patient."""
     study: str
     """Hidden id; one of its own where the file names none."""
     series: str

@@ -62,7 +62,7 @@ def import_images(
         mine = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
         files, details = (mine.with_name(f"{mine.name}.{what}.jsonl") for what in ("files", "details"))
         listed = files.with_name(f".{files.name}.draft")
-        count, fingerprint = _list(source, listed, secret)
+        count, fingerprint = _list(source, listed, secret, outside=options.links == "anywhere")
         inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
         try:
             stage = Stage(STAGE, to, options, inputs=inputs, existing=existing)
@@ -90,7 +90,7 @@ def import_images(
             todo = chunks.todo(progress, said)
             for key, pieces in work_through(todo, setup, workers=workers, seconds=options.seconds, memory=memory):
                 progress.advance(chunks.keep(key, pieces, said))
-        return _finish(stage, options, chunks, count)
+        return _finish(stage, options, chunks, count, source=source, secret=secret)
 
 
 def _refuse_nested(source: Path, to: Path, salt: Path) -> None:
@@ -115,11 +115,11 @@ def _private(path: Path, mode: Literal["w", "a"]) -> TextIO:
     return open(path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def _list(source: Path, to: Path, secret: bytes) -> tuple[int, str]:
+def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int, str]:
     """Write what the tree holds, one line a file; returns how many and a hidden id of all names, sizes and times."""
     count, hashed = 0, hashlib.sha256()
     with _private(to, "w") as file:
-        for found in walk(source):
+        for found in walk(source, outside=outside):
             # Names that are not UTF-8 are surrogates in Python, and escaped in ASCII JSON.
             line = json.dumps([count, str(found.path), found.size, found.changed, found.cause])
             file.write(line + "\n")
@@ -129,9 +129,9 @@ def _list(source: Path, to: Path, secret: bytes) -> tuple[int, str]:
     return count, hidden_id(secret, "files", hashed.hexdigest())
 
 
-def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int) -> Manifest:
+def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int, *, source: Path, secret: bytes) -> Manifest:
     """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
-    whole = look_over(chunks, options, to=stage.to)
+    whole = look_over(chunks, options, source=source, to=stage.to, salt=secret)
     tally = Tally()
 
     def pictures() -> Iterator[Imported]:
@@ -145,6 +145,7 @@ def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int) ->
             yield row
 
     stage.write_records("images", pictures())
+    tally.tell(whole.patients, whole.groups)
     stage.write_records("left_out", left())
     for path in whole.spare():
         (stage.to / path).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from stllava.data.intake.frame import Facts, Identity
+from stllava.data.intake.frame import Facts
 from stllava.data.intake.vocabulary import BODY_PARTS, DONE_WORDS, LABELS, LATERALITIES, MODALITIES, OWN_WORDS, VIEWS
 from stllava.errors import ItemError, StllavaError
 
@@ -33,8 +33,12 @@ SALT_BYTES = 32
 SHORTEST = 4
 """Texts and names of fewer letters are not looked for: they stand in any file by chance."""
 MAX_FRAMES = 1_000_000
+SHIFT_DAYS = 1 << 20
 
 _HIDDEN = re.compile(r"[0-9a-f]{16}")
+_DAY = re.compile(r"(\d{4})([-./ ]?)(\d{2})\2(\d{2})(?:[T ]?\d{2}.*)?", re.ASCII)
+_NEVER = date(1900, 1, 1)
+"""What programs write, or days before it, where they take the day away."""
 _DONE = re.compile(r"[A-Za-z0-9 .,:;()/%×+'_-]{1,120}")
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d[\d.]*")
@@ -93,29 +97,6 @@ def hidden_id(salt: bytes, *parts: str | int) -> str:
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """The ids of one source, which say who belongs together and not who it is."""
-
-    patient: str
-    study: str
-    series: str
-
-
-def hide(identity: Identity, salt: bytes, *, source: str) -> Hidden:
-    """Hidden ids of patient, study and series.
-
-    `source` tells the file apart (its content's hash, say) and stands in for what is not known: a file without patient and
-    study is its own patient. Case, rims and runs of blanks make no difference, so that ` Doe^J ` is `DOE^J`.
-    """
-    patient, study, series = (_plain(text) for text in (identity.patient, identity.study, identity.series))
-    return Hidden(
-        patient=hidden_id(salt, "patient", patient) if patient else hidden_id(salt, "patient of", study or series or source),
-        study=hidden_id(salt, "study", patient, study or series or source),
-        series=hidden_id(salt, "series", patient, study, series or source),
-    )
-
-
 def image_id(salt: bytes, source: str, *, frame: int | None) -> str:
     """Hidden id of one picture: of the source's content hash and its place in it."""
     return hidden_id(salt, "image", source, -1 if frame is None else frame)
@@ -125,30 +106,25 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("\0", " ").casefold().split())
 
 
-def first_days(found: Iterable[tuple[str, str]]) -> dict[str, date]:
-    """Each hidden patient's first day, from hidden patient and date (YYYYMMDD); days that do not exist are passed over."""
-    firsts: dict[str, date] = {}
-    for patient, text in found:
-        day = _day(text)
-        if day is not None and day < firsts.get(patient, date.max):
-            firsts[patient] = day
-    return firsts
-
-
-def interval(patient: str, day: str, *, firsts: Mapping[str, date]) -> int | None:
-    """Days from the hidden patient's first study to this one (YYYYMMDD); None without a day."""
-    read = _day(day)
-    return None if read is None or patient not in firsts else (read - firsts[patient]).days
-
-
-def _day(text: str) -> date | None:
-    match = re.fullmatch(r"(\d{4})[-.]?(\d{2})[-.]?(\d{2})", text.strip(), re.ASCII)
-    if match is None:
-        return None
+def plain_day(text: str) -> str:
+    """A day as YYYYMMDD, however its parts are divided and whatever time follows; empty of what is no day of an examination."""
+    match = _DAY.fullmatch(text.strip("\0 "))
     try:
-        return date(*(int(part) for part in match.groups()))
+        day = None if match is None else date(int(match[1]), int(match[3]), int(match[4]))
     except ValueError:
-        return None
+        return ""
+    return day.isoformat().replace("-", "") if day is not None and day > _NEVER else ""
+
+
+def day_number(text: str) -> int | None:
+    """A day (YYYYMMDD) as a number of days; None of what is no day."""
+    day = plain_day(text)
+    return date(int(day[:4]), int(day[4:6]), int(day[6:])).toordinal() if day else None
+
+
+def day_shift(salt: bytes, patient: str) -> int:
+    """Days by which the days of a hidden patient are moved until the whole set is known: a secret of his own."""
+    return int(hidden_id(salt, "day", patient), 16) % SHIFT_DAYS
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Puts whole patients, then whole studies, into splits, so that nobody is on both sides. Reads and writes nothing.
 
-A picture belongs to its patient; where its file names none, to all that share its study, its series or at least its file.
-Groups that share a study or hold nearly the same picture become one. A group's place is drawn from its hidden ids alone:
-it does not depend on the order of files, and pictures added later move nobody, unless they join two groups.
+Whose a picture is says `patients.py`; patients who share nearly the same picture become one group. A group's place is
+drawn from its hidden ids alone: it does not depend on the order of files, and pictures added later move nobody, unless they
+join two groups.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Lists the files of any tree in a fixed order, whatever their names are and wherever its links lead.
 
-Reads directories, opens no file; writes nothing. Real folders come first, then what links lead to outside of them; a
-link back into what was listed already is named, not followed.
+Reads directories, opens no file; writes nothing. Real folders come first, then links. One that leads out of the tree is
+named and not followed unless the caller wants that; one back into what was listed already is named, too.
 """
 
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from stllava.errors import StllavaError
 
-CAUSES = ("linked-twice", "broken-link", "not-a-file", "no-permission", "empty", "unreachable")
+OUTSIDE = "link-out-of-folder"
+CAUSES = (OUTSIDE, "linked-twice", "broken-link", "not-a-file", "no-permission", "empty", "unreachable")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Found:
     """One of `CAUSES` when it is known to be unusable without opening it."""
 
 
-def walk(root: Path) -> Iterator[Found]:
-    """Every file below `root`, folder by folder, sorted by the bytes of the names; a root that cannot be listed is refused."""
+def walk(root: Path, *, outside: bool = False) -> Iterator[Found]:
+    """Every file below `root`, folder by folder, sorted by the bytes of the names; a root that cannot be listed is refused.
+
+    Links are followed inside the tree, and out of it only if `outside`.
+    """
     if not root.is_dir():
         raise StllavaError(f"no folder {root}", expected="a folder of images", remedy="Check the path.")
     if not os.access(root, os.R_OK | os.X_OK):
@@ -39,8 +43,9 @@ def walk(root: Path) -> Iterator[Found]:
     links: list[Path] = []
     yield from _folder(root, seen, links)
     # What is inside the tree is listed under its own name, so links wait until all of that is known.
+    within = None if outside else Path(os.path.realpath(root))
     for link in iter(lambda: links.pop(0) if links else None, None):
-        yield from _link(link, seen, links)
+        yield from _link(link, seen, links, within=within)
 
 
 def _folder(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[Found]:
@@ -74,15 +79,17 @@ def _folder(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iter
         stack += reversed(folders)
 
 
-def _link(link: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[Found]:
-    """What a link leads to, unless it was listed already."""
+def _link(link: Path, seen: set[tuple[int, int]], links: list[Path], *, within: Path | None) -> Iterator[Found]:
+    """What a link leads to, unless it was listed already or leads out of the folder `within`."""
     try:
         state = link.stat()
     except OSError as error:
         # A link to itself is a loop (ELOOP), one to nothing is broken; neither can be opened by whatever name.
         yield _unusable(link, "no-permission" if isinstance(error, PermissionError) else "broken-link")
         return
-    if stat.S_ISDIR(state.st_mode):
+    if within is not None and not Path(os.path.realpath(link)).is_relative_to(within):
+        yield _unusable(link, OUTSIDE)
+    elif stat.S_ISDIR(state.st_mode):
         yield from _folder(link, seen, links)
     else:
         yield _file(link, state)

@@ -1,12 +1,14 @@
-"""Looks over all pictures of an import at once: copies, near copies, splits and intervals. Reads parts; writes `parts/look/`.
+"""Looks over all pictures of an import at once: patients, copies, near copies, splits and intervals.
+
+Reads parts and the private list of files; writes `parts/look/`.
 
 What is in memory is a number a picture, and an entry for each patient, study and series.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from stllava.config import IntakeOptions
 from stllava.data.intake.chunks import Chunks
 from stllava.data.intake.convert import Made
 from stllava.data.intake.imported import Imported, LeftOut
+from stllava.data.intake.patients import Hidden, Patients, folder_of
+from stllava.data.intake.private import day_shift
 from stllava.data.intake.quality import Index, Places
 from stllava.data.intake.splits import Groups, split_of
 from stllava.store import PARTS
@@ -32,10 +36,13 @@ class Whole:
     """Place of the first picture with the same pixels."""
     likes: Places
     """Place of the first other picture nearly the same; -1 for none."""
+    patients: Patients
+    """Whose each picture is."""
     groups: Groups
-    """Who must be in one split."""
+    """Patients who must be in one split, since they share a near copy."""
+    salt: bytes = field(repr=False)
     firsts: dict[str, int]
-    """Each hidden patient's first day, moved by its secret."""
+    """Each patient's first day, as a number."""
     withheld: Counter[str]
     """Facts that the allow-list did not let through, by name."""
 
@@ -44,12 +51,14 @@ class Whole:
         for place, made in self._made():
             if self._same(place) is not None:
                 continue
-            row, near = made.row, int(self.likes[place])
-            yield row.model_copy(
+            near, patient = int(self.likes[place]), self.patients.head(made.who)
+            day = _day(made, self.salt)
+            yield made.row.model_copy(
                 update={
+                    "patient": patient,
                     "near": None if near < 0 else self._id(near),
-                    "split": split_of(self.groups.head(made.ties[0]), self.options.splits),
-                    "interval": None if made.day is None else made.day - self.firsts[row.patient],
+                    "split": split_of(self.groups.head(patient), self.options.splits),
+                    "interval": None if day is None else day - self.firsts[patient],
                 }
             )
 
@@ -87,26 +96,50 @@ class Whole:
             at = before
 
 
-def look_over(chunks: Chunks, options: IntakeOptions, *, to: Path) -> Whole:
+def look_over(chunks: Chunks, options: IntakeOptions, *, source: Path, to: Path, salt: bytes) -> Whole:
     """Compare all pictures that the chunks hold, and group them."""
-    groups, firsts, withheld, ids = Groups(), dict[str, int](), Counter[str](), array("Q")
+    patients, days, withheld, ids = Patients(), dict[str, tuple[Hidden, int]](), Counter[str](), array("Q")
+    untold: dict[int, Hidden] = {}
     with Index(to / PARTS / "look") as index:
         for made in chunks.rows():
             if isinstance(made, Made):
                 ids.append(int(made.row.id, 16))
                 index.add(bytes.fromhex(made.digest), None if made.picture is None else int(made.picture, 16))
-                groups.tie(made.ties)
+                patients.add(made.who)
                 withheld.update(made.withheld)
-                if made.day is not None:
-                    firsts[made.row.patient] = min(made.day, firsts.get(made.row.patient, made.day))
+                if made.who.told == "file":
+                    untold[made.number] = made.who
+                if (day := _day(made, salt)) is not None:
+                    _, before = days.get(made.who.patient, (None, day))
+                    days[made.who.patient] = made.who, min(day, before)
+    if options.unnamed == "folder" and untold:
+        _join_folders(patients, untold, chunks, source)
+    patients.settle()
+    firsts: dict[str, int] = {}
+    for who, day in days.values():
+        patient = patients.head(who)
+        firsts[patient] = min(day, firsts.get(patient, day))
     copies = index.copies()
     likes: Places = np.full(index.count, -1, dtype=np.int64)
     if options.near_duplicates != "ignore":
         # An exact copy is left out anyway, and likes what its first one likes.
         likes = np.where(copies == np.arange(index.count), index.likes(), -1)
-    whole = Whole(chunks, options, ids, copies, likes, groups, firsts, withheld)
+    whole = Whole(chunks, options, ids, copies, likes, patients, Groups(), salt, firsts, withheld)
     _tie_alike(whole)
     return whole
+
+
+def _day(made: Made, salt: bytes) -> int | None:
+    """The day of a picture's study as a number, which its part holds moved."""
+    return None if made.day is None else made.day - day_shift(salt, made.who.patient)
+
+
+def _join_folders(patients: Patients, untold: Mapping[int, Hidden], chunks: Chunks, source: Path) -> None:
+    """Take the files of a folder that say nothing of whom they are for those of one patient."""
+    firsts: dict[str, Hidden] = {}
+    for number, path in chunks.paths():
+        if number in untold and (folder := folder_of(path, source)):
+            patients.join(firsts.setdefault(folder, untold[number]), untold[number], told="folder")
 
 
 def _tie_alike(whole: Whole) -> None:
@@ -114,6 +147,6 @@ def _tie_alike(whole: Whole) -> None:
     one = np.flatnonzero(whole.likes >= 0)
     wanted = {int(place) for place in one} | {int(place) for place in whole.likes[one]}
     if wanted:
-        ties = {place: made.ties[0] for place, made in whole._made() if place in wanted}
+        patients = {place: whole.patients.head(made.who) for place, made in whole._made() if place in wanted}
         for place in one:
-            whole.groups.join(ties[int(place)], ties[int(whole.likes[place])])
+            whole.groups.join(patients[int(place)], patients[int(whole.likes[place])])

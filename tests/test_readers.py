@@ -585,3 +585,16 @@ def test_a_reader_leaves_the_warnings_of_its_caller_alone(tmp_path: Path) -> Non
     before = list(warnings.filters)
     for _ in read_tiff(tmp_path / "a.tif", TiffOptions(tile=256)):
         assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_an_imported_picture_that_is_transparent_lies_on_white_and_says_so(mode: str, kind: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((90, 90, 90, 255), (0, 0, 8, 4))
+    image.convert(mode).save(tmp_path / f"a.{kind}")
+    (frame,) = read_tiff(tmp_path / "a.tif", TiffOptions()) if kind == "tif" else read_photograph(tmp_path / "a.png")
+    assert {int(value) for value in np.unique(frame.pixels[:4])} == {90}
+    assert {int(value) for value in np.unique(frame.pixels[4:])} == {255}
+    assert f"from mode {mode}" in frame.facts.done
+    assert "laid on white" in frame.facts.done

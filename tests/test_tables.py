@@ -90,6 +90,7 @@ def test_the_same_question_in_two_splits_keeps_both_and_their_splits(tmp_path: P
         ("a.csv", "picture,question,answer\na,b,c\n", "no column image; it has picture, question, answer"),
         ("a.csv", "image;question\na;b\n", "no column answer; it has image, question"),
         ("a.jsonl", '{"image": "a", "question": "b", "reply": "c"}', "neither answer nor targets among image, question, reply"),
+        ("a.jsonl", '{"image": "a", "prompt": "b", "answer": "c"}', "no column question; it has image, prompt, answer"),
         ("a.json", '{\n "samples": [{"image": "a"}]\n}', "the list that stands under 'samples'"),
         ("a.jsonl", '{\n "image": "a"\n}', "holds a dict with the keys image"),
         ("a.json", "[" * 100_000, "a.json: "),

@@ -51,14 +51,8 @@ def read_samples(path: Path, *, split: str = "test") -> tuple[list[Sample], tupl
 def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str, ...]]:
     """Every row of a file, and what was told of its form; with `answers` each must have a column of them."""
     table = _table(path)
-    columns = table.columns()
-    for what, known in (("image", _IMAGE), ("question", ("question",)), *((("answer", _ANSWER),) if answers else ())):
-        if table.form == "table" and not set(known) & set(columns):
-            raise StllavaError(
-                f"{path} has no column {what}; it has {', '.join(columns)}",
-                expected=f"the columns image, question{' and answer' if answers else ''} in its first line",
-                remedy=f"Rename the column of the {what}, or check that it is the file that you mean.",
-            )
+    if table.form == "table":
+        _require_columns(path, table, answers=answers)
     rows: list[Row] = []
     numbers: dict[str, int] = {}
     for number, raw in table.rows:
@@ -69,7 +63,20 @@ def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str
                 raise bad_row(path, number, found, expected="each id once")
             numbers[row.id] = number
         rows.append(row)
+    _require_columns(path, table, answers=answers)
     return rows, table.notes
+
+
+def _require_columns(path: Path, table: Table, *, answers: bool) -> None:
+    """Refuse a file none of whose rows has an image, or a question, or an answer where it is wanted."""
+    columns = table.columns()
+    for what, known in (("image", _IMAGE), ("question", ("question",)), *((("answer", _ANSWER),) if answers else ())):
+        if not set(known) & set(columns):
+            raise StllavaError(
+                f"{path} has no column {what}; it has {', '.join(columns)}",
+                expected=f"the columns image, question{' and answer' if answers else ''}",
+                remedy=f"Rename the column of the {what}, or check that it is the file that you mean.",
+            )
 
 
 def _table(path: Path) -> Table:

@@ -138,11 +138,12 @@ def _shown(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         raise ItemError("too-large", f"it announces {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
     # Pillow turns a TIFF as it decodes it, and forgets that it did.
     done = ("turned upright",) if is_turned(image) else ()
+    laid = ("laid on white",) if image.has_transparency_data else ()
     inverted = white_is_zero(image)
     pixels = np.asarray(upright(image))
     if image.mode in DEEP_MODES:
-        return pixels, (*done, "deep to 8 bits", "inverted") if inverted else (*done, "deep to 8 bits")
-    return pixels, done if image.mode in ("1", "L", "RGB") else (*done, f"from mode {image.mode}")
+        return pixels, (*done, "deep to 8 bits", *(("inverted",) if inverted else ()), *laid)
+    return pixels, (*done, *(() if image.mode in ("1", "L", "RGB") else (f"from mode {image.mode}",)), *laid)
 
 
 def _page_texts(image: Image.Image, count: int) -> Iterator[str]:

@@ -151,7 +151,7 @@ def test_a_context_that_too_many_requests_exceed_is_told_with_what_helps(
 def test_a_context_that_every_request_exceeds_ends_the_stage(use: Use, tmp_path: Path) -> None:
     asked = use(refusing(400, VLLM, places=range(200)))
     answers = write_answers(tmp_path / "answers", many_answers(100))
-    with pytest.raises(StllavaError, match=r"none of the first 50 requests.*--max-model-len"):
+    with pytest.raises(StllavaError, match=r"refused each of the first 50 requests.*--max-model-len"):
         judge(options(), answers=answers, root=write_image(tmp_path / "images"), to=tmp_path / "out")
     assert asked.total() == 50
 
@@ -448,7 +448,7 @@ def test_a_judge_without_verdicts_ends_with_an_exit_code_and_an_example_that_no_
         )
     told = capsys.readouterr().err
     assert caught.value.code == 2
-    assert r"3 times no verdict could be read from the reply (unparsed), such as '\\x1b]0;owned\\x07Hard to say." in told
+    assert r"3 times no verdict could be read from the reply (unparsed), such as “\x1b]0;owned\x07Hard to say." in told
     assert len(told.splitlines()[-1]) < 800
 
 

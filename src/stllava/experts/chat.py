@@ -225,11 +225,15 @@ class Chat:
         most = max(FAILURES, 2 * self._options.concurrency)
         if failed < most and refused < max(REFUSALS, most):
             return
-        told = f"the last {failed}" if failed >= most else f"the first {refused}"
-        help_first = (refusal.remedy if refusal is not None else "") or advice(exchange.failure or "")
-        again = "Give the same command again once it answers: every reply is kept."
+        remedy = (refusal.remedy if refusal is not None else "") or advice(exchange.failure or "")
+        if failed < most:
+            raise StllavaError(
+                f"{self._address.base} refused each of the first {refused} requests, the last with {exchange.failure}",
+                expected="requests that it takes",
+                remedy=f"{remedy} Then give the command again.",
+            )
         raise StllavaError(
-            f"{self._address.base} answered none of {told} requests, the last ended with {exchange.failure}",
+            f"{self._address.base} answered none of the last {failed} requests, the last ended with {exchange.failure}",
             expected="a server that answers",
-            remedy=f"{help_first} {again}" if help_first else f"Start or repair it. {again}",
+            remedy=f"{remedy or 'Start or repair it.'} Then give the same command again: every reply is kept.",
         )

@@ -107,7 +107,7 @@ def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapp
     )
     count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
     return (NothingLeftError if ended else StllavaError)(
-        f"{expert} gave no verdict on {said}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as {example!r}",
+        f"{expert} gave no verdict on {said}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as “{example}”",
         expected="verdicts",
         remedy=f"{remedy}; then give the command again: replies are kept, and none is paid for twice.",
     )

@@ -136,7 +136,7 @@ class EndpointSampler:
                 fault=_error,
             )
         except NoReplyError as error:
-            if error.refusal.reach == "request":
+            if error.refusal.name in _FAULTS:
                 cause, kind = _FAULTS[error.refusal.name]
                 told = _REMEDIES.get(error.refusal.name, error.refusal.remedy).rstrip(".")
                 raise kind(cause, f"{self._address.host} refuses with {error} – {told}") from None

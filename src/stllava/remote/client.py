@@ -234,4 +234,4 @@ class Client:
         return printable(" ".join(self.address.hide(text).split()))[:CUT_SERVERS_WORDS]
 
 
-TOO_LARGE = Refusal("reply size", "request", again=False, remedy="Lower max_tokens, or repair the server.")
+TOO_LARGE = Refusal("reply size", "unknown", again=False, remedy="Lower max_tokens, or repair the server.")

@@ -198,7 +198,7 @@ class Tally:
             again = "give the same command again, which asks only what was not answered"
             known = advice(example)
             raise StllavaError(
-                f"{failed} of {self.judged} questions have no verdict because requests failed, such as {example!r}",
+                f"{failed} of {self.judged} questions have no verdict because requests failed, such as “{example}”",
                 expected=f"at most {options.max_failed:.0%} (max_failed)",
                 remedy=f"{known} Or raise max_failed to go on without them." if known else f"Correct that and {again}.",
             )

@@ -1,9 +1,13 @@
 """What learns, through what and how fast: LoRA by part, weights of 4 bits, activations computed twice, the two 7B recipes."""
 
+import importlib
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -20,7 +24,16 @@ from stllava.config.base import validate
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import StllavaError
-from stllava.model.adapters import learned, load_learner, merged, prepare_model, quantise, table, take_over
+from stllava.model.adapters import (
+    learned,
+    load_learner,
+    merged,
+    no_kernels_of_the_hub,
+    prepare_model,
+    quantise,
+    table,
+    take_over,
+)
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
 from stllava.model.train import FirstGradients
@@ -428,3 +441,35 @@ def test_our_recipe_for_a_7b_model_is_anchored(recipe: Callable[[str], RunOption
     assert (options.dpo.nll, options.dpo.replay, options.dpo.collapse) == (defaults.nll, defaults.replay, defaults.collapse)
     assert options.dpo.lora == options.sft.lora
     assert options.answer.k > 2
+
+
+QUIET = """
+import sys
+from pathlib import Path
+
+from stllava.config import SftOptions
+from stllava.stages.sft import sft
+
+model, phantoms, to = map(Path, sys.argv[1:])
+options = SftOptions.model_validate({"lora": {"language": {"rank": 2}}, "batch_size": 6, "save_steps": 0})
+sft(options, model=str(model), conversations=phantoms / "conversations.jsonl", images=phantoms / "images", to=to)
+assert "bitsandbytes" in sys.modules
+"""
+
+
+@with_bitsandbytes
+def test_a_training_hears_nothing_of_bitsandbytes(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", QUIET, str(tiny_model), str(phantoms), str(tmp_path / "sft")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    assert not re.search("bitsandbytes|kernel|Failed", ran.stdout + ran.stderr)
+
+
+def test_no_code_of_the_hub_is_fetched_while_bitsandbytes_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ModuleType("kernels")
+    for before in (there, None):
+        monkeypatch.delitem(sys.modules, "kernels", raising=False)
+        if before is not None:
+            monkeypatch.setitem(sys.modules, "kernels", before)
+        with no_kernels_of_the_hub(), pytest.raises(ImportError):
+            importlib.import_module("kernels")
+        assert sys.modules.get("kernels") is before

@@ -4,11 +4,14 @@ Reads and writes no files, but for the weights that adapters trained on 4 bits a
 """
 
 import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
@@ -16,8 +19,11 @@ from transformers import PreTrainedModel
 from stllava.config import AdapterOptions, TrainingOptions
 from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_weights
-from stllava.model.groups import GROUPS, Group, Groups
+from stllava.model.groups import GROUPS, Group, Groups, is_adapted
 from stllava.model.load import Policy, best_device, load_policy, placed
+
+if TYPE_CHECKING:
+    from peft import LoraModel, PeftModel
 
 STARTS_ALONE = ".lora_A."
 """LoRA's other factor starts as zeros, so in the first step none of these gets a gradient."""
@@ -52,6 +58,25 @@ def load_learner(path: Path | str, options: TrainingOptions) -> Policy:
     return policy
 
 
+@contextmanager
+def no_kernels_of_the_hub() -> Iterator[None]:
+    """Keep bitsandbytes, which peft and Trainer import, from fetching code from the Hub and from saying that it could not.
+
+    It wants a kernel for computing in 4 bits on some CPUs, which gives no gradient and so is not used here.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    before, level = sys.modules.get("kernels"), logger.level
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.modules.pop("kernels")
+        if before is not None:
+            sys.modules["kernels"] = before
+
+
 def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
     """Put every linear layer but the head that adapters stand on, or that is frozen, in NF4 with double quantisation."""
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -60,7 +85,8 @@ def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
             expected="it, for lora.quantise 4bit",
             remedy="pip install 'stllava[quantised]', or set lora.quantise to none.",
         )
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    with no_kernels_of_the_hub():
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     group_of = Groups(model)
     for name, whole in _linears(model).items():
@@ -78,7 +104,7 @@ def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
     cast(Any, model).is_loaded_in_4bit = True
 
 
-def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> PreTrainedModel | PeftModel:
+def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> "PreTrainedModel | PeftModel":
     """Freeze what has no learning rate and put LoRA where it has a rank; the rest learns in full, in float32."""
     adapters = adapters_of(options)
     if not (adapters or in_full(options)):
@@ -103,7 +129,7 @@ def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> PreTraine
     return adapted
 
 
-def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions], group_of: Groups) -> PeftModel:
+def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions], group_of: Groups) -> "PeftModel":
     """One set of adapters a part, by its name: peft knows one dropout a set."""
     linears: dict[Group, list[str]] = {group: [] for group in GROUPS}
     for name in _linears(model):
@@ -114,6 +140,8 @@ def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions]
             expected="linear layers for adapters to stand on",
             remedy=f"Set lora.{group}.rank to 0: that part then learns in full, or not at all at a rate of 0.",
         )
+    with no_kernels_of_the_hub():
+        from peft import LoraConfig, get_peft_model
     configs = {
         group: LoraConfig(
             r=one.rank,
@@ -127,7 +155,7 @@ def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions]
     adapted: PeftModel = get_peft_model(model, configs[first], adapter_name=first)
     for group in others:
         adapted.add_adapter(group, configs[group])
-    cast(LoraModel, adapted.base_model).set_adapter(list(configs))
+    cast("LoraModel", adapted.base_model).set_adapter(list(configs))
     return adapted
 
 
@@ -166,13 +194,13 @@ def merged(model: nn.Module, options: TrainingOptions, *, dtype: torch.dtype) ->
     Weights of 4 bits are left behind: the adapters go into the whole ones, which are read anew, into main memory, since
     beside the others there may be no room for them on the device.
     """
-    if isinstance(model, PeftModel) and options.lora.quantise != "none":
+    if is_adapted(model) and options.lora.quantise != "none":
         small = cast(PreTrainedModel, model.get_base_model())
         whole = read_weights(type(small), str(small.name_or_path), dtype=dtype)
         state, model = learned(model), prepare_model(whole, options)
         take_over(model, state)
     wide = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    plain = model.merge_and_unload() if is_adapted(model) else model
     if not isinstance(plain, PreTrainedModel):
         raise TypeError(f"expected a transformers model, got {type(plain).__name__}")
     for parameter in wide:

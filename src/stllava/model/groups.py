@@ -7,15 +7,18 @@ Names count only inside a vision tower, where some families keep their projector
 cannot be told apart so is refused. `tests/test_groups.py` does this for every image-text-to-text class that transformers has.
 """
 
-from typing import Literal, cast
+import sys
+from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stllava.errors import StllavaError
 from stllava.model.families import PROJECTOR
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Group = Literal["language", "projector", "vision", "other"]
 GROUPS: tuple[Group, ...] = ("language", "projector", "vision", "other")
@@ -28,12 +31,18 @@ ASIDE = ("audio", "generation_")
 """What stands in names of what lies beside towers and decoder and is not on the way from an image to a word."""
 
 
+def is_adapted(model: nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether adapters of peft stand on the model; peft, which takes bitsandbytes along, is not imported to find out."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 class Groups:
     """The group of every weight of one model, also once adapters are put on it."""
 
     def __init__(self, model: nn.Module) -> None:
         """Look at a model of transformers, or at one with adapters; StllavaError where its groups cannot be told apart."""
-        plain = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        plain = cast(PreTrainedModel, model.get_base_model() if is_adapted(model) else model)
         names = {id(module): name for name, module in plain.named_modules()}
         self._places: dict[str, Group] = {}
         language = _language(plain)

@@ -14,20 +14,39 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from stllava.config import TrainingOptions
 from stllava.errors import StllavaError
-from stllava.model.adapters import learned, merged, optimizer_groups, prepare_model, table, take_over, without_gradient
+from stllava.model.adapters import (
+    learned,
+    merged,
+    no_kernels_of_the_hub,
+    optimizer_groups,
+    prepare_model,
+    table,
+    take_over,
+    without_gradient,
+)
+from stllava.model.groups import is_adapted
 from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
 from stllava.store import is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.tree.forward import recomputed
+
+with no_kernels_of_the_hub():
+    from transformers import (
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+        set_seed,
+    )
 
 Item = TypeVar("Item")
 Batch = dict[str, Tensor]
@@ -175,7 +194,7 @@ class TreeTrainer(Trainer):
         model = cast(nn.Module, self.model)
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(model, PeftModel):
+        if is_adapted(model):
             save_file({name: value.contiguous() for name, value in learned(model).items()}, folder / CHECKPOINT_WEIGHTS)
         else:
             save_model(model, str(folder / CHECKPOINT_WEIGHTS))
@@ -187,7 +206,7 @@ class TreeTrainer(Trainer):
             return
         target = model if model is not None else cast(nn.Module, self.model)
         path = Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS
-        if isinstance(target, PeftModel):
+        if is_adapted(target):
             take_over(target, load_file(path))
         else:
             load_model(target, str(path), strict=True)

@@ -264,10 +264,11 @@ def begun(processor: ChatProcessor, text: str) -> str:
     return _start(processor, text) + text
 
 
-def gaps_of(processor: ChatProcessor, layout: Layout, *, ask: bool = False, think: bool = False) -> list[str]:
+@lru_cache(maxsize=4096)
+def gaps_of(processor: ChatProcessor, layout: Layout, *, ask: bool = False, think: bool = False) -> tuple[str, ...]:
     """What the template writes before, between and behind texts, given just these turns."""
     marks = [MARK] * sum(shape.count(TEXT) for _, shape in layout)
-    return render(processor, conversation_of(layout, marks), ask=ask, think=think).split(MARK)
+    return tuple(render(processor, conversation_of(layout, marks), ask=ask, think=think).split(MARK))
 
 
 def conversation_of(layout: Layout, texts: Sequence[str]) -> list[dict[str, object]]:

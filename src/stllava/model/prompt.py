@@ -255,4 +255,5 @@ def _apart(processor: ChatProcessor, text: str) -> str:
     """The text as the processor splits it, which may write a blank between an image and the word behind it."""
     if type(processor).__name__ not in WORDS_APART:
         return text
-    return re.sub(f"{re.escape(processor.image_token)}(?=[^\\s<])", lambda found: f"{found.group()} ", text)
+    place = f"(?<!{BEGIN}){re.escape(processor.image_token)}(?=[^\\s<{BEGIN}])"
+    return re.sub(place, lambda found: f"{found.group()} ", text)

@@ -74,7 +74,7 @@ from families_plain import (
     ovis2,
     pixtral,
 )
-from families_thinking import gemma4
+from families_thinking import gemma4, glm4v, glm4v_moe, glm46v, minicpmv4_6, qwen3_5
 from stllava.model.families import PALIGEMMA
 from stllava.model.load import Policy
 from stllava.model.small import IMAGE
@@ -301,6 +301,12 @@ FAMILIES: dict[str, Callable[[], Policy]] = {
     "granite_vision": granite_vision,
     "granite4_vision": granite4_vision,
     "ovis2": ovis2,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": lambda: qwen3_5(experts=True),
+    "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
+    "glm46v": glm46v,
+    "minicpmv4_6": minicpmv4_6,
 }
 TITLES = {"pixtral": "Pixtral", "ministral3": "Ministral 3", "granite_vision": "Granite Vision 3"}
 """What models are called that are of another's family."""

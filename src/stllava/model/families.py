@@ -37,6 +37,7 @@ class Family:
 
 
 POSITIONS = "an image's tokens have positions of several axes"
+STATE = "a layer carries a state from token to token"
 BOTH_WAYS = "an image's tokens see each other both ways"
 
 PALIGEMMA = (
@@ -95,6 +96,12 @@ FAMILIES: dict[str, Family] = {
     "granite4_vision": Family(
         "Granite Vision 4", ("vision_tower",), ("layerwise_projectors", "spatial_projectors", "image_newline"), "<image>"
     ),
+    "qwen3_5": Family("Qwen3.5", ("visual",), ("merger",), "<|image_pad|>", STATE),
+    "qwen3_5_moe": Family("Qwen3.5, a mixture of experts", ("visual",), ("merger",), "<|image_pad|>", STATE),
+    "glm4v": Family("GLM-4.1V", ("visual",), ("merger",), "<|image|>", POSITIONS),
+    "glm4v_moe": Family("GLM-4.5V", ("visual",), ("merger",), "<|image|>", POSITIONS),
+    "glm46v": Family("GLM-4.6V", ("visual",), ("merger",), "<|image|>", POSITIONS),
+    "minicpmv4_6": Family("MiniCPM-V 4.6", ("vision_tower",), ("merger",), "<|image_pad|>", STATE, axis=3),
     "ovis2": Family("Ovis2", ("vision_tower",), ("visual_embeddings_table",), "<image>"),
 }
 """By the `model_type` of their configuration."""

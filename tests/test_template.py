@@ -390,9 +390,14 @@ def test_a_template_that_shows_all_images_first_costs_the_row_that_places_them(r
     good = conversation(("a.png",), (Message(role="user", content="what?"), Message(role="assistant", content="a lung")))
     rows = [good, conversation(("a.png", "b.png"), (PAIR, Message(role="assistant", content="no")))]
     assert Lessons(policy, rows, images=root, sq_r=0.0, seed=0, most=512).dropped == {"image places": 1}
-    unplaced = Message(role="user", content="Is the one older than the other?")
-    rows[1] = conversation(("a.png", "b.png"), (unplaced, Message(role="assistant", content="no")))
-    assert not Lessons(policy, rows, images=root, sq_r=0.0, seed=0, most=512).dropped
+    text = "Is the one older than the other?"
+    texts = []
+    for offsets in ((), (0, 0), (len(text), len(text))):
+        asked = Message(role="user", content=text, image_offsets=offsets)
+        rows[1] = conversation(("a.png", "b.png"), (asked, Message(role="assistant", content="no")))
+        assert not Lessons(policy, rows, images=root, sq_r=0.0, seed=0, most=512).dropped
+        texts.append(text_of(segments(policy.chat, rows[1].messages, images=2)))
+    assert texts[0] == texts[1] == texts[2]
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "paligemma"])

@@ -162,10 +162,25 @@ def said_in(processor: ChatProcessor, turn: OpenTurn, text: str) -> Segment:
 
 
 def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> Frame:
+    """The frame of a conversation whose images the template shows where they stand, or before a turn that they stand behind.
+
+    Half of LLaVA's own questions have the image behind them, and LLaVA itself puts it first; a template that shows a turn's
+    images before its text does so too, and no word of the text is torn from its image.
+    """
     frame = frame_of(processor, layout_of(messages, images=images))
-    if not frame.in_order and any(message.image_offsets for message in messages):
+    if frame.in_order or not any(message.image_offsets for message in messages):
+        return frame
+    frame = frame_of(processor, layout_of([_images_first(message) for message in messages], images=images))
+    if not frame.in_order:
         raise TextError(PLACES, "the chat template shows the images elsewhere than where the text has them")
     return frame
+
+
+def _images_first(message: Message) -> Message:
+    """A turn with its images before its text where all stand behind it, else as it is."""
+    offsets = message.image_offsets
+    behind = bool(offsets) and offsets[0] == len(message.content)
+    return message.model_copy(update={"image_offsets": (0,) * len(offsets)}) if behind else message
 
 
 def _written(

@@ -428,6 +428,22 @@ def test_a_real_set_of_files_is_prepared_whole(medvqa: Path, tmp_path: Path) -> 
     assert (contents[0], len(chains), dropped) == (contents[1], 141, {})
 
 
+@pytest.mark.parametrize(
+    ("stored", "named", "told"),
+    [("Scan.PNG", "scan.png", "'Scan.PNG'"), ("le\u0301sion.png", "l\u00e9sion.png", r"'le\\u0301sion.png'")],
+    ids=["case", "accents"],
+)
+def test_a_missing_image_that_is_there_under_another_spelling_is_told(
+    stored: str, named: str, told: str, files: FilesData, tmp_path: Path
+) -> None:
+    picture(files.images / stored.replace(".PNG", ".png"), 77)
+    (files.images / stored.replace(".PNG", ".png")).rename(files.images / stored)
+    written(files.conversations, [talk("What?", "That.", image=named)])
+    with pytest.raises(StllavaError) as refused:
+        prepare(files, seed=0, to=tmp_path / "data")
+    assert f"{named!r} (missing; there is {told.replace(chr(92) * 2, chr(92))})" in str(refused.value)
+
+
 def test_mended_input_needs_no_other_folder(files: FilesData, tmp_path: Path) -> None:
     whole = files.conversations.read_text()
     files.conversations.write_text(whole[:-1])

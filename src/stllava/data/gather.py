@@ -16,6 +16,7 @@ from stllava.data.captions import caption
 from stllava.data.conversations import read_conversation_file, singles
 from stllava.data.folder import images_in
 from stllava.data.headers import BENCHMARK, header_questions
+from stllava.data.images import spelt_otherwise
 from stllava.data.intake.imported import TRAIN, read_imported
 from stllava.data.overlap import Learned, Looks, Source, learned_from, look
 from stllava.data.phantom import generate
@@ -326,10 +327,16 @@ def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[
         except ItemError as error:
             bad[path] = error
     if len(bad) > max_bad * len(every):
-        named = ", ".join(f"{path!r} ({error.cause})" for path, error in list(bad.items())[:_NAMED])
+        named = ", ".join(f"{path!r} ({error.cause}{_beside(root, path, error)})" for path, error in list(bad.items())[:_NAMED])
         raise StllavaError(
             f"{len(bad)} of {len(every)} images below {root} cannot be used: {named}{', …' if len(bad) > _NAMED else ''}",
             expected=f"at most {max_bad:.0%}",
             remedy="Mend these files or the rows that name them, or raise max_bad.",
         )
     return looks, bad
+
+
+def _beside(root: Path, path: str, error: ItemError) -> str:
+    """What to say of a missing image that is there under a name spelt otherwise."""
+    other = spelt_otherwise(root, path) if error.cause == "missing" else None
+    return f"; there is {other!a}" if other is not None else ""

@@ -8,6 +8,7 @@ file of several pages the first one is read; a transparent picture is laid on wh
 import base64
 import io
 import struct
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -86,6 +87,19 @@ def count_missing(root: Path, items: Iterable[Sequence[str]]) -> Dropped:
         except ItemError as error:
             missing.fault(error, of="image")
     return missing
+
+
+def spelt_otherwise(root: Path, relative: str) -> str | None:
+    """A file beside a missing one whose name differs in case or in how its accents are spelt alone; None without one.
+
+    Archives made on a Mac hold "é" as two characters, and lists made on Windows do not care for case.
+    """
+    folder, name = (root / relative).parent, Path(relative).name
+    if not folder.is_dir():
+        return None
+    wanted = unicodedata.normalize("NFC", name).casefold()
+    names = (entry.name for entry in folder.iterdir() if entry.name != name)
+    return next((other for other in sorted(names) if unicodedata.normalize("NFC", other).casefold() == wanted), None)
 
 
 def bad_images(root: Path, paths: Iterable[str]) -> dict[str, str]:

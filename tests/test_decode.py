@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from stllava.config import SamplingOptions
 from stllava.data.images import open_image
@@ -99,6 +100,28 @@ def test_a_policy_that_is_not_packed_says_the_same(policy: Policy, sampler: Loca
         for mine, its in zip(one, other, strict=True):
             assert (mine.log_probability is None) == (its.log_probability is None)
             assert mine.log_probability is None or mine.log_probability == pytest.approx(its.log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.5, "top_k": 1, "temperature": 1e-6, "do_sample": True},
+        {"no_repeat_ngram_size": 1, "min_new_tokens": 8},
+        {"suppress_tokens": [*range(50, 300)]},
+        {"penalty_alpha": 0.6, "top_k": 4},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_folder_says_of_generation_changes_no_text_of_a_policy_that_is_not_packed(
+    policy: Policy, sampler: LocalSampler, prompts: list[Prompt], settings: dict[str, object]
+) -> None:
+    # Qwen2-VL and Qwen2.5-VL are published with a repetition penalty, and are not packed.
+    policy.packs = False
+    expected = sampler.complete(prompts, k=2, sampling=WARM, seed=0)
+    before = policy.model.generation_config
+    policy.model.generation_config = GenerationConfig(eos_token_id=before.eos_token_id, **settings)
+    assert sampler.complete(prompts, k=2, sampling=WARM, seed=0) == expected
+    assert policy.model.generation_config.to_diff_dict().items() >= settings.items()
 
 
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "unpacked"])

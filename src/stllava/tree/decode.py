@@ -6,7 +6,8 @@ the cache its own tokens. Rows are made no wider than pays (`layout.branches_a_r
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,7 +15,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.errors import TextError
@@ -221,20 +222,22 @@ class Growth:
         device = self.policy.device
         encoded = [self.policy.encode(one.prefix) for one in requests if one.prefix.images]
         picker = _Picker(self, branches, width)
-        generate = self.policy.model.generate
-        generate(  # type: ignore[operator]
-            input_ids=torch.tensor([[pad] * gap + list(ids) for gap, ids in zip(left, chains, strict=True)], device=device),
-            attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in left], device=device),
-            **self.policy.join(encoded),
-            **self.policy.kinds([one.prefix for one in requests], left=left, width=width),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=self.sampling.max_new_tokens,
-                eos_token_id=self.stop.tolist(),
-                pad_token_id=pad,
-            ),
-            logits_processor=LogitsProcessorList([picker]),
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.sampling.max_new_tokens,
+            eos_token_id=self.stop.tolist(),
+            pad_token_id=pad,
         )
+        with _settings_alone(self.policy.model, settings):
+            generate = self.policy.model.generate
+            generate(  # type: ignore[operator]
+                input_ids=torch.tensor([[pad] * gap + list(ids) for gap, ids in zip(left, chains, strict=True)], device=device),
+                attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in left], device=device),
+                **self.policy.join(encoded),
+                **self.policy.kinds([one.prefix for one in requests], left=left, width=width),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([picker]),
+            )
 
     def together(self, rows: Sequence[Sequence[_Branch]]) -> None:
         """Complete rows of branches, every row about one set of images; at the end of the context a branch stops."""
@@ -397,6 +400,16 @@ def _shares(scores: Tensor, sampling: SamplingOptions) -> tuple[Tensor, Tensor |
         return torch.zeros_like(scores).scatter_(-1, tokens, shares), None
     order = tokens.argsort(dim=-1)
     return shares.gather(-1, order), tokens.gather(-1, order)
+
+
+@contextmanager
+def _settings_alone(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Let `generate` know these settings only: else it adds a model's own, such as the repetition penalty of Qwen2.5-VL."""
+    before, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 class _Picker(LogitsProcessor):

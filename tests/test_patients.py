@@ -195,6 +195,8 @@ def test_of_a_hundred_patients_spelt_as_exports_do_none_is_on_two_sides_and_all_
         ("943 476 5919", "943-476-5919"),
         ("LIDC-IDRI-0001", "lidc_idri_0001"),
         ("c\u0327a", "ç\u200ba"),
+        ("4711", "4711.0"),
+        ("4711", "'04711"),
     ],
 )
 def test_a_number_is_the_same_however_it_is_spelt(one: str, other: str) -> None:
@@ -214,14 +216,15 @@ def test_what_stands_for_nobody_is_neither_number_nor_name(text: str) -> None:
     assert name_key(text) in ("", "0", "00 000")
 
 
-@pytest.mark.parametrize("name", ["DOE^JANE", "DOE, JANE", "Jane Doe", "doe^jane^^^=山田^太郎", " DOE ^ JANE \0"])
+@pytest.mark.parametrize("name", ["DOE^JANE", "Doë^Jané", "DOE, JANE", "Jane Doe", "doe^jane^^^=山田^太郎", " DOE ^ JANE \0"])
 def test_a_name_is_its_words(name: str) -> None:
     assert name_key(name) == "doe jane"
 
 
 def test_hl7s_parts_are_no_part_of_the_number() -> None:
     assert number_of("4711^^^HospA&1.2.3&ISO", "") == ("4711", "hospa") == number_of("4711^7^M11^Hosp A^MR", "")
-    assert number_of("4711^^^HospA", "North") == (number_key("4711^^^HospA"), "north")
+    assert number_of("4711^^^HospA", "North") == ("4711", "north")
+    assert number_of("ANON^^^HospA", "") == ("", "")
     assert number_of("DOE^JANE^^^", "") == ("doejane", "")
     assert number_of("", "North") == ("", "")
 
@@ -248,6 +251,12 @@ def test_a_number_without_an_issuer_belongs_to_all_who_have_it() -> None:
     assert len({*settled(north, south, Identity(patient="7"))}) == 1
     assert len({*settled(north, Identity(patient="8", others=(("7", ""),)))}) == 1
     assert len({*settled(north, Identity(patient="8", others=(("7", "South"),)))}) == 2
+
+
+def test_a_number_in_groups_is_the_undivided_one_where_that_is_there() -> None:
+    assert len({*settled(Identity(patient="1-11"), Identity(patient="11-1"))}) == 2
+    assert len({*settled(Identity(patient="12-345-6"), Identity(patient="0123456"), Identity(patient="7"))}) == 2
+    assert len({*settled(Identity(patient="1-11"), Identity(patient="11-1"), Identity(patient="111"))}) == 1
 
 
 def test_a_name_joins_files_without_a_number_and_parts_nobody() -> None:

@@ -63,6 +63,8 @@ class Hidden(Record):
     hints: tuple[str, ...] = ()
     """What says whose a file without a number is, the surest first, each behind its rank: accession number and day, frame of
     reference, name."""
+    whole: str | None = None
+    """What `patient` would be if the groups of digits in its number were not divided; None where they are not."""
     others: tuple[tuple[str, str], ...] = ()
     """Of the patient by each other number, and by that number without its issuer."""
 
@@ -96,6 +98,7 @@ def hide(identity: Identity, salt: bytes, *, source: str) -> Hidden:
         series=hidden_id(salt, "series", series or f"{study} {source}"),
         told=told,
         bare=_hidden_number(salt, number, "") if number and issuer else None,
+        whole=_hidden_number(salt, whole_key(identity.patient.split("^")[0]), issuer) if "-" in number else None,
         links=tuple(hidden_id(salt, f"tie of {kind}", value) for kind, value in links if value),
         hints=tuple(f"{rank}{hidden_id(salt, kind, value)}" for rank, (kind, value) in enumerate(hints) if value),
         others=tuple((_hidden_number(salt, other, by), _hidden_number(salt, other, "")) for other, by in others),
@@ -108,23 +111,35 @@ def _hidden_number(salt: bytes, number: str, issuer: str) -> str:
 
 def number_of(text: str, issuer: str) -> tuple[str, str]:
     """A patient's number and its issuer in one spelling; empty where the text is no number, or nobody's."""
-    if not issuer and text.count("^") >= 3:
+    parts = text.split("^")
+    if len(parts) > 3 and parts[3].strip() and (any(map(str.isdecimal, parts[0])) or not number_key(parts[0])):
         # As HL7 writes it: the number, two parts about its check digit, and who issued it.
-        parts = text.split("^")
-        if parts[3].strip() and any(map(str.isdecimal, parts[0])):
-            text, issuer = parts[0], parts[3]
-    return number_key(text), number_key(next((part for part in issuer.split("&") if part.strip()), "")) if text else ""
+        text, issuer = parts[0], issuer or parts[3]
+    number = number_key(text)
+    return number, number_key(next((part for part in issuer.split("&") if part.strip()), "")) if number else ""
 
 
 def number_key(text: str) -> str:
     """One spelling of a number: without case, marks but those between digits, and leading zeros; empty of nobody's."""
-    tokens = _TOKENS.findall("".join(composed(text.replace("\0", " ")).casefold().split()))
-    digits = [_decimal(token) for token in tokens if token[0].isdecimal()]
+    tokens = _tokens(text)
     letters = any(token[0].isalnum() and not token[0].isdecimal() for token in tokens)
-    if not letters and sum(map(len, digits)) >= _LONG:
-        return "".join(digits).lstrip("0")
+    whole = whole_key(text)
+    if not letters and len(whole) >= _LONG:
+        return whole
     key = "".join(_joined(tokens))
     return "" if key.replace("-", "").strip("0") == "" or key.replace("-", "") in _NOBODY else key
+
+
+def whole_key(text: str) -> str:
+    """The spelling of a number whose groups of digits are not divided."""
+    return "".join(token for token in _tokens(text) if token[0].isalnum()).lstrip("0")
+
+
+def _tokens(text: str) -> list[str]:
+    """Runs of digits, of letters and of marks, digits in ASCII; a spreadsheet's fraction of nought is left out."""
+    plain = "".join(composed(text.replace("\0", " ")).casefold().split())
+    tokens = [_decimal(token) if token[0].isdecimal() else token for token in _TOKENS.findall(plain)]
+    return tokens[:1] if tokens[1:] == [".", "0"] and tokens[0].isdecimal() else tokens
 
 
 def _joined(tokens: list[str]) -> Iterator[str]:
@@ -132,7 +147,7 @@ def _joined(tokens: list[str]) -> Iterator[str]:
     around = zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False)
     for before, token, behind in around:
         if token[0].isdecimal():
-            yield _decimal(token).lstrip("0") or "0"
+            yield token.lstrip("0") or "0"
         elif token[0].isalnum():
             yield token
         elif before[:1].isdecimal() and behind[:1].isdecimal():
@@ -144,9 +159,10 @@ def _decimal(digits: str) -> str:
 
 
 def name_key(text: str) -> str:
-    """The words of a name in order of the alphabet, so that DOE^JANE is Jane Doe; empty of nobody's."""
+    """The words of a name, without accents, in order of the alphabet, so that DOE^JANE is Jane Doe; empty of nobody's."""
     first = next((group for group in text.replace("\0", " ").split("=") if group.strip("^ ")), "")
-    words = sorted(_WORDS.findall(composed(first).casefold()))
+    bare = "".join(letter for letter in unicodedata.normalize("NFKD", composed(first)) if not unicodedata.combining(letter))
+    words = sorted(_WORDS.findall(bare.casefold()))
     return "" if _NOBODY.issuperset(words) or max(map(len, words)) < 2 else " ".join(words)
 
 
@@ -176,6 +192,8 @@ class Patients:
         """Numbers that some file gives without an issuer."""
         self._hints: dict[str, tuple[set[str], set[str]]] = {}
         """By a hint, the studies or files without a number that have it, and the patients with a number who do."""
+        self._whole: dict[str, str] = {}
+        """By a number in groups, the number undivided."""
         self._told: dict[str, Told] = {}
         self.joined = 0
         """Hidden ids, once settled, that turned out to be of a patient with another one."""
@@ -195,6 +213,8 @@ class Patients:
             self._issued[member] = f"0{who.bare}"
         elif who.told == "PatientID":
             self._loose.add(member)
+        if who.whole is not None:
+            self._whole[member] = f"0{who.whole}"
         for hint in who.hints:
             without, numbered = self._hints.setdefault(hint, (set(), set()))
             (numbered if member.startswith("0") else without).add(member)
@@ -210,6 +230,10 @@ class Patients:
         for issued, bare in self._issued.items():
             if bare in self._loose:
                 self._groups.join(issued, bare)
+        for divided, whole in self._whole.items():
+            # 1-11 and 11-1 are two patients; whose 111 is, nobody knows.
+            if whole in self._told:
+                self._groups.join(divided, whole)
         for hint, (without, numbered) in sorted(self._hints.items()):
             # Whose study has a number by another of its files, or by a surer hint, needs none.
             unknown = [member for member in sorted(without) if not self._groups.head(member).startswith("0")]

@@ -483,6 +483,35 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
     assert "pytorch_model-00002-of-00003.bin" in refused(tmp_path / "new", source, vision=one.clip)
 
 
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "Git LFS pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n",
+    "list": lambda data: b"[1]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("source", "config.json"),
+        ("source", "pytorch_model.bin.index.json"),
+        ("source", "pytorch_model-00001-of-00003.bin"),
+        ("source", "tokenizer.json"),
+        ("source", "tokenizer_config.json"),
+        ("vision", "config.json"),
+        ("vision", "preprocessor_config.json"),
+    ],
+)
+def test_a_damaged_file_is_named_in_a_sentence(folder: str, name: str, damage: str, tmp_path: Path) -> None:
+    one = Original(tmp_path)
+    source = one.write_shards(ending="bin")
+    file = {"source": source, "vision": one.clip}[folder] / name
+    file.write_bytes(DAMAGED[damage](file.read_bytes()))
+    assert (file.name if name != "tokenizer.json" else str(file.parent)) in refused(tmp_path / "new", source, vision=one.clip)
+
+
 def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not(tmp_path: Path) -> None:
     one = Original(tmp_path)
     source = one.write("malicious", one.language | one.part("mm_projector"))

@@ -95,16 +95,12 @@ def check_folder(folder: Path) -> None:
         )
     files = sorted(file for file in folder.iterdir() if file.is_file())
     for file in files:
-        if file.suffix in READ and _is_pointer(file):
-            raise StllavaError(
-                f"{file} is a pointer of Git LFS, not the file itself",
-                expected="the file that it points at",
-                remedy=f"Run `git lfs pull` in {folder}, or download the model with `hf download`.",
-            )
+        if file.suffix in READ:
+            check_pointer(file)
     _check_manifest(folder)
     for file in files:
         if file.name in SETTINGS:
-            _read_settings(file)
+            read_settings(file)
     for shard in _shards(folder):
         try:
             with safe_open(shard, framework="pt"):
@@ -117,20 +113,35 @@ def check_folder(folder: Path) -> None:
             ) from error
 
 
-def _is_pointer(file: Path) -> bool:
+def check_pointer(file: Path) -> None:
+    """Refuse what Git LFS leaves in place of a large file."""
     with file.open("rb") as opened:
-        return opened.read(len(POINTER)) == POINTER
+        if opened.read(len(POINTER)) == POINTER:
+            raise StllavaError(
+                f"{file} is a pointer of Git LFS, not the file itself",
+                expected="the file that it points at",
+                remedy=f"Run `git lfs pull` in {file.parent}, or download the model with `hf download`.",
+            )
 
 
-def _read_settings(file: Path) -> dict[str, object]:
+def read_settings(file: Path) -> dict[str, Any]:
     """A JSON object."""
+    check_pointer(file)
     try:
-        said: object = json.loads(file.read_text(encoding="utf-8"))
+        said: object = json.loads(file.read_bytes())
     except ValueError as error:
         raise _no_settings(file, f"is not whole JSON ({error})") from error
     if not isinstance(said, dict):
         raise _no_settings(file, f"holds a {type(said).__name__}")
     return said
+
+
+def read_shards(index: Path) -> list[str]:
+    """The names of the files among which an index divides weights."""
+    places = read_settings(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise _no_settings(index, "has no weight_map")
+    return sorted({str(name) for name in places.values()})
 
 
 def _no_settings(file: Path, fault: str) -> StllavaError:
@@ -148,10 +159,7 @@ def _shards(folder: Path) -> list[Path]:
             expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
             remedy="Download the folder again, or convert its weights with transformers' save_pretrained.",
         )
-    places = _read_settings(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise _no_settings(index, "has no weight_map")
-    shards = [folder / name for name in sorted({str(name) for name in places.values()})]
+    shards = [folder / name for name in read_shards(index)]
     if absent := [shard.name for shard in shards if not shard.is_file()]:
         raise StllavaError(
             f"{folder} lacks {_some(absent)} of the {len(shards)} files that {index.name} names",

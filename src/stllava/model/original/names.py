@@ -5,7 +5,6 @@ that they have in a whole checkpoint of the original; merges LoRA into them; say
 transformers 5. Writes nothing.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import check_pointer, read_shards
 
 TOWER, PROJECTOR = "model.vision_tower.vision_tower.vision_model.", "model.mm_projector."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -79,7 +79,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for name in WHOLE:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            shards = read_shards(index)
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent:
                 raise StllavaError(
@@ -179,6 +179,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+    check_pointer(path)
     try:
         found: object = (
             load_file(path)

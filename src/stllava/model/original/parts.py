@@ -3,7 +3,6 @@
 Reads configurations and the names of files; writes nothing.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig
 
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import read_settings
 from stllava.model.original.names import ADAPTER, adapter_file, adapts_tower, weight_files
 from stllava.model.original.processor import PREPROCESSOR, TOKENIZER_FILES
 
@@ -218,5 +218,4 @@ def _projector(path: Path) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StllavaError(f"there is no {path}", expected="a model's folder with it", remedy="Download the folder again.")
-    values: dict[str, Any] = json.loads(path.read_bytes())
-    return values
+    return read_settings(path)

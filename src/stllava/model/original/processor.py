@@ -6,7 +6,6 @@ The original splits a prompt at its images and gives each stretch to the tokeniz
 the templates write these blanks out.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from stllava.errors import StllavaError
+from stllava.model.checkpoint import read_settings, reading
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PREPROCESSOR = "preprocessor_config.json"
@@ -90,11 +90,12 @@ def read_tokenizer(folder: Path, *, marks: bool) -> LlamaTokenizer:
                 expected="the packages sentencepiece and protobuf, with which transformers reads it",
                 remedy=f"pip install sentencepiece protobuf, or put the {fast.name} of the same language model beside it.",
             )
-    said = json.loads(config.read_bytes()) if config.is_file() else {}
+    said = read_settings(config) if config.is_file() else {}
     # Without the word, transformers took a tokenizer for an old one when these models were trained; today it does not.
-    tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
-        folder, legacy="legacy" not in said or said["legacy"] is not False, trust_remote_code=False
-    )
+    with reading(folder, expected="the tokenizer of a Llama or Mistral"):
+        tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
+            folder, legacy="legacy" not in said or said["legacy"] is not False, trust_remote_code=False
+        )
     if (tokenizer.bos_token, tokenizer.eos_token) != ("<s>", "</s>"):
         raise StllavaError(
             f"{folder} begins texts with {tokenizer.bos_token!r} and ends turns with {tokenizer.eos_token!r}",
@@ -113,7 +114,7 @@ def _needed(marks: bool) -> tuple[str, ...]:
 def read_image_processor(folder: Path, *, pad: bool, side: int) -> LlavaImageProcessorPil | CLIPImageProcessorPil:
     """CLIP's preparation of images with the folder's mean and deviation; `pad` makes them squares of the mean colour first."""
     path = folder / PREPROCESSOR
-    said: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    said = read_settings(path) if path.is_file() else {}
     kept = {name: said[name] for name in KEPT if name in said}
     shape: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     return LlavaImageProcessorPil(do_pad=True, **shape, **kept) if pad else CLIPImageProcessorPil(**shape, **kept)

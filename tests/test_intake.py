@@ -275,10 +275,10 @@ def test_links_out_of_the_folder_are_left_out_and_said_or_followed_when_asked_fo
     kept = brought(tmp_path)
     assert kept.counts_out == 1
     assert kept.dropped == {"link-out-of-folder": 2, "broken-link": 1, "duplicate": 1}
-    assert any("2 links lead out of the folder and were not followed" in note for note in kept.notes)
+    assert any("Links out of the folder that were not followed: 2;" in note for note in kept.notes)
     followed = brought(tmp_path, FAST.model_copy(update={"links": "anywhere"}), to="all")
     assert followed.counts_out == 3
-    assert not any("links lead out" in note for note in followed.notes)
+    assert not any("Links out" in note for note in followed.notes)
 
 
 def test_names_that_are_not_utf8_come_in(tmp_path: Path) -> None:

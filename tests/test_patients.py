@@ -180,7 +180,7 @@ def test_of_a_hundred_patients_spelt_as_exports_do_none_is_on_two_sides_and_all_
     card = (tmp_path / "data" / "README.md").read_text()
     assert f"{manifest.counts_out} pictures of 100 patients" in card
     assert "20 by PatientID and its issuer, 78 by PatientID, 1 by the name, having no number, 1 by their study" in card
-    assert "1 patients are single studies" in card
+    assert "Patients known by a single study or file alone: 1." in card
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,8 @@ def test_pictures_that_say_nothing_go_by_folder_and_the_card_says_so(
     assert len({(row.patient, row.split) for row in rows}) == patients
     assert {name: manifest.measures.get(f"patients told by {name}") for name in told} == told
     card = (tmp_path / "data" / "README.md").read_text()
-    assert ("unnamed: file" in card) == (unnamed == "folder")
-    assert f"{int(told['file'])} patients are single studies or files" in card
+    assert ("--unnamed file" in card) == (unnamed == "folder")
+    assert f"Patients known by a single study or file alone: {int(told['file'])}." in card
 
 
 def test_a_set_that_can_hardly_be_split_says_so(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ SCORES: list[tuple[str, int, object]] = [
     ('{"scores": [8, ' + "9" * 400 + "]}", 2, "unparsed"),
     ('{"scores": [true, false]}', 2, "unparsed"),
     ("<think>Scores: 1, 1</think>Scores: 8, 3", 2, (8, 3)),
+    ("2, 1, 3", 3, "unparsed"),
+    ("Scores: 2, 1, 3", 3, (2, 1, 3)),
     ("Scores: 8", 2, "unparsed"),
     ("Scores: -1, 3", 2, "unparsed"),
     ("There are 2 lungs and 12 ribs.", 2, "unparsed"),

@@ -55,8 +55,8 @@ class IntakeOptions(Options):
     links: Literal["inside", "anywhere"] = "inside"
     """Where links in the folder may lead; those that lead out of it are left out and counted, or followed with anywhere."""
     unnamed: Literal["folder", "file"] = "folder"
-    """Whom files are of that name neither patient nor study: of one patient a folder, or each of its own, as those that lie
-    in no folder below the source always are."""
+    """Whose files are that name neither patient nor study: one patient's for each folder, or each its own patient's. Files at
+    the top of the source are always their own."""
     seconds: PositiveFloat = 10.0
     """Longest wait for the next picture of a file, and one second more for every 16 MiB of it; then it is left out."""
     memory: PositiveFloat = 4.0

@@ -50,7 +50,7 @@ def read_scores(text: str, count: int) -> Reading:
         text,
         in_object=partial(_object_scores, count=count),
         in_line=partial(_line_scores, count=count),
-        alone=partial(_listed_scores, count=count),
+        alone=partial(_lone_scores, count=count),
     )
 
 
@@ -257,6 +257,12 @@ def _line_scores(line: str, count: int) -> Found:
     if (value := _labelled(line, "scores", "score", "verdict")) is None:
         return None
     return "abstain" if value.strip(_AROUND) == "abstain" else _listed_scores(value, count)
+
+
+def _lone_scores(words: str, count: int) -> Scores | None:
+    """The scores of a reply that is nothing but numbers; 2, 1, 3 of three answers may be a ranking, and is none."""
+    scores = _listed_scores(words, count)
+    return None if scores is None or sorted(scores) == [*range(1, count + 1)] else scores
 
 
 def _listed_scores(text: str, count: int) -> Scores | None:

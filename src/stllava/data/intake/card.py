@@ -108,7 +108,7 @@ class Tally:
     def notes(self) -> list[str]:
         """Sentences for the manifest."""
         links = self.causes[OUTSIDE]
-        out = [f"{links:,} links lead out of the folder and were not followed; links: anywhere follows them."] if links else []
+        out = [f"Links out of the folder that were not followed: {links:,}; --links anywhere follows them."] if links else []
         if not self.count:
             return ["No file of the folder gave a picture; left_out.jsonl has every cause.", *out]
         return [
@@ -128,13 +128,13 @@ class Tally:
         )
         if self.told["folder"]:
             yield (
-                f"{self.told['folder']:,} folders of files that say nothing of whom they are were taken for one patient each. "
-                "Where folders are no patients, give unnamed: file; a patient's pictures may then be on two sides."
+                f"Folders taken for one patient each, since their files say nothing of whom they are: {self.told['folder']:,}. "
+                "Where folders are no patients, give --unnamed file; a person's pictures may then be on two sides."
             )
         if unsure := self.told["study"] + self.told["file"]:
             yield (
-                f"{unsure:,} patients are single studies or files that say nothing of whom they are: whether several of them "
-                "are one person cannot be told from here, and such a person may be on two sides."
+                f"Patients known by a single study or file alone: {unsure:,}. Whether several of them are one person cannot be "
+                "told from here, and such a person may be on two sides."
             )
         if 2 * self.largest > self.count and self.count > 1:
             yield (

@@ -136,16 +136,14 @@ def test_an_answer_is_generated_behind_the_same_text_here_and_on_a_server(proces
     assert there.count("<think>") == there.count("</think>"), "the prompt opens a thought and leaves it to the model to end it"
 
 
-def test_the_virtual_user_asks_behind_the_same_text_here_and_on_a_server_or_not_there(processor: ChatProcessor) -> None:
+def test_the_virtual_user_asks_behind_the_same_text_here_and_on_a_server(processor: ChatProcessor) -> None:
     here = open_turn(processor, TALK[:2], images=0, speaker="virtual_user")
-    spaced: list[dict[str, object]] = [{"role": "user", "content": [{"type": "text", "text": " a "}]}]
-    if " a " not in processor.apply_chat_template(spaced, tokenize=False):
-        # To go on with an empty turn, transformers, and so vLLM, then drops the line break that opens it.
-        with pytest.raises(TextError, match="not put the text before the model as it is"):
-            served(processor, TALK[:2], "virtual_user")
-        return
     there = served(processor, TALK[:2], "virtual_user")
     assert text_of(here.before).replace(closing(processor), "") == there.rstrip(" ").replace(closing(processor), "")
+    # Where the template trims its texts, the line break that opens the turn is lost on a server, and so is said.
+    spaced: list[dict[str, object]] = [{"role": "user", "content": [{"type": "text", "text": " a "}]}]
+    trims = " a " not in processor.apply_chat_template(spaced, tokenize=False)
+    assert (here.blank == "\n") is trims
 
 
 def test_a_thought_belongs_to_the_opening_and_nobody_learns_it(processor: ChatProcessor) -> None:

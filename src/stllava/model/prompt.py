@@ -221,7 +221,8 @@ def server_turn(processor: ChatProcessor, messages: Sequence[Message], *, images
     wanted = "".join(gap + text for gap, text in zip(gaps, [*texts, ""], strict=False))
     texts += [""] if continues else []
     written = render(processor, conversation_of(layout, texts), ask=not continues, go_on=continues)
-    if "".join(written.split()) != "".join(wanted.split()) or _white_end(written) != _white_end(wanted):
+    here = open_turn(processor, messages, images=images, speaker=speaker).before[-1].text
+    if "".join(written.split()) != "".join(wanted.split()) or _white_end(written) != _white_end(here):
         raise TextError("changed by the chat template", "a server would not put the text before the model as it is")
     return ServerTurn({SWITCH: False} if thinks(processor) else {}, continues)
 

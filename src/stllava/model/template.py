@@ -136,7 +136,7 @@ def frame_of(processor: ChatProcessor, layout: Layout) -> Frame:
         if not gaps[place + 1].startswith(closed):
             raise _refusal(roles, "changes earlier turns when later ones follow")
         told_before = _stripped(gaps[place])
-        before = asked.get(index, told_before)
+        before = asked[index] if index in asked else _left_open(processor, told[index][0], gaps[place])
         lasting &= index + 1 == len(layout) or (cut[index][:-1] == gaps[: place + 1] and "".join(before) == gaps[place])
         ending = closed if _stops(processor, closed) else _end(processor)
         ended = len(gaps[place]) - len(begins[place])  # What ended the turn before is no opening.
@@ -165,7 +165,25 @@ def _opened(processor: ChatProcessor, told: Layout, before: str) -> tuple[str, s
         return asked, before[len(asked) :]
     if thinks(processor) and asked != gaps_of(processor, told, ask=True, think=True)[-1].rstrip(" "):
         return asked, ""
-    return _stripped(before)
+    return _left_open(processor, "assistant", before)
+
+
+def _left_open(processor: ChatProcessor, role: Role, before: str) -> tuple[str, str]:
+    """What stands before a turn that a server is to go on with, still empty, and the white space with which it begins.
+
+    Where the template trims its texts the server's prompt ends before all white space (transformers drops it with what is
+    trimmed), so that it is said as the first words are.
+    """
+    return (before.rstrip(), before[len(before.rstrip()) :]) if _trims(processor, role) else _stripped(before)
+
+
+@lru_cache(maxsize=64)
+def _trims(processor: ChatProcessor, role: Role) -> bool:
+    """Whether the template takes away the white space that a text of this role ends with."""
+    speakers: tuple[Role, ...] = ("user", "assistant", "virtual_user")
+    layout: Layout = tuple((one, TEXT) for one in speakers[: speakers.index(role) + 1])
+    written = render(processor, conversation_of(layout, [f"{MARK}\t"] * len(layout)))
+    return not written.rpartition(MARK)[2].startswith("\t")
 
 
 def asks_as_here(processor: ChatProcessor, layout: Layout) -> bool:

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more t
 import pytest
 from hypothesis import settings
 
-from stllava.config import PhantomData, SmallModel
+from stllava.config import GroupRates, PhantomData, SftOptions, SmallModel
 
 # The same examples every time: a change is judged by what it does, not by luck.
 settings.register_profile("stllava", derandomize=True, deadline=None)
@@ -63,3 +63,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     folder = tmp_path_factory.mktemp("models") / "tiny"
     build_small(TINY, conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
     return folder
+
+
+def teach(conversations: Path, images: Path, *, to: Path) -> Path:
+    """A tiny LLaVA that has learned, in a few seconds, to ask as the conversations do and to answer somehow."""
+    from stllava.model.small import build_small
+    from stllava.stages.sft import sft
+
+    build_small(TINY, conversations=conversations, to=to / "start", seed=3)
+    rate = GroupRates(language=3e-3, projector=3e-3, vision=3e-3)
+    options = SftOptions(epochs=60, batch_size=4, save_steps=0, learning_rate=rate)
+    sft(options, model=str(to / "start"), conversations=conversations, images=images, to=to / "model")
+    return to / "model"

@@ -9,6 +9,7 @@ from stllava.config import RECIPES, DpoOptions, FilesData, VqaRadData, load_reci
 from stllava.errors import StllavaError
 
 MINIMAL = "name: x\ndata: {kind: phantom}\n"
+FILES = "name: x\ndata:\n  kind: files\n  images: a\n  conversations: b.json\n  validation: c.jsonl\n"
 
 
 def recipe(folder: Path, text: str) -> Path:
@@ -30,9 +31,22 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         (MINIMAL + "sft: {epoch: 3}", "unknown key 'sft.epoch'.*Did you mean 'epochs'"),
         (MINIMAL + "sft: {epochs: many}", "sft.epochs is 'many'"),
         (MINIMAL + "answer: {k: 1}", "answer.k is 1.*greater than or equal to 2"),
-        ("name: x\ndata: {kind: phantoms}", "data is"),
-        ("name: x\ndata: {kind: vqa-rad, folder: '${NOT_SET_ANYWHERE}'}", "NOT_SET_ANYWHERE.*is not set"),
-        ("name: [x", "is not YAML"),
+        ("name: x\ndata: {kind: phantoms}", "data.kind is 'phantoms'; expected one of phantom, vqa-rad.*mean 'phantom'"),
+        ("name: x\ndata: {images: a}", "no 'data.kind'; expected one of phantom"),
+        ("name: x\ndata: {kind: vqa-rad, folder: '${NOT_SET_ANYWHERE}'}", "data.folder uses .*NOT_SET_ANYWHERE.*is not set"),
+        ("name: [x", "recipe.yaml, line 1 is not YAML: expected"),
+        ("data: {kind: phantom}", "recipe.yaml: no 'name'"),
+        (MINIMAL + "modle: x", "unknown key 'modle'.*Did you mean 'model'"),
+        (MINIMAL + "beta: 0.2", "unknown key 'beta'.*Did you mean 'dpo.beta'"),
+        (MINIMAL + "zzz: 1", "unknown key 'zzz'.*See `stllava run --help`"),
+        (FILES + "  imagez: b\n", "unknown key 'data.imagez'.*Did you mean 'images'"),
+        (FILES + "  benchmarks: {test: [1]}\n", r"data.benchmarks.test is \[1\]"),
+        ("name: x\ndata: {kind: vqa-rad, folder: a, labelled: some}", "data.labelled is 'some'"),
+        (MINIMAL + "judge: {panel: [1]}", "judge.panel.0 is 1"),
+        (MINIMAL + "sft: {epochs: 3}\nsft: {batch_size: 2}\n", "line 4: the key 'sft' is given twice, in line 3 already"),
+        (MINIMAL + "sft: {epochs: 3,\n  epochs: 2}\n", "line 4: the key 'epochs' is given twice, in line 3 already"),
+        (MINIMAL + "ask: [{a: 1, a: 2}]", "line 3: the key 'a' is given twice"),
+        (MINIMAL + "base: recipe.yaml", "stands on itself"),
         ("- 1", "holds list"),
         ("base: gone.yaml", "no recipe"),
         (MINIMAL + "dpo: {loss: ipo, label_smoothing: 0.1}", "the options of dpo do not fit together.*raise beta"),
@@ -43,8 +57,21 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         "wrong type",
         "too small",
         "unknown kind",
+        "no kind",
         "unset variable",
         "not YAML",
+        "no name",
+        "near key of the same place",
+        "key of another place",
+        "strange key",
+        "near key of one kind of data",
+        "wrong type in a mapping",
+        "wrong type of several",
+        "wrong type in a list",
+        "key given twice",
+        "inner key given twice",
+        "key given twice in a list",
+        "its own base",
         "no mapping",
         "no base",
         "smoothed ipo",
@@ -89,3 +116,69 @@ def test_a_recipe_of_another_encoding_is_refused_by_line_and_a_byte_order_mark_i
         load_recipe(tmp_path / "latin.yaml")
     (tmp_path / "marked.yaml").write_bytes(MINIMAL.encode("utf-8-sig"))
     assert load_recipe(tmp_path / "marked.yaml").name == "x"
+
+
+def test_paths_of_a_recipe_start_at_its_folder_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    (home / "models" / "mine").mkdir(parents=True)
+    other.mkdir()
+    text = FILES + "  benchmarks: {t: t.jsonl, up: ../t.jsonl}\n  references: ~/r.jsonl\n  captions: /c.json\n"
+    judge = "judge: {rubric: r.txt, panel: [one.yaml], local: {model: models/gone}}\n"
+    written = recipe(home, f"{text}  unlabelled: new\nmodel: models/mine\n{judge}")
+    found = []
+    for folder, name in ((home, Path("recipe.yaml")), (other, written), (tmp_path, Path("home/recipe.yaml"))):
+        monkeypatch.chdir(folder)
+        found.append(load_recipe(name))
+    options = found[0]
+    assert found == [options] * 3
+    data = options.data
+    assert isinstance(data, FilesData)
+    assert (data.images, data.conversations, data.captions) == (home / "a", home / "b.json", Path("/c.json"))
+    assert data.benchmarks == {"t": home / "t.jsonl", "up": home / "../t.jsonl"}
+    assert data.references == Path.home() / "r.jsonl"
+    assert data.unlabelled == Path("new"), "it lies inside the image root"
+    (home / "new").write_text("a.png")
+    listed = load_recipe(written).data
+    assert isinstance(listed, FilesData)
+    assert listed.unlabelled == home / "new", "a list beside the recipe"
+    assert options.model == str(home / "models" / "mine")
+    assert options.judge.local.model == "models/gone", "a name of the hub, as far as anyone can tell"
+    assert (options.judge.rubric, options.judge.panel) == (home / "r.txt", (home / "one.yaml",))
+
+
+def test_paths_of_a_shipped_recipe_start_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STLLAVA_VQA_RAD", "rad")
+    data = load_recipe(Path("vqa-rad-smoke.yaml")).data
+    assert isinstance(data, VqaRadData)
+    assert data.folder == tmp_path / "rad"
+
+
+@pytest.mark.parametrize("value", ["/a b #1/c", "a: b", "{x}", "'q\"", "[1", "- 1", "&a *b", "ü 右", "%d"])
+def test_the_value_of_a_variable_is_never_read_as_yaml(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEWHERE", value)
+    for text in ("name: x${SOMEWHERE}y", "name: 'x${SOMEWHERE}y'", 'name: "x${SOMEWHERE}y" # ${NOT_SET}'):
+        written = recipe(tmp_path, f"# ${{NOT_SET}} is no use\n{text}\ndata: {{kind: phantom}}\n")
+        assert load_recipe(written).name == f"x{value}y"
+    flow = "name: x\ndata: {kind: vqa-rad, folder: ${SOMEWHERE}, labelled: ${COUNT}}\n"
+    monkeypatch.setenv("COUNT", "12")
+    data = load_recipe(recipe(tmp_path, flow)).data
+    assert isinstance(data, VqaRadData)
+    assert (data.folder, data.labelled) == (tmp_path / value, 12)
+
+
+def test_a_merge_key_lays_over_what_it_merges(tmp_path: Path) -> None:
+    text = MINIMAL + "sft: &quick {epochs: 3, batch_size: 2}\nconsolidate: {<<: *quick, epochs: 1}\n"
+    options = load_recipe(recipe(tmp_path, text))
+    assert options.consolidate is not None
+    assert (options.sft.epochs, options.consolidate.epochs, options.consolidate.batch_size) == (3, 1, 2)
+
+
+def test_a_recipe_that_is_not_there_is_looked_for_in_a_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StllavaError, match=re.escape(f"no recipe gone.yaml (looked for in {tmp_path})")):
+        load_recipe(Path("gone.yaml"))
+    with pytest.raises(StllavaError, match="is a folder"):
+        load_recipe(tmp_path)

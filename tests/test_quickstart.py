@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from conftest import teach
+from stllava.data.conversations import conversation
 from stllava.data.intake.imported import read_imported
-from stllava.records import Outcome, Question
-from stllava.store import read_records
+from stllava.records import Message, Outcome, Question
+from stllava.store import read_records, to_jsonl, write_whole
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 pytest.importorskip("rapidocr_onnxruntime", reason="the extra `ocr` is not installed")
@@ -46,22 +49,46 @@ def more_patients(folder: Path) -> None:
         data.save_as(folder / f"IM{number:04d}")
 
 
-def test_a_folder_of_dicom_becomes_a_set_and_a_run_by_the_guides_own_commands(tmp_path: Path, tiny_model: Path) -> None:
+def model_that_asks(folder: Path) -> Path:
+    """A tiny model that knows which questions headers answer; of the answers it has no idea."""
+    talks = []
+    for number in range(12):
+        Image.new("L", (32, 32), 20 * number).save(folder / f"{number}.png")
+        kind, other = (("CT", "MRI"), ("MRI", "PET"), ("PET", "scintigraphy"), ("scintigraphy", "CT"))[number % 4]
+        turns = [
+            ("Describe the image.", "a slice"),
+            ("What imaging modality is this?", kind),
+            (f"Is the imaging modality {kind}?", "yes"),
+            (f"Is the imaging modality {other}?", "no"),
+        ]
+        texts = [text for turn in turns for text in turn]
+        messages = tuple(Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(texts))
+        talks.append(conversation((f"{number}.png",), messages))
+    write_whole(folder / "talks.jsonl", to_jsonl(talks))
+    return teach(folder / "talks.jsonl", folder, to=folder / "taught")
+
+
+def test_a_folder_of_dicom_becomes_a_set_and_a_run_by_the_guides_own_commands(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED, tmp_path / "study", ignore=too_large)
+    (tmp_path / "asking").mkdir()
+    model = model_that_asks(tmp_path / "asking")
     more_patients(tmp_path / "study" / "others")
     # Another salt would split other patients off, perhaps none.
     (tmp_path / ".stllava").mkdir(mode=0o700)
     (tmp_path / ".stllava" / "salt").write_bytes(bytes(range(32)))
     (tmp_path / ".stllava" / "salt").chmod(0o600)
     shell = tmp_path / "stllava"
-    shell.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stllava "$@"\n')
+    # So small a model asks as it was taught only where little is left to chance, and answers right only by chance.
+    flags = "--ask.sampling.temperature 0.3 --answer.sampling.temperature 2 --answer.k 12 --pair.margin 0.05 --data.labelled 12"
+    calm = f'case $1 in run) set -- "$@" {flags};; esac'
+    shell.write_text(f'#!/bin/sh\n{calm}\nexec "{sys.executable}" -m stllava "$@"\n')
     shell.chmod(0o700)
     lines = commands()
     assert [line.split()[:2] for line in lines][::2] == [["stllava", "import"], ["stllava", "run"]]
     done = subprocess.run(
         ["bash", "-ec", "\n".join(lines)],
         cwd=tmp_path,
-        env=os.environ | {"HOME": str(tmp_path), "STLLAVA_MODEL": str(tiny_model), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env=os.environ | {"HOME": str(tmp_path), "STLLAVA_MODEL": str(model), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,

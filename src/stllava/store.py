@@ -67,10 +67,18 @@ AUDIT, EXCHANGES = "audit.jsonl", "exchanges"
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    if not path.is_file():
-        raise StllavaError(f"no file {path}", expected="an existing file", remedy="Check the path.")
+    require_file(path, expected="an existing file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_file(path: Path, *, expected: str) -> None:
+    """Refuse a path that leads to no file, with where it was looked for."""
+    if path.is_dir():
+        raise StllavaError(f"{path} is a folder", expected=expected, remedy="Name a file.")
+    if not path.is_file():
+        where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
+        raise StllavaError(f"no file {path}{where}", expected=expected, remedy="Check the path.")
 
 
 def write_whole(path: Path, data: str | bytes | Iterable[bytes]) -> None:
@@ -170,12 +178,7 @@ def to_jsonl(records: Iterable[Record]) -> str:
 
 def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
-    if not path.is_file():
-        raise StllavaError(
-            f"{path} is a folder" if path.is_dir() else f"no file {path}",
-            expected=f"a JSONL file of {kind.__name__} records",
-            remedy="Name a file in that folder." if path.is_dir() else "Check the path.",
-        )
+    require_file(path, expected=f"a JSONL file of {kind.__name__} records")
     records: list[R] = []
     lines: dict[str, int] = {}
     with path.open("rb") as file:
@@ -190,7 +193,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
                 raise StllavaError(
                     f"{path}, line {number}: {first['msg']}{f' at {where!r}' if where else ''}",
                     expected=f"one {kind.__name__} record in JSON a line",
-                    remedy="Mend or remove that line.",
+                    remedy="Fix or remove that line.",
                 ) from None
             if isinstance(record, Keyed):
                 key = record.id
@@ -267,7 +270,7 @@ def _checked(folder: Path, name: str) -> Path:
         raise StllavaError(
             f"{path} is not the file that its manifest names",
             expected="the output as the stage wrote it",
-            remedy="Restore the file, or delete its folder and run the stage again.",
+            remedy="Restore the file, or give the command that made it again.",
         )
     return path
 

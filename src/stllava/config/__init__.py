@@ -1,7 +1,8 @@
 """Every option, defined once: these classes are the YAML schema, the flags, `--help` and the Python API.
 
-A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` takes
-an environment variable. Unknown keys are refused.
+A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` in a value
+takes an environment variable. Relative paths start at the recipe's folder, those of flags and of the recipes shipped where
+the command is given. Unknown keys and keys that are given twice are refused.
 """
 
 from stllava.config.base import Options, Rate, Share, validate

@@ -1,11 +1,10 @@
 """Options of experts, of their verdicts and of the pairs these make."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stllava.config.base import Options, Rate, Share
+from stllava.config.base import NamedModel, NamedPath, Options, Rate, Share
 from stllava.config.generation import ServerOptions
 
 
@@ -55,7 +54,7 @@ class ChatOptions(ServerOptions):
 class LocalExpertOptions(Options):
     """A vision-language model in this process, as an expert."""
 
-    model: str = ""
+    model: NamedModel = ""
     """Folder or name of a transformers image-text-to-text model."""
     max_new_tokens: PositiveInt = 512
     """Longest reply, in tokens."""
@@ -82,7 +81,7 @@ class SimulatedOptions(Options):
 class JudgeOptions(Options):
     """An expert scores the answers."""
 
-    free = frozenset({"max_failed", "max_flips"})
+    free = frozenset({"max_failed", "max_flips", "rubric", "context", "panel"})
 
     expert: Literal["oracle", "reference", "chat", "local", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
@@ -93,9 +92,9 @@ class JudgeOptions(Options):
     """Orders in which a model is shown the same answers; where its verdicts differ, it is a tie."""
     repeats: PositiveInt = 1
     """Times a model is asked the same in each order; its verdicts are taken together as orders are."""
-    rubric: Path | None = None
+    rubric: NamedPath | None = None
     """Your own prompt in place of the one that is shipped (docs/expert.md)."""
-    context: Path | None = None
+    context: NamedPath | None = None
     """JSONL of Context records that a model is shown: captions, reports, reference answers."""
     show_references: bool = False
     """Show a model the reference answers to the same question about the same image, where there are any."""
@@ -107,7 +106,7 @@ class JudgeOptions(Options):
     """The script of `scripted`."""
     simulated: SimulatedOptions = SimulatedOptions()
     """The faults of `simulated`."""
-    panel: tuple[Path, ...] = ()
+    panel: tuple[NamedPath, ...] = ()
     """YAML files, each with these options of one member of `panel`."""
     verdict: Literal["majority", "mean"] = "majority"
     """How a panel decides: by votes on every two answers, or by the mean of its members' scores."""

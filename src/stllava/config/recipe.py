@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from stllava.config.base import Options, Share, validate
+from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
 from stllava.config.judging import JudgeOptions, PairOptions
 from stllava.config.sources import ComposeOptions, Data, ImportedData, SmallModel, VqaRadData
@@ -26,7 +26,7 @@ class RunOptions(Options):
     """Seed of data, model and sampling."""
     data: Data
     """Where images, conversations and benchmarks come from."""
-    model: str = "small"
+    model: NamedModel = "small"
     """small: build the small LLaVA; else the folder or name of a transformers image-text-to-text model."""
     small: SmallModel = SmallModel()
     """Shape of the small LLaVA."""
@@ -78,47 +78,114 @@ class RunOptions(Options):
 
 
 def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) -> RunOptions:
-    """Read a recipe, with `overrides` laid over it; a bare name that is no file here is one of `RECIPES`."""
+    """Read a recipe, with `overrides` laid over it; a bare name that is no file here is one of `RECIPES`.
+
+    Its relative paths start at its own folder, so that they mean the same wherever the command is given; those of the
+    recipes shipped start where the command is given.
+    """
     if path.name == str(path) and not path.exists() and (RECIPES / path).is_file():
         path = RECIPES / path
-    return validate(RunOptions, _merge(_read(path), overrides or {}), source=str(path))
+    return validate(RunOptions, _merge(_read(path), overrides or {}), source=str(path), folder=_folder(path))
 
 
 def load_judge(path: Path) -> JudgeOptions:
-    """Read the options of one expert, such as a panel's member."""
-    return validate(JudgeOptions, _read(path), source=str(path))
+    """Read the options of one expert, such as a panel's member; relative paths start at the file's folder."""
+    return validate(JudgeOptions, _read(path), source=str(path), folder=_folder(path))
 
 
-def _read(path: Path) -> dict[str, JsonValue]:
+def _folder(path: Path) -> Path:
+    """Where a recipe's relative paths start."""
+    return Path.cwd() if path.resolve().parent == RECIPES else path.absolute().parent
+
+
+def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, JsonValue]:
+    """The values of a YAML file, laid over those of its base; `above` are the files that stand on it."""
+    if path.is_dir():
+        raise StllavaError(f"{path} is a folder", expected="a YAML file", remedy="Name the recipe in it.")
     if not path.is_file():
-        raise StllavaError(f"no recipe {path}", expected="a YAML file", remedy=f"The recipes shipped are in {RECIPES}.")
+        where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
+        raise StllavaError(f"no recipe {path}{where}", expected="a YAML file", remedy=f"The recipes shipped are in {RECIPES}.")
+    if path.resolve() in above:
+        raise StllavaError(f"{path} stands on itself", expected="a base of its own", remedy="Remove that base.")
     try:
-        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", _environment, path.read_text(encoding="utf-8-sig")))
+        text = _VARIABLE.sub(rf"{_OPEN}\1{_CLOSE}", path.read_text(encoding="utf-8-sig"))
+        _refuse_repeated(path, yaml.compose(text, yaml.SafeLoader), set())
+        values = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise StllavaError(
             f"{path}, line {line}: not UTF-8", expected="a YAML mapping in UTF-8", remedy="Save the file as UTF-8."
         ) from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise StllavaError(f"{path} is not YAML: {problem}", expected="a YAML mapping", remedy="Mend that line.") from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        problem = _plain(str(error.problem if isinstance(error, yaml.MarkedYAMLError) else error))
+        raise StllavaError(
+            f"{path}{where} is not YAML: {problem}", expected="a YAML mapping", remedy="Fix that line."
+        ) from None
     if not isinstance(values, dict):
         raise StllavaError(
             f"{path} holds {type(values).__name__}", expected="a YAML mapping", remedy="See recipes/phantom.yaml."
         )
+    values = {name: _expanded(value, source=str(path), key=str(name)) for name, value in values.items()}
     base = values.pop("base", None)
-    return _merge(_read(path.parent / str(base)), values) if base is not None else values
+    if base is None:
+        return values
+    return _merge(_read(path.parent / str(base), above=(*above, path.resolve())), values)
 
 
-def _environment(match: re.Match[str]) -> str:
-    value = os.environ.get(match[1])
-    if not value:
-        raise StllavaError(
-            f"the recipe uses ${{{match[1]}}}, which is not set",
-            expected="an environment variable",
-            remedy=f"export {match[1]}=…",
-        )
-    return value
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_OPEN, _CLOSE = "\ue000", "\ue001"
+"""Stand for the braces of a variable while YAML is read, which has a use for braces of its own."""
+_MARKED = re.compile(rf"{_OPEN}(\w+){_CLOSE}")
+
+
+def _refuse_repeated(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
+    """Refuse a key that is given twice in one mapping: YAML would take the last and drop the others in silence."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    lines: dict[tuple[str, str], int] = {}
+    for entry in node.value if isinstance(node, yaml.MappingNode | yaml.SequenceNode) else ():
+        key, *inner = entry if isinstance(entry, tuple) else (None, entry)
+        if isinstance(key, yaml.ScalarNode):
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                raise StllavaError(
+                    f"{path}, line {line}: the key {_plain(key.value)!r} is given twice, in line {lines[name]} already",
+                    expected="each key once",
+                    remedy="Put what both say into one of them.",
+                )
+            lines[name] = line
+        for part in inner:
+            _refuse_repeated(path, part, seen)
+
+
+def _expanded(value: JsonValue, *, source: str, key: str) -> JsonValue:
+    """A value of a recipe with its `${NAME}` replaced, where it stands in a text: in comments it means nothing."""
+    if isinstance(value, dict):
+        return {name: _expanded(inner, source=source, key=f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner, source=source, key=key) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def environment(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise StllavaError(
+                f"{source}: {key} uses ${{{match[1]}}}, which is not set",
+                expected="an environment variable",
+                remedy=f"export {match[1]}=…",
+            )
+        return found
+
+    return _MARKED.sub(environment, value)
+
+
+def _plain(text: str) -> str:
+    """Words about a recipe with its variables as they were written."""
+    return " ".join(_MARKED.sub(r"${\1}", text).split())
 
 
 def _merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -1,11 +1,13 @@
-"""Where a run's data and its first model come from."""
+"""Where a run's data and its first model come from.
 
-from pathlib import Path
+Where files lie may change when work is resumed: what is in them is among a stage's inputs.
+"""
+
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from stllava.config.base import Options
+from stllava.config.base import NamedList, NamedModel, NamedPath, Options
 
 
 class PhantomData(Options):
@@ -28,9 +30,11 @@ class PhantomData(Options):
 class VqaRadData(Options):
     """VQA-RAD in its public JSON: train.json, test.json and images/."""
 
+    free = frozenset({"folder"})
+
     kind: Literal["vqa-rad"]
     """The VQA-RAD folder."""
-    folder: Path
+    folder: NamedPath
     """Folder that holds train.json, test.json and images/."""
     split: Literal["standard", "image-disjoint"] = "standard"
     """standard: nearly all test images are training images too; image-disjoint: the 111 training images that are not."""
@@ -43,23 +47,25 @@ class VqaRadData(Options):
 class FilesData(Options):
     """Your own images, conversations and samples."""
 
+    free = frozenset({"images", "conversations", "validation", "benchmarks", "references", "unlabelled", "captions"})
+
     kind: Literal["files"]
     """Your own files."""
-    images: Path
+    images: NamedPath
     """The image root: every image path is relative to it and stays inside it."""
-    conversations: Path
+    conversations: NamedPath
     """What sft learns: JSONL of Conversation records, or rows of turns or of a question and its answer, as LLaVA and others
     write them."""
-    validation: Path
+    validation: NamedPath
     """What chooses the best round: JSONL of Sample records, or a table (CSV, TSV, JSON) with image, question, answer."""
-    benchmarks: dict[str, Path] = Field(default={})
+    benchmarks: dict[str, NamedPath] = Field(default={})
     """Files of samples by name, in the same forms, measured for every policy."""
-    references: Path | None = None
+    references: NamedPath | None = None
     """Samples, in the same forms, that the reference expert may look at; never a benchmark."""
-    unlabelled: Path | None = None
+    unlabelled: NamedList | None = None
     """What to ask about: a folder inside the image root, or a list of images (a path a line, CSV or JSON); the whole root
     when absent."""
-    captions: Path | None = None
+    captions: NamedPath | None = None
     """What the run's `align` learns from, in the same forms as the conversations."""
     single_questions: bool = True
     """Also learn every question of a conversation about images by itself, beside the whole: asked later, it comes alone."""
@@ -68,11 +74,13 @@ class FilesData(Options):
 class ImportedData(Options):
     """An image set that `stllava import images` wrote, with the labels you have; its own splits are used."""
 
+    free = frozenset({"folder", "labels"})
+
     kind: Literal["imported"]
     """An imported image set."""
-    folder: Path
+    folder: NamedPath
     """The set's folder."""
-    labels: Path | None = None
+    labels: NamedPath | None = None
     """Your questions and answers: a table (CSV, TSV, JSON) with image (path in the set), question, answer."""
     headers: bool = True
     """Ask also what the headers say: modality, plane or view, body part, side."""
@@ -109,9 +117,9 @@ class SmallModel(Options):
 class ComposeOptions(Options):
     """A new LLaVA from a vision tower, a language model and a new projector between them."""
 
-    vision: str
+    vision: NamedModel
     """Folder or hub name of a CLIP, SigLIP or DINOv2, with its image processor; a whole CLIP or SigLIP gives its tower."""
-    language: str
+    language: NamedModel
     """Folder or hub name of a causal language model, with its tokenizer."""
     projector: Literal["mlp", "prototypes", "prototypes-paper"] = "mlp"
     """Two layers as in LLaVA-1.5, or a prototype extractor by the published formula or the paper's."""

@@ -331,7 +331,7 @@ def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[
         raise StllavaError(
             f"{len(bad)} of {len(every)} images below {root} cannot be used: {named}{', …' if len(bad) > _NAMED else ''}",
             expected=f"at most {max_bad:.0%}",
-            remedy="Mend these files or the rows that name them, or raise max_bad.",
+            remedy="Fix these files or the rows that name them, or raise max_bad.",
         )
     return looks, bad
 

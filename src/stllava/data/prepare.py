@@ -71,8 +71,8 @@ def prepare(
     """Write the data set into `to`, or return the one that is there.
 
     Benchmark images among the training images are refused unless `allow_overlap`, and unusable images or rows when
-    they are more than the share `max_bad`. Your input is read and checked before anything is written, so that mending
-    it needs no other folder.
+    they are more than the share `max_bad`. Your input is read and checked before anything is written, so that a mistake
+    in it can be put right without another folder.
     """
     _check_paths(options)
     with locked(to):

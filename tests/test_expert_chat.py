@@ -398,8 +398,17 @@ def test_a_dry_run_shows_the_first_prompt_and_asks_nothing(tmp_path: Path) -> No
     )
     assert found.requests == 20
     assert "What is seen at place 0?" in found.prompt
+    assert found.cost is not None
     assert 20 * (1000 + 200) / 1e6 < found.cost < 20 * (3000 + 200) / 1e6
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_a_server_elsewhere_needs_no_permission_and_can_send_nothing(tmp_path: Path) -> None:
+    asked = options(url=REMOTE, key_variable="NO_SUCH_KEY").chat
+    speaker = Chat(asked, root=tmp_path, folder=tmp_path, asks=False)
+    assert speaker.name == "vlm at api.example.com"
+    with pytest.raises(RuntimeError, match="a plan must ask nothing"):
+        speaker.ask([], lambda exchange: None)
 
 
 def test_no_more_requests_run_at_a_time_than_allowed(tmp_path: Path, use: Use) -> None:

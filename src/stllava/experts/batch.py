@@ -71,11 +71,12 @@ class Batch(Chat):
         root: Path,
         folder: Path,
         journal: Journal | None = None,
+        asks: bool = True,
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """As `Chat`; `sleep` waits between two polls."""
-        super().__init__(options, root=root, folder=folder, journal=journal, transport=transport)
+        super().__init__(options, root=root, folder=folder, journal=journal, asks=asks, transport=transport)
         self._sleep = sleep
         self._held: dict[str, float] = {}
         self._sent: Counter[str] = Counter()
@@ -83,10 +84,10 @@ class Batch(Chat):
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Send every request in batches, and wait for them; batches under way are collected first."""
-        audit = Audit(self._folder)
+        address, audit = self._address, Audit(self._folder)
         with (
             closing(Log(self._log_path)) as log,
-            Client(self._address, self._options, audit=audit, transport=self._transport) as client,
+            Client(address, self._options, audit=audit, transport=self._transport) as client,
         ):
             waiting = {request.id: request for request in requests}
             failures: dict[str, str] = {}

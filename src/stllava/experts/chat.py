@@ -15,7 +15,7 @@ from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.exchange import Exchange, Journal, Request, as_refusal, cut_off, fault
 from stllava.experts.expert import UNREADABLE
-from stllava.remote.address import reach
+from stllava.remote.address import Address, base_of, reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError, Reply
 from stllava.remote.completion import ChatCompletion, error_in
@@ -44,14 +44,17 @@ class Chat:
         root: Path,
         folder: Path,
         journal: Journal | None = None,
+        asks: bool = True,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Images are relative to `root`, sendings are noted in `folder`; `journal` says what was spent and answered before.
 
-        `transport` replaces the network in tests.
+        One that does not ask needs no permission and no key, and can send nothing: a plan is made of it. `transport`
+        replaces the network in tests.
         """
         self._options, self._folder, self._journal, self._transport = options, folder, journal, transport
-        self._address = reach(options, purpose="an expert looks at them")
+        self._base = base_of(options)
+        self._permitted = reach(options, purpose="an expert looks at them") if asks else None
         self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
         self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
         self._lock = Lock()
@@ -61,7 +64,14 @@ class Chat:
     @property
     def name(self) -> str:
         """Model and host."""
-        return f"{self._options.model} at {self._address.base.host}"
+        return f"{self._options.model} at {self._base.host}"
+
+    @property
+    def _address(self) -> Address:
+        """The server, where it may be asked."""
+        if self._permitted is None:
+            raise RuntimeError("a plan must ask nothing")
+        return self._permitted
 
     @property
     def identity(self) -> dict[str, JsonValue]:
@@ -70,10 +80,10 @@ class Chat:
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Ask every request, `concurrency` at a time."""
-        options = self._options
+        options, address = self._options, self._address
         pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         audit = Audit(self._folder)
-        with Client(self._address, options, audit=audit, pace=pace, transport=self._transport) as client:
+        with Client(address, options, audit=audit, pace=pace, transport=self._transport) as client:
 
             def work(request: Request, stop: Event) -> None:
                 exchange, refusal = self._exchange(client, request, stop)
@@ -185,7 +195,7 @@ class Chat:
         refusal = error.refusal
         if refusal.reach == "all" or (refusal.reach == "unknown" and error.refused and not self._answered):
             raise StllavaError(
-                f"{self._address.base} refuses with {error}",
+                f"{self._base} refuses with {error}",
                 expected="an OpenAI-compatible server that knows the model and takes the key",
                 remedy=(refusal.remedy or "Correct url, model, key_variable or the fields of the request (docs/expert.md).")
                 + " All replies are kept.",
@@ -206,7 +216,7 @@ class Chat:
             useless = self._useless
         if useless >= UNREADABLE:
             raise StllavaError(
-                f"none of the first {useless} replies of {self._address.base} can be used, the last because {found.problem}",
+                f"none of the first {useless} replies of {self._base} can be used, the last because {found.problem}",
                 expected="replies with a text",
                 remedy="Start the server without reasoning and tool parsers, or correct model and extra; then give the same "
                 "command again.",
@@ -228,12 +238,12 @@ class Chat:
         remedy = (refusal.remedy if refusal is not None else "") or advice(exchange.failure or "")
         if failed < most:
             raise StllavaError(
-                f"{self._address.base} refused each of the first {refused} requests, the last with {exchange.failure}",
+                f"{self._base} refused each of the first {refused} requests, the last with {exchange.failure}",
                 expected="requests that it takes",
                 remedy=f"{remedy} Then give the command again.",
             )
         raise StllavaError(
-            f"{self._address.base} answered none of the last {failed} requests, the last ended with {exchange.failure}",
+            f"{self._base} answered none of the last {failed} requests, the last ended with {exchange.failure}",
             expected="a server that answers",
             remedy=f"{remedy or 'Start or repair it.'} Then give the same command again: every reply is kept.",
         )

@@ -105,9 +105,7 @@ def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Spe
 
         return Local(options.local, root=sources.root)
     kind = Batch if options.chat.batch else Chat
-    silent = {"send_images": True, "key_variable": ""}
-    chat = options.chat if sources.asks else options.chat.model_copy(update=silent)
-    return kind(chat, root=sources.root, folder=sources.folder, journal=journal)
+    return kind(options.chat, root=sources.root, folder=sources.folder, journal=journal, asks=sources.asks)
 
 
 def _known(expert: str, truth: Path | None) -> Path:

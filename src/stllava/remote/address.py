@@ -53,8 +53,8 @@ class Address:
         return self.secrets.sub(HIDDEN, text) if self.secrets is not None else text
 
 
-def reach(options: ServerOptions, *, purpose: str) -> Address:
-    """The server of the options; refused when it is elsewhere and the options do not allow images to go there."""
+def base_of(options: ServerOptions) -> httpx2.URL:
+    """The base address in the options; one that is none, or that holds a key or a password, is refused."""
     try:
         base = httpx2.URL(options.url)
     except httpx2.InvalidURL as error:
@@ -67,6 +67,12 @@ def reach(options: ServerOptions, *, purpose: str) -> Address:
         raise _bad_address(f"{base.scheme}://{base.host}…?{named[0]}=…", "it holds a key; keys come from the environment")
     if base.path.rstrip("/").endswith("/chat/completions"):
         raise _bad_address(options.url, "it names one path below the base address")
+    return base
+
+
+def reach(options: ServerOptions, *, purpose: str) -> Address:
+    """The server of the options; refused when it is elsewhere and the options do not allow images to go there."""
+    base = base_of(options)
     here = not options.send_images
     if here and not is_here(base.host):
         raise StllavaError(

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from architectures import ARCHITECTURES, llava, llava_group
 from stllava.config import RECIPES, DpoOptions, GroupRates, LoraOptions, RunOptions, SftOptions, load_recipe
@@ -441,6 +442,21 @@ def test_our_recipe_for_a_7b_model_is_anchored(recipe: Callable[[str], RunOption
     assert (options.dpo.nll, options.dpo.replay, options.dpo.collapse) == (defaults.nll, defaults.replay, defaults.collapse)
     assert options.dpo.lora == options.sft.lora
     assert options.answer.k > 2
+
+
+@with_bitsandbytes
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_quantised_weights_is_refused_before_it_learns(tiny_model: Path, tmp_path: Path) -> None:
+    # As the many "…-bnb-4bit" of the Hub: their codes would be learned from as if they were weights.
+    small = AutoModelForImageTextToText.from_pretrained(
+        tiny_model, quantization_config=BitsAndBytesConfig(load_in_4bit=True), trust_remote_code=False
+    )
+    small.save_pretrained(tmp_path)
+    load_policy(tiny_model).processor.save_pretrained(tmp_path)
+    load_policy(tmp_path)
+    for options in (PAPER_LIKE, IN_4_BITS, SftOptions()):
+        with pytest.raises(StllavaError, match=r"holds quantised weights .* Name the model it was made from"):
+            load_learner(tmp_path, options)
 
 
 QUIET = """

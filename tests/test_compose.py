@@ -1,5 +1,6 @@
 """A LLaVA composed of three kinds of towers and four kinds of language models, all tiny and random."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -7,10 +8,13 @@ from typing import Any, cast
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     CLIPConfig,
     CLIPModel,
@@ -319,6 +323,61 @@ def test_a_model_that_caps_its_logits_is_refused(parts: Path, tmp_path: Path) ->
     write_language(tmp_path / "gemma2", lambda _: capped)
     with pytest.raises(StllavaError, match="caps or scales its logits"):
         composed_policy(ComposeOptions(vision=str(parts / "clip"), language=str(tmp_path / "gemma2")), seed=0)
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n")
+
+
+def a_norm_less(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if "norm" in name))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def a_layer_more(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if ".0." in name)
+    save_file({**weights, name.replace(".0.", ".7."): weights[name].clone()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (cut, r"model\.safetensors cannot be read as weights"),
+        (pointer, r"model\.safetensors is a pointer of Git LFS"),
+        (a_norm_less, r"is not whole: it lacks .*norm"),
+        (a_layer_more, r"is not whole: it has no place for .*\.7\."),
+    ],
+    ids=["cut", "Git LFS pointer", "a norm less", "a layer more"],
+)
+def test_a_part_that_is_not_whole_is_refused_by_name(
+    parts: Path, tmp_path: Path, part: str, damage: Callable[[Path], None], named: str
+) -> None:
+    chosen = {"vision": "clip", "language": "llama"}
+    shutil.copytree(parts / chosen[part], tmp_path / part)
+    damage(tmp_path / part)
+    paths = {name: str(parts / folder) for name, folder in chosen.items()} | {part: str(tmp_path / part)}
+    with pytest.raises(StllavaError, match=named):
+        composed_policy(ComposeOptions.model_validate(paths), seed=0)
+
+
+def test_words_without_an_embedding_are_refused_and_a_special_token_gets_one(parts: Path, tmp_path: Path) -> None:
+    for kind, folder in ((False, tmp_path / "words"), (True, tmp_path / "special")):
+        shutil.copytree(parts / "llama", folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        rows = AutoModelForCausalLM.from_pretrained(folder).config.vocab_size
+        tokenizer.add_tokens([AddedToken(f"<extra{index}>", special=kind) for index in range(rows - len(tokenizer) + 3)])
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(StllavaError, match=r"counts up to \d+ \('<extra\d+>'\) and the model has embeddings for 0 to"):
+        composed_policy(ComposeOptions(vision=str(parts / "clip"), language=str(tmp_path / "words")), seed=0)
+    composed_policy(ComposeOptions(vision=str(parts / "clip"), language=str(tmp_path / "special")), seed=0)
 
 
 def test_a_tower_with_weights_missing_is_refused(parts: Path, tmp_path: Path) -> None:

@@ -50,12 +50,25 @@ def load_learner(path: Path | str, options: TrainingOptions) -> Policy:
     """Load the policy that is to learn, in the precision it learns in: its frozen linear layers in 4 bits, where asked."""
     dtype = torch.float32 if options.precision == "float32" else None
     if options.lora.quantise == "none":
-        return load_policy(path, dtype=dtype)
+        policy = load_policy(path, dtype=dtype)
+        _refuse_quantised(path, policy)
+        return policy
     # Layer by layer to where it learns: there it may not fit whole.
     policy = load_policy(path, dtype=dtype, device=torch.device("cpu"))
+    _refuse_quantised(path, policy)
     quantise(policy.model, options)
     policy.model = placed(policy.model)
     return policy
+
+
+def _refuse_quantised(path: Path | str, policy: Policy) -> None:
+    """Refuse weights that are stored as codes: learning in full, and merging adapters, would take the codes for numbers."""
+    if policy.model.config.to_dict().get("quantization_config"):
+        raise StllavaError(
+            f"{path} holds quantised weights (quantization_config in its configuration)",
+            expected="a model with its weights as numbers, to learn from",
+            remedy="Name the model it was made from; lora.quantise 4bit holds what does not learn of it in 4 bits.",
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -284,6 +285,23 @@ class _Report(logging.Filter):
         rows = [line.split("|") for line in message.splitlines() if "|" in line]
         self.unconverted += [row[0].strip() for row in rows if "CONVERSION" in row[1]]
         return not any(mark in message for mark in ("LOAD REPORT", "This checkpoint seem corrupted"))
+
+
+def check_vocabulary(
+    path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, special: bool = True
+) -> None:
+    """Refuse a tokenizer that knows tokens for which the model has no embedding; unless `special`, special ones may lack it."""
+    rows = len(cast(torch.Tensor, model.get_input_embeddings().weight))
+    aside = set() if special else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    token, last = max(
+        ((token, index) for token, index in tokenizer.get_vocab().items() if index not in aside), key=itemgetter(1)
+    )
+    if last >= rows:
+        raise StllavaError(
+            f"the tokenizer of {path} counts up to {last} ({token!r}) and the model has embeddings for 0 to {rows - 1}",
+            expected="an embedding for every token",
+            remedy="Take the tokenizer that belongs to the model, or give it rows for them (resize_token_embeddings).",
+        )
 
 
 def read_config(path: Path | str) -> PreTrainedConfig:

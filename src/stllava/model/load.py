@@ -23,8 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
-from stllava.errors import ItemError, StllavaError, TextError
-from stllava.model.checkpoint import hash_once, read_weights, reading
+from stllava.errors import ItemError, TextError
+from stllava.model.checkpoint import check_vocabulary, hash_once, read_weights, reading
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, endings
@@ -301,20 +301,8 @@ def load_policy(
     with reading(path, expected=POLICY):
         model = read_weights(AutoModelForImageTextToText, path, dtype=wanted)
         processor = load_processor(path, model.config)
-        _check_vocabulary(path, model, cast(PreTrainedTokenizerBase, processor.tokenizer))
+        check_vocabulary(path, model, cast(PreTrainedTokenizerBase, processor.tokenizer))
     return Policy(placed(model, device), processor)
-
-
-def _check_vocabulary(path: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that knows tokens for which the model has no embedding."""
-    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    rows = len(cast(torch.Tensor, model.get_input_embeddings().weight))
-    if last >= rows:
-        raise StllavaError(
-            f"the tokenizer of {path} counts up to {last} ({token!r}) and the model has embeddings for 0 to {rows - 1}",
-            expected="an embedding for every token",
-            remedy="Take the tokenizer that belongs to the model, or give it rows for them (resize_token_embeddings).",
-        )
 
 
 def fingerprint(folder: Path | str) -> str:

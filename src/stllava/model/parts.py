@@ -20,7 +20,7 @@ from transformers import (
 
 from stllava.config import ComposeOptions
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import read_config, read_image_processor, read_tokenizer, read_weights, reading
+from stllava.model.checkpoint import check_vocabulary, read_config, read_image_processor, read_tokenizer, read_weights, reading
 
 PROBE = torch.arange(12)[None]
 """A text of no meaning that checks a language model."""
@@ -119,6 +119,8 @@ def read_language(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             raise unfit(path, f"it is a {config.model_type}, of which language is a part only")
         model = read_weights(AutoModelForCausalLM, path, dtype="auto")
         tokenizer = read_tokenizer(path)
+        # Special tokens get new rows with the image token; Gemma's text models know one that they have no row for.
+        check_vocabulary(path, model, tokenizer, special=False)
     if not _looks_back_only(model):
         raise unfit(path, "its tokens see the ones behind them")
     head = model.get_output_embeddings()

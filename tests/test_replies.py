@@ -83,6 +83,50 @@ VERDICTS: list[tuple[str, object]] = [
     ("Answer 1 is not better.", "unparsed"),
     ("It is hard to say whether answer 1 is better.", "unparsed"),
     ("I don't think the first answer is better.", "unparsed"),
+    # Kinds of public reports: LaTeX boxes, marks that cannot be seen, JSON that is almost JSON, remarks, negations, bare Harmony.
+    ("Verdict: \\boxed{2}", SECOND),
+    ("Answer 2 names the side.\n\n$\\boxed{2}$", SECOND),
+    ("Verdict: $\\boxed{\\text{tie}}$", TIE),
+    ("\ufeffVerdict:\u200b 2\u200b", SECOND),
+    ("Verdict: 2\x00", SECOND),
+    ("Reason.\u2028Verdict: 2", SECOND),
+    ("Reason.\rVerdict: 2", SECOND),
+    ("**Verdict:**\n\n**2**", SECOND),
+    ("Verdict: 2\n\n---", SECOND),
+    ("Answer 2 names the side. Verdict: 2", SECOND),
+    ("Answer 2 names the side: the left one. **Final Verdict: 2**", SECOND),
+    ("Why so. " * 100 + "Verdict: 2", SECOND),
+    ("✅ **Verdict: 2**", SECOND),
+    ("Verdict: two", SECOND),
+    ("Verdict: (b)", SECOND),
+    ("Verdict: the first answer", FIRST),
+    ("Verdict: Answer 2 is the better answer.", SECOND),
+    ('Verdict: "2" (answer 2 is better)', SECOND),
+    ("Verdict: It's a tie.", TIE),
+    ('{"reason": "x", "verdict": "2",}', SECOND),
+    ('```json\n{\n  "reason": "x",\n  "verdict": "2",\n}\n```', SECOND),
+    ('{"reason": "5 \\mu m in \\(x\\), it\\\'s small", "verdict": "2"}', SECOND),
+    ('{"reason": "the "left" lung", "verdict": "2"}', SECOND),
+    ('{"reason": "x", "verdict": 2.0}', SECOND),
+    ('{"reason": "x", "verdict": "answer_2"}', SECOND),
+    ('{"reason": "x", "verdict": "1 (answer 1 is better)"}', FIRST),
+    ("analysisWe need to compare. Verdict: 1?assistantfinalVerdict: 2", SECOND),
+    ('analysisThe form is {"verdict": "1"}', "unparsed"),
+    ("There is no reason to overturn the verdict: 2", "unparsed"),
+    ("It would be e.g. Verdict: 1", "unparsed"),
+    ("I can't give a Verdict: 1", "unparsed"),
+    ("Verdict: 1 (answer 2 is better)", "unparsed"),
+    ("Verdict: 1 (worse)", "unparsed"),
+    ("Verdict: 2 is worse", "unparsed"),
+    ("Verdict: -1", "unparsed"),
+    ("I would not say that it is [[A]]", "unparsed"),
+    ("If the side mattered it would be: [[A]]", "unparsed"),
+    ("Possible verdicts are, for example: [[A]]", "unparsed"),
+    ('{"reason": "...", "verdict": "1"}', "unparsed"),
+    ('{"reason": "he says "verdict": "1", but", "verdict": "2"}', "unparsed"),
+    ("I'm unable to view images.\nVerdict: tie", "refused"),
+    ('{"reason": "I cannot see the image.", "verdict": "1"}', "refused"),
+    ("I cannot see an effusion in the image.\nVerdict: 1", FIRST),
 ]
 SCORES: list[tuple[str, int, object]] = [
     ("Scores: 8, 7", 2, (8, 7)),
@@ -130,6 +174,24 @@ SCORES: list[tuple[str, int, object]] = [
     ("Answer 1: 3 nodules. Answer 2: 2 nodules.", 2, "unparsed"),
     ("I'm sorry, I cannot evaluate this.", 2, "refused"),
     ("I am unable to judge this image.", 2, "abstained"),
+    # Scores that name their answers, in any order, and the decorations of the verdicts above.
+    ('{"scores": [{"answer": 2, "score": 3}, {"answer": 1, "score": 8}]}', 2, (8, 3)),
+    ('{"scores": [{"id": "2", "score": 3}, {"id": "1", "score": 8}]}', 2, (8, 3)),
+    ('{"scores": [{"name": "Answer B", "score": 3}, {"name": "Answer A", "score": 8}]}', 2, (8, 3)),
+    ('{"scores": [{"answer": 1, "score": 3}, {"answer": 1, "score": 8}]}', 2, "unparsed"),
+    ('{"scores": [{"answer": 2, "score": 3}, {"score": 8}]}', 2, "unparsed"),
+    ('{"scores": [{"answer": 2, "score": 3}, 8]}', 2, "unparsed"),
+    ('{"scores": [{"index": 0, "score": 3}, {"index": 1, "score": 8}]}', 2, "unparsed"),
+    ('{"scores": [{"answer": "left lung", "score": 8}, {"answer": "right lung", "score": 3}]}', 2, (8, 3)),
+    ("Scores: Answer 1: 8, Answer 2: 3", 2, (8, 3)),
+    ("Scores: Answer 2: 3, Answer 1: 8", 2, (8, 3)),
+    ("Scores: Answer 1: 8, Answer 1: 3", 2, "unparsed"),
+    ("Scores: Answer 1: 8, 3", 2, "unparsed"),
+    ("Both name the side. **Scores: 8, 3**", 2, (8, 3)),
+    ("Scores:\n8, 3", 2, (8, 3)),
+    ("Scores: \\boxed{8, 3}", 2, (8, 3)),
+    ('{"reason": "x", "scores": [8, 3,],}', 2, (8, 3)),
+    ('{"reason": "...", "scores": [8, 3]}', 2, "unparsed"),
 ]
 ONCE_VERDICTS: list[tuple[str, tuple[float, float]]] = [
     ("## Verdict\n\n**Answer 1**", FIRST),
@@ -267,7 +329,10 @@ def test_scores_survive_every_way_of_writing_them(marks: list[int], before: str)
     assert read_scores(f"{before}\n{json.dumps(each)}", count).scores == wanted
 
 
-@given(st.sampled_from(["1", "2", "tie"]), st.text(alphabet="abc .,\n", max_size=60))
+reasons = st.text(alphabet="abc .,\n", max_size=60).filter(lambda text: text.strip() != "...")  # The form's own.
+
+
+@given(st.sampled_from(["1", "2", "tie"]), reasons)
 def test_the_reason_before_a_verdict_does_not_change_it(verdict: str, before: str) -> None:
     wanted = {"1": FIRST, "2": SECOND, "tie": TIE}[verdict]
     assert read_verdict(f"{before}\nVerdict: {verdict}").scores == wanted

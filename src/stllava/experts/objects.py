@@ -1,4 +1,7 @@
-"""JSON objects in a model's words, in double quotes or in Python's single ones. Pure; linear in the length of the text."""
+"""JSON objects in a model's words, as models write them. Pure; linear in the length of the text.
+
+Beside JSON that is read: Python's single quotes, quotes inside a text, backslashes of LaTeX, a comma behind the last field.
+"""
 
 import json
 import re
@@ -8,9 +11,11 @@ MOST_OBJECTS = 100
 """JSON objects in a text; more are no reply."""
 _OPENS = re.compile(r"\{\s*[\"']")
 _STRING = re.compile(
-    r"(?P<double>\"(?:[^\"\\]++|\\.)*+\")|'(?P<single>(?:[^'\\]++|\\.|'(?!\s*[,:}\]]))*+)'|(?P<rest>[^\"']++)", re.DOTALL
+    r"\"(?P<double>(?:[^\"\\]++|\\.|\"(?!\s*[,:}\]]))*+)\"|'(?P<single>(?:[^'\\]++|\\.|'(?!\s*[,:}\]]))*+)'|(?P<rest>[^\"']++)",
+    re.DOTALL,
 )
-_ESCAPES = re.compile(r"\\(.)|(\")", re.DOTALL)
+_ESCAPES = re.compile(r"\\(u[0-9a-fA-F]{4}|.)|\"", re.DOTALL)
+_LAST_COMMA = re.compile(r",(?=\s*[}\]])")
 
 
 def json_objects(words: str) -> list[tuple[int, dict[str, object]]] | None:
@@ -22,7 +27,7 @@ def json_objects(words: str) -> list[tuple[int, dict[str, object]]] | None:
         try:
             value, place = decode(words, opened.start())
         except (ValueError, RecursionError):
-            value, place = _single_quoted(words[opened.start() :]), len(words)
+            value, place = _read_loosely(words[opened.start() :]), len(words)
         if not isinstance(value, dict) or len(found) == MOST_OBJECTS:
             return None
         found.append((place, value))
@@ -40,8 +45,8 @@ def _unique(fields: list[tuple[str, object]]) -> dict[str, object]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, strict=False)
 
 
-def _single_quoted(text: str) -> object:
-    """The value of JSON with strings in single quotes, as Python writes them; None where it is none."""
+def _read_loosely(text: str) -> object:
+    """The value of what a model took for JSON; None where that is not plain."""
     pieces: list[str] = []
     place = 0
     while place < len(text):
@@ -49,10 +54,11 @@ def _single_quoted(text: str) -> object:
         if piece is None:
             return None
         place = piece.end()
-        if piece["single"] is not None:
-            pieces.append('"' + _ESCAPES.sub(_escaped, piece["single"]) + '"')
+        if piece["rest"] is not None:
+            pieces.append(_LAST_COMMA.sub("", piece["rest"]).replace("None", "null"))
         else:
-            pieces.append(piece["double"] or piece["rest"].replace("None", "null"))
+            inner = piece["double"] if piece["single"] is None else piece["single"]
+            pieces.append(f'"{_ESCAPES.sub(_escaped, inner)}"')
     try:
         value: object = _DECODER.decode("".join(pieces))
     except (ValueError, RecursionError):
@@ -61,4 +67,9 @@ def _single_quoted(text: str) -> object:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return '\\"' if found[2] else found[1] if found[1] == "'" else found[0]
+    """A character of a text as JSON has it."""
+    if found[1] is None:
+        return '\\"'
+    if len(found[1]) > 1 or found[1] in '"\\/bfnrt':
+        return found[0]
+    return found[1] if found[1] == "'" else f"\\\\{found[1]}"

@@ -70,7 +70,7 @@ def _read(
         return Reading(None, "unparsed", CUT)
     if len(text) > LONGEST or len(said) > LONGEST_GROUNDS:
         return Reading(None, "unparsed", TOO_LONG)
-    words = _unwrapped(_without_courtesy(_unwrapped(_half_width(said))))
+    words = _unwrapped(_without_courtesy(_unwrapped(_visible(said))))
     objects = json_objects(words)
     if objects is None:
         return Reading(None, "unparsed", said.strip() if words.endswith("}") else CUT)
@@ -78,10 +78,11 @@ def _read(
     start = words.rfind("\n") + 1
     if value is not None and end == len(words):
         grounds = _reason(value)
-        found = in_object(value) if grounds != _FORMS_REASON else None
+        found = in_object(value) if grounds not in _FORMS_REASONS else None
     else:
+        line = _last_line(words)
         grounds = words[:start].strip()
-        found = in_line(_plain(words[start:])) if len(words) - start <= LONGEST_LINE else None
+        found = in_line(_plain(line)) if len(line) <= LONGEST_LINE else None
         found = found or alone(words.strip(_AROUND))
     if found is None:
         return Reading(None, _silence(said), said.strip())
@@ -97,17 +98,22 @@ _WIDE = {
     for wide in range(ord("！"), ord("～") + 1)
     if chr(wide - 0xFEE0) not in "\"'\\{}"  # In JSON those would change what is a string.
 } | {ord("\u3000"): " "}
+_SEEN = _WIDE | dict.fromkeys(map(ord, "\u2028\u2029\x85"), "\n") | dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"))
 _AROUND = " .()[]{}<>$"
-_MARKUP = str.maketrans("", "", '*_`#"“”')
+_MARKUP = str.maketrans("", "", '*_`#"“”✅✔👉🏆\ufe0f')
 _COURTESY = re.compile(
     r"(?:thanks|thank you|(?:I )?hope (?:this|that) helps|let me know if [\w ]{1,80})[.!]?\s?", re.IGNORECASE
 )
 _TAG = re.compile(r"<[^<>\s\d][^<>\s]{0,29}>")
+_RULE = re.compile(r"\n[ \t]*[-=—]{3,80}$")
+_BOX = re.compile(r"\$?\\(?:boxed|fbox)\{(?:\\text\{)?([^{}\\]{1,60})\}{1,2}\$?")
+_SENTENCE_ENDS = re.compile(r"(?<=\w\w[.!?])[ *_]{1,8}(?=(?:Final |Overall |My )?(?:Verdict|Scores?)\b)")
 
 
-def _half_width(text: str) -> str:
-    """The text with the digits, letters and marks of Chinese and Japanese keyboards in their plain form."""
-    return text if text.isascii() else text.translate(_WIDE)
+def _visible(text: str) -> str:
+    """The text without what cannot be seen, with the digits and marks of Chinese and Japanese keyboards in plain form."""
+    seen = text.replace("\x00", "").replace("\r", "\n")
+    return seen if seen.isascii() else seen.translate(_SEEN)
 
 
 def _unwrapped(words: str) -> str:
@@ -120,6 +126,8 @@ def _unwrapped(words: str) -> str:
         last = words.rfind("<", len(words) - 32 if len(words) > 32 else 0)
         if last >= 0 and _TAG.fullmatch(words, last) is not None:
             words = words[:last]
+        if (rule := _RULE.search(words, max(0, len(words) - 100))) is not None:
+            words = words[: rule.start()]
         if len(words) == before:
             break
     return words
@@ -129,6 +137,15 @@ def _without_courtesy(words: str) -> str:
     """The words without a last line that only takes leave."""
     start = words.rfind("\n") + 1
     return words[:start] if _COURTESY.fullmatch(words, max(start, len(words) - LONGEST_LINE)) else words
+
+
+def _last_line(words: str) -> str:
+    """The last line, from its last sentence on where that begins with a label, or with the label from the line before it."""
+    above, _, line = words.rpartition("\n")
+    ends = [found.end() for found in _SENTENCE_ENDS.finditer(line[-LONGEST_LINE:])]
+    line = line[-LONGEST_LINE:][ends[-1] :] if ends else line
+    label = _plain(above.rstrip()[-LONGEST_LINE:].rpartition("\n")[2])
+    return f"{label} {line}" if _labelled(label, "verdict", "scores", "score") == "" else line
 
 
 def _plain(line: str) -> str:
@@ -141,24 +158,38 @@ def _plain(line: str) -> str:
 _CHOICES: Mapping[str, Found] = {
     **dict.fromkeys(("1", "a"), FIRST),
     **dict.fromkeys(("2", "b"), SECOND),
-    **dict.fromkeys(("tie", "a tie"), TIE),
+    "tie": TIE,
     "abstain": "abstain",
 }
-_NAMES = frozenset({"the", "answer", "response", "option", "assistant", "candidate"})
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:(?:answer|response|option|assistant|candidate)[ _-]?)?(1|2|a|b|one|two|first|second)"
+    r"(?: (?:answer|response))?(?: is better| is the better (?:one|answer|response)| is preferred| wins)?|"
+    r"(?:it is |it's )?(?:a )?(tie)|(abstain))"
+)
+_NUMBERS = {"one": "1", "first": "1", "two": "2", "second": "2"}
 _KEYS = frozenset({"verdict", "finalverdict", "winner", "better", "betteranswer", "choice", "preferred", "best"})
 _BRACKETS = re.compile(r"\[\[([^\[\]\n]{1,20})\]\]")
+_DOUBT = re.compile(r"\b(?:not|never|no|neither|cannot|if|unless|whether|would|could|might|possible|example)\b|n't\b")
 
 
 def _choice(said: object) -> Found:
-    """What one word or number chooses."""
+    """What one word or number chooses, with a remark in parentheses only where that says the same."""
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
     if isinstance(said, bool) or not isinstance(said, str | int):
         return None
-    words = str(said)[:LONGEST_LINE].lower().strip(_AROUND + "!*_`\"'").split()
-    while words and words[0] in _NAMES:
-        words = words[1:]
-    if words[-2:] == ["is", "better"]:
-        words = words[:-2]
-    return _CHOICES.get(" ".join(words))
+    words, _, remark = _unboxed(str(said)[:LONGEST_LINE].lower()).strip().partition(" (")
+    choice = _chosen(words)
+    return choice if not remark or _chosen(remark) == choice else None
+
+
+def _chosen(words: str) -> Found:
+    """What a word, a number or the name of an answer chooses."""
+    found = _CHOICE.fullmatch(words.strip(_AROUND + "!*_`\"'"))
+    if found is None:
+        return None
+    number = found[1] and _NUMBERS.get(found[1], found[1])
+    return _CHOICES[number or found[2] or found[3]]
 
 
 def _object_verdict(value: Mapping[str, object]) -> Found:
@@ -171,8 +202,10 @@ def _line_verdict(line: str) -> Found:
     """The verdict of "Verdict: 2" or, at the end of a line, "[[B]]"."""
     if (value := _labelled(line, "verdict")) is not None:
         return _choice(value)
+    if _BOX.fullmatch(line) is not None:
+        return _choice(line)
     before = line.partition("[[")[0].rstrip()
-    if not line.endswith("]]") or (before and not before.endswith((":", ",", " is"))):
+    if not line.endswith("]]") or (before and not before.endswith((":", ",", " is"))) or _DOUBT.search(before):
         return None
     choices = {TIE if name.strip() == "c" else _choice(name) for name in _BRACKETS.findall(line)}
     return choices.pop() if len(choices) == 1 else None
@@ -192,11 +225,17 @@ def _labelled(line: str, *names: str) -> str | None:
     return value if colon and words and words[-1] in names and {*words[:-1]} <= {"final", "my", "overall", "the"} else None
 
 
+def _unboxed(words: str) -> str:
+    """Words without the box that LaTeX draws around a result."""
+    return _BOX.sub(r"\1", words)
+
+
 # ---- scores ----
 
 _POINTS = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)(?:/(\d{1,3}))?", re.ASCII)
 _SEPARATORS = re.compile(r"[,;|&]|\bvs\b\.?|\band\b")
 _ANSWER = re.compile(r"(?:score)?[ _-]?(?:of)?[ _-]?(?:answer|response|option)?[ _-]?(\d{1,2}|[a-h])", re.ASCII)
+_ANSWER_KEYS = frozenset({"answer", "answerid", "answernumber", "id", "index", "name", "number", "option", "response"})
 _SCORES_KEYS = frozenset({"scores", "score", "ratings", "rating"})
 
 
@@ -216,7 +255,16 @@ def _given_scores(given: object, count: int) -> Found:
         return _listed_scores(given, count)
     if not isinstance(given, list) or len(given) != count:
         return None
-    return _complete([_points(_inner(one)) for one in given])
+    names = [_name_of_answer(one) for one in given if isinstance(one, dict)]
+    if not any(names):
+        return _complete([_points(_inner(one)) for one in given])
+    return _by_answer({name or "": one for name, one in zip(names, given, strict=False)}, count)
+
+
+def _name_of_answer(fields: Mapping[str, object]) -> str | None:
+    """The answer that an object in a list of scores is about, where it says so; such lists may have any order."""
+    said = (str(fields[key]).strip().lower() for key in fields if _name(key) in _ANSWER_KEYS)
+    return next((name for name in said if _ANSWER.fullmatch(name)), None)
 
 
 def _by_answer(value: Mapping[str, object], count: int) -> Scores | None:
@@ -253,10 +301,15 @@ def _share(number: str, of: str | None) -> float | None:
 
 
 def _line_scores(line: str, count: int) -> Found:
-    """The scores of "Scores: 8, 3"."""
-    if (value := _labelled(line, "scores", "score", "verdict")) is None:
+    """The scores of "Scores: 8, 3" or "Scores: answer 1: 8, answer 2: 3"."""
+    value = line if _BOX.fullmatch(line) is not None else _labelled(line, "scores", "score", "verdict")
+    if value is None:
         return None
-    return "abstain" if value.strip(_AROUND) == "abstain" else _listed_scores(value, count)
+    value = _unboxed(value)
+    if value.strip(_AROUND) == "abstain":
+        return "abstain"
+    fields = [field.rpartition(":")[::2] for field in re.split("[,;|]", value.strip(" ."))]
+    return _by_answer(dict(fields), count) if len(fields) == count and all(fields[0]) else _listed_scores(value, count)
 
 
 def _lone_scores(words: str, count: int) -> Scores | None:
@@ -289,8 +342,9 @@ _DENIAL = (
     r"(?: \w{1,12}){0,2}? (?:help|assist|comply|provide|fulfil|evaluate|judge|compare|analy[sz]e|interpret|answer|say)\b"
 )
 _REFUSAL = re.compile(
-    rf"\b{_APOLOGY}{_DENIAL}|\bI (?:cannot|can't|can not|won't|am unable to|am not able to) "
-    r"(?:help|assist|comply|provide|fulfil)\b",
+    rf"\b{_APOLOGY}{_DENIAL}|\b(?:I'm|I (?:cannot|can't|can not|won't|am)) ?(?:unable to |not able to )?"
+    r"(?:help|assist|comply|provide|fulfil|(?:directly )?(?:view|see|access|open|display|process) "
+    r"(?:the |any |this |these |your |attached ){0,2}(?:images?|pictures?|attachments?))\b",
     re.IGNORECASE,
 )
 _ABSTENTION = re.compile(
@@ -299,7 +353,7 @@ _ABSTENTION = re.compile(
     re.IGNORECASE,
 )
 _YET = re.compile(r"\b(?:but|however|yet|still|nevertheless|that said|answer|response)\b", re.IGNORECASE)
-_FORMS_REASON = "…"
+_FORMS_REASONS = ("…", "...")
 """The reason in the rubric's example: who repeats it repeats the example."""
 _ENDS = 1_000
 

@@ -17,6 +17,9 @@ _THOUGHT = re.compile(
     "|".join(f"(?P<open_{n}>{begin})|(?P<close_{n}>{end})" for n, (begin, end) in enumerate(_THOUGHTS)), re.IGNORECASE
 )
 _THOUGHT_MARKS = 1_000
+_BARE = re.compile(r"\s*analysis(?=[A-Z])")
+_BARE_FINAL = "assistantfinal"
+"""What is left of Harmony where a server takes its marks away."""
 _CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
 """OpenAI's Harmony: only what stands in the last channel, if that is `final`, is said."""
 
@@ -38,4 +41,7 @@ def without_thought(text: str) -> str | None:
     if channel:
         name, message, said = rest.partition(_MESSAGE)
         return said if message and name.strip().startswith("final") else None
+    if _BARE.match(said) is not None:
+        _, final, said = said.rpartition(_BARE_FINAL)
+        return said if final else None
     return said

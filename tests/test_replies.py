@@ -83,7 +83,7 @@ VERDICTS: list[tuple[str, object]] = [
     ("Answer 1 is not better.", "unparsed"),
     ("It is hard to say whether answer 1 is better.", "unparsed"),
     ("I don't think the first answer is better.", "unparsed"),
-    # Kinds of public reports: LaTeX boxes, marks that cannot be seen, JSON that is almost JSON, remarks, negations, bare Harmony.
+    # Kinds of public reports: LaTeX boxes, unseen marks, JSON that is almost JSON, remarks, negations, bare Harmony.
     ("Verdict: \\boxed{2}", SECOND),
     ("Answer 2 names the side.\n\n$\\boxed{2}$", SECOND),
     ("Verdict: $\\boxed{\\text{tie}}$", TIE),

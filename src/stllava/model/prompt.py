@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from stllava.errors import StllavaError, TextError
 from stllava.model.template import (
     LEARNED,
-    PLACES,
     REFUSED,
     SAID,
     SWITCH,
-    TEXT,
     Around,
     ChatProcessor,
     Frame,
@@ -25,18 +23,16 @@ from stllava.model.template import (
     as_told,
     asks_as_here,
     closing,
-    conversation_of,
     endings,
     frame_of,
     gaps_of,
-    layout_of,
-    parts_of,
     render,
     spellings_of,
     thinks,
     virtual_role,
 )
 from stllava.model.tokens import BEGIN, SPELLED, is_marked, spelled
+from stllava.model.turns import PLACES, TEXT, conversation_of, layout_of, parts_of
 from stllava.records import Message, Role
 
 __all__ = [

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from jinja2 import TemplateError
 
-from stllava.errors import StllavaError, TextError
+from stllava.errors import StllavaError
 from stllava.model.tokens import spellings
-from stllava.records import Message, Role
+from stllava.model.turns import IMAGE, TEXT, Layout, conversation_of
+from stllava.records import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
 LEARNED: frozenset[Role] = frozenset({"assistant", "virtual_user"})
 SWITCH = "enable_thinking"
 """The variable by which chat templates are told whether the model is to think before it answers."""
-IMAGE, TEXT = "I", "T"
-PLACES, REFUSED = "image places", "turns that the chat template refuses"
+REFUSED = "turns that the chat template refuses"
 MARK, SAID = "\x02turn\x03", "-"
-
-Layout = tuple[tuple[Role, str], ...]
-"""The turns: who speaks, and the order of texts and images in it, such as TIT."""
 
 
 class ChatProcessor(Hashable, Protocol):
@@ -79,31 +76,6 @@ class Frame:
     """Whether every learned turn stands behind the very text behind which it is generated, so that one text teaches all."""
     in_order: bool
     """Whether the images stand between the texts as they were given."""
-
-
-def layout_of(messages: Sequence[Message], *, images: int) -> Layout:
-    """Who speaks, and where in which turn the images are shown."""
-    named = sum(len(message.image_offsets) for message in messages)
-    if not named:
-        first = next((index for index, message in enumerate(messages) if message.role == "user"), -1)
-        return tuple((one.role, IMAGE * images * (index == first) + TEXT) for index, one in enumerate(messages))
-    if named != images:
-        raise TextError(PLACES, f"the turns name {named} places for {images} images")
-    if any(message.image_offsets and message.role != "user" for message in messages):
-        raise TextError(PLACES, "a turn that is not the user's shows an image")
-    return tuple((one.role, "".join(IMAGE if text is None else TEXT for text in parts_of(one))) for one in messages)
-
-
-def parts_of(message: Message) -> list[str | None]:
-    """The texts of a turn in order, None where an image stands between them."""
-    if not message.image_offsets:
-        return [message.content]
-    parts: list[str | None] = []
-    begin = 0
-    for offset in message.image_offsets:
-        parts += [*([message.content[begin:offset]] if offset > begin else []), None]
-        begin = offset
-    return [*parts, *([message.content[begin:]] if begin < len(message.content) else [])]
 
 
 @lru_cache(maxsize=1024)
@@ -287,18 +259,6 @@ def gaps_of(processor: ChatProcessor, layout: Layout, *, ask: bool = False, thin
     """What the template writes before, between and behind texts, given just these turns."""
     marks = [MARK] * sum(shape.count(TEXT) for _, shape in layout)
     return tuple(render(processor, conversation_of(layout, marks), ask=ask, think=think).split(MARK))
-
-
-def conversation_of(layout: Layout, texts: Sequence[str]) -> list[dict[str, object]]:
-    """A conversation with this layout and these texts as chat templates take it."""
-    following = iter(texts)
-    turns: list[dict[str, object]] = []
-    for role, shape in layout:
-        parts: list[dict[str, str]] = [
-            {"type": "image"} if part == IMAGE else {"type": "text", "text": next(following)} for part in shape
-        ]
-        turns.append({"role": role, "content": parts})
-    return turns
 
 
 def _refusal(roles: Sequence[Role], found: str) -> RefusedTurnsError:

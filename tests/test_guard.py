@@ -225,7 +225,7 @@ def test_layers_that_carry_a_state_are_never_packed_and_attention_is_in_every_pr
     sampler = one_prompt(llava_with(language, dtype), phantoms)
     assert sampler.policy.packs == (language in RIGHT)
     assert [note.split(" (")[0] for note in sampler.notes] == (
-        [] if language in RIGHT else ["Layers of this model carry what stands before a token past its mask"]
+        [] if language in RIGHT else ["Some layers of this model carry a state from token to token"]
     )
 
 

@@ -98,9 +98,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3_5": Family("Qwen3.5", ("visual",), ("merger",), "<|image_pad|>", STATE),
     "qwen3_5_moe": Family("Qwen3.5, a mixture of experts", ("visual",), ("merger",), "<|image_pad|>", STATE),
-    "glm4v": Family("GLM-4.1V", ("visual",), ("merger",), "<|image|>", POSITIONS),
-    "glm4v_moe": Family("GLM-4.5V", ("visual",), ("merger",), "<|image|>", POSITIONS),
-    "glm46v": Family("GLM-4.6V", ("visual",), ("merger",), "<|image|>", POSITIONS),
+    "glm4v": Family("GLM-4.1V", ("visual",), ("merger", "downsample"), "<|image|>", POSITIONS),
+    "glm4v_moe": Family("GLM-4.5V", ("visual",), ("merger", "downsample"), "<|image|>", POSITIONS),
+    "glm46v": Family("GLM-4.6V", ("visual",), ("merger", "downsample"), "<|image|>", POSITIONS),
     "minicpmv4_6": Family("MiniCPM-V 4.6", ("vision_tower",), ("merger",), "<|image_pad|>", STATE, axis=3),
     "ovis2": Family("Ovis2", ("vision_tower",), ("visual_embeddings_table",), "<image>"),
 }

@@ -193,7 +193,7 @@ def _states(model: PreTrainedModel) -> str | None:
     parts = model.get_decoder().modules()
     layers = {type(part).__name__ for part in parts if isinstance(part, nn.Conv1d | nn.RNNBase)}
     found = sorted(kinds or layers or classes)
-    return f"Layers of this model carry what stands before a token past its mask ({', '.join(found)})" if found else None
+    return f"Some layers of this model carry a state from token to token ({', '.join(found)})" if found else None
 
 
 def _kinds(policy: Policy, tree: Tree) -> str | None:

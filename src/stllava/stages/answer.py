@@ -45,8 +45,13 @@ def answer(
         if stage.manifest is not None:
             return stage.manifest
         given = read_records(questions, "questions", Question)
-        asked = [one for one in given if knowing is None or knowing.objection(one.text, one.images) is None]
-        unjudged = Dropped({f"no verdict by {expert}": len(given) - len(asked)})
+        asked, unjudged = [], Dropped()
+        for one in given:
+            objection = knowing.objection(one.text, one.images) if knowing is not None else None
+            if objection is None:
+                asked.append(one)
+            else:
+                unjudged.drop(f"no verdict by {expert}", f"{one.text!r} about {one.images[0]}: {objection}")
         if not asked:
             remedy = "Ask more, or choose an expert that can judge these." if given else "Ask more: this ask got no question."
             raise nothing_left(f"the {len(given)} questions of {questions}", unjudged, remedy=remedy)

@@ -1,0 +1,115 @@
+"""The whole loop on a tiny model: what a run goes on from, and what ends it."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+from stllava.config import RunOptions
+from stllava.errors import ConflictError, NothingLeftError, StllavaError
+from stllava.pipeline import run
+from stllava.records import Outcome
+from stllava.report.gather import gather
+from stllava.store import EXCHANGES, MANIFEST, read_manifest
+
+RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
+TAUGHT = {"epochs": 40, "batch_size": 4, "save_steps": 0, "learning_rate": RATES}
+COMPARED = ("*.jsonl", "*.safetensors", "outcome.json")
+
+
+def options(**changed: object) -> RunOptions:
+    """A loop of some seconds."""
+    values: dict[str, object] = {
+        "name": "tiny",
+        "data": {"kind": "phantom", "labelled": 12, "unlabelled": 8, "validation": 3, "test": 3, "size": 64},
+        "small": TINY.model_dump(),
+        "sft": TAUGHT,
+        "ask": {"questions": 4, "sampling": {"temperature": 0.6, "max_new_tokens": 16}, "description": {"max_new_tokens": 16}},
+        "answer": {"k": 6, "sampling": {"temperature": 2.0, "max_new_tokens": 8}},
+        "judge": {"expert": "scripted", "scripted": {"prefer": ["no", "yes", "ct", "mr", "x", "left", "right", "chest"]}},
+        "pair": {"balance": False, "margin": 0.01},
+        "dpo": {"epochs": 1, "batch_size": 4, "save_steps": 0, "learning_rate": dict.fromkeys(RATES, 1e-3)},
+        "evaluate": {"sampling": {"temperature": 0, "max_new_tokens": 8}},
+        "rounds": 1,
+        "patience": 9,
+    }
+    return RunOptions.model_validate(values | changed)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file that a run comes to, but for those that hold times."""
+    files = sorted({path for pattern in COMPARED for path in folder.rglob(pattern) if path.parent.name != EXCHANGES})
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one round, with a last step of learning all that was found right."""
+    to = tmp_path_factory.mktemp("whole") / "run"
+    run(options(consolidate=TAUGHT | {"epochs": 1}), to=to)
+    return to
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """The finished run, to be changed, in a folder of another name."""
+    return Path(shutil.copytree(whole, tmp_path / "moved" / "run"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_rounds_and_is_then_what_it_would_have_been(copied: Path, tmp_path: Path) -> None:
+    longer = options(consolidate=TAUGHT | {"epochs": 1}, rounds=2, name="longer")
+    outcome = run(longer, to=copied)
+    assert outcome.policies == ("sft", "round-1", "round-2", "final")
+    assert outcome == run(longer, to=tmp_path / "anew")
+    assert contents(copied) == contents(tmp_path / "anew")
+    assert gather(copied).options.rounds == 2
+    assert run(longer, to=copied) == outcome
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_given_another_name_and_fewer_baselines_without_any_stage_done_again(copied: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")}
+    renamed = run(options(consolidate=TAUGHT | {"epochs": 1}, name="renamed", baselines=False), to=copied)
+    assert renamed.name == gather(copied).outcome.name == "renamed"
+    assert renamed.baselines == ()
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")} == times
+
+
+@pytest.mark.slow
+def test_an_extension_that_changes_what_is_there_is_refused_and_the_run_stays_finished(copied: Path) -> None:
+    before = contents(copied)
+    given = options(consolidate=TAUGHT | {"epochs": 1})
+    for changed in (given.model_copy(update={"seed": 1}), options(consolidate=None, pair={"margin": 0.7})):
+        with pytest.raises(ConflictError, match=r"seed was 0, now 1|pair\.balance was false, now true"):
+            run(changed, to=copied)
+    assert (copied / MANIFEST).is_file()
+    assert contents(copied) == before
+    assert run(given, to=copied) == Outcome.model_validate_json((copied / "outcome.json").read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["outcome.json", "report.html", "sft/model.safetensors", "round-1/ask/questions.jsonl"])
+def test_what_is_lost_of_a_finished_run_is_made_again(name: str, copied: Path) -> None:
+    before = contents(copied)
+    (copied / name).unlink()
+    if "/" in name:
+        (copied / "outcome.json").unlink()
+    run(options(consolidate=TAUGHT | {"epochs": 1}), to=copied)
+    assert (copied / name).is_file()
+    assert contents(copied) == before
+    assert read_manifest(copied).outputs
+
+
+def test_a_run_that_learns_nothing_fails_and_goes_on_once_the_cause_is_put_right(tmp_path: Path) -> None:
+    untaught = TAUGHT | {"epochs": 1}
+    with pytest.raises(NothingLeftError, match=r"31 × not a question.*A policy learns to ask in sft"):
+        run(options(sft=untaught), to=tmp_path)
+    assert not (tmp_path / MANIFEST).exists()
+    with pytest.raises(StllavaError, match=r"sft holds the output of other options or inputs: config\.epochs was 1\.0, now 2"):
+        run(options(sft=untaught | {"epochs": 2}), to=tmp_path)
+    # Of ask nothing is settled, so its options may change; this policy still says nothing.
+    with pytest.raises(NothingLeftError, match="not a question"):
+        run(options(sft=untaught, ask={"questions": 3, "sampling": {"max_new_tokens": 8}}), to=tmp_path)

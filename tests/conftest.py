@@ -65,13 +65,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     return folder
 
 
-def teach(conversations: Path, images: Path, *, to: Path) -> Path:
+def teach(conversations: Path, images: Path, *, to: Path, epochs: int = 60) -> Path:
     """A tiny LLaVA that has learned, in a few seconds, to ask as the conversations do and to answer somehow."""
     from stllava.model.small import build_small
     from stllava.stages.sft import sft
 
     build_small(TINY, conversations=conversations, to=to / "start", seed=3)
     rate = GroupRates(language=3e-3, projector=3e-3, vision=3e-3)
-    options = SftOptions(epochs=60, batch_size=4, save_steps=0, learning_rate=rate)
+    options = SftOptions(epochs=epochs, batch_size=4, save_steps=0, learning_rate=rate)
     sft(options, model=str(to / "start"), conversations=conversations, images=images, to=to / "model")
     return to / "model"

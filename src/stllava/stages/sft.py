@@ -4,12 +4,15 @@ Reads conversations and a model; writes a policy: a plain transformers folder. `
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from stllava.config import SftOptions
+from stllava.config import SftOptions, SmallModel
 from stllava.data.conversations import read_conversation_file
 from stllava.data.images import count_missing
-from stllava.records import Manifest
+from stllava.records import Manifest, content_id
 from stllava.store import PARTS, Existing, Stage, file_hash, locked
+
+SMALL = SmallModel()
 
 
 def sft(
@@ -19,17 +22,22 @@ def sft(
     conversations: Path,
     images: Path,
     to: Path,
+    small: SmallModel = SMALL,
     seed: int = 0,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Tune `model` on `conversations` (records, or others' rows) about images under `images`; write a policy to `to`."""
+    """Tune `model` on `conversations` (records, or others' rows) about images under `images`; write a policy to `to`.
+
+    The model called small is built here, in the shape `small`, as a run builds it.
+    """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
 
     with locked(to):
-        inputs = {"model": fingerprint(model), "conversations": file_hash(conversations), "seed": str(seed)}
+        start = content_id("small", small.model_dump()) if model == "small" else fingerprint(model)
+        inputs = {"model": start, "conversations": file_hash(conversations), "seed": str(seed)}
         stage = Stage("sft", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
@@ -38,7 +46,12 @@ def sft(
         missing = count_missing(images, [one.images for one in read.records])
         for lost in (dropped, missing):
             lost.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
-        policy = load_learner(model, options)
+        with TemporaryDirectory() as spare:
+            if model == "small":
+                from stllava.model.small import build_small
+
+                build_small(small, conversations=conversations, to=Path(spare), seed=seed)
+            policy = load_learner(spare if model == "small" else model, options)
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.tokens)

@@ -144,7 +144,8 @@ def test_a_file_without_rows_is_no_success(name: str, work: Path, tiny_model: Pa
 
 
 def test_answer_says_when_the_expert_could_judge_nothing(work: Path, tiny_model: Path, phantoms: Path) -> None:
-    with pytest.raises(NothingLeftError, match=r"the 4 questions of .*: 4 × no verdict by oracle; for example: 'is it\?' about unlab.*an expert that can judge"):
+    told = r"the 4 questions of .*: 4 × no verdict by oracle; for example: 'is it\?' about unlab.*an expert that can judge"
+    with pytest.raises(NothingLeftError, match=told):
         answer(
             AnswerOptions(),
             policy=tiny_model,

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from stllava.errors import ItemError
 
@@ -46,7 +47,8 @@ def relative_path(path: str, root: Path | None) -> str:
     """A path as POSIX spells it, relative to the root where it lies inside it."""
     if re.match(r"(?:https?|data|s3|gs):", path):
         raise ItemError("image by URL", f"{path[:60]} is no path of a file here")
-    path = path.removeprefix("file://")
+    path = unquote(path.removeprefix("file://")) if path.startswith("file://") else path
     if "\\" in path and "/" not in path and (root is None or not (root / path).exists()):
         path = path.replace("\\", "/")  # Written on Windows.
-    return Path(path).relative_to(root).as_posix() if root is not None and Path(path).is_relative_to(root) else path
+    inside = root is not None and Path(path).is_relative_to(root)
+    return Path(path).relative_to(root).as_posix() if root is not None and inside else re.sub(r"\A(?:\./+)+(?=.)", "", path)

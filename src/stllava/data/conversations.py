@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stllava.data.cells import IMAGE_COLUMNS
+from stllava.data.cells import IMAGE_COLUMNS, blank
 from stllava.data.tables import read_table, require_file
 from stllava.data.turns import (
     PLACEHOLDER,
     SYSTEM_COLUMNS,
     TOLD_LONE,
+    TOLD_MARKS,
     TOLD_PLACES,
     RecordFile,
     Turn,
@@ -66,10 +67,15 @@ def read_conversation_file(path: Path, *, root: Path | None = None) -> RecordFil
 def conversation_of(row: Mapping[str, object], *, root: Path | None, told: Counter[str]) -> Conversation:
     """The conversation of a row, its images relative to `root`, a resolved path; `told` as in `messages_of`."""
     refuse_media(row)
-    column = next((name for name in TURNS if name in row), None)
-    pair = next((pair for pair in PAIRS if row.keys() >= set(pair)), None)
+    column = next((name for name in TURNS if not blank(row.get(name))), None)
+    pair = next((pair for pair in PAIRS if not any(blank(row.get(name)) for name in pair)), None)
+    if column is None and pair is None:  # Null where sets were put together that have other columns; else nothing is said.
+        column = next((name for name in TURNS if name in row), None)
+        pair = next((pair for pair in PAIRS if row.keys() >= set(pair)), None)
     if column is not None:
-        turns = turns_of(parsed(row[column]), column=column, speaker="user")
+        turns = turns_of(raw := parsed(row[column]), column=column, speaker="user")
+        if isinstance(raw, str) and raw.lstrip()[:1] in ("[", "{"):
+            raise ItemError("malformed", f"{column} is a text that begins like turns and is no JSON")
     elif pair is not None:
         turns = (*asked_in(row, pair[0]), *turns_of(row[pair[1]], column=pair[1], speaker="assistant"))
     else:
@@ -188,6 +194,7 @@ def told_notes(path: Path, told: Mapping[str, int], *, rows: int) -> list[str]:
     """Sentences on what `messages_of` counted among so many rows."""
     sentences = {
         TOLD_LONE: "have no image and are learned as text alone",
+        TOLD_MARKS: "spell an image in another way than <image>, such as <|image_pad|> or <image_1>, which is learned as text",
         TOLD_PLACES: "place another number of images than they have: all come first, one image at its first place",
     }
     return [f"{told[key]} of {rows} rows of {path.name} {sentence}." for key, sentence in sentences.items() if told.get(key)]

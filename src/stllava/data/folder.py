@@ -72,7 +72,9 @@ def listed_images(path: Path, *, root: Path) -> list[Image]:
             return read_jsonl(path, Image)
         names = list(table.rows)
     else:
-        names = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        quoted = all(len(line) > 2 and line[0] == line[-1] == '"' for _, line in lines)
+        names = [(number, line[1:-1] if quoted else line) for number, line in lines]
     paths = dict.fromkeys(relative for number, name in names for relative in _paths(path, number, name, root=root))
     return [Image(id=content_id("image", name), path=name) for name in paths]
 

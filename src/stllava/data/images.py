@@ -30,6 +30,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 DEPTHS = (255, 4095, 65535)
+_SCALED = 32
+"""Floats of a smaller range than this are no shades of 8 bits, which would be all but black."""
 GROUND = 255
 """The grey that transparent pixels are laid on: white, as pages and viewers show them. What is stored under a transparent
 pixel is arbitrary and mostly black, so that without a ground black ink on a clear background would vanish."""
@@ -58,6 +60,10 @@ def open_image(root: Path, relative: str) -> Image.Image:
                 raise ItemError(
                     "truncated",
                     f"{relative} begins like an image, but its header is cut off, damaged or of a kind that is not read",
+                ) from None
+            if head.startswith(b"version https://git-lfs"[:24]):
+                raise ItemError(
+                    "not-an-image", f"{relative} is a pointer of Git LFS; fetch the file itself: git lfs pull"
                 ) from None
             raise ItemError("not-an-image", f"{relative} is not an image of a known format") from None
         except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError) as error:
@@ -184,6 +190,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
     values -= min(float(values.min()), 0.0)
     brightest = float(values.max())
-    ranges = (1, *DEPTHS) if image.mode == "F" else DEPTHS
+    # A float image of more than 1 is no share of white: one that was centred and scaled has no range but its own.
+    ranges = (1, *((brightest,) if brightest < _SCALED else ()), *DEPTHS) if image.mode == "F" else DEPTHS
     white = next((end for end in ranges if brightest <= end), brightest)
     return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))

@@ -8,8 +8,10 @@ no image, image inside the row, image by URL, image outside a question, more pla
 order, a turn not to be learned, marked as bad, and the name of a column that holds what is not read (video, tools, …).
 """
 
+import ast
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,18 +41,24 @@ SPEAKERS: dict[str, Role] = {
     "bing": "assistant",
     "bot": "assistant",
     "system": "system",
+    "developer": "system",
 }
 """Who speaks, as LLaVA (human, gpt), SQ-LLaVA (vuser), Gemma (model), ShareGPT's readers and chat interfaces say it."""
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
-TOLD_LONE, TOLD_PLACES = "text alone", "places"
+TOLD_LONE, TOLD_PLACES, TOLD_MARKS = "text alone", "places", "marks"
 """What `messages_of` counts of rows that it reads though they are not quite what they seem."""
 
 _SPEAKER, _SAID = ("from", "role", "speaker"), ("value", "content", "text")
 _MEDIA = ("video", "videos", "audio", "audios", "tools", "objects")
 """Columns without whose content a row means something else: a row where one is filled is not learned from."""
+_LEARNED = ("loss", "weight", "train", "training")
+"""What ms-swift, OpenAI and axolotl set to false or 0 in a turn that is not to be learned."""
 _VERDICTS = ("label", "kto_tag")
-_INLINE = re.compile(r"<(?:img|video|audio)>|<\|(?:image|video|audio|vision)\w*\|>")
+_INLINE = re.compile(
+    r"<(?:img|video|audio|IMAGE|ImageHere|image-placeholder|start_of_image|im_start)>|<image[ _-]?\d{1,3}>|\[IMG\]|"
+    r"<\|(?:image|video|audio|vision)\w*\|>"
+)
 """Media that a text holds by itself, as the formats of single models write them."""
 
 
@@ -63,6 +71,8 @@ class Turn:
     """Its text, cut where an image stands (None)."""
     images: tuple[str, ...] = ()
     """Paths that the turn itself names."""
+    order: tuple[int, ...] = ()
+    """Which of the row's images stand in it, where its parts say so by number."""
     learned: bool = True
     """Whether the data set means it to be learned."""
 
@@ -152,12 +162,15 @@ def id_of(row: Mapping[str, object]) -> str | None:
 
 def images_of(row: Mapping[str, object], turns: Sequence[Turn], *, root: Path | None) -> tuple[str, ...]:
     """The images that a row names, or its turns, relative to the root, a resolved path; absolute ones inside it become so."""
+    named = {column: _listed(row[column]) for column in ("images", "image") if not blank(row.get(column))}
+    if len({tuple(Path(path).name for path in paths) for paths in named.values() if paths}) > 1:
+        raise ItemError("malformed", "image and images name different files")
     inside = None
     nameless = [column for column in IMAGE_COLUMNS if row.get(column) == ""]
     for column in IMAGE_COLUMNS:
         if not blank(row.get(column)):
             try:
-                return paths_of(row[column], column=column, root=root)
+                return _ordered(paths_of(parsed(row[column]), column=column, root=root), turns)
             except ItemError as error:
                 if error.cause != "image inside the row":
                     raise
@@ -167,6 +180,22 @@ def images_of(row: Mapping[str, object], turns: Sequence[Turn], *, root: Path | 
     if nameless:  # Of a table, the cell of an image that is missing; a row of text alone has none, or null.
         raise ItemError("no image", f"{nameless[0]} is empty")
     return tuple(relative_path(path, root) for turn in turns for path in turn.images)
+
+
+def _listed(raw: object) -> list[str]:
+    """The paths that a column names in so many words."""
+    value = parsed(raw)
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def _ordered(paths: tuple[str, ...], turns: Sequence[Turn]) -> tuple[str, ...]:
+    """The images in the order in which the turns show them by number."""
+    order = [index for turn in turns for index in turn.order]
+    if not order or len(paths) == 1:
+        return paths
+    if len(order) != sum(turn.places for turn in turns) or {*order} != {*range(len(paths))}:
+        raise ItemError("malformed", f"the turns show the images number {', '.join(map(str, order))}; the row has {len(paths)}")
+    return tuple(paths[index] for index in order)
 
 
 def turns_of(raw: object, *, column: str, speaker: Role) -> tuple[Turn, ...]:
@@ -217,6 +246,8 @@ def messages_of(turns: Sequence[Turn], *, images: tuple[str, ...], told: Counter
         raise ItemError("more places than images", f"{places} places for {len(images)} images")
     elif places not in (0, len(images)):
         told[TOLD_PLACES] += 1
+    if images and any(_INLINE.search(piece) for turn in turns for piece in turn.pieces if piece):
+        told[TOLD_MARKS] += 1
     kept = min(places, len(images)) if places == len(images) or len(images) == 1 else 0
     messages: list[Message] = []
     for turn in turns:
@@ -255,17 +286,18 @@ def _turns(raw: object, column: str, *, speaker: Role | None) -> tuple[Turn, ...
         )
     if not isinstance(raw[named], str):
         raise ItemError("malformed", f"{named} is a {type(raw[named]).__name__}")
-    pieces, images = _content(raw[said], said)
-    learned = raw.get("loss") not in (False, 0) and raw.get("weight") not in (False, 0)
-    return (Turn(speaker or _role(raw[named]), pieces, images, learned=learned),)
+    pieces, images, order = _content(raw[said], said)
+    learned = all(raw.get(flag) not in (False, 0) for flag in _LEARNED)
+    return (Turn(speaker or _role(raw[named]), pieces, images, order, learned),)
 
 
-def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
-    """The pieces and images of a turn's content: a text, or parts of text and images."""
+def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[str, ...], tuple[int, ...]]:
+    """The pieces of a turn's content (a text, or parts of text and images), its images, and their numbers in the row."""
     if not isinstance(raw, list):
-        return pieces_of(text_of(raw, column)), ()
+        return pieces_of(text_of(raw, column)), (), ()
     parts: list[str | None] = []
     images: list[str] = []
+    order: list[int] = []
     shows = any(isinstance(part, dict) and str(part.get("type", "")).startswith("image") for part in raw)
     for part in raw:
         if not isinstance(part, dict) or part.get("type") not in ("text", "image", "image_url"):
@@ -281,7 +313,8 @@ def _content(raw: object, column: str) -> tuple[tuple[str | None, ...], tuple[st
         named = next((part[key] for key in ("image", "image_url", "url", "path") if not blank(part.get(key))), None)
         named = named.get("url") if isinstance(named, dict) and "url" in named else named
         images += paths_of(named, column=column, root=None) if named is not None else ()
-    return tuple(parts), tuple(images)
+        order += [part["index"]] if isinstance(part.get("index"), int) else []
+    return tuple(parts), tuple(images), tuple(order)
 
 
 def pieces_of(text: str) -> tuple[str | None, ...]:
@@ -301,11 +334,22 @@ def _role(speaker: object) -> Role:
 
 
 def parsed(raw: object) -> object:
-    """What a column of a table holds that was written into it as JSON."""
+    """What a column of a table holds that was written into it as JSON, or as Python's own spelling of it, by pandas."""
     if isinstance(raw, str) and raw.lstrip()[:1] in ("[", "{"):
         try:
             made: object = json.loads(raw)
         except (ValueError, RecursionError):
-            return raw
+            return _literal(raw.strip())
         return made
     return raw
+
+
+def _literal(text: str) -> object:
+    """The lists and objects of a text in Python's spelling; the text itself where it is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of backslashes in its texts.
+        try:
+            made: object = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return text
+    return made if isinstance(made, list | dict) else text

@@ -4,18 +4,19 @@
     samples, notes = read_samples(Path("labels.csv"))
 
 Columns, in any case: image (or image_path, img, file_name) and question; answer, or targets (any is right); if they are there
-id, choices, answer_type or kind (open or closed), split ("test" without), labels (JSON only: an object). A list is JSON, or
-texts with | between them. Every other column is a label. Without a kind, a question with choices, or answered yes or no, is
-closed. Without an id, a question is named by its content. JSON lines of `Sample` records are read as they are.
+id, choices (or columns A, B, …), answer_type or kind (open or closed), split ("test" without), labels (JSON only: an object).
+A list is JSON, or texts with | between them. Every other column is a label. Without a kind, a question with choices, or
+answered yes or no, is closed. Without an id, a question is named by its content. JSON lines of `Sample` are read as they are.
 """
 
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stllava.data.benchmarks.rows import Found, Row, chosen, named_kind, samples_of, told_kind
+from stllava.data.benchmarks.rows import LETTERS, Found, Row, chosen, named_kind, samples_of, told_kind
 from stllava.data.tables import Table, bad_row, read_table
-from stllava.errors import StllavaError
+from stllava.data.turns import PLACEHOLDER, parsed
+from stllava.errors import ItemError, StllavaError
 from stllava.records import Sample
 from stllava.store import read_jsonl
 
@@ -24,6 +25,8 @@ _IMAGE = ("image", "image_path", "img", "img_path", "image_name", "file_name", "
 _ANSWER = ("answer", "targets", "answers")
 _OTHERS = ("id", "question", "choices", "answer_type", "kind", "split", "labels")
 _NAMES = (*_IMAGE, *_ANSWER, *_OTHERS)
+_MOST_STRANGE = 0.05
+"""Share of rows whose answer may be none of their choices."""
 _NEEDED = frozenset(name for name, field in Sample.model_fields.items() if field.is_required())
 
 
@@ -45,7 +48,10 @@ def read_samples(path: Path, *, split: str = "test") -> tuple[list[Sample], tupl
     if table.form == "JSON lines" and not table.notes and all(row.keys() >= _NEEDED for _, row in table.rows):
         return read_jsonl(path, Sample), ()
     rows, notes = read_rows(path)
-    return list(samples_of(path.stem, split, rows)), (*notes, _told(path, rows))
+    fit = [row for row in rows if not row.choices or {*row.targets} <= {*row.choices}]
+    if len(fit) < len(rows):
+        notes += (_without_choice(path, [row for row in rows if row not in fit], rows),)
+    return list(samples_of(path.stem, split, fit)), (*notes, _told(path, fit))
 
 
 def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str, ...]]:
@@ -90,6 +96,20 @@ def _told(path: Path, rows: Sequence[Row]) -> str:
     return f"{path.name}: {len(rows)} questions, {closed} of them closed (by their kind, choices, or answer yes or no){named}."
 
 
+def _without_choice(path: Path, strange: Sequence[Row], rows: Sequence[Row]) -> str:
+    """A sentence on rows that no answer could be right on; many of them are refused."""
+    first = strange[0]
+    found = (
+        f"{len(strange)} of {len(rows)} rows of {path} have an answer that is none of their choices: "
+        f"{first.question!r} has {', '.join(map(repr, first.targets))} for {', '.join(map(repr, first.choices))}"
+    )
+    if len(strange) > _MOST_STRANGE * len(rows):
+        raise StllavaError(
+            found, expected="one of the choices, or its letter", remedy="Write the choice instead of its number."
+        )
+    return f"{found}; they are left out."
+
+
 def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -> Row:
     column = next((name for name in _IMAGE if name in raw), "image")
     if answers and not any(name in raw for name in _ANSWER):
@@ -97,16 +117,20 @@ def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -
     for key in ("id", column, "question", "answer"):
         if not isinstance(raw.get(key), str | int | float | None) or isinstance(raw.get(key), bool):
             raise bad_row(path, number, f"{key} is a {type(raw[key]).__name__}", expected="a text (several: in targets)")
-    choices = _texts(raw, "choices")
-    given = _texts(raw, "targets") or _texts(raw, "answers") or tuple(filter(None, (_text(raw, "answer"),)))
-    targets = tuple(chosen(choices, answer) or answer for answer in given)
+    letters = _lettered(raw)
+    try:
+        choices = _texts(raw, "choices") or tuple(_text(raw, letter) for letter in letters)
+        given = _texts(raw, "targets") or _texts(raw, "answers") or tuple(filter(None, (_text(raw, "answer"),)))
+    except ItemError as error:
+        raise bad_row(path, number, str(error), expected="texts, or objects with an answer") from None
+    targets = tuple(dict.fromkeys(chosen(choices, answer) or answer for answer in given))
     kind = _text(raw, "answer_type") or _text(raw, "kind")
     extra = raw.get("labels")
     others = {str(key): value for key, value in extra.items()} if isinstance(extra, dict) else {}
-    others |= {key: value for key, value in raw.items() if key not in (column, *_ANSWER, *_OTHERS)}
+    others |= {key: value for key, value in raw.items() if key not in (column, *_ANSWER, *_OTHERS, *letters)}
     return Row(
         image=_text(raw, column),
-        question=_text(raw, "question"),
+        question=" ".join(_text(raw, "question").split(PLACEHOLDER)).strip(),  # The image comes first, wherever it stood.
         targets=targets,
         kind=named_kind(path, number, kind) if kind else told_kind(targets, choices),
         id=_text(raw, "id") or None,
@@ -125,10 +149,19 @@ def _text(raw: Mapping[str, object], key: str) -> str:
 def _texts(raw: Mapping[str, object], key: str) -> tuple[str, ...]:
     value = raw.get(key)
     if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = None
-        value = parsed if isinstance(parsed, list) else value.split("|")
-    values = value if isinstance(value, list) else [value]
-    return tuple(text for one in values if one is not None and (text := str(one).strip()))
+        listed = parsed(value)
+        value = listed if isinstance(listed, list) else value.split("|")
+    values = [
+        one.get("answer", one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])
+    ]
+    for one in values:
+        if isinstance(one, list | dict):
+            raise ItemError("malformed", f"{key} holds a {type(one).__name__}")
+    return tuple(text for one in values if one is not None and one == one and (text := str(one).strip()))
+
+
+def _lettered(raw: Mapping[str, object]) -> tuple[str, ...]:
+    """The columns A, B, … of choices, as the tables of MMBench have them, where no other column holds choices."""
+    if "choices" in raw or not {"A", "B"} <= raw.keys():
+        return ()
+    return tuple(itertools.takewhile(lambda letter: bool(_text(raw, letter)), LETTERS))

@@ -70,6 +70,8 @@ from families_plain import (
     granite4_vision,
     granite_vision,
     idefics2,
+    lfm2_vl,
+    llama4,
     mistral3,
     ovis2,
     pixtral,
@@ -307,6 +309,8 @@ FAMILIES: dict[str, Callable[[], Policy]] = {
     "glm4v_moe": glm4v_moe,
     "glm46v": glm46v,
     "minicpmv4_6": minicpmv4_6,
+    "llama4": llama4,
+    "lfm2_vl": lfm2_vl,
 }
 TITLES = {"pixtral": "Pixtral", "ministral3": "Ministral 3", "granite_vision": "Granite Vision 3"}
 """What models are called that are of another's family."""

@@ -18,6 +18,13 @@ from transformers import (
     Idefics2Config,
     Idefics2ForConditionalGeneration,
     Idefics2Processor,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
+    Lfm2VlProcessor,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Llama4Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -37,6 +44,7 @@ from transformers import (
     ProcessorMixin,
     Qwen2Config,
     SamVisionConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
 )
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
@@ -67,6 +75,7 @@ from architectures import (
     tokenizer_of,
 )
 from stllava.model.load import Policy
+from stllava.model.pictures import Lfm2VlImageProcessor, Llama4ImageProcessor
 from stllava.model.processor import PixtralProcessor
 from stllava.model.small import IMAGE
 
@@ -129,6 +138,11 @@ GRANITE4 = template(
     turn="<|start_of_role|>{{ message['role'] }}<|end_of_role|>",
     image=IMAGE + "\n",
     end="<|end_of_text|>\n",
+)
+"""Any role speaks."""
+
+LLAMA4 = "<|begin_of_text|>" + template(
+    turn="<|header_start|>{{ message['role'] }}<|header_end|>\n\n", image="<|image|>", end="<|eot|>"
 )
 """Any role speaks."""
 
@@ -417,3 +431,72 @@ def ovis2() -> Policy:
     )
     with seeded(22):
         return Policy(Ovis2ForConditionalGeneration(config).eval(), processor)
+
+
+def llama4() -> Policy:
+    """A Llama 4: tiles with tokens between them, layers with and without positions, a mixture of experts in every other."""
+    image = ["<|image_start|>", "<|image_end|>", "<|image|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]
+    tokenizer = tokenizer_of(
+        ["<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", *image], end="<|eot|>", begin="<|begin_of_text|>"
+    )
+    pictures = Llama4ImageProcessor(size={"height": SIDE, "width": SIDE}, max_patches=2)
+    processor = Llama4Processor(pictures, tokenizer, patch_size=PATCH, pixel_shuffle_ratio=0.5, chat_template=LLAMA4)
+    config = Llama4Config(
+        vision_config={
+            **VISION,
+            "intermediate_size": 4 * WIDTH,
+            "vision_output_dim": WIDTH,
+            "projector_input_dim": WIDTH,
+            "projector_output_dim": WIDTH,
+            "initializer_range": WEIGHT_SCALE,
+        },
+        text_config={
+            **text_options(tokenizer),
+            "head_dim": WIDTH // HEADS,
+            "intermediate_size_mlp": 2 * WIDTH,
+            "num_local_experts": 2,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 0],
+            "attention_chunk_size": CONTEXT,
+        },
+        boi_token_index=id_of(tokenizer, "<|image_start|>"),
+        eoi_token_index=id_of(tokenizer, "<|image_end|>"),
+        image_token_index=id_of(tokenizer, "<|patch|>"),
+    )
+    with seeded(29):
+        return Policy(Llama4ForConditionalGeneration(config).eval(), processor)
+
+
+def lfm2_vl() -> Policy:
+    """An LFM2-VL: pictures in their proportions, and a language model of short convolutions and attention."""
+    named = {
+        "image_token": IMAGE,
+        "image_start_token": "<|image_start|>",
+        "image_end_token": "<|image_end|>",
+        "image_thumbnail_token": "<|img_thumbnail|>",
+    }
+    places = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2) for column in (1, 2)]
+    special = ["<|startoftext|>", *CHATML, *named.values(), *places]
+    tokenizer = tokenizer_of(special, end="<|im_end|>", begin="<|startoftext|>", named=named)
+    pictures = Lfm2VlImageProcessor(
+        encoder_patch_size=PATCH,
+        tile_size=SIDE,
+        max_tiles=2,
+        min_image_tokens=2,
+        max_image_tokens=16,
+        max_pixels_tolerance=1.0,
+    )
+    config = Lfm2VlConfig(
+        vision_config=Siglip2VisionConfig(
+            vision_use_head=False, **{key: value for key, value in VISION.items() if key != "image_size"}, num_patches=16
+        ),
+        text_config=Lfm2Config(
+            layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, **text_options(tokenizer)
+        ),
+        image_token_id=id_of(tokenizer, IMAGE),
+        projector_hidden_size=WIDTH,
+    )
+    spoken = "{{ bos_token }}" + chatml(IMAGE)
+    with seeded(30):
+        model = Lfm2VlForConditionalGeneration(config).eval()
+        return Policy(model, Lfm2VlProcessor(pictures, tokenizer, chat_template=spoken))

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
@@ -388,6 +388,22 @@ def test_a_folder_of_gemma_4_with_parts_for_sound_and_videos_loads_and_keeps_the
     assert json.loads((tmp_path / "b" / "processor_config.json").read_text()) == settings
 
 
+@pytest.mark.parametrize("name", ["llama4", "lfm2_vl", "pixtral", "mistral3", "qwen3_5", "minicpmv4_6"])
+def test_a_folder_of_the_older_layout_gives_the_same_pictures(name: str, tmp_path: Path) -> None:
+    policy = built(name)
+    draw_pictures(tmp_path)
+    policy.save(tmp_path / "model")
+    # As published before the parts' settings stood in one file, by image processors named after torchvision.
+    settings = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+    pictures = settings.pop("image_processor")
+    pictures["image_processor_type"] = pictures["image_processor_type"].removesuffix("Pil") + "Fast"
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps(settings))
+    loaded = load_policy(tmp_path / "model")
+    prefix = Prefix(segments(policy.chat, TALK[:2], images=1)[0].text, ("wide.png",), tmp_path)
+    assert loaded.encode(prefix).digest == policy.encode(prefix).digest
+
+
 def test_only_a_missing_half_for_videos_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built("llava").save(tmp_path)
 
@@ -406,6 +422,23 @@ def test_a_processor_without_a_chat_template_gets_its_familys_or_is_refused(tmp_
     assert load_policy(tmp_path / "paligemma").chat.chat_template == PALIGEMMA
     with pytest.raises(StllavaError, match=r"chat_template\.jinja"):
         load_policy(tmp_path / "llava")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("mllama", r"Llama 3\.2 Vision, which looks at images from beside its text"),
+        ("idefics", "the first Idefics, which looks at images from beside its text"),
+        ("diffusion_gemma", "does not write from left to right"),
+        ("florence2", "an encoder with a decoder"),
+        ("t5gemma2", "an encoder with a decoder"),
+    ],
+)
+def test_a_model_that_reads_its_prompt_in_another_way_is_refused_in_words(kind: str, told: str, tmp_path: Path) -> None:
+    built("llava").save(tmp_path)
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(StllavaError, match=f"is .*{told}.*docs/families.md"):
+        load_policy(tmp_path)
 
 
 def test_the_docs_template_holds_a_virtual_user() -> None:

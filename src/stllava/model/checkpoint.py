@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from stllava.errors import StllavaError
+from stllava.model.families import OTHERWISE
 from stllava.store import MANIFEST, file_hash, read_manifest
 
 # Where a part of a model (the text_config of a LLaVA) names code of its own, transformers has no argument to hand the refusal
@@ -285,6 +286,20 @@ class _Report(logging.Filter):
         rows = [line.split("|") for line in message.splitlines() if "|" in line]
         self.unconverted += [row[0].strip() for row in rows if "CONVERSION" in row[1]]
         return not any(mark in message for mark in ("LOAD REPORT", "This checkpoint seem corrupted"))
+
+
+def check_way(path: Path | str) -> None:
+    """Refuse what does not read its prompt, images and all, as one sequence of tokens, before its weights are read."""
+    if Path(path).is_dir():
+        check_folder(Path(path))
+    config = read_config(path)
+    encoder = "an encoder with a decoder" if config.is_encoder_decoder else None
+    if way := OTHERWISE.get(config.model_type, encoder):
+        raise StllavaError(
+            f"{path} is {way}",
+            expected="a model that reads images among the tokens of its prompt and goes on behind them",
+            remedy="Take a model of a family in docs/families.md.",
+        )
 
 
 def check_vocabulary(

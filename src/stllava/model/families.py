@@ -102,9 +102,19 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe": Family("GLM-4.5V", ("visual",), ("merger", "downsample"), "<|image|>", POSITIONS),
     "glm46v": Family("GLM-4.6V", ("visual",), ("merger", "downsample"), "<|image|>", POSITIONS),
     "minicpmv4_6": Family("MiniCPM-V 4.6", ("vision_tower",), ("merger",), "<|image_pad|>", STATE, axis=3),
+    "llama4": Family("Llama 4", ("vision_model",), ("multi_modal_projector", "vision_adapter"), "<|image|>"),
+    "lfm2_vl": Family("LFM2-VL", ("vision_tower",), ("multi_modal_projector",), "<image>", STATE),
     "ovis2": Family("Ovis2", ("vision_tower",), ("visual_embeddings_table",), "<image>"),
 }
 """By the `model_type` of their configuration."""
+
+BESIDE = "looks at images from beside its text (cross-attention)"
+OTHERWISE: dict[str, str] = {
+    "mllama": f"Llama 3.2 Vision, which {BESIDE}",
+    "idefics": f"the first Idefics, which {BESIDE}",
+    "diffusion_gemma": "a diffusion model, which does not write from left to right",
+}
+"""What does not read images among the tokens of its prompt and go on from there, by `model_type`: it is refused."""
 
 UNKNOWN = Family("", (), (), "")
 """What is known of any other family."""

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
 from stllava.errors import ItemError, TextError
-from stllava.model.checkpoint import check_vocabulary, hash_once, read_weights, reading
+from stllava.model.checkpoint import check_vocabulary, check_way, hash_once, read_weights, reading
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, endings
@@ -101,7 +101,9 @@ class Encoded:
         """The same for all that the model takes alike."""
         hashed = sha256(repr(self.ids).encode())
         for name, tensor in {**self.inputs, **self.kinds}.items():
-            hashed.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+            # NumPy knows no bfloat16, so the bytes are taken as such.
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            hashed.update(f"{name} {tuple(tensor.shape)}".encode() + content)
         return hashed.hexdigest()
 
 
@@ -299,6 +301,7 @@ def load_policy(
     """
     wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(best_device()) else torch.float32)
     with reading(path, expected=POLICY):
+        check_way(path)
         model = read_weights(AutoModelForImageTextToText, path, dtype=wanted)
         processor = load_processor(path, model.config)
         check_vocabulary(path, model, cast(PreTrainedTokenizerBase, processor.tokenizer))

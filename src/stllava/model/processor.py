@@ -11,12 +11,14 @@ from typing import cast
 
 import transformers
 from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
 from stllava.model.checkpoint import read_auto_processor, read_config, read_image_processor, read_tokenizer, reading
 from stllava.model.families import Family, family_of
+from stllava.model.pictures import Lfm2VlImageProcessor, Llama4ImageProcessor
 
 VIDEOS, SOUND = "video_processor", "feature_extractor"
 LEFT_OUT = (VIDEOS, SOUND)
@@ -98,6 +100,7 @@ class PixtralProcessor(ProcessorMixin):
 
 
 WITHOUT_TORCHVISION: dict[str, type[ProcessorMixin]] = {"PixtralProcessor": PixtralProcessor}
+IMAGE_PROCESSORS: dict[str, type[PilBackend]] = {kind.__name__: kind for kind in (Llama4ImageProcessor, Lfm2VlImageProcessor)}
 """Classes that stand for transformers' own of the same name."""
 
 
@@ -137,10 +140,11 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
     family = family_of(config.model_type)
     try:
         processor = read_auto_processor(path)
-    except ImportError:
+    except (ImportError, ValueError) as error:
         settings, _ = ProcessorMixin.get_processor_dict(str(path))
+        pictures = _own_image_processor(path)
         kind = _class_of(settings, config)
-        if kind is None:
+        if kind is None or (pictures is None and not (isinstance(error, ImportError) and _dispensable(kind))):
             raise
         left_out = {name: settings.pop(name, {}) for name in LEFT_OUT if name in kind.get_attributes()}
         if VIDEOS in left_out:
@@ -148,7 +152,7 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
         processor = images_only(
             kind,
             family,
-            read_image_processor(path),
+            pictures or read_image_processor(path),
             read_tokenizer(path),
             left_out=left_out,
             settings=settings,
@@ -162,12 +166,22 @@ def load_processor(path: Path | str, config: PreTrainedConfig) -> ProcessorMixin
 
 
 def _class_of(settings: Mapping[str, object], config: PreTrainedConfig) -> type[ProcessorMixin] | None:
-    """The class of a processor, if what it lacks here are only parts that can be done without."""
+    """The class of a processor, or the one that stands for it here."""
     kind = cast("type[ProcessorMixin] | None", PROCESSOR_MAPPING.get(type(config), None))
     name = settings.get("processor_class") or (kind.__name__ if kind is not None else "")
-    if own := WITHOUT_TORCHVISION.get(str(name)):
-        return own
-    return kind if kind is not None and VIDEOS in kind.get_attributes() else None
+    return WITHOUT_TORCHVISION.get(str(name), kind)
+
+
+def _dispensable(kind: type[ProcessorMixin]) -> bool:
+    """Whether what a processor lacks here can be done without."""
+    return kind in WITHOUT_TORCHVISION.values() or VIDEOS in kind.get_attributes()
+
+
+def _own_image_processor(path: Path | str) -> PilBackend | None:
+    """The part for images with the settings in a folder, where transformers has it for torchvision only."""
+    settings, _ = PilBackend.get_image_processor_dict(str(path))
+    kind = IMAGE_PROCESSORS.get(str(settings.get("image_processor_type")).removesuffix("Fast"))
+    return kind.from_dict(settings) if kind is not None else None
 
 
 def enlarges_to(processor: ProcessorMixin) -> int:

@@ -15,6 +15,7 @@ from stllava.config import SamplingOptions
 from stllava.data.images import check_image
 from stllava.errors import ItemError, StllavaError
 from stllava.model.load import Policy, load_policy
+from stllava.model.processor import belonging
 from stllava.model.sampler import Prompt
 from stllava.records import Message
 from stllava.text import show
@@ -76,7 +77,7 @@ def say(sampler: LocalSampler, prompt: Prompt, *, sampling: SamplingOptions, tel
     policy.model.generation_config = _configured(policy, sampling, most=min(room, sampling.max_new_tokens))
     stream = Stream(policy, tell)
     try:
-        with torch.inference_mode():
+        with belonging(), torch.inference_mode():
             policy.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -25,7 +25,8 @@ def content_id(*parts: JsonValue) -> str:
 class Record(BaseModel):
     """Base of all records: immutable, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # A figure that is no number stays one on disk: as null it could not be read back, and what was made would be lost.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
 
 class Keyed(Record):

@@ -45,6 +45,10 @@ SETTINGS = frozenset(
 """Files of which transformers reads one JSON object."""
 READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 """Endings of the files that a model is loaded from."""
+HUB = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
+"""A name on the hub, which no path with a second slash or a leading dot can be."""
+CODES = frozenset({"I8", "U8"})
+"""Kinds of numbers that stand for others in quantised weights."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 COMPUTED = re.compile(r"(?:^|\.)(?:position_ids|(?:original_)?inv_freq|cos_cached|sin_cached|masked_bias|num_batches_tracked)$")
 """Tables that old checkpoints hold and new ones lack, or the other way round: they are computed, not learned."""
@@ -57,6 +61,7 @@ SHOWN = 4
 @contextmanager
 def reading(path: Path | str, *, expected: str, remedy: str = "Check the name or folder.") -> Iterator[None]:
     """Say of whatever transformers raises over a folder or hub name that it does not load, and why."""
+    _check_name(path)
     try:
         yield
     except (StllavaError, MemoryError, torch.OutOfMemoryError):
@@ -65,6 +70,19 @@ def reading(path: Path | str, *, expected: str, remedy: str = "Check the name or
         if ASKS_FOR_CODE in str(error):
             raise _needs_code(path) from error
         raise StllavaError(f"{path} does not load: {_brief(error)}", expected=expected, remedy=remedy) from error
+
+
+def _check_name(path: Path | str) -> None:
+    """Refuse what can only be a path and leads to no folder, which transformers would take for a name on the hub."""
+    place = Path(path).expanduser()
+    if place.is_dir() or (HUB.fullmatch(str(path)) is not None and not place.exists()):
+        return
+    where = "" if place.is_absolute() else f" (looked for in {Path.cwd()})"
+    raise StllavaError(
+        f"{path} does not load: {'it is a file, not a folder' if place.exists() else f'there is no such folder{where}'}",
+        expected="the folder of a model (config.json, safetensors, tokenizer, processor), or its name on the hub",
+        remedy="Name the folder itself; GGUF and other single files are not read." if place.exists() else "Check the path.",
+    )
 
 
 def _needs_code(path: Path | str) -> StllavaError:
@@ -89,6 +107,12 @@ def check_folder(folder: Path) -> None:
             expected="a whole model",
             remedy="Merge them into the model they were trained on: peft's merge_and_unload, then save_pretrained.",
         )
+    if not (folder / CONFIG).is_file() and (snapshots := sorted(folder.glob(f"snapshots/*/{CONFIG}"))):
+        raise StllavaError(
+            f"{folder} is a folder of the hub's cache",
+            expected="one of its snapshots",
+            remedy=f"Name {snapshots[-1].parent}.",
+        )
     if not (folder / CONFIG).is_file():
         raise StllavaError(
             f"{folder} has no {CONFIG}",
@@ -103,16 +127,23 @@ def check_folder(folder: Path) -> None:
     for file in files:
         if file.name in SETTINGS:
             read_settings(file)
+    coded = "quantization_config" in read_settings(folder / CONFIG)
     for shard in _shards(folder):
         try:
-            with safe_open(shard, framework="pt"):
-                pass
+            with safe_open(shard, framework="pt") as opened:
+                codes = [name for name in opened.keys() if opened.get_slice(name).get_dtype() in CODES]  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise StllavaError(
                 f"{shard} cannot be read as weights: {_brief(error)}",
                 expected="a whole safetensors file",
                 remedy="It was cut or damaged on its way here: download or copy it again.",
             ) from error
+        if codes and not coded:
+            raise StllavaError(
+                f"{shard} holds weights as codes of 8 bits ({_some(codes)}), and {CONFIG} does not say what they stand for",
+                expected="weights as numbers",
+                remedy="Take the model that was not quantised.",
+            )
 
 
 def check_pointer(file: Path) -> None:
@@ -234,7 +265,21 @@ def read_weights(
     }
     if any(faults.values()):
         raise _unfit(path, faults)
+    if spoilt := [name for name, weight in model.named_parameters() if not _is_finite(weight)]:
+        raise StllavaError(
+            f"{path} has weights that are no numbers (NaN or infinite): {_some(spoilt)}",
+            expected="numbers",
+            remedy="Take a checkpoint from before the training that made it diverged, or fetch the folder again.",
+        )
     return model
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Whether all numbers of a weight are; codes of quantised ones always are."""
+    if not weight.is_floating_point() or weight.itemsize == 1 or not weight.numel() or weight.is_meta:
+        return True
+    least, most = torch.aminmax(weight.detach())
+    return bool(torch.isfinite(least) and torch.isfinite(most))
 
 
 def _unfit(path: Path | str, faults: Mapping[str, Sequence[str]]) -> StllavaError:

@@ -5,7 +5,8 @@ Reads a transformers folder or hub name, writes nothing. What a processor is sav
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from transformers.image_utils import ImageInput
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
+from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_auto_processor, read_config, read_image_processor, read_tokenizer, reading
 from stllava.model.families import Family, family_of
 from stllava.model.pictures import Lfm2VlImageProcessor, Llama4ImageProcessor
@@ -23,6 +25,26 @@ from stllava.model.pictures import Lfm2VlImageProcessor, Llama4ImageProcessor
 VIDEOS, SOUND = "video_processor", "feature_extractor"
 LEFT_OUT = (VIDEOS, SOUND)
 """Names of the parts that read neither images nor text."""
+
+
+UNLIKE = "features and image tokens do not match"
+"""What transformers' models say of an image for which the processor wrote another number of tokens."""
+
+
+@contextmanager
+def belonging() -> Iterator[None]:
+    """Say of a processor whose tokens are not those that the model has features for that it is another model's."""
+    try:
+        yield
+    except ValueError as error:
+        if UNLIKE not in str(error):
+            raise
+        raise StllavaError(
+            f"the processor is not the model's: {' '.join(str(error).split())[:200]}",
+            expected="a token for every feature of an image",
+            remedy="Compare image_token_id, patch_size, vision_feature_select_strategy and the images' size in the folder's "
+            "config.json and processor_config.json (or preprocessor_config.json), or fetch them again.",
+        ) from error
 
 
 class Settings:

@@ -227,6 +227,8 @@ class TreeTrainer(Trainer):
                 total += super().training_step(model, batch, num_items_in_batch)
         for name, value in self.step_figures.items():
             self.figures[name].append(value)
+        if not torch.isfinite(total):
+            raise diverged("loss", float(total), self.state.global_step + 1)
         if self.watch is not None:
             self.watch(self.state.global_step, self.step_figures)
         return total
@@ -269,6 +271,15 @@ class TreeTrainer(Trainer):
                 if name not in wanted and not name.startswith("train_") and isinstance(value, int | float):
                     series[name].append((float(entry["step"]), round(float(value), 6)))
         return dict(series)
+
+
+def diverged(what: str, value: float, step: int) -> StllavaError:
+    """The error of a training that came to something that is no number: every weight would become one."""
+    return StllavaError(
+        f"the {what} is {value} in step {step}",
+        expected="a number",
+        remedy="Lower learning_rate, or raise warmup, and begin again in another folder (or with existing: replace).",
+    )
 
 
 class FirstGradients(TrainerCallback):
@@ -329,9 +340,11 @@ class Display(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Remember the newest loss."""
+        """Remember the newest loss; gradients that are no numbers end the training before weights made of them are kept."""
         if logs is not None and "loss" in logs:
             self.last = f"loss {logs['loss']:.3f}"
+        if logs is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise diverged("norm of the gradients", logs["grad_norm"], state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move on."""

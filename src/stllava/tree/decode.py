@@ -21,7 +21,7 @@ from stllava.config import GenerationOptions, SamplingOptions
 from stllava.errors import TextError
 from stllava.model.endpoint import EndpointSampler
 from stllava.model.load import Policy, Prefix, Shapes, load_policy
-from stllava.model.processor import read_processor
+from stllava.model.processor import belonging, read_processor
 from stllava.model.prompt import ChatProcessor, OpenTurn, open_turn, said_in, virtual_role
 from stllava.model.sampler import Completion, Prompt, Sampler
 from stllava.records import content_id
@@ -310,7 +310,10 @@ class Growth:
             encoded = [self.policy.encode(prefix) for prefix in new]
             width, pad = max(lengths[prefix] for prefix in new), self.policy.tokenizer.pad_token_id or 0
             first = torch.zeros(1, dtype=torch.long, device=device)
-            with only(self.policy.model, first, first):  # No logits are needed, and of the last layer keys and values only.
+            with (
+                belonging(),
+                only(self.policy.model, first, first),
+            ):  # No logits are needed, and of the last layer keys and values only.
                 self.policy.model(
                     input_ids=torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device),
                     attention_mask=torch.tensor(

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, Prefix, Shapes
+from stllava.model.processor import belonging
 from stllava.model.prompt import Segment
 from stllava.tree.attention import COPYING, LEAST, MOST, NAME, by_parts
 from stllava.tree.layout import ROOT, Node, cut_forwards, depth, pack, share_rows, spans
@@ -164,7 +165,8 @@ def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tenso
     plain = cast(PreTrainedModel, extract_model_from_parallel(model))
     if "spans" in batch:
         inputs["attention_mask"] = additive(inputs["attention_mask"], plain)
-    with only(plain, batch["rows"], batch["columns"]), by_parts(plain, batch.get("spans"), inputs["attention_mask"]) as told:
+    parts = by_parts(plain, batch.get("spans"), inputs["attention_mask"])
+    with belonging(), only(plain, batch["rows"], batch["columns"]), parts as told:
         logits: Tensor = model(**inputs, **told, use_cache=False).logits
     scored: Tensor = TokenLogProbability.apply(logits[0], batch["labels"])  # type: ignore[no-untyped-call]
     return scored

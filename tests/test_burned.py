@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from stllava.data.intake import burned
+from stllava.data.intake import burned, ocr_engine, text_reader
 from stllava.data.intake.burned import Box, BurnedOptions, find_text, mask, treat
 from stllava.data.intake.frame import Facts, Frame
 from stllava.data.intake.sheet import Change, write_sheets
+from stllava.data.intake.text_reader import Map, Place, is_marker
 from stllava.data.phantom import draw, make_truth
 from stllava.errors import StllavaError
 
@@ -81,7 +82,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, rounds: list[list[tuple[Box, str]]
     """Let the finder find these, look by look; returns the list of looks."""
     looks: list[int] = []
 
-    def find(_: Pixels, __: BurnedOptions) -> list[Box]:
+    def find(_: Pixels, __: BurnedOptions, ___: Map | None) -> list[Box]:
         looks.append(len(looks))
         return [box for box, _ in rounds[min(len(looks), len(rounds)) - 1]]
 
@@ -149,20 +150,23 @@ def test_a_place_read_as_a_side_marker_stays_only_by_option(monkeypatch: pytest.
     ],
 )
 def test_only_sides_views_and_short_numbers_are_markers(text: str, marker: bool) -> None:
-    box = burned._padded(np.array([[40.0, 40], [60, 40], [60, 50], [40, 50]]), text, height=200, width=200)
-    assert box == Box(36, 36, 65, 55, marker)
+    assert is_marker(text) == marker
+
+
+def padded(left: int, top: int, right: int, bottom: int) -> Box:
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
+    return burned._padded(Place(corners, marker=False), height=200, width=200)
 
 
 def test_a_box_near_the_border_reaches_it() -> None:
-    box = burned._padded(np.array([[9.0, 188], [60, 188], [60, 198], [9, 198]]), "DOE", height=200, width=200)
+    assert padded(40, 40, 60, 50) == Box(36, 36, 65, 55)
+    box = padded(9, 188, 60, 198)
     assert (box.left, box.bottom) == (0, 200)
 
 
 def test_a_line_is_covered_one_letter_beyond_both_ends() -> None:
-    lying = burned._padded(np.array([[80.0, 90], [120, 90], [120, 100], [80, 100]]), "DOE", height=200, width=200)
-    upright = burned._padded(np.array([[90.0, 80], [100, 80], [100, 120], [90, 120]]), "DOE", height=200, width=200)
-    assert lying == Box(66, 86, 135, 105)
-    assert upright == Box(86, 66, 105, 135)
+    assert padded(80, 90, 120, 100) == Box(66, 86, 135, 105)
+    assert padded(90, 80, 100, 120) == Box(86, 66, 105, 135)
 
 
 def test_letters_that_come_back_after_masking_keep_the_picture_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +218,12 @@ def test_a_missing_finder_is_an_error_that_names_the_extra(monkeypatch: pytest.M
         raise ImportError("no module")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    burned.engine.cache_clear()
+    ocr_engine.engine.cache_clear()
     try:
         with pytest.raises(StllavaError, match=r"stllava\[ocr\]"):
-            find_text(np.zeros((20, 20), dtype=np.uint8))
+            find_text(ground(1, 64))
     finally:
-        burned.engine.cache_clear()
+        ocr_engine.engine.cache_clear()
 
 
 def test_masking_leaves_the_given_pixels_alone() -> None:
@@ -232,8 +236,10 @@ def test_masking_leaves_the_given_pixels_alone() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 2000), (1152, 1153), (3001, 2500)])
 def test_tiles_cover_every_pixel_and_overlap(height: int, width: int) -> None:
     count = np.zeros((height, width), dtype=np.uint8)
-    for top, left, tile in burned._tiles(np.zeros((height, width, 3), dtype=np.uint8)):
-        assert max(tile.shape[:2]) <= burned.TILE + burned.OVERLAP
+    view = text_reader.View(np.zeros((height, width, 3), dtype=np.uint8), 1.0, [(0, 0, height, width)])
+    for corner, tile in view.tiles():
+        assert max(tile.shape[:2]) <= text_reader.TILE + text_reader.OVERLAP
+        left, top = corner.astype(int)
         count[top : top + tile.shape[0], left : left + tile.shape[1]] += 1
     assert count.min() == 1
 
@@ -242,7 +248,7 @@ def test_levelled_contrast_is_the_distance_from_the_mean_around() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     around = pixels[30 - 16 : 30 + 17, 25 - 16 : 25 + 17, 1].astype(np.float64)
     wanted = 128 + 45 * (pixels[30, 25, 1] - around.mean()) / np.hypot(around.std(), 6)
-    assert abs(int(burned._levelled(pixels)[30, 25, 1]) - wanted) <= 1
+    assert abs(int(text_reader.levelled(pixels)[0][30, 25, 1]) - wanted) <= 1
 
 
 def test_sheets_page_and_show_nothing_that_was_kept_back(tmp_path: Path) -> None:

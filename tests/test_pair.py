@@ -1,6 +1,7 @@
 """pair: which answers become preferences, and what the manifest says of them."""
 
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.data.balance import Taught, denying, unbalanced
 from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling
-from stllava.stages.pair import contests, likeness, pair, pairs_of, unbalanced_length
+from stllava.stages.pair import contests, nearly_the_same, pair, pairs_of, unbalanced_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -284,7 +285,18 @@ def test_nearly_the_same_texts_are_no_pair_where_that_is_asked_for() -> None:
     texts, scores = zip(*near, strict=True)
     assert pairs_of(answered(texts), judged(scores), options=PairOptions(alike=0.85)) == "nearly the same text"
     assert pairs_of(answered(("Yes.", "yes")), judged((1.0, 0.0)), options=PairOptions()) == "nearly the same text"
-    assert likeness("left lung", "right lung") == likeness("right lung", "left lung") == 0.5
+    for texts in (("left lung", "right lung"), ("right lung", "left lung")):
+        assert nearly_the_same(*texts, alike=0.5)
+        assert not nearly_the_same(*texts, alike=0.51)
+
+
+@pytest.mark.parametrize("alike", [1.0, 0.9], ids=["equal", "alike"])
+def test_answers_that_repeat_themselves_without_end_are_paired_at_once(alike: float) -> None:
+    # A degenerate policy's answers; difflib takes 13 s to match these two word by word.
+    loops = [("yes " * 1000, 1.0), ("no yes " * 500, 0.0)]
+    start = time.process_time()
+    assert len(paired(loops, PairOptions(alike=alike))) == 1
+    assert time.process_time() - start < 1
 
 
 def test_the_best_of_bad_answers_is_not_learned() -> None:

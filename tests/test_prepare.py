@@ -444,7 +444,7 @@ def test_a_missing_image_that_is_there_under_another_spelling_is_told(
     assert f"{named!r} (missing; there is {told.replace(chr(92) * 2, chr(92))})" in str(refused.value)
 
 
-def test_mended_input_needs_no_other_folder(files: FilesData, tmp_path: Path) -> None:
+def test_corrected_input_needs_no_other_folder(files: FilesData, tmp_path: Path) -> None:
     whole = files.conversations.read_text()
     files.conversations.write_text(whole[:-1])
     with pytest.raises(StllavaError, match=r"talks.json, line 1"):

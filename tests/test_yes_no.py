@@ -491,3 +491,12 @@ def test_twenty_thousand_answers_are_read_in_a_few_seconds() -> None:
         yes_no(text)
         closed_verdict(text, ["no" if turn % 2 else "left lung"])
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("loop", ["yes ", "there is no ", "was not seen ", "can't ", "true ", "is not ", "yes not would "])
+def test_an_answer_that_repeats_itself_without_end_is_read_at_once(loop: str) -> None:
+    # What a degenerate policy says; the words before each verdict were looked at anew for each, for up to 18 s.
+    text = loop * (100_000 // len(loop))
+    start = time.process_time()
+    read_yes_no(text)
+    assert time.process_time() - start < 1

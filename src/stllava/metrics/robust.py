@@ -107,7 +107,7 @@ def choice_accuracy(prediction: str, targets: Sequence[str], choices: Sequence[s
         raise StllavaError(
             f"the right answer {' or '.join(map(repr, targets))} is not among the options",
             expected=f"one of {', '.join(map(repr, choices))}",
-            remedy="Mend the benchmark's row.",
+            remedy="Fix the benchmark's row.",
         )
     chosen = _choose(prediction, choices, forms)
     return (None, chosen) if isinstance(chosen, str) else (float(chosen in right), "")

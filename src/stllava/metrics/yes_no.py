@@ -224,12 +224,13 @@ def _read_verdicts(part: Sequence[_Clause], found: _Evidence) -> None:
             found.verdicts.add(_FOREIGN[first])
         if _doubts(clause) and _EMPTY.issuperset(clause):
             found.retracted = True
+        doubts = _doubts_before(clause)
         for place in (place for place, word in enumerate(clause) if word in _VERDICTS):
-            word, before, after = clause[place], clause[:place], clause[place + 1 : place + 2]
+            word, before, after = clause[place], clause[max(0, place - 1) : place], clause[place + 1 : place + 2]
             opens = word == "yes" and number == place == 0 and after != ["would"]
-            if (opens or _AFTER_NO.issuperset(after)) and before[-1:] != ["not"]:
+            if (opens or _AFTER_NO.issuperset(after)) and before != ["not"]:
                 found.verdicts.add(_VERDICTS[word])
-                found.retracted |= _doubts(before)
+                found.retracted |= doubts[place]
 
 
 def _read_statements(part: Sequence[_Clause], found: _Evidence) -> None:
@@ -237,7 +238,8 @@ def _read_statements(part: Sequence[_Clause], found: _Evidence) -> None:
     said: set[Answer] = set()
     for clause in part:
         found.doubted |= _doubts(clause)
-        denials = [place for place, word in enumerate(clause) if word in _DENY or (word in _DISAGREE and _only(clause, word))]
+        disagreed = _DISAGREE if _only(clause, _DISAGREE) else frozenset()
+        denials = [place for place, word in enumerate(clause) if word in _DENY or word in disagreed]
         found.doubly_denied |= len(denials) > 1
         affirmed = _affirms(clause)
         if affirmed is not None and "no" not in said and (not denials or affirmed < denials[0]):
@@ -251,17 +253,18 @@ def _read_statements(part: Sequence[_Clause], found: _Evidence) -> None:
 
 def _affirms(clause: _Clause) -> int | None:
     """Where the clause says that something is there, or agrees; None when it does not."""
-    if _DENY.isdisjoint(clause) and any(_only(clause, word) for word in clause if word in _AGREE):
+    if _DENY.isdisjoint(clause) and _only(clause, _AGREE):
         return 0
     if not _NORMAL.isdisjoint(clause):
         return None
+    before: str | None = None
     for place, word in enumerate(clause):
         if word == "there" and _BE.issuperset(clause[place + 1 : place + 2]) and _DENY.isdisjoint(clause[place : place + 4]):
             return place
-        if word in _SEEN:
-            before = [other for other in clause[:place] if not other.endswith("ly") and other != "also"]
-            if not before or before[-1] in _BE or place == len(clause) - 1:
-                return place
+        if word in _SEEN and (before is None or before in _BE or place == len(clause) - 1):
+            return place
+        if not word.endswith("ly") and word != "also":
+            before = word
     return None
 
 
@@ -271,9 +274,11 @@ def _qualifies(clause: _Clause, denial: int) -> bool:
     return clause[denial] == "without" or related
 
 
-def _only(clause: _Clause, word: str) -> bool:
-    """Whether nothing but a frame such as "that is" or "not" stands around the word."""
-    return (_SUPPORT | {word, "not"}).issuperset(clause)
+def _only(clause: _Clause, words: frozenset[str]) -> bool:
+    """Whether the clause says one of the words, and nothing but a frame such as "that is" or "not" stands around it."""
+    said = set(clause)
+    beside = said - _SUPPORT - {"not"}
+    return not said.isdisjoint(words) and (not beside or (len(beside) == 1 and beside <= words))
 
 
 def _is_elliptic(clause: _Clause) -> bool:
@@ -283,17 +288,21 @@ def _is_elliptic(clause: _Clause) -> bool:
 
 def _doubts(clause: _Clause) -> bool:
     """Whether the clause is unsure of what it says."""
-    words = set(clause)
-    if words & _DOUBT or (words & _DOUBT_UNLESS_DENIED and not words & _DENY):
-        return True
+    return _doubts_before(clause)[-1]
+
+
+def _doubts_before(clause: _Clause) -> list[bool]:
+    """Whether the words before each place, and at last the whole clause, are unsure; in one pass, however often one asks."""
+    found = [False]
+    unsure = unless_denied = denied = undecided = False
     for place, word in enumerate(clause):
-        if word == "not":
-            rest = clause[place + 1 :]
-            while rest and rest[0] in _BEFORE_DECIDE and rest[0] not in _DECIDE:
-                rest = rest[1:]
-            if rest and rest[0] in _DECIDE:
-                return True
-    return clause == ["not", "clear"]
+        unsure |= word in _DOUBT or (undecided and word in _DECIDE)
+        unless_denied |= word in _DOUBT_UNLESS_DENIED
+        denied |= word in _DENY
+        undecided = word == "not" or (undecided and word in _BEFORE_DECIDE and word not in _DECIDE)
+        not_clear = place == 1 and word == "clear" and clause[0] == "not"
+        found.append(unsure or (unless_denied and not denied) or not_clear)
+    return found
 
 
 _SIMPLER = str.maketrans("沒無對確見發現顯當錯誤難說", "没无对确见发现显当错误难说")

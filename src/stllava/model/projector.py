@@ -191,7 +191,7 @@ class StllavaConfig(LlavaConfig):
         if self.prototypes < 1 or self.prototype_steps < 1:
             raise ValueError(
                 f"{self.prototypes} prototypes and {self.prototype_steps} steps; expected one of each at least. "
-                "Mend prototypes and prototype_steps."
+                "Set prototypes and prototype_steps to 1 or more."
             )
 
 

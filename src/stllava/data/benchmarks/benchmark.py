@@ -117,7 +117,7 @@ def usable_rows(name: str, splits: Mapping[str, Sequence[Sample]], *, root: Path
         unusable = f"{counts.total()} of {len(rows)} questions of the {split} split of {name} cannot be used: {named or 'none'}"
         if counts.total() > MAX_BAD * len(rows) or not rows:
             archives = sorted(path.name for path in root.glob("*.zip")) if root else []
-            unpack = f"Unpack {', '.join(archives)} there; else mend" if archives else "Mend"
+            unpack = f"Unpack {', '.join(archives)} there; else fix" if archives else "Fix"
             raise StllavaError(
                 unusable,
                 expected=f"some, and at most {MAX_BAD:.0%} of them unusable",

@@ -174,3 +174,13 @@ def test_a_table_is_asked_and_scored_as_the_same_samples_are(
     replies = read_records(tmp_path / "asked", "predictions", Reply)
     assert [(one.question, one.answer) for one in replies[:-1]] == [(asked, said) for asked, _, said in found["test.jsonl"]]
     assert (told.counts_in, told.counts_out) == (13, 13)
+
+
+def test_an_empty_question_is_not_asked_and_a_number_is_an_id(
+    tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    image = samples[0].image
+    path = rows(tmp_path / "q.jsonl", {"id": 7, "image": image, "question": "what?"}, {"image": image, "question": " \n"})
+    predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out")
+    replies = read_records(tmp_path / "out", "predictions", Reply)
+    assert [(one.id if one.answer is not None else one.cause) for one in replies] == ["7", "empty text"]

@@ -16,7 +16,7 @@ from stllava.data.benchmarks.own import read_rows
 from stllava.data.benchmarks.rows import samples_of
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
-from stllava.errors import ItemError, cause_of
+from stllava.errors import ItemError, TextError, cause_of
 from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
 from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
@@ -38,9 +38,11 @@ class Asked(Sample):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, row: object) -> object:
-        """A row without an id is named by its content."""
-        if not isinstance(row, Mapping) or "id" in row:
+        """A row without an id is named by its content; a number is as good an id as a text."""
+        if not isinstance(row, Mapping):
             return row
+        if "id" in row:
+            return {**row, "id": str(row["id"])} if type(row["id"]) is int else row
         return {"id": content_id("asked", *(row.get(key) for key in ("image", "question", "choices"))), **row}
 
 
@@ -105,6 +107,8 @@ def predict(
             for row in chunk:
                 prompt = Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
                 try:
+                    if not row.question.strip():
+                        raise TextError("empty text", f"{row.id} has no question")
                     sampler.check(prompt)
                 except ItemError as error:
                     causes[row.id] = cause_of(error)

@@ -7,14 +7,16 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import chat_template_utils
 
 from families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
@@ -26,7 +28,7 @@ from stllava.model.groups import Groups
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import segments, virtual_role
 from stllava.model.sampler import Prompt
-from stllava.model.template import thinks
+from stllava.model.template import DAY, thinks
 from stllava.records import Answers, Conversation, Lineage, Manifest, Message, Preference, Question, Role, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
@@ -166,10 +168,11 @@ def same(one: Policy, other: Policy, root: Path) -> bool:
 
 
 def gap(policy: Policy, root: Path) -> str:
-    """Nats a token on average between packed and unpacked, whether or not the model is used packed."""
+    """Nats a token on average between packed and unpacked, which say of themselves whether the model may be packed."""
     chains = [segments(policy.chat, (Message(role="user", content=text), TALK[1]), images=1) for text in QUESTIONS]
     tree = grow(policy, Prefix(chains[0][0].text, ("wide.png",), root), [chain[1:] for chain in chains])
     measured = measure_packing(policy, tree)
+    assert (measured.fault is None) == (not policy.family.unpacked), (policy.model.dtype, measured)
     return "refused" if measured.refusal else f"{measured.gap:.0e}"
 
 
@@ -293,8 +296,22 @@ def test_every_weight_belongs_to_the_part_its_family_says(name: str, policy: Pol
     assert {group_of(weight) for weight, _ in policy.model.named_parameters()} == {"language", "projector", "vision"}
 
 
-def test_a_prompt_in_tokens_is_what_the_familys_own_processor_makes_of_it(name: str, policy: Policy, tmp_path: Path) -> None:
+def set_clock(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
+    """Let templates believe that it is this day."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromisoformat(day.isoformat())
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+def test_a_prompt_in_tokens_is_what_the_familys_own_processor_makes_of_it(
+    name: str, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw_pictures(tmp_path)
+    set_clock(monkeypatch, DAY)
     pieces = segments(policy.chat, TALK[:2], images=1)
     assert pieces[0].text.endswith(policy.family.place if name not in TITLES else policy.chat.image_token)
     # A template that can think asks for an answer in words of its own; others write it behind a prompt as it was said.
@@ -439,6 +456,14 @@ def test_a_model_that_reads_its_prompt_in_another_way_is_refused_in_words(kind: 
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     with pytest.raises(StllavaError, match=f"is .*{told}.*docs/families.md"):
         load_policy(tmp_path)
+
+
+def test_a_template_that_writes_the_day_writes_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    today, later = FAMILIES["mistral3"](), FAMILIES["mistral3"]()
+    first = segments(today.chat, TALK, images=1)
+    set_clock(monkeypatch, DAY + timedelta(days=500))
+    assert segments(later.chat, TALK, images=1) == first
+    assert "Today is 20" in first[0].text
 
 
 def test_the_docs_template_holds_a_virtual_user() -> None:

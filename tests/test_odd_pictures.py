@@ -1,7 +1,8 @@
 """Pictures that an image processor refuses, or makes something odd of, cost themselves only, in every family.
 
 The kinds come from public reports: strips of an ECG or a banner ("absolute aspect ratio must be smaller than 200" of
-Qwen2-VL), pictures one pixel wide (transformers pull request 31950), single pixels, thumbnails smaller than a patch.
+Qwen2-VL), pictures one pixel wide (transformers pull request 31950), single pixels, thumbnails smaller than a patch, and
+pictures that are not RGB ("Unable to infer channel dimension format", OmniParser issue 128).
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -73,6 +75,23 @@ def test_a_picture_of_any_shape_is_seen_or_refused_in_words(name: str, tmp_path:
             assert finite(policy, prefix), picture
     assert len(refused) <= (6 if policy.family.fewest == 1 else len(SIZES) - 2)
     assert all(error.cause == "refused" and picture in str(error) for picture, error in refused.items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_of_any_mode_is_seen_in_three_colours(name: str, tmp_path: Path) -> None:
+    policy = built(name)
+    grey = Image.linear_gradient("L").resize((64, 48))
+    palette = grey.convert("P")
+    palette.info["transparency"] = 0
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    pictures = {"deep.png": deep, "palette.png": palette, "ink.jpg": grey.convert("CMYK"), "bits.png": grey.convert("1")}
+    pictures |= {"clear.png": grey.convert("LA"), "glass.png": grey.convert("RGBA"), "colours.png": grey.convert("RGB")}
+    seen = []
+    for picture, image in pictures.items():
+        image.save(tmp_path / picture)
+        encoded = policy.encode(prefix_of(policy, tmp_path, picture))
+        seen.append((encoded.ids, {key: value.shape for key, value in encoded.inputs.items()}))
+    assert seen == [seen[-1]] * len(pictures)
 
 
 def tree_of(policy: Policy, folder: Path, picture: str) -> Tree:

@@ -7,6 +7,7 @@ it then writes before an answer, an empty thought perhaps, belongs to the openin
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 LEARNED: frozenset[Role] = frozenset({"assistant", "virtual_user"})
 SWITCH = "enable_thinking"
 """The variable by which chat templates are told whether the model is to think before it answers."""
+CLOCK = "strftime_now"
+"""The function by which chat templates write the day (Mistral Small 3)."""
+DAY = datetime(2026, 1, 1)  # noqa: DTZ001 - a day of no place in particular
+"""What they are told it is: a prompt is the same whenever it is learned, continued or resumed."""
+DIRECTIVES = ("-d", "-m", *"aAbBcdeHIjmMpSuwxXyYZ")
+"""What a template may ask of a day; `%-d` is written before `%d` is."""
 REFUSED = "turns that the chat template refuses"
 MARK, SAID = "\x02turn\x03", "-"
 
@@ -244,9 +251,18 @@ def render(
 ) -> str:
     """The conversation in the template's words, up to where an answer (`ask`) or more of the last turn (`go_on`) begins."""
     variables = {SWITCH: think} if thinks(processor) else {}
+    told = {"chat_template": _DAY + processor.chat_template} if CLOCK in processor.chat_template else {}
     return processor.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=ask, continue_final_message=go_on, **variables
+        conversation, tokenize=False, add_generation_prompt=ask, continue_final_message=go_on, **told, **variables
     )
+
+
+_DAY = (
+    f"{{%- macro {CLOCK}(form) -%}}{{{{ form"
+    + "".join(f" | replace('%{letter}', '{DAY.strftime(f'%{letter}')}')" for letter in DIRECTIVES)
+    + " }}{%- endmacro -%}"
+)
+"""Stands before a template and takes the place of transformers' clock, for which no variable may stand."""
 
 
 def begun(processor: ChatProcessor, text: str) -> str:

@@ -91,12 +91,23 @@ def test_an_extension_that_changes_what_is_there_is_refused_and_the_run_stays_fi
 
 
 @pytest.mark.slow
+def test_a_finished_run_says_what_was_lost_of_its_stages_and_does_nothing_unasked(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copied / "sft" / "model.safetensors").unlink()
+    outcome = run(options(consolidate=TAUGHT | {"epochs": 1}), to=copied)
+    assert outcome.policies == ("sft", "round-1", "final")
+    assert "sft/model.safetensors is gone. To have that stage done again, delete" in caplog.text
+    assert not (copied / "sft" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["outcome.json", "report.html", "sft/model.safetensors", "round-1/ask/questions.jsonl"])
 def test_what_is_lost_of_a_finished_run_is_made_again(name: str, copied: Path) -> None:
     before = contents(copied)
     (copied / name).unlink()
     if "/" in name:
-        (copied / "outcome.json").unlink()
+        (copied / MANIFEST).unlink()
     run(options(consolidate=TAUGHT | {"epochs": 1}), to=copied)
     assert (copied / name).is_file()
     assert contents(copied) == before

@@ -32,6 +32,7 @@ from stllava.store import (
     read_record,
     read_records,
     remove_folder,
+    warn_of_losses,
     write_whole,
 )
 
@@ -48,6 +49,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
     with locked(to):
         stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)
         if stage.manifest is not None:
+            warn_of_losses(to)
             return read_record(to / "outcome.json", Outcome)
         loop = Loop(options, to)
         outcome = loop.turn()

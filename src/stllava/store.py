@@ -433,6 +433,32 @@ class Plan(Record):
     """Hash of each input by name."""
 
 
+def first_loss(folder: Path, manifest: Manifest) -> str | None:
+    """The first output that is not as its manifest names it, in words; None where all are.
+
+    A large file that nobody wrote to since is not read again.
+    """
+    written = (folder / MANIFEST).stat().st_mtime_ns
+    for name, known in manifest.outputs.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is gone"
+        if (path.stat().st_size <= SMALL_BYTES or path.stat().st_mtime_ns > written) and file_hash(path) != known:
+            return f"{path} has changed"
+    return None
+
+
+def warn_of_losses(folder: Path) -> None:
+    """Say what is not as it was of the stages in the folder of a finished run, which are not done again unasked."""
+    for path in sorted(folder.rglob(MANIFEST)):
+        try:
+            lost = first_loss(path.parent, read_manifest(path.parent))
+        except StllavaError as error:
+            lost = str(error)
+        if lost is not None and path.parent != folder:
+            logger.warning("%s. To have that stage done again, delete %s and give the command again.", lost, folder / MANIFEST)
+
+
 def output_hash(folder: Path) -> str:
     """One hash for all outputs of a finished stage."""
     return content_id(dict(sorted(read_manifest(folder).outputs.items())))
@@ -596,19 +622,11 @@ class Stage:
         return None if before == now else first_difference(before, now)
 
     def _is_whole(self, manifest: Manifest) -> bool:
-        """Whether every output is there as it was written; a large file that nobody wrote to since is not read again."""
-        written = (self.to / MANIFEST).stat().st_mtime_ns
-        for name, known in manifest.outputs.items():
-            path = self.to / name
-            fault = None
-            if not path.is_file():
-                fault = "is gone"
-            elif path.stat().st_size <= SMALL_BYTES or path.stat().st_mtime_ns > written:
-                fault = "has changed" if file_hash(path) != known else None
-            if fault is not None:
-                logger.warning("%s %s since %s was finished, which is therefore done again.", path, fault, self.name)
-                return False
-        return True
+        """Whether every output is there as it was written."""
+        lost = first_loss(self.to, manifest)
+        if lost is not None:
+            logger.warning("%s since %s was finished, which is therefore done again.", lost, self.name)
+        return lost is None
 
     def map_chunks(
         self,

@@ -147,6 +147,23 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, monkeypatc
     assert (tmp_path / "file").read_text() == "old"
 
 
+def test_what_is_finished_can_be_read_back_from_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked(tmp_path):
+        copy(begin(tmp_path))
+    whole = Path.open
+
+    def refuse(self: Path, mode: str = "r", *words: object, **named: object) -> object:
+        if mode not in ("r", "rb"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return whole(self, mode, *words, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with locked(tmp_path):
+        assert begin(tmp_path).manifest is not None
+    with pytest.raises(StllavaError, match="mounted read-only"), locked(tmp_path):
+        write_whole(tmp_path / "more", "data")
+
+
 @pytest.mark.parametrize(
     ("number", "told"),
     [

@@ -34,7 +34,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
@@ -218,10 +218,11 @@ def read_plan(folder: Path) -> dict[str, JsonValue]:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished stage; without one the output is not whole and is refused."""
     if not (folder / MANIFEST).is_file():
+        again = "Run that stage (again): it goes on where it stopped."
         raise StllavaError(
             f"{folder} has no {MANIFEST}",
             expected="the folder of a finished stage",
-            remedy="Run that stage (again): it goes on where it stopped.",
+            remedy=again if folder.is_dir() else f"Check the path: there is no such folder in {Path.cwd()}.",
         )
     return read_record(folder / MANIFEST, Manifest)
 
@@ -453,7 +454,7 @@ def warn_of_losses(folder: Path) -> None:
     for path in sorted(folder.rglob(MANIFEST)):
         try:
             lost = first_loss(path.parent, read_manifest(path.parent))
-        except StllavaError as error:
+        except (StllavaError, OSError) as error:
             lost = str(error)
         if lost is not None and path.parent != folder:
             logger.warning("%s. To have that stage done again, delete %s and give the command again.", lost, folder / MANIFEST)
@@ -464,6 +465,16 @@ def output_hash(folder: Path) -> str:
     return content_id(dict(sorted(read_manifest(folder).outputs.items())))
 
 
+def _open_lock(path: Path) -> IO[bytes]:
+    """The lock's file, which may lie on a disk that is read-only: what is finished can be read back there."""
+    try:
+        return path.open("ab")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.is_file():
+            raise
+        return path.open("rb")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL.
@@ -472,7 +483,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("ab") as file:
+        with _open_lock(folder / LOCK) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -91,6 +91,45 @@ def test_equal_texts_and_empty_winners_never_become_a_pair(options: PairOptions)
     assert pairs_of(answered(("", "no")), judged((1.0, 0.0)), options=options) == "empty answer chosen"
 
 
+CUT = Answers(
+    id="a",
+    question_id="q-a",
+    images=("x.png",),
+    question="?",
+    completions=("a mass of the", "left", "right and right and", "left"),
+    log_probabilities=(None, -1.0, None, -1.0),
+    finished=(False, True, False, True),
+    policy="p",
+    sampling=HOW,
+)
+"""Of a policy that comes to its end in two answers of four."""
+
+
+@EITHER
+def test_an_answer_that_was_cut_off_is_never_chosen_and_rejected_without_an_end(options: PairOptions) -> None:
+    made = pairs_of(CUT, judged((1.0, 0.75, 0.0, 0.75)), options=options)
+    assert not isinstance(made, str)
+    assert [(one.chosen, one.rejected, one.rejected_ended) for one in made] == [("left", "right and right and", False)]
+    assert made[0].reference is None
+    assert pairs_of(CUT, judged((1.0, 0.0, 0.0, 0.0)), options=options) == "chosen answer cut off"
+
+
+def test_an_answer_that_was_given_whole_too_is_whole() -> None:
+    again = CUT.model_copy(update={"completions": ("left", "left", "right", "right")})
+    made = pairs_of(again, judged((1.0, 1.0, 0.0, 0.0)), options=EXTREMES)
+    assert not isinstance(made, str)
+    assert [(one.chosen, one.rejected, one.rejected_ended) for one in made] == [("left", "right", True)]
+
+
+def test_final_answers_are_compared_and_the_thoughts_are_learned_with_them() -> None:
+    thoughts = ("<think>No mass?</think> yes", "<think>A mass!</think>yes", "no", "<think>There is")
+    made = pairs_of(answered(thoughts), judged((1.0, 1.0, 0.0, 0.0)), options=EXTREMES)
+    assert not isinstance(made, str)
+    assert [(one.chosen, one.rejected) for one in made] == [(thoughts[0], "no")]
+    assert pairs_of(answered(thoughts[:2]), judged((1.0, 0.0)), options=EXTREMES) == "same text"
+    assert pairs_of(answered(("no", thoughts[3])), judged((0.0, 1.0)), options=EXTREMES) == "empty answer chosen"
+
+
 def test_all_pairs_are_those_that_differ_by_the_margin_each_once_and_widest_first() -> None:
     marked = [("two", 1.0), ("one", 0.5), ("two", 1.0), ("none", 0.0), ("", 0.0), ("three", 0.75)]
     assert [(one.chosen, one.rejected, one.margin) for one in paired(marked, ALL)] == [

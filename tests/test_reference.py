@@ -50,6 +50,11 @@ def test_yes_and_no_are_judged_by_their_words() -> None:
     assert verdict.scores == (1, 0, 0, 1)
 
 
+def test_what_a_policy_thinks_aloud_is_no_answer() -> None:
+    thoughts = ("<think>No? I see no nodule.</think>\nYes.", "<think>Yes, a nodule.</think> no", "<think>Yes, there is")
+    assert EXPERT.judge(answers("is there a nodule in the left lung", *thoughts)).scores == (1, 0, 0)
+
+
 def test_open_answers_are_judged_by_f1() -> None:
     verdict = EXPERT.judge(answers("What is the location of the largest mass?", "Right upper lobe", "right lobe", "liver"))
     assert verdict.scores == pytest.approx((1, 0.8, 0))

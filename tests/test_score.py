@@ -61,6 +61,14 @@ def test_an_answer_that_cannot_be_read_is_wrong_and_counted() -> None:
     assert (found.value, found.n, found.abstained) == (0.5, 2, 1)
 
 
+def test_what_stands_behind_a_thought_is_scored_and_nothing_where_it_has_no_end() -> None:
+    thoughts = {"<think>\nNo mass? Not left.\n</think>\n\nyes": 1.0, "<think>yes</think>no": 0.0, "<think>Yes, yes": 0.0}
+    for text, expected in thoughts.items():
+        found = by_metric([said(text, ["yes"], kind="closed")])
+        assert (found["closed_accuracy"].value, found["llava_med_closed"].value) == (expected, expected), text
+    assert by_metric([said("[THINK]liver or lung[/THINK]lung", ["lung"])])["open_f1"].value == 1
+
+
 def test_multiple_choice_is_scored_by_our_rule_alone() -> None:
     rows = [said("B", ["liver"], kind="closed", choices=["lung", "liver"])]
     assert {name: one.value for name, one in by_metric(rows).items()} == {"closed_accuracy": 1.0}

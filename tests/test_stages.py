@@ -1,6 +1,7 @@
 """ask, answer, judge, pair and evaluate on records."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from stllava.data.conversations import read_conversations
 from stllava.dropped import Dropped
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.metrics.score import compare, score
+from stllava.model.sampler import Completion, Prompt
 from stllava.records import (
     Answers,
     Conversation,
@@ -170,6 +172,11 @@ def test_ask_answer_judge_and_pair_follow_each_other_until_nothing_is_left(
     )
     answers = read_records(tmp_path / "answer", "answers", Answers)
     assert [len(one.completions) for one in answers] == [3, 3, 3]
+    cut = sum(one.finished.count(False) for one in answers)
+    assert cut > 0
+    manifest = read_manifest(tmp_path / "answer")
+    assert manifest.measures["cut_share"] == cut / 9
+    assert f"{cut} of 9 answers were cut off at 6 tokens" in manifest.notes[-1]
     judge(JudgeOptions(), answers=tmp_path / "answer", truth=phantoms / "truths.jsonl", to=tmp_path / "judge")
     judgments = read_records(tmp_path / "judge", "judgments", Judgment)
     assert [judgment.answers_id for judgment in judgments] == [one.id for one in answers]
@@ -213,7 +220,7 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
             [
                 Answers(
                     id=f"{number}{place}", question_id="q", images=("x.png",), question=question, completions=texts,
-                    policy="p", sampling=HOW,
+                    finished=tuple(text != "cut" for text in texts), policy="p", sampling=HOW,
                 )
                 for place, (question, texts, _) in enumerate(rows)
             ],
@@ -235,15 +242,16 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
 
     first = made(1, [("where?", ("left", "right"), (1.0, 0.0)), ("what?", ("a", "b"), (0.5, 0.0)), ("how?", ("x",), None)])
     second = made(2, [("where?", ("up", "down"), (0.0, 1.0)), ("is it?", ("yes",), (1.0,)), ("size?", ("big", "big"), (1, 1))])
+    third = made(3, [("whole?", ("cut", "whole"), (1.0, 1.0)), ("cut?", ("cut", "bad"), (1.0, 0.0))])
     labels = phantoms / "conversations.jsonl"
     options = PairOptions(least=1.0)
-    manifest = consolidate(options, conversations=labels, rounds=[first, second], to=tmp_path / "final")
+    manifest = consolidate(options, conversations=labels, rounds=[first, second, third], to=tmp_path / "final")
     known = read_conversations(labels)[0]
     kept = read_records(tmp_path / "final", "conversations", Conversation)
     assert kept[: len(known)] == known
     said = {row.messages[0].content: row.messages[1].content for row in kept[len(known) :]}
-    assert said == {"where?": "down", "size?": "big"}  # yes has no no to balance it
-    assert manifest.dropped == {"surplus of denials": 0, "surplus of yes or no": 1}
+    assert said == {"where?": "down", "size?": "big", "whole?": "whole"}  # yes has no no to balance it
+    assert manifest.dropped == {"answer cut off": 1, "surplus of denials": 0, "surplus of yes or no": 1}
 
 
 def test_judgments_of_other_answers_are_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -273,6 +281,36 @@ def test_evaluate_keeps_every_answer_and_scores_it(tiny_model: Path, phantoms: P
     assert [row.sample_id for row in predictions] == [row["id"] for row in wanted]
     measures = read_manifest(to).measures
     assert measures == {one.metric: one.value for one in score(predictions, policy="tiny", benchmark="phantom")}
+    cut = sum(not row.finished for row in predictions)
+    assert f"{cut} of {len(predictions)} answers were cut off at 64 tokens" in " ".join(read_manifest(to).notes)
+
+
+class _ThinksAloud:
+    """A policy that thinks before each description and each question."""
+
+    device, notes = "cpu", ()
+
+    def check(self, prompt: Prompt) -> None:
+        """Take every prompt."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
+    ) -> list[tuple[Completion, ...]]:
+        """A thought and what follows it, or, every second time, a thought without an end."""
+        said = "what is on the left?" if prompts[0].speaker == "virtual_user" else "a chest x-ray"
+        texts = (f"<think>Is it normal?</think>\n{said}", "<think>What else? Where is it?")
+        return [tuple(Completion(texts[number % 2]) for number in range(k)) for _ in prompts]
+
+
+def test_what_a_policy_thinks_aloud_is_neither_a_description_nor_a_question(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stllava.tree.decode.open_sampler", lambda *_, **__: _ThinksAloud())
+    root = phantoms / "images"
+    manifest = ask(AskOptions(questions=2), policy=tiny_model, images=root, root=root, to=tmp_path / "ask")
+    asked = read_records(tmp_path / "ask", "questions", Question)
+    assert {(one.description, one.text) for one in asked} == {("a chest x-ray", "what is on the left?")}
+    assert manifest.dropped == {"empty": len(asked)}
 
 
 def test_the_words_of_a_prompt_are_asked_and_kept(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

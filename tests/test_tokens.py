@@ -205,6 +205,30 @@ def test_a_special_token_that_plain_letters_would_merge_into_is_spelt_in_pieces(
     assert "".join(tokenizer.convert_ids_to_tokens([*ids])) == "a</s>b"
 
 
+def test_a_rejected_answer_that_was_cut_off_is_learned_without_an_end(policy: Policy, root: Path) -> None:
+    whole = Preference(
+        id="p",
+        images=("a.png",),
+        prompt=(Message(role="user", content="what?"),),
+        chosen="lung",
+        rejected="none and none and",
+        margin=0.5,
+        lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
+    )
+    cut = whole.model_copy(update={"rejected_ended": False})
+    learned = []
+    for pairs in ([whole], [cut], [whole, cut]):
+        made = Choices(policy, pairs, images=root, lessons=None, options=DpoOptions(), seed=0)
+        (tree,), (nodes,) = made.trees, made.pairs
+        learned.append([tuple(list(tree.nodes[node].ids) for node in pair) for pair in nodes])
+    ((chosen, ended),), ((same, open_ended),), both = learned
+    assert both == [(chosen, ended), (chosen, open_ended)]
+    assert same == chosen
+    assert policy.stop_ids.intersection(ended)
+    assert not policy.stop_ids.intersection(open_ended)
+    assert ended[: len(open_ended)] == open_ended
+
+
 def test_no_chosen_or_rejected_answer_writes_a_special_token(policy: Policy, root: Path) -> None:
     tokens = special_tokens(policy.chat)
     pair = Preference(

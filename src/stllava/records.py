@@ -11,6 +11,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from stllava.thoughts import final_answer
+
 Role = Literal["system", "user", "virtual_user", "assistant"]
 QuestionKind = Literal["open", "closed"]
 MatchKind = Literal["triplet", "same question", "near question", "near image"]
@@ -127,10 +129,23 @@ class Answers(Keyed):
     """The K answers in the order they were sampled; equal texts are kept."""
     log_probabilities: tuple[float | None, ...] = ()
     """Natural logarithm of each answer's untempered probability, its end included; None where it is not known."""
+    finished: tuple[bool, ...] = ()
+    """Whether each came to its own end rather than to the longest it may be; empty where all did."""
     policy: str
     """Fingerprint of the weights that answered."""
     sampling: Sampling
     """How they were sampled."""
+
+    @property
+    def final_answers(self) -> tuple[str, ...]:
+        """What each says behind what the policy thought aloud: what is compared and judged, while the whole is learned."""
+        return tuple(map(final_answer, self.completions))
+
+    @property
+    def ended(self) -> tuple[bool, ...]:
+        """Whether each completion, or another with the same words, came to its own end."""
+        ended = {text for text, done in zip(self.completions, self.finished, strict=True) if done} if self.finished else None
+        return tuple(ended is None or text in ended for text in self.completions)
 
 
 class Context(Keyed):
@@ -280,7 +295,7 @@ class Reference(Keyed):
     chosen: float
     """Natural logarithm of the chosen answer's untempered probability, its end included."""
     rejected: float
-    """The same of the rejected answer."""
+    """The same of the rejected answer, without an end where it was cut off."""
 
 
 class Preference(Keyed):
@@ -296,6 +311,8 @@ class Preference(Keyed):
     """The better answer."""
     rejected: str
     """The worse answer."""
+    rejected_ended: bool = True
+    """Whether the worse answer came to its own end; one that was cut off is learned without an end."""
     margin: float
     """Difference of their scores, above 0."""
     lineage: Lineage
@@ -348,8 +365,15 @@ class Prediction(Keyed):
     """The words the policy was asked in; empty where they are the question itself, and of a baseline."""
     completion: str
     """What the policy said."""
+    finished: bool = True
+    """Whether it came to its own end rather than to the longest it may be."""
     policy: str
     """Fingerprint of the weights, or the name of a baseline."""
+
+    @property
+    def final_answer(self) -> str:
+        """What it says behind what the policy thought aloud: what is scored."""
+        return final_answer(self.completion)
 
 
 class Score(Record):

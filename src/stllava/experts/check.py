@@ -17,7 +17,7 @@ Truths = Mapping[tuple[str, int, int], int]
 
 def sample_of(given: Sequence[Answers], size: int) -> list[Answers]:
     """So many sets of answers with different texts, chosen by their ids; all when there are no more."""
-    several = [answers for answers in given if len(distinct(answers.completions)) > 1]
+    several = [answers for answers in given if len(distinct(answers.final_answers)) > 1]
     return sorted(several, key=lambda answers: content_id("check", answers.id))[:size]
 
 
@@ -44,7 +44,7 @@ def truths_of_expert(expert: Expert, given: Sequence[Answers]) -> dict[tuple[str
 
 def compared(answers: Answers) -> list[tuple[int, int]]:
     """Every two different completions."""
-    return contests(distinct(answers.completions))
+    return contests(distinct(answers.final_answers))
 
 
 @dataclass
@@ -73,6 +73,7 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
         heard = expert.heard(answers) if isinstance(expert, ModelExpert) else []
         requests += len(heard)
         verdict = expert.judge(answers)
+        said = answers.final_answers
         for one, other in compared(answers):
             seen = [reply for reply in heard if {one, other} <= {*reply.order} and reply.reading.scores is not None]
             for reply in seen:
@@ -85,7 +86,7 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
                 flipped = _preferred(straight[0], one, other) * _preferred(turned[0], one, other) < 0
                 flips.add(flipped, image)
                 if flipped and len(examples) < EXAMPLES:
-                    texts = (answers.completions[one], answers.completions[other])
+                    texts = (said[one], said[other])
                     replies = (straight[0].text, turned[0].text)
                     examples.append(Flip(image=image, question=answers.question, answers=texts, replies=replies))
             for place, reply in enumerate(seen):
@@ -95,7 +96,7 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
             sign = _verdict_sign(verdict, one, other)
             if sign is None:
                 continue
-            gap = len(answers.completions[one]) - len(answers.completions[other])
+            gap = len(said[one]) - len(said[other])
             fact = truths.get((answers.id, one, other))
             if sign and gap:
                 longer.add((sign > 0) == (gap > 0), image)

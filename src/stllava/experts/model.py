@@ -140,7 +140,7 @@ class ModelExpert:
         readings = [
             (request.order, self._read(reply, len(request.order))) for (request, _), reply in zip(heard, replies, strict=True)
         ]
-        result = together(answers.completions, readings, mode=self._rubric.mode)
+        result = together(answers.final_answers, readings, mode=self._rubric.mode)
         spent = [self._journal.spent(request.id, exchange) for request, exchange in heard]
         usage = Counter(requests=sum(attempts for _, attempts in spent))
         for reply in replies:
@@ -173,15 +173,16 @@ class ModelExpert:
 
     def _count(self, answers: Answers) -> int:
         """How many requests there are about one set of answers."""
-        shown = orders(distinct(answers.completions), mode=self._rubric.mode, count=self._options.orders)
+        shown = orders(distinct(answers.final_answers), mode=self._rubric.mode, count=self._options.orders)
         return sum(1 for _ in shown) * self._options.repeats
 
     def _requests(self, answers: Answers) -> Iterator[Request]:
-        places = distinct(answers.completions)
+        texts = answers.final_answers
+        places = distinct(texts)
         mode: Mode = self._rubric.mode
         known = self._known(answers)
         for order in orders(places, mode=mode, count=self._options.orders):
-            text = self._rubric.write(answers.question, [answers.completions[place] for place in order], known)
+            text = self._rubric.write(answers.question, [texts[place] for place in order], known)
             for repeat in range(self._options.repeats):
                 key = content_id("request", self._identity, answers.id, list(answers.images), list(order), text, repeat)
                 yield Request(key, answers.id, order, repeat, text, answers.images, self._rubric.schema(len(order)))

@@ -104,7 +104,7 @@ class Oracle(Knowing):
 
     def judge(self, answers: Answers) -> Verdict:
         """Score each completion from 0 to 1, or abstain and say why."""
-        return self.score(answers.question, answers.images, answers.completions)
+        return self.score(answers.question, answers.images, answers.final_answers)
 
     def score(self, question: str, images: tuple[str, ...], completions: Sequence[str]) -> Verdict:
         """The same of bare texts."""

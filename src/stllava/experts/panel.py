@@ -54,7 +54,7 @@ class Panel:
         usage: Counter[str] = Counter()
         for verdict in verdicts:
             usage.update(verdict.usage)
-        places = distinct(answers.completions)
+        places = distinct(answers.final_answers)
         votes = {contest: [_vote(verdict, *contest) for verdict in heard] for contest in contests(places)}
         means = tuple(sum(column) / len(column) for column in zip(*(verdict.scores or () for verdict in heard), strict=True))
         decided = {
@@ -87,8 +87,9 @@ def _vote(verdict: Verdict, one: int, other: int) -> int | None:
 
 def _scores(answers: Answers, comparisons: Sequence[Comparison]) -> tuple[float, ...]:
     """Each completion's share of won comparisons; one half where there is only one text."""
-    by_text = {answers.completions[place]: share for place, share in wins(comparisons).items()}
-    return tuple(by_text.get(text, 0.5) for text in answers.completions)
+    texts = answers.final_answers
+    by_text = {texts[place]: share for place, share in wins(comparisons).items()}
+    return tuple(by_text.get(text, 0.5) for text in texts)
 
 
 def _majority(given: Sequence[int | None]) -> int | None:

@@ -64,7 +64,7 @@ class Reference(Knowing):
         grounds = self._grounds(answers.question, answers.images)
         if isinstance(grounds, str):
             return Verdict(scores=None, cause="abstained", reason=grounds)
-        return Verdict(scores=tuple(map(grounds.score, answers.completions)), cause=None, reason=grounds.reason)
+        return Verdict(scores=tuple(map(grounds.score, answers.final_answers)), cause=None, reason=grounds.reason)
 
     def _grounds(self, question: str, images: tuple[str, ...]) -> "_Grounds | str":
         """What answers to the question are judged by, or why they cannot be."""

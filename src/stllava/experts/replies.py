@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from stllava.experts.objects import json_objects
-from stllava.experts.thoughts import without_thought
+from stllava.thoughts import without_thought
 
 Cause = Literal["unparsed", "abstained", "refused", "failed"]
 Scores = tuple[float, ...]

@@ -33,13 +33,13 @@ class Metric:
 
 def _closed(row: Prediction) -> float | None:
     if row.choices:
-        return robust.choice_accuracy(row.completion, row.targets, row.choices)[0]
-    return robust.closed_verdict(row.completion, row.targets)[0]
+        return robust.choice_accuracy(row.final_answer, row.targets, row.choices)[0]
+    return robust.closed_verdict(row.final_answer, row.targets)[0]
 
 
 def _best(rule: Callable[[str, str], float], row: Prediction) -> float:
     """The published definitions know one reference; of several the best counts."""
-    return max(rule(row.completion, target) for target in row.targets)
+    return max(rule(row.final_answer, target) for target in row.targets)
 
 
 def _published(kind: QuestionKind, rule: Callable[[str, str], float]) -> Metric:
@@ -47,7 +47,7 @@ def _published(kind: QuestionKind, rule: Callable[[str, str], float]) -> Metric:
 
 
 def _ours(rule: Callable[[str, Sequence[str]], float]) -> Metric:
-    return Metric("open", ROBUST, lambda row: rule(row.completion, row.targets))
+    return Metric("open", ROBUST, lambda row: rule(row.final_answer, row.targets))
 
 
 METRICS: dict[str, Metric] = {
@@ -110,7 +110,7 @@ def score(predictions: Sequence[Prediction], *, policy: str, benchmark: str, can
             found.append(summed(rows, read, metric=metric, rule=definition.rule, policy=policy, benchmark=benchmark))
     rows = measured(predictions, "open_recall")
     if rows and candidates:
-        hits = [llava_med.open_hit(row.completion, row.targets[0], candidates)[0] for row in rows]
+        hits = [llava_med.open_hit(row.final_answer, row.targets[0], candidates)[0] for row in rows]
         named = "llava_med_open_accuracy"
         found.append(summed(rows, hits, metric=named, rule=LLAVA_MED, policy=policy, benchmark=benchmark))
     return found

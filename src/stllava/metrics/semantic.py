@@ -38,7 +38,7 @@ def agreement(predictions: Sequence[Prediction], said: Sequence[float | None]) -
     """Cohen's kappa of the expert's verdicts with equality after medical normalisation, where there is a verdict."""
     rows = [row for row in predictions if row.kind == "open"]
     both = [(row, value) for row, value in zip(rows, said, strict=True) if value is not None]
-    words = [int(medical_exact_match(row.completion, row.targets)) for row, _ in both]
+    words = [int(medical_exact_match(row.final_answer, row.targets)) for row, _ in both]
     return kappa([int(value) for _, value in both], words, [row.image for row, _ in both])
 
 
@@ -47,7 +47,7 @@ def _key(row: Prediction) -> str:
 
 
 def _verdict(row: Prediction, judgment: Judgment | None) -> float | None:
-    if row.completion in row.targets:
+    if row.final_answer in row.targets:
         return 1.0
     if judgment is None or judgment.scores is None:
         return None

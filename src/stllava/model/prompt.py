@@ -152,9 +152,9 @@ def open_turn(processor: ChatProcessor, messages: Sequence[Message], *, images: 
     return OpenTurn(tuple(pieces[:-1]), frame.asked[-1].blank, frame.asked[-1].ending)
 
 
-def said_in(processor: ChatProcessor, turn: OpenTurn, text: str) -> Segment:
-    """What is said in an open turn, as it is learned."""
-    return Segment(turn.blank + spelled(text, spellings_of(processor)) + turn.ending, True)
+def said_in(processor: ChatProcessor, turn: OpenTurn, text: str, *, ended: bool = True) -> Segment:
+    """What is said in an open turn, as it is learned; one that was cut off before it `ended` has no end of turn."""
+    return Segment(turn.blank + spelled(text, spellings_of(processor)) + (turn.ending if ended else ""), True)
 
 
 def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> Frame:

@@ -73,6 +73,7 @@ def answer(
                     question=question.text,
                     completions=tuple(one.text for one in completions),
                     log_probabilities=tuple(one.log_probability for one in completions),
+                    finished=tuple(one.finished for one in completions),
                     policy=name,
                     sampling=how,
                 )
@@ -85,6 +86,9 @@ def answer(
         stage.write_records("answers", answers)
         dropped.take(unjudged)
         texts = [len(set(one.completions)) for one in answers]
+        given_out, cut = options.k * len(answers), sum(one.finished.count(False) for one in answers)
+        longest = f"{options.sampling.max_new_tokens} tokens (sampling.max_new_tokens)"
+        told = [f"{cut} of {given_out} answers were cut off at {longest} at most: none of them is chosen."] if cut else []
         return stage.finish(
             counts_in=len(given),
             counts_out=len(answers),
@@ -92,7 +96,8 @@ def answer(
             measures={
                 "answers_a_question": float(options.k),
                 "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,
+                "cut_share": cut / given_out if given_out else 0.0,
             },
-            notes=sampler.notes,
+            notes=[*sampler.notes, *told],
             device=sampler.device,
         )

@@ -16,6 +16,7 @@ from stllava.errors import StllavaError
 from stllava.metrics.robust import token_f1
 from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
 from stllava.store import Existing, Stage, locked, output_hash, read_records
+from stllava.thoughts import final_answer
 
 MOST_WORDS = 60
 MUTE = (
@@ -62,7 +63,7 @@ def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
         if judgment.scores is not None and judgment.answers_id in given:
             told, score = given[judgment.answers_id], max(judgment.scores)
             if score > best.get(told.images[0], (-1.0, ""))[0]:
-                best[told.images[0]] = (score, told.completions[judgment.scores.index(score)])
+                best[told.images[0]] = (score, told.final_answers[judgment.scores.index(score)])
     return {image: text for image, (_, text) in best.items()}
 
 
@@ -126,7 +127,7 @@ def ask(
                 seed=seed,
                 outputs=options.questions,
             )
-            new = {image.path: one.text for image, (one,) in zip(spoken_of, spoken, strict=True)}
+            new = {image.path: final_answer(one.text) for image, (one,) in zip(spoken_of, spoken, strict=True)}
             seen = [image for image in seen if image.path in told or image.path in new]
             said = [told[image.path] if image.path in told else new[image.path] for image in seen]
             told_of, prompts, unusable = usable(
@@ -141,7 +142,7 @@ def ask(
                 sampler, told_of, prompts, dropped, k=how_many, sampling=options.sampling, seed=seed, outputs=how_many
             )
             seen, said = [image for image, _ in told_of], [text for _, text in told_of]
-            own = [screen([one.text for one in texts], dropped) for texts in asked]
+            own = [screen([final_answer(one.text) for one in texts], dropped) for texts in asked]
             kept = []
             for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow), strict=True):
                 for text in texts:

@@ -12,6 +12,7 @@ from stllava.data.balance import Taught, denying, unbalanced
 from stllava.data.conversations import conversation, read_conversations
 from stllava.records import Answers, Conversation, Judgment, Manifest, Message
 from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_records
+from stllava.thoughts import final_answer
 
 
 def consolidate(
@@ -31,23 +32,28 @@ def consolidate(
         if stage.manifest is not None:
             return stage.manifest
         found: dict[tuple[tuple[str, ...], str], Conversation] = {}
+        cut = 0
         for answers, judgments in rounds:
             given = {one.id: one for one in read_records(answers, "answers", Answers)}
             for judgment in read_records(judgments, "judgments", Judgment):
                 one = given[judgment.answers_id]
                 if judgment.scores is not None and max(judgment.scores) >= max(options.least, options.margin):
-                    best = one.completions[judgment.scores.index(max(judgment.scores))]
+                    scored = zip(one.completions, one.ended, judgment.scores, strict=True)
+                    best = next((text for text, ended, score in scored if ended and score == max(judgment.scores)), None)
+                    if best is None:
+                        cut += 1
+                        continue
                     turns = (Message(role="user", content=one.question), Message(role="assistant", content=best))
                     found[one.images, one.question] = conversation(one.images, turns)
-        taught = [Taught(one.id, one.messages[0].content, one.messages[1].content) for one in found.values()]
+        taught = [Taught(one.id, one.messages[0].content, final_answer(one.messages[1].content)) for one in found.values()]
         surplus = unbalanced(taught) if options.balance else set()
         denied = denying([one for one in taught if one.id not in surplus], most=options.denials)
         right = [one for one in found.values() if one.id not in surplus | denied]
         labels, _ = read_conversations(conversations)
         stage.write_records("conversations", [*labels, *right])
         return stage.finish(
-            counts_in=len(found),
+            counts_in=len(found) + cut,
             counts_out=len(right),
-            dropped={"surplus of yes or no": len(surplus), "surplus of denials": len(denied)},
+            dropped={"answer cut off": cut, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)},
             measures={"labelled": float(len(labels)), "right": float(len(right))},
         )

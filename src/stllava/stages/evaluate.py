@@ -82,7 +82,7 @@ def evaluate(
             )
             kept, said = complete_usable(sampler, kept, prompts, dropped, k=1, sampling=options.sampling, seed=0)
             return [
-                predict(one, told.text, policy=weights, prompt=worded(one, template))
+                predict(one, told.text, policy=weights, prompt=worded(one, template), finished=told.finished)
                 for one, (told,) in zip(kept, said, strict=True)
             ], dropped
 
@@ -100,7 +100,13 @@ def evaluate(
             benchmark=samples.stem,
             dropped=dropped,
             candidates=read_candidates(candidates),
-            notes=[*told, *sampler.notes, *(seen if learned else ()), f"Every question was asked as {template!r}."],
+            notes=[
+                *told,
+                *sampler.notes,
+                *(seen if learned else ()),
+                *_told_of(predictions, options.sampling.max_new_tokens),
+                f"Every question was asked as {template!r}.",
+            ],
             device=sampler.device,
         )
 
@@ -219,7 +225,7 @@ def _baseline(
         return _finish(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 
-def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "") -> Prediction:
+def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "", finished: bool = True) -> Prediction:
     """A sample with its answer."""
     return Prediction(
         id=content_id("prediction", sample.id, policy),
@@ -232,8 +238,21 @@ def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "") -
         labels=sample.labels,
         prompt="" if prompt == sample.question else prompt,
         completion=completion,
+        finished=finished,
         policy=policy,
     )
+
+
+def _told_of(predictions: Sequence[Prediction], longest: int) -> list[str]:
+    """What a reader of the scores must know of how the answers ended and of thoughts in them."""
+    cut = sum(not row.finished for row in predictions)
+    aloud = sum(row.final_answer != row.completion for row in predictions)
+    notes = []
+    if cut:
+        notes.append(f"{cut} of {len(predictions)} answers were cut off at {longest} tokens at most (sampling.max_new_tokens).")
+    if aloud:
+        notes.append(f"{aloud} of {len(predictions)} answers think aloud: what stands behind the thought was scored.")
+    return notes
 
 
 def _finish(

@@ -20,6 +20,7 @@ from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
 from stllava.store import Existing, Stage, locked, nothing_left, output_hash, read_records
+from stllava.thoughts import final_answer
 
 REMEDIES = {
     "abstained": "The expert knows nothing of these questions: choose another expert, or give it more to know (judge's truth).",
@@ -32,6 +33,9 @@ REMEDIES = {
     "margin too small": "Lower the margin, or judge with mode pairwise.",
     "nearly the same text": "Raise alike, or answer with a higher sampling.temperature.",
     "chosen answer too bad": "Lower least.",
+    "chosen answer cut off": (
+        "The policy does not come to an end: raise answer's sampling.max_new_tokens, or train it longer in sft."
+    ),
     "empty answer chosen": "The policy says nothing: train it longer in sft.",
     "surplus of yes or no": "Only one of yes and no was ever chosen: ask more questions, or set balance to false.",
     "surplus of denials": "Raise denials.",
@@ -76,7 +80,7 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                 dropped.drop(found, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
                 made += found
-        taught = [Taught(one.id, one.prompt[-1].content, one.chosen) for one in made]
+        taught = [Taught(one.id, one.prompt[-1].content, final_answer(one.chosen)) for one in made]
         surplus = unbalanced(taught) if options.balance else set()
         fair = [one for one in made if one.id not in surplus]
         dropped["surplus of yes or no"] = _questions(made) - _questions(fair)
@@ -106,7 +110,8 @@ def remedy_of(dropped: Dropped) -> str:
 def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | str:
     """The pairs that a judgment makes of its answers, those that differ most first, or the cause why there is none.
 
-    Two texts make one pair at most, however often they were given.
+    Two texts make one pair at most, however often they were given. Final answers are compared, behind thoughts. One that
+    was cut off is never chosen: how it would have gone on is not known.
     """
     scores = judgment.scores
     if scores is None:
@@ -114,21 +119,25 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     if len(scores) != len(answers.completions):
         return "wrong number of scores"
     undecided = {(one.first, one.second) for one in judgment.comparisons if one.winner is None}
-    ranked = contests(answers.completions, scores, undecided=undecided)
+    texts, ended = answers.final_answers, answers.ended
+    ranked = contests(texts, scores, undecided=undecided)
     if not ranked:
         return "tie"
+    ranked = [one for one in ranked if ended[one.chosen]]
+    if not ranked:
+        return "chosen answer cut off"
     if options.pairs == "extremes":
         ranked = ranked[:1]
     made: dict[frozenset[str], Preference] = {}
     causes: list[str] = []
     for one in ranked:
-        texts = frozenset((answers.completions[one.chosen], answers.completions[one.rejected]))
+        both = frozenset((texts[one.chosen], texts[one.rejected]))
         cause = "chosen answer too bad" if scores[one.chosen] < options.least else None
-        cause = cause or _fault(answers, one, margin=options.margin, alike=options.alike)
+        cause = cause or _fault(texts, one, margin=options.margin, alike=options.alike)
         if cause is not None:
             causes.append(cause)
-        elif texts not in made:
-            made[texts] = _preference(answers, judgment, contest=one)
+        elif both not in made:
+            made[both] = _preference(answers, judgment, contest=one)
     return list(made.values())[: options.most] or causes[0]
 
 
@@ -178,9 +187,9 @@ def nearly_the_same(one: str, other: str, *, alike: float) -> bool:
     return matched.real_quick_ratio() >= alike and matched.quick_ratio() >= alike and matched.ratio() >= alike
 
 
-def _fault(answers: Answers, contest: Contest, *, margin: float, alike: float) -> str | None:
+def _fault(texts: Sequence[str], contest: Contest, *, margin: float, alike: float) -> str | None:
     """Why two answers are no pair."""
-    chosen, rejected = answers.completions[contest.chosen], answers.completions[contest.rejected]
+    chosen, rejected = texts[contest.chosen], texts[contest.rejected]
     if contest.gap < margin:
         return "margin too small"
     if chosen == rejected:
@@ -200,6 +209,7 @@ def _preference(answers: Answers, judgment: Judgment, *, contest: Contest) -> Pr
         prompt=(Message(role="user", content=answers.question),),
         chosen=chosen,
         rejected=rejected,
+        rejected_ended=answers.ended[contest.rejected],
         margin=contest.gap,
         lineage=lineage,
         reference=_reference(answers, key, chosen=chosen, rejected=rejected),

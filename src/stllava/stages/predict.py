@@ -63,6 +63,8 @@ class Reply(Keyed):
     """What the policy said; None where it could not be asked."""
     cause: str | None = None
     """Why it could not be asked; None where it was."""
+    finished: bool = True
+    """Whether it came to its own end rather than to the longest it may be."""
     log_probability: float | None = None
     """Natural logarithm of the answer's untempered probability, its end included; None where it is not known."""
     policy: str
@@ -155,6 +157,7 @@ def reply(row: Asked, said: "Completion | None", *, cause: str | None, prompt: s
         prompt="" if prompt == row.question else prompt,
         answer=said.text if said is not None else None,
         cause=cause,
+        finished=said is None or said.finished,
         log_probability=said.log_probability if said is not None else None,
         policy=policy,
     )

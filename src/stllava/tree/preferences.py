@@ -51,7 +51,8 @@ class _Branch:
     """A question's answers and the preferences between them."""
 
     opening: list[Segment]
-    answers: dict[str, Segment]
+    answers: dict[Segment, None]
+    pairs: list[tuple[Segment, Segment]]
     preferences: list[Preference]
 
 
@@ -78,7 +79,8 @@ class Choices:
         refusal: RefusedTurnsError | None = None
         for preference in preferences:
             try:
-                chains = [_chain(policy, preference, answer) for answer in (preference.chosen, preference.rejected)]
+                both = ((preference.chosen, True), (preference.rejected, preference.rejected_ended))
+                chains = [_chain(policy, preference, answer, ended=ended) for answer, ended in both]
                 prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
                 tails = [chain[1:] if preference.images else chain for chain in chains]
                 length = longest(policy, grow(policy, prefix, tails))
@@ -94,8 +96,9 @@ class Choices:
                 self.dropped.fault(TextError("longer than the context", detail))
                 continue
             opening = tails[0][:-1]
-            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, []))
-            branch.answers |= {preference.chosen: tails[0][-1], preference.rejected: tails[1][-1]}
+            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, [], []))
+            branch.answers |= dict.fromkeys((tails[0][-1], tails[1][-1]))
+            branch.pairs.append((tails[0][-1], tails[1][-1]))
             branch.preferences.append(preference)
         self.trees: list[Tree] = []
         self.pairs: list[tuple[tuple[int, int], ...]] = []
@@ -115,18 +118,17 @@ class Choices:
     def _plant(self, prefix: Prefix, branches: Sequence[_Branch]) -> None:
         """Grow the tree of a set of images, or several, each within the context and the tokens of a forward."""
         lengths = [
-            sum(len(self.policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers.values()))
-            for branch in branches
+            sum(len(self.policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers)) for branch in branches
         ]
         most = min(self.policy.context, self.options.tokens)
         for part in cut_branches(self.policy.length(prefix), lengths, most=most):
             chosen = [branches[index] for index in part]
-            tree = grow(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers.values()])
+            tree = grow(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers])
             ends = [learned[-1] for learned in tree.leaves]
             nodes, pairs = iter(ends), []
             for branch in chosen:
-                node = {text: next(nodes) for text in branch.answers}
-                pairs += [(node[preference.chosen], node[preference.rejected]) for preference in branch.preferences]
+                node = {answer: next(nodes) for answer in branch.answers}
+                pairs += [(node[chosen], node[rejected]) for chosen, rejected in branch.pairs]
             self.trees.append(tree)
             self.pairs.append(tuple(pairs))
             self.preferences.append(tuple(preference for branch in chosen for preference in branch.preferences))
@@ -307,10 +309,11 @@ def _deck(size: int, seed: str) -> tuple[int, ...]:
     return tuple(deck)
 
 
-def _chain(policy: Policy, preference: Preference, answer: str) -> list[Segment]:
-    """A pair's prompt and one of its answers, which alone is learned."""
+def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:
+    """A pair's prompt and one of its answers, which alone is learned, with the end of the turn if it `ended`."""
     turn = open_turn(policy.chat, preference.prompt, images=len(preference.images), speaker="assistant")
-    return [*(Segment(piece.text, False) for piece in turn.before), said_in(policy.chat, turn, answer)]
+    ended = ended or not answer  # Of nothing without an end there is nothing to learn.
+    return [*(Segment(piece.text, False) for piece in turn.before), said_in(policy.chat, turn, answer, ended=ended)]
 
 
 def _anchored(batch: Mapping[str, Tensor]) -> Tensor:

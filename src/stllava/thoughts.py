@@ -45,3 +45,9 @@ def without_thought(text: str) -> str | None:
         _, final, said = said.rpartition(_BARE_FINAL)
         return said if final else None
     return said
+
+
+def final_answer(text: str) -> str:
+    """What a policy says behind what it thought aloud; nothing where its thought has no end."""
+    said = without_thought(text)
+    return said.strip() if said is not None else ""

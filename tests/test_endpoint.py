@@ -191,7 +191,8 @@ def test_a_request_says_how_to_sample(root: Path) -> None:
     assert (warm["model"], warm["n"], warm["temperature"], warm["top_k"], warm["top_p"]) == ("policy", 1, 1.2, 100, 0.95)
     assert (warm["max_tokens"], warm["messages"]) == (30, [{"role": "user", "content": "a"}])
     assert greedy["temperature"] == 0
-    assert "top_k" not in greedy
+    # Else vLLM and SGLang take them from the folder: Qwen2.5-VL ships repetition_penalty 1.05 and top_k 1.
+    assert (greedy["top_k"], greedy["min_p"], greedy["repetition_penalty"]) == (-1, 0, 1)
     assert "add_generation_prompt" not in warm
 
 

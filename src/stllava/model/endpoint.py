@@ -29,6 +29,10 @@ from stllava.text import printable
 
 SEEDS = 2**31
 """Servers differ in the seeds they take; all take these."""
+ANY_TOKEN = -1
+"""The top_k of no limit, to every server that knows the field; 0 is refused by some."""
+_NEUTRAL: dict[str, JsonValue] = {"min_p": 0.0, "repetition_penalty": 1.0}
+"""What a server takes from the folder's generation_config.json where a request leaves it out; here nothing is taken from it."""
 _REMEDIES = {
     "context": "Start the server with a longer context (vLLM --max-model-len), or lower max_new_tokens.",
     "size": "Let the server take larger requests: the policy must see images in full.",
@@ -195,9 +199,9 @@ class EndpointSampler:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
+            "top_k": sampling.top_k or ANY_TOKEN,
+            **_NEUTRAL,
         }
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
         opened = self._turn(prompt)
         if opened.continues:
             # Servers open turns of the assistant only, in words of their template; vLLM goes on with a turn that stands there.

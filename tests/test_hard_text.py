@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stllava.data.intake.burned import BurnedOptions, mask, treat
+from stllava.data.intake.codes import find_codes
 from stllava.data.intake.frame import Facts, Frame
 from stllava.data.phantom import draw, make_truth
 
@@ -216,6 +217,13 @@ def test_a_code_or_hard_text_is_covered_or_left_out(kind: str) -> None:
     pytest.importorskip("rapidocr_onnxruntime")
     pytest.importorskip("zxingcpp")
     assert not shown(kind, 1)
+
+
+@pytest.mark.parametrize("index", [2, 19, 36])
+def test_anatomy_in_a_white_frame_is_no_data_matrix(index: int) -> None:
+    pytest.importorskip("zxingcpp")
+    phantom = Image.fromarray(draw(make_truth(3, index, "x"), size=128, seed=index)).convert("L").resize((256, 256))
+    assert not find_codes(np.asarray(phantom), np.ones((256, 256), dtype=np.bool_))
 
 
 @pytest.mark.slow

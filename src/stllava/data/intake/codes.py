@@ -68,7 +68,9 @@ def find_codes(pixels: Pixels, where: Map) -> list[Spot]:
         framed = cv2.copyMakeBorder(grey[top:bottom, left:right], *(QUIET,) * 4, cv2.BORDER_CONSTANT, value=255)
         twice = cv2.resize(framed, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
         plain = list(_plain(grey, piece))
-        decoded = any(zxingcpp.read_barcodes(view, return_errors=True) for view in (framed, twice))
+        codes = [code for view in (framed, twice) for code in zxingcpp.read_barcodes(view, return_errors=True)]
+        # The white frame itself has the outline of a Data Matrix: one that cannot be read is none here.
+        decoded = any(code.valid or code.format != zxingcpp.BarcodeFormat.DataMatrix for code in codes)
         # What lies between two plain parts of a code is code.
         whole = decoded or sum(map(_area, plain)) >= 0.4 * _area(piece)
         found += [piece] if whole else plain

@@ -269,6 +269,36 @@ def test_each_family_goes_the_whole_way(name: str, found: Callable[[str], Row]) 
     assert row.dpo != "packed" or (float(row.float32) < 1e-5 and float(row.bfloat16) < 5e-2)
 
 
+@pytest.mark.parametrize(
+    "name", [name if name in {"llama4", "glm4v_moe"} else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_each_family_learns_through_adapters_on_its_linear_layers(name: str, tmp_path: Path) -> None:
+    draw_pictures(tmp_path)
+    policy = built(name)
+    policy.save(tmp_path / "model")
+    write_whole(tmp_path / "labels.jsonl", to_jsonl(labels()))
+    lora = {"language": {"rank": 2}, "vision": {"rank": 2}}
+    shared = {"batch_size": 2, "warmup": 0.0, "schedule": "constant", "save_steps": 0, "checkpoint_activations": True}
+    sft(
+        SftOptions.model_validate(shared | {"lora": lora, "learning_rate": RATES, "sq_r": 1.0}),
+        model=str(tmp_path / "model"),
+        conversations=tmp_path / "labels.jsonl",
+        images=tmp_path,
+        to=tmp_path / "tuned",
+    )
+    tuned = dict(load_policy(tmp_path / "tuned").model.named_parameters())
+    moved = {weight for weight, value in policy.model.named_parameters() if not torch.equal(value, tuned[weight])}
+    plain = {
+        f"{path}.weight"
+        for path, module in policy.model.named_modules()
+        if type(module) is torch.nn.Linear and path.rpartition(".")[2] not in {"lm_head", "score"}
+    }
+    group_of = Groups(policy.model)
+    assert {weight for weight in moved if group_of(weight) == "language"} == {
+        weight for weight in plain if group_of(weight) == "language"
+    }
+
+
 @pytest.mark.slow
 def test_the_docs_table_is_what_happened(found: Callable[[str], Row]) -> None:
     def bare(line: str) -> list[str]:

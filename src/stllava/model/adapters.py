@@ -25,6 +25,8 @@ from stllava.model.load import Policy, best_device, load_policy, placed
 if TYPE_CHECKING:
     from peft import LoraModel, PeftModel
 
+QUANTISED = "Linear4bit"
+"""The class of a linear layer in 4 bits."""
 STARTS_ALONE = ".lora_A."
 """LoRA's other factor starts as zeros, so in the first step none of these gets a gradient."""
 
@@ -165,20 +167,41 @@ def _with_adapters(model: PreTrainedModel, adapters: dict[Group, AdapterOptions]
         for group, one in adapters.items()
     }
     first, *others = configs
-    adapted: PeftModel = get_peft_model(model, configs[first], adapter_name=first)
-    for group in others:
-        adapted.add_adapter(group, configs[group])
+    with names_as_given():
+        adapted: PeftModel = get_peft_model(model, configs[first], adapter_name=first)
+        for group in others:
+            adapted.add_adapter(group, configs[group])
     cast("LoraModel", adapted.base_model).set_adapter(list(configs))
     return adapted
 
 
+@contextmanager
+def names_as_given() -> Iterator[None]:
+    """Keep peft from taking names of today's layers for those that some mixtures of experts had in transformers 4.
+
+    It would put adapters on a GLM-4.5V's experts instead of on its dense and shared layers, and refuse dropout there.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    before = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = before
+
+
 def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Linear layers by name: not the head, and not those whose weights multi-head attention reads by itself."""
+    """Linear layers by name: not the head, and not those whose weights multi-head attention reads by itself.
+
+    Nor what is made from a linear layer and does something else, such as Llama 4's router, which gives two results.
+    """
     head = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear) and module is not head
+        if type(module).forward is nn.Linear.forward or type(module).__name__ == QUANTISED
     }
 
 

@@ -16,11 +16,13 @@ import numpy as np
 
 from stllava.config import IntakeOptions
 from stllava.data.images import open_image
-from stllava.data.intake.burned import Treated
+from stllava.data.intake import burned
+from stllava.data.intake.burned import Box, BurnedOptions, Looked, Looker, Treated
 from stllava.data.intake.convert import MakeParts, Parts, Projection, made_of
 from stllava.data.intake.dicom_stack import Slice
 from stllava.data.intake.frame import Facts, Frame, Identity
 from stllava.data.intake.importing import import_images
+from stllava.data.intake.text_reader import Map, Pixels
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Manifest
 
@@ -55,14 +57,54 @@ def kind(path: Path) -> str | None:
     return "photograph" if path.read_bytes().startswith(b"\x89PNG") else None
 
 
-def treat(frame: Frame) -> Treated:
-    """Pass everything."""
-    return Treated(frame, "passed", "for the tests")
+class Passing:
+    """Passes everything."""
+
+    def treat(self, frame: Frame, looked: Looked | None = None) -> Treated:
+        return Treated(frame, "passed", "for the tests")
 
 
 def parts(options: IntakeOptions) -> Parts:
     """The tests' own reader and no search for text."""
-    return Parts(kind, {"photograph": read}, treat)
+    return Parts(kind, {"photograph": read}, Passing)
+
+
+CINE = 30
+"""Frames of a `cine` file."""
+
+
+def cine(options: IntakeOptions) -> Parts:
+    """A reader of files of 30 frames whose upper half changes, and a finder of white squares that notes each look it ended.
+
+    In the folder above the source, a file `stop` holds the frame at which the finder waits until it is gone, and `slow` the
+    seconds of every look.
+    """
+    folder, at = Path(), 0
+
+    def frames(path: Path) -> Iterator[Frame]:
+        nonlocal folder, at
+        folder = path.parent.parent
+        still = np.asarray(open_image(path.parent, path.name).convert("L"))
+        for at in range(CINE):
+            pixels = still.copy()
+            pixels[: len(pixels) // 2] = np.random.default_rng(at).integers(0, 200, pixels[: len(pixels) // 2].shape)
+            yield Frame(pixels, Facts(modality="US"), Identity(patient=path.stem), burned="unknown")
+
+    def find_text(pixels: Pixels, options: BurnedOptions, where: Map | None) -> list[Box]:
+        slow, stop = folder / "slow", folder / "stop"
+        time.sleep(float(slow.read_text()) if slow.exists() else 0)
+        if stop.exists() and int(stop.read_text()) == at:
+            while stop.exists():
+                time.sleep(0.01)
+            os._exit(1)
+        white = (pixels == 255) if where is None else (pixels == 255) & where
+        rows, columns = white.nonzero()
+        with (folder / "looks").open("a") as file:
+            file.write(f"{at} {0 if where is None else int(where.sum())}\n")
+        return [Box(int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)] if len(rows) else []
+
+    burned.find_text = find_text  # type: ignore[assignment]
+    return Parts(kind, {"photograph": frames}, functools.partial(Looker, BurnedOptions()))
 
 
 def brought(folder: Path, options: IntakeOptions = FAST, *, to: str = "data", make: MakeParts = parts) -> Manifest:

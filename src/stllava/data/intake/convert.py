@@ -19,7 +19,7 @@ from PIL import Image
 
 from stllava.config import IntakeOptions
 from stllava.data.images import MAX_PIXELS
-from stllava.data.intake.burned import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Treated
+from stllava.data.intake.burned import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Looked, Treated
 from stllava.data.intake.dicom_stack import Slice
 from stllava.data.intake.encode import encoded
 from stllava.data.intake.frame import Frame
@@ -46,6 +46,13 @@ class Projection(Protocol):
         """The picture of the files taken so far, of a stack of `total`."""
 
 
+class Looks(Protocol):
+    """What treats the frames of one file in their order, and may remember the earlier ones."""
+
+    def treat(self, frame: Frame, looked: Looked | None = None) -> Treated:
+        """Black out text, or keep the picture back; `looked` is what was found in the frame when it was looked at."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """How files become frames, and what happens to text in them."""
@@ -54,8 +61,8 @@ class Parts:
     """The kind of a file by its content; None of what is no image."""
     readers: Mapping[str, Callable[[Path], Iterable[Frame]]]
     """How each kind is read."""
-    treat: Callable[[Frame], Treated]
-    """Blacks out text, or keeps the picture back."""
+    looks: Callable[[], Looks]
+    """Called for each file: what looks for text in its frames, which share what stays the same."""
     slices: Mapping[str, Callable[[Path], Slice | None]] = field(default_factory=dict)
     """How the header of each kind whose series come as one file a slice is read; None of a file that is no slice."""
     projections: Mapping[str, Callable[[], Projection]] = field(default_factory=dict)
@@ -85,7 +92,7 @@ def made_of(options: IntakeOptions) -> Parts:
     }
     slices = {"dicom": partial(dicom_stack.read_slice, coloured=options.frames != "mip")}
     projections = {"dicom": partial(dicom_stack.Projection, dicoms)}
-    return Parts(recognise.recognise, readers, partial(burned.treat, options=text), slices, projections)
+    return Parts(recognise.recognise, readers, partial(burned.Looker, text), slices, projections)
 
 
 class Made(Record):
@@ -143,14 +150,16 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
         kind = parts.recognise(job.path)
         if kind is None:
             raise ItemError("not-an-image", "no known image format")
-        count = 0
+        count, looks = 0, parts.looks()
         for place, frame in enumerate(parts.readers[kind](job.path)):
             count += 1
             if job.place is not None:
                 frame = replace(frame, facts=replace(frame.facts, frame=job.place))
             yield _reading(frame, (job.number,), job.size)
             try:
-                made = _write(frame, job, place, source=source, salt=salt, options=options, to=to, parts=parts)
+                _check_use(frame, options)
+                treated = looks.treat(frame)
+                made = _write(frame, treated, job, place, source=source, salt=salt, options=options, to=to)
                 yield made.model_dump_json()
             except ItemError as error:
                 yield _missed(job, source, place, error.cause, str(error), salt)
@@ -195,7 +204,9 @@ def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
     try:
         frame = projection.frame(total=len(job.stack))
         yield _reading(frame, tuple(file.number for file, _ in used), 0)
-        made = _write(frame, first, 0, source=whole, salt=salt, options=options, to=to, parts=parts)
+        _check_use(frame, options)
+        treated = parts.looks().treat(frame)
+        made = _write(frame, treated, first, 0, source=whole, salt=salt, options=options, to=to)
         yield made.model_copy(update={"files": len(used)}).model_dump_json()
     except StllavaError:
         raise
@@ -231,14 +242,17 @@ def _missed(job: Job, source: str | None, place: int | None, cause: str, detail:
     return Missed(row=row, detail=detail.encode(errors="backslashreplace").decode()).model_dump_json()
 
 
-def _write(
-    frame: Frame, job: Job, place: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path, parts: Parts
-) -> Made:
-    """Write one picture, or raise the `ItemError` that keeps it out."""
+def _check_use(frame: Frame, options: IntakeOptions) -> None:
+    """Raise the `ItemError` of a picture that is of no use, before anything is looked for in it."""
     wrong = fault(frame.pixels, options)
     if wrong is not None:
         raise ItemError(wrong, f"{frame.pixels.shape[1]} × {frame.pixels.shape[0]} pixels")
-    treated = parts.treat(frame)
+
+
+def _write(
+    frame: Frame, treated: Treated, job: Job, place: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path
+) -> Made:
+    """Write what a frame became, or raise the `ItemError` that keeps it out."""
     if treated.frame is None:
         raise ItemError(TEXT, treated.reason)
     if treated.boxes and options.text == "quarantine":

@@ -125,6 +125,17 @@ def test_a_path_that_leads_nowhere_is_no_name_on_the_hub(name: str) -> None:
         load_policy(name)
 
 
+def test_a_name_beside_a_folder_is_a_mistyped_path_and_any_other_may_be_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StllavaError, match=r"runs/sft does not load: there is no such folder \(looked for in "):
+        load_policy(Path("runs/sft"))
+    with pytest.raises(StllavaError, match="somebody/model is no folder here, and does not load from the hub: "):
+        load_policy("somebody/model")
+
+
 def test_a_single_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(StllavaError, match=r"it is a file, not a folder.*GGUF"):

@@ -69,13 +69,16 @@ def reading(path: Path | str, *, expected: str, remedy: str = "Check the name or
     except Exception as error:
         if ASKS_FOR_CODE in str(error):
             raise _needs_code(path) from error
-        raise StllavaError(f"{path} does not load: {_brief(error)}", expected=expected, remedy=remedy) from error
+        found = f"{path} does not load" if Path(path).is_dir() else f"{path} is no folder here, and does not load from the hub"
+        raise StllavaError(f"{found}: {_brief(error)}", expected=expected, remedy=remedy) from error
 
 
 def _check_name(path: Path | str) -> None:
     """Refuse what can only be a path and leads to no folder, which transformers would take for a name on the hub."""
     place = Path(path).expanduser()
-    if place.is_dir() or (HUB.fullmatch(str(path)) is not None and not place.exists()):
+    # Beside a folder of its owner's name, a name of the hub is far more likely a mistyped path.
+    meant_for_hub = HUB.fullmatch(str(path)) is not None and not place.exists()
+    if place.is_dir() or (meant_for_hub and (len(place.parts) == 1 or not place.parent.is_dir())):
         return
     where = "" if place.is_absolute() else f" (looked for in {Path.cwd()})"
     raise StllavaError(

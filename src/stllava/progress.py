@@ -10,7 +10,7 @@ from stllava.text import printable
 T = TypeVar("T")
 
 LIVE_SECONDS = 0.2
-LOG_SECONDS = 15.0
+LOG_SECONDS = 10.0
 
 
 def clock(seconds: float) -> str:
@@ -43,10 +43,15 @@ class Progress:
         """Count `n` more units as done; `extra` is shown behind the rate."""
         self.done += n
         self.extra = extra
-        now = time.monotonic()
-        if now - self.shown >= (LIVE_SECONDS if self.live else LOG_SECONDS):
+        self.tick()
+
+    def tick(self) -> float:
+        """Show the line if it is time, though nothing more may be done; returns the seconds until it is time again."""
+        now, pause = time.monotonic(), LIVE_SECONDS if self.live else LOG_SECONDS
+        if now - self.shown >= pause:
             self.shown = now
             self._show(end=False)
+        return self.shown + pause - now
 
     def line(self) -> str:
         """The line as shown now."""

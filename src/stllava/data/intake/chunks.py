@@ -2,21 +2,25 @@
 
 Reads the private list of files, in which `series.py` has noted its choice of slices; writes `parts/<chunk>.jsonl`, a line a
 picture (`+` and a `Made`) or a file left out (`-` and a `LeftOut`). A part counts as done when every picture it names is
-there in its size.
+there in its size. Until then `parts/looked/<chunk>.jsonl` holds a `Seen` for every picture that was looked at, so that
+looking, which costs seconds, is not done again after a kill.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import TextIO
 
-from stllava.data.intake.convert import Made, Missed
+from pydantic import ValidationError
+
+from stllava.data.intake.convert import Made, Missed, Seen
 from stllava.data.intake.imported import LeftOut
-from stllava.data.intake.workers import Job, Lost, Piece
+from stllava.data.intake.workers import Job, Lost, Note, Piece
 from stllava.progress import Progress
-from stllava.store import PARTS, write_whole
+from stllava.store import PARTS, Log, write_whole
 
 NOT_CHOSEN, PROJECTED = "not-chosen", "projected"
 """What the list says of a file that is not read for itself: another of its stack was chosen, or it is part of a projection."""
@@ -35,9 +39,35 @@ class Chunks:
     the number, path and size of every file of the stack that is projected with it."""
     size: int
     """Files a chunk."""
+    progress: Progress
+    """Counts files, and pictures beside them."""
+    pictures: int = 0
+    """Written so far, those of an earlier start among them."""
     _at_work: dict[int, tuple[int, list[LeftOut]]] = field(default_factory=dict)
+    _looked: dict[int, Log] = field(default_factory=dict)
 
-    def todo(self, progress: Progress, said: TextIO) -> Iterator[tuple[int, list[Job]]]:
+    def __enter__(self) -> "Chunks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for log in self._looked.values():
+            log.close()
+
+    def heard(self, key: int, said: str | Note) -> None:
+        """Count a picture, or keep what was found in one until its chunk is done."""
+        if isinstance(said, Note):
+            if key not in self._looked:
+                self._looked[key] = Log(self._looked_path(key))
+            self._looked[key].append(Seen.model_validate_json(said.text))
+        elif said.startswith(_MADE_BEGINS):
+            self.pictures += 1
+            self._advance(0)
+
+    def tick(self) -> float:
+        """Show the progress if it is time; returns the seconds until it is time again."""
+        return self.progress.tick()
+
+    def todo(self, said: TextIO) -> Iterator[tuple[int, list[Job]]]:
         """Every chunk with a file to be read that is not done yet; the others are done on the way."""
         with self.files.open(encoding="ascii") as file:
             for key in count():
@@ -45,8 +75,9 @@ class Chunks:
                 if not listed:
                     return
                 if self._is_done(key):
-                    progress.resumed += len(listed)
-                    progress.advance(len(listed))
+                    self._looked_path(key).unlink(missing_ok=True)
+                    self.progress.resumed += len(listed)
+                    self._advance(len(listed))
                     continue
                 left = [
                     LeftOut(number=job.number, source=None, frame=None, cause=cause)
@@ -54,14 +85,15 @@ class Chunks:
                     if cause not in (None, NOT_CHOSEN, PROJECTED)
                 ]
                 self._at_work[key] = len(listed), left
-                jobs = [job for job, cause in listed if cause is None]
+                notes = self._notes(key)
+                jobs = [replace(job, notes=tuple(notes[job.number])) for job, cause in listed if cause is None]
                 if jobs:
                     yield key, jobs
                 else:
-                    progress.advance(self.keep(key, [], said))
+                    self.keep(key, [], said)
 
-    def keep(self, key: int, pieces: list[Piece], said: TextIO) -> int:
-        """Keep what came of a chunk, the details in the private list `said` alone; returns its number of files."""
+    def keep(self, key: int, pieces: list[Piece], said: TextIO) -> None:
+        """Keep what came of a chunk, the details in the private list `said` alone."""
         files, left = self._at_work.pop(key)
         lines = [_MISSED + row.model_dump_json() for row in left]
         for piece in pieces:
@@ -77,7 +109,10 @@ class Chunks:
             said.write(missed.model_dump_json() + "\n")
         said.flush()
         write_whole(self._part(key), "".join(f"{line}\n" for line in lines))
-        return files
+        if key in self._looked:
+            self._looked.pop(key).close()
+        self._looked_path(key).unlink(missing_ok=True)
+        self._advance(files)
 
     def rows(self) -> Iterator[Made | LeftOut]:
         """Everything that is kept, chunk by chunk."""
@@ -105,13 +140,35 @@ class Chunks:
     def _part(self, key: int) -> Path:
         return self.to / PARTS / f"{key:08d}.jsonl"
 
+    def _looked_path(self, key: int) -> Path:
+        return self.to / PARTS / "looked" / f"{key:08d}.jsonl"
+
+    def _notes(self, key: int) -> dict[int, list[str]]:
+        """By file what was kept of pictures that were looked at before a kill."""
+        notes = defaultdict[int, list[str]](list)
+        if self._looked_path(key).is_file():
+            log = self._looked[key] = Log(self._looked_path(key))
+            for _, line in log.lines():
+                try:
+                    seen = Seen.model_validate_json(line)
+                except ValidationError:
+                    # A damaged line costs another look at that picture, no more.
+                    continue
+                notes[seen.number].append(seen.model_dump_json())
+        return notes
+
+    def _advance(self, files: int) -> None:
+        self.progress.advance(files, extra=f"{self.pictures:,} pictures")
+
     def _is_done(self, key: int) -> bool:
         part = self._part(key)
         if not part.is_file():
             return False
         with part.open(encoding="utf-8") as file:
-            made = (Made.model_validate_json(line[1:]) for line in file if line[0] == _MADE)
-            return all(_has_size(self.to / one.row.path, one.size) for one in made)
+            made = [Made.model_validate_json(line[1:]) for line in file if line[0] == _MADE]
+        done = all(_has_size(self.to / one.row.path, one.size) for one in made)
+        self.pictures += len(made) if done else 0
+        return done
 
 
 def read_listed(line: str) -> tuple[Job, str | None]:

@@ -27,7 +27,7 @@ from stllava.data.intake.imported import Imported, LeftOut
 from stllava.data.intake.patients import Hidden, hide
 from stllava.data.intake.private import allow, check_clean, day_number, day_shift, hidden_id, image_id
 from stllava.data.intake.quality import fault, pixel_digest
-from stllava.data.intake.workers import At, Job, Work
+from stllava.data.intake.workers import At, Job, Note, Said, Work
 from stllava.data.likeness import picture_hash
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Record
@@ -129,6 +129,19 @@ class Missed(Record):
     """What is wrong, which may name the file: for the private list only."""
 
 
+class Seen(Record):
+    """What was found in a picture by looking, kept until its file is done: places, and nothing of the text."""
+
+    number: int
+    """Place of its file among all, or of the first of its stack."""
+    source: str
+    """The hidden id of the bytes that were looked at."""
+    place: int
+    """Its place in what was read of the file."""
+    looked: Looked
+    """As `Treated` has it."""
+
+
 def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeParts) -> Work:
     """What a worker does with each file."""
     # Pillow itself would refuse smaller pictures than the options allow.
@@ -139,7 +152,7 @@ def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeParts) -> Wo
     return lambda job: many(job) if job.stack else one(job)
 
 
-def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str | At]:
+def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[Said]:
     """Write the pictures of a file; yields JSON of a `Made` or `Missed` for each, and of a `Missed` where it ends early.
 
     Before and after a picture is looked at it says so, since that may take longer than decoding.
@@ -150,7 +163,7 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
         kind = parts.recognise(job.path)
         if kind is None:
             raise ItemError("not-an-image", "no known image format")
-        count, looks = 0, parts.looks()
+        count, looks = 0, _Recalling(parts.looks(), job, hidden_id(salt, "source", source))
         for place, frame in enumerate(parts.readers[kind](job.path)):
             count += 1
             if job.place is not None:
@@ -158,7 +171,8 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
             yield _reading(frame, (job.number,), job.size)
             try:
                 _check_use(frame, options)
-                treated = looks.treat(frame)
+                treated = looks.treat(frame, place)
+                yield from looks.notes(treated, place)
                 made = _write(frame, treated, job, place, source=source, salt=salt, options=options, to=to)
                 yield made.model_dump_json()
             except ItemError as error:
@@ -172,7 +186,7 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
         yield _missed(job, source, None, *_told(error, options), salt)
 
 
-def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[str | At]:
+def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[Said]:
     """Write the one picture of a stack's files; yields JSON of a `Missed` for each that cannot be used, then of a `Made`.
 
     The picture's source is the hash of the files' hashes in their order. Where the picture itself is kept out, so is each
@@ -205,7 +219,9 @@ def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
         frame = projection.frame(total=len(job.stack))
         yield _reading(frame, tuple(file.number for file, _ in used), 0)
         _check_use(frame, options)
-        treated = parts.looks().treat(frame)
+        looks = _Recalling(parts.looks(), job, hidden_id(salt, "source", whole))
+        treated = looks.treat(frame, 0)
+        yield from looks.notes(treated, 0)
         made = _write(frame, treated, first, 0, source=whole, salt=salt, options=options, to=to)
         yield made.model_copy(update={"files": len(used)}).model_dump_json()
     except StllavaError:
@@ -215,6 +231,26 @@ def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: P
         for file, source in used:
             if file is not first:
                 yield _missed(file, source, None, *_told(error, options), salt)
+
+
+class _Recalling:
+    """Looks for text in the frames of one file, but for those whose finds are in the job's notes."""
+
+    def __init__(self, looks: Looks, job: Job, source: str) -> None:
+        self._looks, self._number, self._source = looks, job.number, source
+        seen = map(Seen.model_validate_json, job.notes)
+        # A stack that has lost a file since is another picture.
+        self._known = {one.place: one.looked for one in seen if one.source == source}
+
+    def treat(self, frame: Frame, place: int) -> Treated:
+        """What becomes of the frame at that place."""
+        return self._looks.treat(frame, self._known.get(place))
+
+    def notes(self, treated: Treated, place: int) -> Iterator[Note]:
+        """What is to be kept of that; nothing of what was not looked at, or is kept already."""
+        if treated.looked and place not in self._known:
+            seen = Seen(number=self._number, source=self._source, place=place, looked=treated.looked)
+            yield Note(seen.model_dump_json())
 
 
 def _reading(frame: Frame, numbers: tuple[int, ...], size: int) -> At:

@@ -7,8 +7,8 @@ Reads every file below `source`. Writes into `to`: `images/`, `images.jsonl` (`I
 `README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest last. Beside the salt, for
 the user alone, it writes which number is which file and what of a series was chosen (`<salt>.<id>.files.jsonl`) and what
 was wrong with those left out
-(`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, from which a killed
-import goes on.
+(`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, and of the others
+what was found by looking, from which a killed import goes on.
 """
 
 import hashlib
@@ -84,12 +84,17 @@ def import_images(
             listed.replace(files)
         if stage.manifest is not None:
             return stage.manifest
-        chunks = Chunks(to, files, options.chunk)
         setup = partial(worker, options, secret, to, make)
-        with Progress(STAGE, count, unit="files") as progress, _private(details, "a" if resumed else "w") as said:
-            todo = chunks.todo(progress, said)
-            for key, pieces in work_through(todo, setup, workers=workers, seconds=options.seconds, memory=memory):
-                progress.advance(chunks.keep(key, pieces, said))
+        with (
+            Progress(STAGE, count, unit="files") as progress,
+            _private(details, "a" if resumed else "w") as said,
+            Chunks(to, files, options.chunk, progress) as chunks,
+        ):
+            todo = chunks.todo(said)
+            for key, pieces in work_through(
+                todo, setup, workers=workers, seconds=options.seconds, memory=memory, listener=chunks
+            ):
+                chunks.keep(key, pieces, said)
         return _finish(stage, options, chunks, count, source=source, secret=secret)
 
 

@@ -29,7 +29,7 @@ from stllava.config import IntakeOptions
 from stllava.data.intake.chunks import NOT_CHOSEN, PROJECTED, read_listed
 from stllava.data.intake.convert import MakeParts, Parts
 from stllava.data.intake.dicom_stack import MARKS, normal
-from stllava.data.intake.workers import Job, Lost, Work, work_through
+from stllava.data.intake.workers import Job, Lost, Note, Work, work_through
 from stllava.errors import StllavaError
 from stllava.progress import Progress
 
@@ -179,6 +179,20 @@ def _aligned(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> 
     return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= TILT
 
 
+@dataclass(frozen=True)
+class _Headers:
+    """Keeps the line of progress alive while headers are read."""
+
+    progress: Progress
+
+    def heard(self, key: int, said: str | Note) -> None:
+        """Nothing is shown of a header by itself."""
+
+    def tick(self) -> float:
+        """Show the progress if it is time; returns the seconds until it is time again."""
+        return self.progress.tick()
+
+
 def choose_slices(
     listed: Path, to: TextIO, options: IntakeOptions, *, setup: Callable[[], Work], count: int, workers: int, memory: int
 ) -> None:
@@ -187,7 +201,10 @@ def choose_slices(
     found, sizes = Slices(), dict[int, int]()
     with Progress("import headers", count, unit="files") as progress:
         chunks = _chunks(listed, options.chunk, sizes)
-        for key, pieces in work_through(chunks, setup, workers=workers, seconds=options.seconds, memory=memory):
+        headers = _Headers(progress)
+        for key, pieces in work_through(
+            chunks, setup, workers=workers, seconds=options.seconds, memory=memory, listener=headers
+        ):
             for piece in pieces:
                 if isinstance(piece, Lost):
                     choice.lost[piece.number] = piece.cause

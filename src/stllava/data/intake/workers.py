@@ -1,7 +1,8 @@
 """Works through files in processes of their own, so that a file that hangs, crashes or eats memory is named, and only it lost.
 
 Reads and writes nothing itself. A worker says when it begins a file and sends what it makes of it piece by piece; where
-nothing comes in time it is killed, and a fresh one goes on behind that file. A job of several files says at which of them
+nothing comes in time it is killed, and a fresh one goes on behind that file. Whoever listens is told of each piece as it
+comes, and asked in between how long to wait. A job of several files says at which of them
 it is; when one is lost the job is begun again without it. Workers' output is closed: what C libraries print of a damaged
 file may hold a name.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Protocol
 
 from stllava.errors import StllavaError
 
@@ -43,6 +45,9 @@ class Job:
     """All files that become one picture, in order of place, this one among them; empty of a job of one file."""
     lost: frozenset[int] = frozenset()
     """Numbers of the stack's files that are no longer tried."""
+
+    notes: tuple[str, ...] = ()
+    """What `Note`s said of it before the work was killed."""
 
     def tried(self) -> "tuple[Job, ...]":
         """The files that are worked on."""
@@ -73,8 +78,28 @@ class Lost:
     """What is known of it."""
 
 
-Work = Callable[[Job], Iterator[str | At]]
+@dataclass(frozen=True)
+class Note:
+    """What a worker found out that need not be found out again, should the work be killed before its file is done."""
+
+    text: str
+    """In the words of the work, which is given them back in `Job.notes`."""
+
+
+Said = str | At | Note
+_KINDS = {str: "piece", At: "at", Note: "note"}
+Work = Callable[[Job], Iterator[Said]]
 Piece = str | Lost
+
+
+class Listener(Protocol):
+    """Who hears of the work while it goes on."""
+
+    def heard(self, key: int, said: str | Note) -> None:
+        """A piece or a note came of the chunk of that key."""
+
+    def tick(self) -> float:
+        """Called at least as often as it asks for: the most seconds until it wants to be called again."""
 
 
 class StoppedError(StllavaError):
@@ -99,7 +124,13 @@ class _Worker:
 
 
 def work_through(
-    chunks: Iterable[tuple[int, list[Job]]], setup: Callable[[], Work], *, workers: int, seconds: float, memory: int
+    chunks: Iterable[tuple[int, list[Job]]],
+    setup: Callable[[], Work],
+    *,
+    workers: int,
+    seconds: float,
+    memory: int,
+    listener: Listener,
 ) -> Iterator[tuple[int, list[Piece]]]:
     """Every chunk's key with all pieces of its jobs in their order, chunk by chunk as they are done.
 
@@ -115,10 +146,10 @@ def work_through(
                 crew.append(_start(setup, memory, key=chunk[0], jobs=chunk[1], pieces=[]))
             if not crew:
                 return
-            rest = min(worker.deadline for worker in crew) - time.monotonic()
+            rest = min(listener.tick(), min(worker.deadline for worker in crew) - time.monotonic())
             ready = wait([worker.line for worker in crew], timeout=max(0.0, rest))
             for place, worker in enumerate(list(crew)):
-                lost = _hear(worker, seconds) if worker.line in ready else _overdue(worker)
+                lost = _hear(worker, seconds, listener) if worker.line in ready else _overdue(worker)
                 if lost is not None:
                     failed_starts = failed_starts + 1 if worker.job is None else 0
                     if failed_starts >= STARTS:
@@ -162,7 +193,7 @@ def _give(worker: _Worker, key: int, jobs: list[Job], pieces: list[Piece]) -> No
         return
 
 
-def _hear(worker: _Worker, seconds: float) -> Lost | None:
+def _hear(worker: _Worker, seconds: float, listener: Listener) -> Lost | None:
     """Take one message of a worker; what was lost when it has died instead."""
     try:
         kind, piece = worker.line.recv()
@@ -178,8 +209,11 @@ def _hear(worker: _Worker, seconds: float) -> Lost | None:
         worker.begun = len(worker.pieces)
     elif kind == "at":
         worker.at = piece
+    elif kind == "note":
+        listener.heard(worker.key, piece)
     elif kind == "piece":
         worker.pieces.append(piece)
+        listener.heard(worker.key, piece)
     else:
         worker.job = None
     more = worker.at.size / SLOW_BYTES + worker.at.seconds
@@ -234,7 +268,7 @@ def _serve(line: Connection, setup: Callable[[], Work], memory: int) -> None:
             for job in line.recv():
                 line.send(("begin", ""))
                 for piece in work(job):
-                    line.send(("at" if isinstance(piece, At) else "piece", piece))
+                    line.send((_KINDS[type(piece)], piece))
                 line.send(("end", ""))
     except StllavaError as error:
         line.send(("stop", str(error)))

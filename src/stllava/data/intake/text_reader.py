@@ -39,13 +39,17 @@ deviation that all get."""
 FLAT = 5
 """Grey levels that the pixels around one must span for anything to stand there."""
 LARGE = 48.0
-"""Pixels, or an eighth of the picture where that is more, beyond which one or two letters are taken for anatomy …"""
+"""Pixels, or an eighth of the picture where that is more, beyond which one or two letters may be anatomy."""
 SURE = 0.9
-"""… unless they are two and read with this confidence; also asked of what is read in a reduced picture."""
-
+"""Confidence beyond which two large letters are text though heads and lungs have their shape, or one of them is a digit."""
+REDUCED = 0.8
+"""Least confidence in a reduced picture, in which anatomy has the size of letters."""
+SHAPED = 0.85
+"""How much, of 1, one large letter must look like text."""
 LINE = 0.7
 """How much what is twice as long as high must look like text, of 1, to count as text whether it can be read or not."""
 
+_ROUND = frozenset("OQDCUoqdcu0")
 _MARKER = re.compile(r"L|R|LT|RT|PA|AP|LAT|LL|RL|RAO|LAO|RPO|LPO|MLO|CC|[AHFPSI]{1,2}|\d{1,2}(\.\d)?( ?[CM]M)?|[CM]M")
 
 
@@ -129,9 +133,12 @@ def _views(pixels: Pixels, where: Map, *, fine_up_to: int, faint: bool) -> Itera
     scale = min(1.0, COARSE / max(height, width))
     if scale < 1:
         yield View(colour, scale, whole)
+    # Letters that fill the picture are found only with room round them.
+    room = max(height, width) // 8
+    roomy = np.pad(colour, ((room, room), (room, room), (0, 0)), mode="edge")
     while max(height, width) * scale >= 2 * COARSEST:
         scale /= 2
-        yield View(colour, scale, whole, halved=True)
+        yield View(roomy, scale, [(0, 0, *roomy.shape[:2])], rim=room, halved=True)
 
 
 def _rectangles(where: Map) -> list[Area]:
@@ -241,11 +248,11 @@ def _read(
     lines = [_is_line(at, score, largest=largest) or _is_cut(at, shape) for at, score in zip(shifted, scores, strict=True)]
     plain = [_inside(at, known) or (line and not markers) for at, line in zip(shifted, lines, strict=True)]
     found = [Place(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
-    least = max(legible, SURE) if view.halved else legible
+    least = max(legible, REDUCED) if view.halved else legible
     doubtful = [number for number, sure in enumerate(plain) if not sure]
     unread: list[int] = []
     for number, (text, confidence) in zip(doubtful, read(picture, boxes, doubtful), strict=True):
-        if _is_text(shifted[number], text, confidence, least=least, largest=largest):
+        if _is_text(shifted[number], text, confidence, score=scores[number], least=least, largest=largest):
             found.append(Place(shifted[number], is_marker(text)))
         elif lines[number]:
             found.append(Place(shifted[number], marker=False))
@@ -262,12 +269,17 @@ def _letters(text: str) -> int:
     return sum(character.isalnum() for character in text)
 
 
-def _is_text(corners: Corners, text: str, confidence: float, *, least: float, largest: float) -> bool:
-    """Whether a place read so is text: one letter, or two unsure ones, that fill a good part of the picture are anatomy."""
-    letters = _letters(text)
-    if letters > 2 or float(np.ptp(corners, axis=0).min()) <= largest:
-        return letters > 0 and confidence >= least
-    return letters == 2 and not any(character.isdecimal() for character in text) and confidence >= max(least, SURE)
+def _is_text(corners: Corners, text: str, confidence: float, *, score: float, least: float, largest: float) -> bool:
+    """Whether a place read so is text: one letter or two that fill a good part of the picture are often anatomy."""
+    letters = [character for character in text if character.isalnum()]
+    if not letters or confidence < least:
+        return False
+    if len(letters) > 2 or float(np.ptp(corners, axis=0).min()) <= largest:
+        return True
+    latin = all(letter.isascii() and letter.isalpha() for letter in letters)
+    if not latin or _ROUND.issuperset(letters):
+        return len(letters) == 2 and "".join(letters).isascii() and confidence >= SURE
+    return len(letters) == 2 or score >= SHAPED
 
 
 def _is_line(corners: Corners, score: float, *, largest: float) -> bool:

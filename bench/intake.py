@@ -130,7 +130,7 @@ def read(path: Path) -> Iterator[Frame]:
 def parts(options: IntakeOptions) -> Parts:
     """The package's own parts with that reader."""
     own = made_of(options)
-    return Parts(own.recognise, {**own.readers, "photograph": read}, own.treat)
+    return Parts(own.recognise, {**own.readers, "photograph": read}, own.looks)
 
 
 class Memory(threading.Thread):

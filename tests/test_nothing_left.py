@@ -136,6 +136,15 @@ def test_a_folder_without_images_is_no_success(tiny_model: Path, tmp_path: Path)
         ask(AskOptions(), policy=tiny_model, images=tmp_path, root=tmp_path, to=tmp_path / "q")
 
 
+def test_a_conversion_of_which_nothing_comes_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.json").write_text('[{"image": "a.png", "conversations": [{"from": "nobody", "value": "is it?"}]}]')
+    with pytest.raises(SystemExit) as left:
+        main(["convert", "conversations", str(tmp_path / "a.json"), "--to", str(tmp_path / "b.json")])
+    assert left.value.code == 2
+    assert "a.json: 1 × unknown speaker; for example:" in capsys.readouterr().err
+    assert not (tmp_path / "b.json").exists()
+
+
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
 def test_a_file_without_rows_is_no_success(name: str, work: Path, tiny_model: Path, phantoms: Path) -> None:
     (work / "samples.jsonl").write_text("\n\n")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stllava.commands.importing import dispatch
+from stllava.store import nothing_left
 from stllava.text import show
 
 
@@ -27,6 +28,8 @@ def conversations(source: Positional[Path], *, to: Path, replace: bool = False) 
     from stllava.data.exchange import to_llava
 
     read, dropped = read_conversations(source)
+    if not read:
+        raise nothing_left(f"the rows of {source}", dropped, remedy="Check the file (docs/data.md says what is read).")
     show(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
     if dropped:
         show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in dropped.items())}")

@@ -319,11 +319,22 @@ def test_a_damaged_manifest_is_refused_by_name_and_the_stage_done_again_without_
     assert len(read_records(tmp_path, "images", Image)) == 9
 
 
-@pytest.mark.parametrize("name", ["cut", "emptied", "other bytes", "deleted"])
+def test_a_figure_that_changed_in_a_manifest_is_found(tmp_path: Path) -> None:
+    copy(begin(tmp_path))
+    written = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(written.replace('"counts_out": 9', '"counts_out": 8'))
+    with pytest.raises(StllavaError, match="does not hold what its digest is of"):
+        begin(tmp_path)
+    (tmp_path / MANIFEST).write_text(written.replace(" ", ""))
+    assert begin(tmp_path).manifest is not None, "only what it says counts"
+
+
+@pytest.mark.parametrize("name", ["cut", "emptied", "other bytes", "deleted", "another margin"])
 def test_the_manifest_stands_in_for_a_damaged_plan(name: str, tmp_path: Path) -> None:
     copy(begin(tmp_path))
     plan = (tmp_path / PLAN).read_bytes()
-    DAMAGES[name](tmp_path / PLAN)
+    damages = DAMAGES | {"another margin": lambda path: path.write_bytes(plan.replace(b"0.5", b"0.7"))}
+    damages[name](tmp_path / PLAN)
     with pytest.raises(StllavaError, match=r"config\.margin was 0\.5, now 0\.7"):
         begin(tmp_path, margin=0.7)
     assert begin(tmp_path).manifest is not None

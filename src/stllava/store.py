@@ -224,7 +224,16 @@ def read_manifest(folder: Path) -> Manifest:
             expected="the folder of a finished stage",
             remedy=again if folder.is_dir() else f"Check the path: there is no such folder in {Path.cwd()}.",
         )
-    return read_record(folder / MANIFEST, Manifest)
+    manifest = read_record(folder / MANIFEST, Manifest)
+    if manifest.digest and manifest.digest != _digest((folder / MANIFEST).read_bytes()):
+        raise _damaged(folder / MANIFEST, "it does not hold what its digest is of")
+    return manifest
+
+
+def _digest(written: str | bytes) -> str:
+    """Hash of all that a manifest says, but for its digest; later versions may say more than this one knows."""
+    said: dict[str, JsonValue] = json.loads(written)
+    return content_id({name: value for name, value in said.items() if name != "digest"})
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -234,11 +243,15 @@ def read_record(path: Path, kind: type[R]) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StllavaError(
-            f"{path} is damaged: {first['msg']}{f' at {where!r}' if where else ''}",
-            expected="the file as stllava wrote it",
-            remedy="Restore it, or delete it and give the command that made it again: finished work is kept.",
-        ) from None
+        raise _damaged(path, f"{first['msg']}{f' at {where!r}' if where else ''}") from None
+
+
+def _damaged(path: Path, how: str) -> StllavaError:
+    return StllavaError(
+        f"{path} is damaged: {how}",
+        expected="the file as stllava wrote it",
+        remedy="Restore it, or delete it and give the command that made it again: finished work is kept.",
+    )
 
 
 def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
@@ -582,29 +595,33 @@ class Stage:
     def _begun(self) -> tuple[Plan | None, Manifest | None]:
         """What was begun in the folder and what was finished; a folder of other files is refused.
 
-        A manifest says all that a plan says, so it stands in for one that is lost or damaged.
+        A manifest says all that a plan says, and is told when it is damaged: where there is one, the plan follows it.
         """
-        finished = read_manifest(self.to) if (self.to / MANIFEST).is_file() else None
-        instead = None if finished is None else Plan(stage=finished.stage, config=finished.config, inputs=finished.inputs)
+        plan: Plan | StllavaError | None = None
         if (self.to / PLAN).is_file():
             try:
-                return read_record(self.to / PLAN, Plan), finished
+                plan = read_record(self.to / PLAN, Plan)
             except StllavaError as error:
-                if instead is None:
-                    raise StllavaError(
-                        f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
-                        expected="the file as stllava wrote it",
-                        remedy="Restore it, name another folder, or begin anew (existing: replace).",
-                    ) from error
-        elif finished is None and (other := self._entries()):
+                plan = error
+        if (self.to / MANIFEST).is_file():
+            finished = read_manifest(self.to)
+            made = Plan(stage=finished.stage, config=finished.config, inputs=finished.inputs)
+            if plan != made:
+                write_whole(self.to / PLAN, made.model_dump_json(indent=1) + "\n")
+            return made, finished
+        if isinstance(plan, StllavaError):
+            raise StllavaError(
+                f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
+                expected="the file as stllava wrote it",
+                remedy="Restore it, name another folder, or begin anew (existing: replace).",
+            ) from plan
+        if plan is None and (other := self._entries()):
             raise StllavaError(
                 f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
                 expected="an empty or new folder, or one that this stage has begun",
                 remedy="Name another folder.",
             )
-        if instead is not None:
-            write_whole(self.to / PLAN, instead.model_dump_json(indent=1) + "\n")
-        return instead, finished
+        return plan, None
 
     def _entries(self) -> list[Path]:
         """What lies in the folder, but for what belongs to no output."""
@@ -723,6 +740,7 @@ class Stage:
             seconds=round(time.monotonic() - self._clock, 3),
             device=device,
         )
+        manifest = manifest.model_copy(update={"digest": _digest(manifest.model_dump_json())})
         write_whole(self.to / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         shutil.rmtree(self.to / PARTS, ignore_errors=True)
         self.manifest = manifest

@@ -174,3 +174,16 @@ def test_a_conversation_that_fills_the_context_is_refused(tiny_model: Path, imag
     prompt = Prompt(turns("what? " * policy.context), (images[0].name,))
     with pytest.raises(StllavaError, match=f"made for {policy.context}"):
         say(sampler, prompt, sampling=GREEDY, tell=lambda _: None)
+
+
+def test_half_a_character_is_no_question_and_the_conversation_goes_on(
+    tiny_model: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes of a terminal that is not set to UTF-8 come as lone surrogates; the tokenizer's TypeError ended everything."""
+    with pytest.raises(StllavaError, match=r"\\udcff.*no Unicode"):
+        talk(tiny_model, images[0], question="bad \udcff?", sampling=GREEDY)
+    typed(monkeypatch, "bad \udcff?", "Is there a nodule?")
+    talk(tiny_model, images[0], question=None, sampling=GREEDY)
+    lines = capsys.readouterr().out.splitlines()
+    assert "no Unicode" in lines[0]
+    assert len(lines) > 1

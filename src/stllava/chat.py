@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from stllava.config import SamplingOptions
 from stllava.data.images import check_image
-from stllava.errors import ItemError, StllavaError
+from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, load_policy
 from stllava.model.processor import belonging
 from stllava.model.sampler import Prompt
@@ -46,11 +46,17 @@ def talk(policy: Path, image: Path, *, question: str | None, sampling: SamplingO
             else:
                 image, turns = other, ()
             continue
-        turns = (*turns, Message(role="user", content=asked))
+        now = (*turns, Message(role="user", content=asked))
         sampler = LocalSampler(speaker, root=image.parent, tokens=speaker.context)
-        said = say(sampler, Prompt(turns, (image.name,)), sampling=sampling, tell=_write)
+        try:
+            said = say(sampler, Prompt(now, (image.name,)), sampling=sampling, tell=_write)
+        except StllavaError as error:
+            if question is not None:
+                raise
+            _write(f"{error}\n")  # The conversation goes on without that question.
+            continue
         _write("\n")
-        turns = (*turns, Message(role="assistant", content=said))
+        turns = (*now, Message(role="assistant", content=said))
         if question is not None:
             return
 
@@ -60,9 +66,16 @@ def say(sampler: LocalSampler, prompt: Prompt, *, sampling: SamplingOptions, tel
 
     Ctrl-C ends it early.
     """
-    policy, request = sampler.policy, sampler.request(prompt)
+    policy = sampler.policy
     try:
+        asked = prompt.messages[-1].content
+        policy.tokens(asked)
+        request = sampler.request(prompt)
         encoded = policy.encode(request.prefix)
+    except TextError as error:
+        raise StllavaError(
+            f"{asked[:80]!a}: {error}", expected="a text that the model can be given", remedy="Ask in other words."
+        ) from error
     except ItemError as error:
         raise StllavaError(str(error), expected="an image that the model takes", remedy="Name another file.") from error
     ids = torch.tensor([[*encoded.ids, *request.ids]], device=policy.device)

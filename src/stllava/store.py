@@ -489,12 +489,21 @@ def _open_lock(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *read: Path | str | None) -> Iterator[None]:
     """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL.
 
-    What the disk refuses meanwhile is said in words.
+    A folder that is, or holds, what is `read` to write into it is refused. What the disk refuses is said in words.
     """
     with disk_errors(folder):
+        for path in (path for path in read if path):
+            place = Path(path).resolve()
+            if place.exists() and place.is_relative_to(folder.resolve()):
+                same = place == folder.resolve()
+                raise StllavaError(
+                    f"{folder} is to be read and to be written" if same else f"{path} is to be read and lies in {folder}",
+                    expected="another folder for what is made, since to replace what is there removes what it is made from",
+                    remedy="Name another folder (--to).",
+                )
         folder.mkdir(parents=True, exist_ok=True)
         with _open_lock(folder / LOCK) as file:
             try:
@@ -559,6 +568,7 @@ class Stage:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
         if existing == "replace" and ((to / PLAN).is_file() or (to / MANIFEST).is_file()):
+            self._refuse_others()
             self._clear()
         plan = Plan(stage=name, config=self.config, inputs=self.inputs)
         begun, finished = self._begun()
@@ -622,6 +632,21 @@ class Stage:
                 remedy="Name another folder.",
             )
         return plan, None
+
+    def _refuse_others(self) -> None:
+        """Refuse to replace what another stage made: a run, or a paid judge, would be gone by a slip of the hand."""
+        kinds: tuple[tuple[type[Manifest] | type[Plan], Path], ...] = ((Manifest, self.to / MANIFEST), (Plan, self.to / PLAN))
+        for kind, file in kinds:
+            try:
+                made = read_record(file, kind).stage if file.is_file() else self.name
+            except StllavaError:
+                continue  # It is damaged, which is what replacing is for.
+            if made != self.name:
+                raise ConflictError(
+                    f"{self.to} holds the output of the stage {made}, not of {self.name}",
+                    expected="output of this stage to replace",
+                    remedy="Name another folder, or delete that one yourself.",
+                )
 
     def _entries(self) -> list[Path]:
         """What lies in the folder, but for what belongs to no output."""

@@ -53,7 +53,7 @@ CHATML = (
 
 def compose(options: ComposeOptions, *, to: Path, seed: int = 0, existing: Existing = "resume") -> Manifest:
     """Write a new LLaVA to `to`, a plain transformers folder; `seed` is the projector's."""
-    with locked(to):
+    with locked(to, options.vision, options.language):
         inputs = {"vision": fingerprint(options.vision), "language": fingerprint(options.language), "seed": str(seed)}
         stage = Stage("compose", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:

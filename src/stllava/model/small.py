@@ -66,7 +66,7 @@ def build_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> P
 
 def build_small(shape: SmallModel, *, conversations: Path, to: Path, seed: int = 0, existing: Existing = "resume") -> Manifest:
     """Write a small LLaVA to `to`: random weights drawn from `seed`, a tokenizer trained on the conversations."""
-    with locked(to):
+    with locked(to, conversations):
         inputs = {"conversations": file_hash(conversations), "seed": str(seed)}
         stage = Stage("model", to, shape, inputs=inputs, existing=existing)
         if stage.manifest is not None:

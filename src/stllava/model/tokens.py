@@ -41,7 +41,11 @@ def is_marked(text: str) -> bool:
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
-    """The text's token ids; raises TextError for a special token that the tokenizer cannot spell."""
+    """The text's token ids; raises TextError for a special token that the tokenizer cannot spell, and for half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError("half a character", f"the text is no Unicode: {error}") from None
     if not is_marked(text):
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if ALIAS in text:

@@ -35,7 +35,7 @@ def answer(
     from stllava.model.sampler import Prompt, complete_usable, usable
     from stllava.tree.decode import open_sampler
 
-    with locked(to):
+    with locked(to, policy, questions, truth):
         name = fingerprint(policy)
         inputs = {"policy": name, "questions": output_hash(questions), "seed": str(seed)}
         knowing = knowing_expert(expert, truth) if expert is not None else None

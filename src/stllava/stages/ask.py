@@ -32,7 +32,7 @@ def request_descriptions(
     """Write the requests for a description of each image, for `policy` to answer; nothing is generated."""
     from stllava.model.load import fingerprint
 
-    with locked(to):
+    with locked(to, policy, images):
         name, pictures = fingerprint(policy), read_images(images, root=root)
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
@@ -95,7 +95,7 @@ def ask(
             expected="answers to requests for a description and the judgments of them, or neither",
             remedy=f"Name {lacking} too, or leave {given} out.",
         )
-    with locked(to):
+    with locked(to, policy, images, described, verdicts):
         name, pictures = fingerprint(policy), read_images(images, root=root)
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
         told: dict[str, str] = {}

@@ -24,7 +24,7 @@ def consolidate(
     existing: Existing = "resume",
 ) -> Manifest:
     """Write what sft is to learn into `to`; `rounds` are the folders of answers and of their judgments, the oldest first."""
-    with locked(to):
+    with locked(to, conversations, *(folder for one in rounds for folder in one)):
         inputs = {"conversations": file_hash(conversations)}
         for number, folders in enumerate(rounds, 1):
             inputs |= {f"{name} {number}": output_hash(at) for name, at in zip(("answers", "judgments"), folders, strict=True)}

@@ -46,7 +46,7 @@ def dpo(
             expected="--conversations",
             remedy="Name the file that sft learned from, or set replay to 0.",
         )
-    with locked(to):
+    with locked(to, policy, preferences, conversations, *earlier):
         replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
         weights = fingerprint(policy)
         inputs = {"policy": weights, "preferences": output_hash(preferences), "seed": str(seed)}

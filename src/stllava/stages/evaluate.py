@@ -50,7 +50,7 @@ def evaluate(
     from stllava.model.sampler import Prompt, complete_usable, usable
     from stllava.tree.decode import open_sampler
 
-    with locked(to):
+    with locked(to, policy, samples, candidates, *learned):
         weights = fingerprint(policy)
         inputs = {"policy": weights, "samples": file_hash(samples), "name": name, "blank": str(blank)}
         inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
@@ -152,7 +152,7 @@ def rescore(
     `verdicts` is what `stllava judge --answers PREDICTIONS` wrote: open answers are then scored by that expert too, and
     its agreement with our words is measured.
     """
-    with locked(to):
+    with locked(to, predictions, candidates, verdicts):
         before = read_manifest(predictions)
         inputs = {"predictions": output_hash(predictions), "name": before.inputs.get("name", "policy")}
         inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
@@ -213,7 +213,7 @@ def _baseline(
     existing: Existing,
 ) -> Manifest:
     """Score a rule that sees neither image nor question: only how often which answer was right elsewhere."""
-    with locked(to):
+    with locked(to, known, samples):
         inputs = {"known": file_hash(known), "samples": file_hash(samples), "name": name}
         stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:

@@ -46,7 +46,7 @@ def export(
     run = policy if (policy / OUTCOME).is_file() else run
     measured = _measured(policy, run) if run is not None else None
     source = folder_of(run, measured.policy) if run is not None and measured is not None else policy
-    with locked(to):
+    with locked(to, policy, run):
         inputs = {"policy": fingerprint(source)} | ({"run": file_hash(run / OUTCOME)} if run is not None else {})
         stage = Stage("export", to, ExportOptions(precision=precision), inputs=inputs, existing=existing)
         if stage.manifest is not None:

@@ -57,7 +57,7 @@ def judge(
     `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
     know; a model sees the images under `root`.
     """
-    with locked(to):
+    with locked(to, answers, truth):
         inputs = {"answers": output_hash(answers), "truth": _hash(truth), "seed": str(seed)} | _others(options)
         stage = Stage("judge", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
@@ -121,7 +121,7 @@ def check(
     (JSONL of Vote, made by people) or, of phantoms, with the oracle that knows `truth`.
     """
     thorough = options.model_copy(update={"orders": max(2, options.orders), "repeats": max(2, options.repeats)})
-    with locked(to):
+    with locked(to, answers, truth, votes):
         inputs = {"answers": output_hash(answers), "truth": _hash(truth), "votes": _hash(votes), "sample": str(sample)}
         stage = Stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing)
         if stage.manifest is not None:

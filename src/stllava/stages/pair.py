@@ -58,7 +58,7 @@ class Contest:
 
 def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> Manifest:
     """Make preferences of the folders `answers` and `judgments`; write them to `to`."""
-    with locked(to):
+    with locked(to, answers, judgments):
         inputs = {"answers": output_hash(answers), "judgments": output_hash(judgments)}
         stage = Stage("pair", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:

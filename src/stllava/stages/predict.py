@@ -89,7 +89,7 @@ def predict(
     from stllava.model.sampler import Prompt, RefusedPromptsError
     from stllava.tree.decode import open_sampler
 
-    with locked(to):
+    with locked(to, policy, questions):
         weights = fingerprint(policy)
         inputs = {"policy": weights, "questions": file_hash(questions)}
         stage = Stage("predict", to, options, inputs=inputs, existing=existing, items="questions")

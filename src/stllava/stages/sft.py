@@ -35,7 +35,7 @@ def sft(
     from stllava.tree.guard import check_packing
     from stllava.tree.lessons import Lessons
 
-    with locked(to):
+    with locked(to, model, conversations):
         start = content_id("small", small.model_dump()) if model == "small" else fingerprint(model)
         inputs = {"model": start, "conversations": file_hash(conversations), "seed": str(seed)}
         stage = Stage("sft", to, options, inputs=inputs, existing=existing)

@@ -59,7 +59,7 @@ def import_benchmark(
         allow_changed=allow_changed,
         splits=None if splits is None else tuple(splits),
     )
-    with locked(to):
+    with locked(to, source):
         folder = fetch(options.source, to=to.with_name(f"{to.name}-hub")) if options.source.startswith(HUB) else Path(source)
         read = read_benchmark(name, folder.resolve(), language=language, allow_changed=allow_changed, splits=splits)
         inputs = {f"split {split}": content for split, content in read.hashes.items()}

@@ -62,7 +62,7 @@ def import_conversations(
 ) -> Manifest:
     """Write the conversations of a file, such as LLaVA's, about images under `images` to the folder `to`."""
     options = _options("conversations", source, images, max_bad=max_bad)
-    with locked(to):
+    with locked(to, source):
         return _bring(read_conversation_file(source, root=images), options, to=to, existing=existing)
 
 
@@ -74,7 +74,7 @@ def import_preferences(
     Prompts of several turns stay whole. A pair's lineage names the file and row that its verdict stands in.
     """
     options = _options("preferences", source, images, max_bad=max_bad)
-    with locked(to):
+    with locked(to, source):
         return _bring(_read_preferences(source, root=images.resolve()), options, to=to, existing=existing)
 
 

@@ -60,7 +60,7 @@ def import_checkpoint(
 ) -> Manifest:
     """Write the checkpoint `source` as a transformers folder into `to`; raises StllavaError for what is missing or wrong."""
     parts = find_parts(source, base=base, vision=vision, vision_adapter=vision_adapter, projector=projector)
-    with locked(to):
+    with locked(to, source, base, vision):
         inputs = {f"{part}: {path.parent.name}/{path.name}": file_hash(path) for part, path in parts.files()}
         # Built before anything is written, so that what is given after a refusal is not another import to `to`.
         built = None if (to / MANIFEST).is_file() else build(parts)

@@ -78,4 +78,5 @@ bench: setup ## race the peers, measure limits, kill and resume runs (an hour); 
 	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/efficiency.py
 	$(BIN)/python bench/kill.py
+	$(BIN)/python bench/damage.py --sample 100
 	$(BIN)/python bench/table.py

@@ -116,6 +116,22 @@ def test_a_wrong_image_root_ends_a_stage_before_a_model_is_loaded(
     assert "Check the image root" in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["answer", "evaluate", "predict", "sft"])
+def test_the_same_command_goes_on_once_a_mistake_is_put_right(name: str, work: Path, tiny_model: Path, phantoms: Path) -> None:
+    right = (phantoms / "conversations.jsonl").read_text(), (work / "samples.jsonl").read_text()
+    talks = work / "talks.jsonl"
+    talks.write_text(right[0] + "{broken\n")
+    (work / "samples.jsonl").write_text(right[1] + "{broken\n")
+    if name != "answer":
+        with pytest.raises(StllavaError, match=r"\.jsonl, (line|row) \d+"):
+            STAGES[name](work, tiny_model, phantoms / "images", talks)
+    talks.write_text(right[0])
+    (work / "samples.jsonl").write_text(right[1])
+    with pytest.raises(NothingLeftError, match="does not exist in"):
+        STAGES[name](work, tiny_model, phantoms, talks)
+    assert STAGES[name](work, tiny_model, phantoms / "images", talks).counts_out > 0
+
+
 def test_ask_over_unusable_images_ends_with_an_error(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

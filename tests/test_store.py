@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -197,6 +198,20 @@ def test_what_the_disk_refuses_is_said_in_words_and_the_rest_of_a_folder_is_kept
             write()
     assert str(tmp_path / "to") in str(caught.value)
     assert len(read_records(tmp_path / "to", "images", Image)) == 9
+
+
+def test_a_path_of_another_kind_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for read, path, told in (
+        (read_manifest, tmp_path / "file", "file is a file; expected the folder of a finished stage"),
+        (read_manifest, Path("gone"), f"gone has no manifest.json.*no such folder in {tmp_path}"),
+        (store.file_hash, tmp_path, "is a folder; expected an existing file"),
+        (store.file_hash, Path("gone"), re.escape(f"no file gone (looked for in {tmp_path})")),
+        (lambda path: read_jsonl(path, Image), tmp_path, "is a folder; expected a JSONL file of Image records"),
+    ):
+        with pytest.raises(StllavaError, match=told):
+            read(path)
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:

@@ -217,6 +217,12 @@ def read_plan(folder: Path) -> dict[str, JsonValue]:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished stage; without one the output is not whole and is refused."""
+    if folder.is_file():
+        raise StllavaError(
+            f"{folder} is a file",
+            expected="the folder of a finished stage",
+            remedy=f"Name {folder.absolute().parent}, perhaps.",
+        )
     if not (folder / MANIFEST).is_file():
         again = "Run that stage (again): it goes on where it stopped."
         raise StllavaError(

@@ -65,17 +65,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     return folder
 
 
-@pytest.fixture
-def asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an untaught policy says becomes a question: by itself it asks none, which ends a stage."""
-    ask_all(monkeypatch)
-
-
-def ask_all(patch: pytest.MonkeyPatch) -> None:
-    """Let whatever a policy says become a question."""
-    patch.setattr("stllava.stages.ask.final_answer", lambda text: f"what is {text}?")
-
-
 def teach(conversations: Path, images: Path, *, to: Path, epochs: int = 60) -> Path:
     """A tiny LLaVA that has learned, in a few seconds, to ask as the conversations do and to answer somehow."""
     from stllava.model.small import build_small

@@ -18,7 +18,6 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import chat_template_utils
 
-from conftest import ask_all
 from families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
@@ -198,9 +197,7 @@ def go(name: str, folder: Path) -> Row:
         to=folder / "sft",
     )
     asking = AskOptions(questions=2, sampling=SHORT, description=SHORT)
-    with pytest.MonkeyPatch.context() as patch:
-        ask_all(patch)
-        asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked")
+    asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked")
     write_questions(folder / "questions", "p")
     answered = answer(
         AnswerOptions(k=2, sampling=SHORT),

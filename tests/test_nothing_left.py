@@ -168,6 +168,13 @@ def test_a_file_without_rows_is_no_success(name: str, work: Path, tiny_model: Pa
         STAGES[name](work, tiny_model, phantoms / "images", phantoms / "conversations.jsonl")
 
 
+def test_answer_says_when_nothing_was_asked(work: Path, tiny_model: Path, phantoms: Path) -> None:
+    none = finished(work / "none", "questions", [])
+    told = r"came of the 0 questions of \S*none; expected at least one\. Ask more: this ask got no question\."
+    with pytest.raises(NothingLeftError, match=told):
+        answer(AnswerOptions(), policy=tiny_model, questions=none, root=phantoms / "images", to=work / "to")
+
+
 def test_answer_says_when_the_expert_could_judge_nothing(work: Path, tiny_model: Path, phantoms: Path) -> None:
     told = r"the 4 questions of .*: 4 × no verdict by oracle; for example: 'is it\?' about unlab.*an expert that can judge"
     with pytest.raises(NothingLeftError, match=told):

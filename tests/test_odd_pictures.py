@@ -144,7 +144,6 @@ def test_pictures_that_nothing_tells_the_end_of_are_not_joined(tmp_path: Path, m
     assert seen == [{"64x48.png", "128x96.png"}] * 2
 
 
-@pytest.mark.usefixtures("asks")
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_strip_that_the_processor_refuses_is_left_out_and_counted(name: str, tmp_path: Path) -> None:
     draw(tmp_path, (5000, 20), (20, 5000), (64, 48))

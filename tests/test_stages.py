@@ -75,20 +75,12 @@ def by_hand(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
-def test_a_policy_that_asks_nothing_of_a_few_images_ends_with_what_to_do(
-    tiny_model: Path, phantoms: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(NothingLeftError, match=r"8 × not a question.*train it longer there"):
-        asked(tiny_model, phantoms, tmp_path / "ask")
-
-
-@pytest.mark.usefixtures("asks")
 def test_every_question_asked_is_kept_or_counted(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     manifest = read_manifest(asked(tiny_model, phantoms, tmp_path / "ask"))
     assert manifest.counts_in == 4 * 2 == manifest.counts_out + sum(manifest.dropped.values())
+    assert manifest.counts_out > 0 or manifest.notes[-1].startswith("None of so few questions can be used")
 
 
-@pytest.mark.usefixtures("asks")
 def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     rows = (phantoms / "images.jsonl").read_text() + '{"id": "x", "path": "gone.png"}\n{"id": "y", "path": "../up.png"}\n'
     write_whole(tmp_path / "images.jsonl", rows)
@@ -98,7 +90,6 @@ def test_an_unusable_image_costs_its_own_questions_only(tiny_model: Path, phanto
     assert manifest.counts_in == 12
 
 
-@pytest.mark.usefixtures("asks")
 def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     root, images = phantoms / "images", phantoms / "images.jsonl"
     options = AskOptions(questions=2, chunk=2, sampling=SHORT)

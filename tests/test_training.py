@@ -67,7 +67,6 @@ def parameters(folder: Path) -> set[str]:
 UNUSED = ("post_layernorm",)
 
 
-@pytest.mark.usefixtures("asks")
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_template_that_opens_the_answer_with_nothing_learns_to_ask_and_asks(
     share: float, phantoms: Path, tmp_path: Path

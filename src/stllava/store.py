@@ -39,7 +39,7 @@ from typing import IO, Literal, TypeVar
 from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
-from stllava.dropped import Dropped
+from stllava.dropped import LET_PASS, Dropped
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record, content_id
@@ -412,7 +412,7 @@ def read_chunk(path: Path, kind: type[R]) -> tuple[list[R], Dropped] | None:
 
 
 def nothing_left(source: str, dropped: Dropped, *, remedy: str) -> NothingLeftError:
-    """The error of a stage in which nothing came of its `source`."""
+    """The error of a stage in which nothing came of its `source`; its causes are told where there are some."""
     return NothingLeftError(
         f"nothing that can be used came of {source}{': ' if dropped else ''}{dropped.told()}",
         expected="at least one",
@@ -728,7 +728,7 @@ class Stage:
                             other.unlink()
                     raise
                 useless = sum(count for cause, count in dropped.items() if cause not in dropped.faults)
-                if not records and useless >= (1 if seen == len(items) else HOPELESS):
+                if not records and useless >= (LET_PASS if seen == len(items) else HOPELESS):
                     shutil.rmtree(self.to / PARTS)
                     raise nothing_left(f"the first {seen} of {len(items)} {unit}", dropped, remedy=remedy)
         return records, dropped

@@ -157,6 +157,7 @@ def ask(
         )
         stage.write_records("questions", questions)
         asked = len(pictures) * options.questions
+        mute = () if questions else (f"None of so few questions can be used, and answer has nothing to answer. {MUTE}",)
         return stage.finish(
             counts_in=len(questions) + dropped.total(),
             counts_out=len(questions),
@@ -167,7 +168,7 @@ def ask(
                 "kept_share": len(questions) / (len(questions) + dropped.total()) if pictures else 0.0,
                 "distinct_share": len({question.text for question in questions}) / len(questions) if questions else 0.0,
             },
-            notes=sampler.notes,
+            notes=(*sampler.notes, *mute),
             device=sampler.device,
         )
 

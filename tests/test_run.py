@@ -114,6 +114,56 @@ def test_what_is_lost_of_a_finished_run_is_made_again(name: str, copied: Path) -
     assert read_manifest(copied).outputs
 
 
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        pytest.param({"expert": "chat"}, "names no http server", id="no address"),
+        pytest.param({"expert": "chat", "chat": {"url": "https://example.org/v1", "model": "x"}}, "send_images", id="far away"),
+        pytest.param(
+            {"expert": "chat", "chat": {"url": "http://127.0.0.1:9/v1", "model": "x", "key_variable": "STLLAVA_NO_KEY"}},
+            "STLLAVA_NO_KEY is not set",
+            id="no key",
+        ),
+        pytest.param({"expert": "local"}, "has no model", id="no model"),
+        pytest.param({"expert": "local", "local": {"model": "/no/model"}}, "there is no such folder", id="no folder"),
+        pytest.param({"expert": "panel"}, "a panel of 0", id="a panel of nobody"),
+        pytest.param({"expert": "scripted", "rubric": "/no/rubric.txt"}, "no/rubric.txt", id="no rubric"),
+    ],
+)
+def test_an_expert_that_could_not_begin_to_judge_is_refused_before_stage_1(
+    judge: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StllavaError, match=told):
+        run(options(judge=judge), to=tmp_path)
+    assert not (tmp_path / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        pytest.param({}, "judge.expert is 'oracle', which knows synthetic phantoms alone.*reference", id="the demo's"),
+        pytest.param({"expert": "reference"}, "'reference' was given nothing to know.*data.references", id="no references"),
+    ],
+)
+def test_an_expert_that_knows_nothing_of_the_images_is_refused_before_stage_1(
+    judge: dict[str, object], told: str, phantoms: Path, tmp_path: Path
+) -> None:
+    data = {
+        "kind": "files",
+        "images": phantoms / "images",
+        "conversations": phantoms / "conversations.jsonl",
+        "validation": phantoms / "phantom.jsonl",
+    }
+    with pytest.raises(StllavaError, match=told):
+        run(options(data=data, judge=judge, allow_overlap=True), to=tmp_path)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_run_without_rounds_needs_no_expert(tmp_path: Path) -> None:
+    brief = TAUGHT | {"epochs": 1}
+    assert run(options(judge={"expert": "chat"}, rounds=0, sft=brief, baselines=False), to=tmp_path).best == "sft"
+
+
 def test_a_run_that_learns_nothing_fails_and_goes_on_once_the_cause_is_put_right(tmp_path: Path) -> None:
     untaught = TAUGHT | {"epochs": 1}
     with pytest.raises(NothingLeftError, match=r"31 × not a question.*A policy learns to ask in sft"):

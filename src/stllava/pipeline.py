@@ -11,6 +11,7 @@ from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
+from stllava.experts.choose import require_expert
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
@@ -78,11 +79,21 @@ class Loop:
     def turn(self) -> Outcome:
         """All stages in order; returns what came of them."""
         options = self.options
+        if options.rounds and options.judge.expert in ("oracle", "simulated") and options.data.kind != "phantom":
+            raise StllavaError(
+                f"judge.expert is {options.judge.expert!r}, which knows synthetic phantoms alone, and data.kind is "
+                f"{options.data.kind!r}",
+                expected="an expert that can judge answers about these images",
+                remedy="Set judge.expert to reference (with data.references), chat or local: docs/expert.md.",
+            )
         data = prepare(
             options.data, seed=options.seed, to=self.to / "data", allow_overlap=options.allow_overlap, max_bad=options.max_bad
         )
         self.notes += data.notes
         self.policies["sft"] = self.to / "sft"
+        if options.rounds and not (self.policies["sft"] / MANIFEST).is_file():
+            # Stage 1 can take days: what would stop the first round's judge is said before it.
+            require_expert(options.judge, root=data.image_root, truth=data.truth)
         sft(
             options.sft,
             model=self.start(data),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stllava.config import JudgeOptions, load_judge
 from stllava.data.benchmarks.own import read_samples
@@ -42,6 +43,12 @@ def expert_of(options: JudgeOptions, sources: Sources) -> Iterator[Expert]:
     """The expert that the options name, while its journals are open."""
     with ExitStack() as files:
         yield _expert(options, sources, files, name="expert")
+
+
+def require_expert(options: JudgeOptions, *, root: Path, truth: Path | None) -> None:
+    """Refuse an expert that could not begin to judge: no key, no permission, no model, nothing to know. Nothing is asked."""
+    with TemporaryDirectory() as spare, expert_of(options, Sources(Path(spare), root, truth)):
+        pass
 
 
 def _expert(options: JudgeOptions, sources: Sources, files: ExitStack, *, name: str) -> Expert:
@@ -110,9 +117,12 @@ def speaker_of(options: JudgeOptions, sources: Sources, journal: Journal) -> Spe
 
 def _known(expert: str, truth: Path | None) -> Path:
     if truth is None:
+        phantoms = expert in ("oracle", "simulated")
         raise StllavaError(
             f"the expert {expert!r} was given nothing to know",
-            expected="a file of truths or reference samples",
-            remedy="Name it: --truth for `stllava judge`, data.references in a recipe.",
+            expected="the truths that synthetic phantoms were drawn from" if phantoms else "questions with reference answers",
+            remedy="Name them with --truth; for images of your own take the expert reference, chat or local (docs/expert.md)."
+            if phantoms
+            else "Name them: --truth for `stllava judge`, data.references in a recipe.",
         )
     return truth

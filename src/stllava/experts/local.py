@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from stllava.config import LocalExpertOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError, cause_of
 from stllava.experts.exchange import Exchange, Free, Request, as_body
+from stllava.model.checkpoint import read_config, reading
 from stllava.model.load import fingerprint, load_policy
 from stllava.model.sampler import Prompt
 from stllava.records import Message
@@ -33,6 +34,8 @@ class Local(Free):
                 expected="the folder of a transformers image-text-to-text model",
                 remedy="Set judge.local.model.",
             )
+        with reading(options.model, expected="an image-text-to-text model of transformers with its processor"):
+            read_config(options.model)
         self._options, self._root = options, root
         self._print = fingerprint(Path(options.model))
 

@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool2d
 from transformers import AutoModelForImageTextToText, LlavaProcessor, PreTrainedModel
 
 from architectures import llava, llava_group
+from stllava.errors import StllavaError
 from stllava.model import projector
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.projector import PrototypeExtractor, StllavaConfig, StllavaForConditionalGeneration, pool_tokens
@@ -263,7 +264,7 @@ def test_pooling_leaves_a_quarter_of_the_image_places_and_the_processor_must_kno
     image = whole.tokenizer.convert_tokens_to_ids("<image>")
     assert [one.encode(prefix).ids.count(image) for one in (whole, quarter)] == [16, 4]
     unaware = Policy(quarter.model, whole.processor)
-    with pytest.raises(ValueError, match="do not match, tokens: 16"):
+    with pytest.raises(StllavaError, match="do not match, tokens: 16"):
         token_log_probabilities(unaware.model, collate(unaware, [tree_of(unaware, phantoms)]))
 
 

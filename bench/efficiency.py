@@ -47,7 +47,7 @@ def options_of(seed: int, *, quick: bool) -> RunOptions:
     overrides: dict[str, JsonValue] = {"seed": seed, "baselines": False, "data": data}
     if quick:
         data |= {"validation": 6, "test": 8}
-        overrides |= {"sft": {"epochs": 2}, "dpo": {"epochs": 1}, "rounds": 1}
+        overrides |= {"sft": {"epochs": 150}, "dpo": {"epochs": 1}, "rounds": 1}
     else:
         rates: dict[str, JsonValue] = dict.fromkeys(("language", "projector", "vision"), 0.001)
         overrides |= {

@@ -68,7 +68,7 @@ def run_variant(variant: Variant, *, base: Path, to: Path, seed: int, quick: boo
         },
     }
     if quick:
-        overrides |= {"data": {**QUICK}, "sft": {"epochs": 1}, "dpo": {"epochs": 1}}
+        overrides |= {"data": {**QUICK}, "sft": {"epochs": 80}, "dpo": {"epochs": 1}}
     options = load_recipe(RECIPES / "phantom.yaml", overrides=overrides)
     if base.is_dir():
         Stage("run", to, options, inputs={}, existing="error")  # what is copied into its folder is then resumed

@@ -60,10 +60,11 @@ test: check ## lint, types and the tests (five minutes on 2 cores)
 slow: setup ## the tests that take longer: benches in small, damage, mutants
 	$(PYTEST) -m slow
 
-check: setup ## lint and strict types only
+check: setup ## lint, strict types and the walls between rooms only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup ## race the peers, measure limits, kill and resume runs (an hour); print the tables
 	$(BIN)/python bench/dpo.py --shape llava --images 8 --trl-batch 2

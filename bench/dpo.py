@@ -97,7 +97,7 @@ def prepare(work: Path, setting: Setting) -> Figures:
 
 def noted(policy: "Policy", pairs: "list[Preference]", work: Path, setting: Setting) -> "list[Preference]":
     """The pairs with the log-probabilities that the policy would have noted had it said these answers."""
-    from stllava.tree.preferences import Choices
+    from stllava.training.preference_dataset import Choices
 
     choices = Choices(policy, pairs, images=work / "images", lessons=None, options=options(setting), seed=0)
     choices.measure_reference(WEIGHTS)
@@ -128,8 +128,8 @@ def options(setting: Setting) -> "DpoOptions":
 
 def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
     """One epoch of stllava: the reference, as noted or computed anew, then training."""
+    from stllava.training.preference_dataset import Choices
     from stllava.tree.guard import check_packing
-    from stllava.tree.preferences import Choices
 
     dpo = options(setting)
     began = time.perf_counter()
@@ -218,7 +218,11 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     from stllava.records import Preference
 
     pairs = [Preference.model_validate_json(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
-    used = ("stllava.model.train", "stllava.tree.preferences") if name in OURS else ("peft", "trl.trainer.dpo_trainer")
+    used = (
+        ("stllava.training.trainer", "stllava.training.preference_dataset")
+        if name in OURS
+        else ("peft", "trl.trainer.dpo_trainer")
+    )
     for module in used:
         import_module(module)
     for learned in (pairs[: setting.pairs_a_step], pairs):

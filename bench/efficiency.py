@@ -86,8 +86,8 @@ def run_loop(work: Path, seed: int, *, quick: bool) -> None:
 
 def run_stage_1(work: Path, seed: int, share: str, *, quick: bool) -> None:
     """Stage 1 on a share of the labels, about the images of the loop's data set."""
-    from stllava.data.phantom_language import conversations
-    from stllava.data.phantom_truth import Truth
+    from stllava.data.phantom.language import conversations
+    from stllava.data.phantom.truth import Truth
     from stllava.data.prepare import prepare
     from stllava.pipeline import starting_model
     from stllava.records import Conversation

@@ -91,9 +91,9 @@ def conversations(pairs: "list[Preference]") -> "list[Conversation]":
 
 def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Setting, work: Path) -> Clock:
     """The stage's steps, through the code of a run; adapters are left beside the weights, which come from no folder."""
-    from stllava.model.train import Items, fit
-    from stllava.tree.lessons import Lessons
-    from stllava.tree.preferences import Choices
+    from stllava.training.preference_dataset import Choices
+    from stllava.training.sft_dataset import Lessons
+    from stllava.training.trainer import Items, fit
 
     clock, (sft, dpo) = Clock(), options(setting)
     if stage == "sft":

@@ -54,8 +54,8 @@ from measure import (
 
 if TYPE_CHECKING:
     from stllava.config import SamplingOptions
+    from stllava.generation.sampler import Completion, Prompt, Sampler
     from stllava.model.load import Policy
-    from stllava.model.sampler import Completion, Prompt, Sampler
 
 PORT = 8765
 START_SECONDS = 600
@@ -109,7 +109,7 @@ def prepare(work: Path, setting: Setting) -> Figures:
 
 def prompts(asked: Sequence[tuple[str, str]]) -> "list[Prompt]":
     """Questions about images as prompts."""
-    from stllava.model.sampler import Prompt
+    from stllava.generation.sampler import Prompt
     from stllava.records import Message
 
     return [Prompt((Message(role="user", content=said),), (name,)) for name, said in asked]
@@ -117,7 +117,7 @@ def prompts(asked: Sequence[tuple[str, str]]) -> "list[Prompt]":
 
 def ask_and_answer(open_one: "Callable[[], Sampler]", names: Sequence[str]) -> int:
     """Describe, ask and answer as the stages do, answer with a sampler of its own; returns the number of texts."""
-    from stllava.model.sampler import Prompt
+    from stllava.generation.sampler import Prompt
     from stllava.records import Message
 
     sampler = open_one()
@@ -146,7 +146,7 @@ class Plain:
     notes: tuple[str, ...] = ()
 
     def __init__(self, policy: "Policy", root: Path) -> None:
-        from stllava.tree.decode import LocalSampler
+        from stllava.generation.decoder import LocalSampler
 
         self.policy, self.tokens = policy, LocalSampler(policy, root=root, tokens=1)
 
@@ -157,7 +157,7 @@ class Plain:
         self, prompts: "Sequence[Prompt]", *, k: int, sampling: "SamplingOptions", seed: int
     ) -> "list[tuple[Completion, ...]]":
         """Process the image and generate, K times for every prompt."""
-        from stllava.model.sampler import Completion
+        from stllava.generation.sampler import Completion
 
         return [tuple(Completion(self.one(prompt, sampling)) for _ in range(k)) for prompt in prompts]
 
@@ -227,9 +227,9 @@ def answers(url: str) -> bool:
 def side(name: str, setting: Setting, work: Path) -> Figures:
     """Load, warm up on one image, then measure."""
     from stllava.config import EndpointOptions
-    from stllava.model.endpoint import EndpointSampler
+    from stllava.generation.decoder import LocalSampler
+    from stllava.generation.endpoint import EndpointSampler
     from stllava.model.load import load_policy
-    from stllava.tree.decode import LocalSampler
 
     asked: dict[str, list[str]] = json.loads((work / "questions.json").read_text())
     names = list(asked)[: setting.plain_images if name == "plain" else setting.images]

@@ -36,11 +36,11 @@ from pydantic import JsonValue
 
 from measure import as_json, cores, report_side, run_side, spread, write_result
 from stllava.config import IntakeOptions
-from stllava.data.intake.convert import Parts, made_of
-from stllava.data.intake.dicom_pixels import QUICKEST
-from stllava.data.intake.frame import Facts, Frame
-from stllava.data.intake.importing import import_images
-from stllava.data.intake.photograph import read_photograph
+from stllava.intake.convert import Parts, made_of
+from stllava.intake.readers.dicom.pixels import QUICKEST
+from stllava.intake.readers.frame import Facts, Frame
+from stllava.intake.readers.photograph import read_photograph
+from stllava.intake.run import import_images
 
 SIDE = 512
 CHUNK = 64

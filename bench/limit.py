@@ -25,7 +25,7 @@ from measure import as_json, device_kind, finish_device, spread, write_result
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
-from stllava.tree.preferences import Choices
+from stllava.training.preference_dataset import Choices
 
 SQUARE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = {"cpu": 8, "cuda": 50}

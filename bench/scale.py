@@ -48,10 +48,10 @@ SERIES = {
 def side(size: Size, model: str) -> Figures:
     """Answer and learn."""
     from stllava.config import SamplingOptions
-    from stllava.model.sampler import Prompt
+    from stllava.generation.decoder import LocalSampler
+    from stllava.generation.sampler import Prompt
     from stllava.records import Lineage, Message, Preference
-    from stllava.tree.decode import LocalSampler
-    from stllava.tree.preferences import Choices
+    from stllava.training.preference_dataset import Choices
 
     shape = SHAPES["small-image"]
     policy = build(model, shape)

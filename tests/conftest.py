@@ -48,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of phantoms: 6 labelled, 4 unlabelled, 3 for validation, 3 for the test."""
-    from stllava.data.phantom import generate
+    from stllava.data.phantom.draw import generate
 
     folder = tmp_path_factory.mktemp("phantoms")
     generate(PhantomData(labelled=6, unlabelled=4, validation=3, test=3, size=64), seed=7, to=folder)

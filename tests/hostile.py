@@ -8,7 +8,7 @@ in the reasons only, refusals under a schema, the prompt's own example repeated,
 import json
 from collections.abc import Iterator
 
-from stllava.experts.rubric import load_rubric
+from stllava.experts.model.rubric import load_rubric
 
 LONG = 100_000
 """Characters of a degenerate reply."""

@@ -16,14 +16,14 @@ import numpy as np
 
 from stllava.config import IntakeOptions
 from stllava.data.images import open_image
-from stllava.data.intake import burned
-from stllava.data.intake.burned import Box, BurnedOptions, Looked, Looker, Treated
-from stllava.data.intake.convert import MakeParts, Parts, Projection, made_of
-from stllava.data.intake.dicom_stack import Slice
-from stllava.data.intake.frame import Facts, Frame, Identity
-from stllava.data.intake.importing import import_images
-from stllava.data.intake.text_reader import Map, Pixels
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.convert import MakeParts, Parts, Projection, made_of
+from stllava.intake.deidentify import burned_text
+from stllava.intake.deidentify.burned_text import Box, BurnedOptions, Looked, Looker, Treated
+from stllava.intake.deidentify.text_reader import Map, Pixels
+from stllava.intake.readers.dicom.stack import Slice
+from stllava.intake.readers.frame import Facts, Frame, Identity
+from stllava.intake.run import import_images
 from stllava.records import Manifest
 
 FAST = IntakeOptions(seconds=2, workers=1, chunk=4, memory=1)
@@ -103,7 +103,7 @@ def cine(options: IntakeOptions) -> Parts:
             file.write(f"{at} {0 if where is None else int(where.sum())}\n")
         return [Box(int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)] if len(rows) else []
 
-    burned.find_text = find_text  # type: ignore[assignment]
+    burned_text.find_text = find_text  # type: ignore[assignment]
     return Parts(kind, {"photograph": frames}, functools.partial(Looker, BurnedOptions()))
 
 

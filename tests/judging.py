@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from stllava.config import AnswerOptions
-from stllava.experts.rubric import unfenced
+from stllava.experts.model.rubric import unfenced
 from stllava.records import Answers, Judgment, Sampling, content_id
 from stllava.store import Stage, read_records
 

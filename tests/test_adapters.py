@@ -37,13 +37,13 @@ from stllava.model.adapters import (
 )
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
-from stllava.model.train import FirstGradients
 from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records
+from stllava.training.sft_dataset import Lessons
+from stllava.training.trainer import FirstGradients
 from stllava.tree.forward import Tree, collate, grow, last_mlp, recomputed, token_log_probabilities
-from stllava.tree.lessons import Lessons
 
 PARTS = ("language", "projector", "vision")
 RATES = GroupRates(language=4e-4, projector=2e-4, vision=1e-4)
@@ -366,7 +366,7 @@ def test_adapters_trained_on_4_bits_are_merged_into_the_whole_weights(
         state.update({plain_name(name): value.clone() for name, value in learned(model).items()})
         return merged(model, options, dtype=dtype)
 
-    monkeypatch.setattr("stllava.model.train.merged", watched)
+    monkeypatch.setattr("stllava.training.trainer.merged", watched)
     images, to = phantoms / "images", tmp_path / "sft"
     sft(IN_4_BITS, model=str(tiny_model), conversations=phantoms / "conversations.jsonl", images=images, to=to)
     assert {llava_group(name) for name, there in seen.reached.items() if there and ".lora_B." in name} == {"language", "vision"}

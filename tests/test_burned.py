@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from stllava.data.intake import burned, ocr_engine, text_reader
-from stllava.data.intake.burned import Box, BurnedOptions, find_text, mask, treat
-from stllava.data.intake.frame import Facts, Frame
-from stllava.data.intake.sheet import Change, write_sheets
-from stllava.data.intake.text_reader import Map, Place, is_marker
-from stllava.data.phantom import draw, make_truth
+from stllava.data.phantom.draw import draw, make_truth
 from stllava.errors import StllavaError
+from stllava.intake.deidentify import burned_text, ocr_engine, text_reader
+from stllava.intake.deidentify.burned_text import Box, BurnedOptions, find_text, mask, treat
+from stllava.intake.deidentify.text_reader import Map, Place, is_marker
+from stllava.intake.pages.review import Change, write_sheets
+from stllava.intake.readers.frame import Facts, Frame
 
 Pixels = NDArray[np.uint8]
 SIZES = (10, 12, 16, 24, 40)
@@ -86,7 +86,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, rounds: list[list[tuple[Box, str]]
         looks.append(len(looks))
         return [box for box, _ in rounds[min(len(looks), len(rounds)) - 1]]
 
-    monkeypatch.setattr(burned, "find_text", find)
+    monkeypatch.setattr(burned_text, "find_text", find)
     return looks
 
 
@@ -155,7 +155,7 @@ def test_only_sides_views_and_short_numbers_are_markers(text: str, marker: bool)
 
 def padded(left: int, top: int, right: int, bottom: int) -> Box:
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
-    return burned._padded(Place(corners, marker=False), height=200, width=200)
+    return burned_text._padded(Place(corners, marker=False), height=200, width=200)
 
 
 def test_a_box_near_the_border_reaches_it() -> None:
@@ -172,7 +172,7 @@ def test_a_line_is_covered_one_letter_beyond_both_ends() -> None:
 def test_letters_that_come_back_after_masking_keep_the_picture_out(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = scripted(monkeypatch, [[(Box(1, 1, 5, 5), "DOE")]])
     treated = treat(frame(np.zeros((50, 50), dtype=np.uint8)), BurnedOptions())
-    assert (treated.frame, treated.action, len(looks)) == (None, "quarantined", burned.ROUNDS)
+    assert (treated.frame, treated.action, len(looks)) == (None, "quarantined", burned_text.ROUNDS)
 
 
 def test_what_the_file_calls_burned_is_never_passed_on_the_finders_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES
-from stllava.chat import BROKEN, Stream, say, talk
 from stllava.commands.talking import chat_command
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError
+from stllava.generation.chat import BROKEN, Stream, say, talk
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
-from stllava.model.sampler import Prompt
 from stllava.records import Image, Message
 from stllava.store import read_jsonl
-from stllava.tree.decode import LocalSampler
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=12)
 ODD = "Lungenödem, größer als 3 µm: 肺水肿 🫁 no."
@@ -102,7 +102,7 @@ def test_earlier_turns_stay_in_the_conversation_and_another_image_begins_a_new_o
         heard.append(prompt)
         return f"answer {len(heard)}"
 
-    monkeypatch.setattr("stllava.chat.say", listen)
+    monkeypatch.setattr("stllava.generation.chat.say", listen)
     typed(monkeypatch, "one?", "two?", f"/image {images[1]}", "three?", "/image gone.png", "four?", "")
     talk(tiny_model, images[0], question=None, sampling=GREEDY)
     assert [[turn.content for turn in prompt.messages] for prompt in heard] == [

@@ -19,11 +19,11 @@ from PIL import Image
 
 from intake_parts import CINE, FAST, brought, cine
 from stllava import progress
-from stllava.data.intake import burned
-from stllava.data.intake.convert import Seen, convert
-from stllava.data.intake.imported import read_imported
-from stllava.data.intake.private import hidden_id
-from stllava.data.intake.workers import Job, Note
+from stllava.data.image_set import read_imported
+from stllava.intake.convert import Seen, convert
+from stllava.intake.deidentify import burned_text
+from stllava.intake.deidentify.allowlist import hidden_id
+from stllava.intake.workers import Job, Note
 
 SIDE = 128
 
@@ -103,7 +103,7 @@ def test_nothing_that_was_looked_at_is_looked_at_again_after_a_kill(tmp_path: Pa
 
 
 def test_what_was_kept_of_other_bytes_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(burned, "find_text", burned.find_text)  # `cine` replaces it, elsewhere in a process of its own
+    monkeypatch.setattr(burned_text, "find_text", burned_text.find_text)  # `cine` replaces it
     still(tmp_path)
     path = tmp_path / "in" / "cine.png"
     of = hidden_id(b"salt", "source", hashlib.sha256(path.read_bytes()).hexdigest())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
-from stllava.experts.exchange import fault
+from stllava.experts.model.reply_log import fault
 from stllava.remote.completion import BROKEN_OFF, ChatCompletion, error_in
 
 

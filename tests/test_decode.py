@@ -13,12 +13,12 @@ from transformers import GenerationConfig
 from stllava.config import SamplingOptions
 from stllava.data.images import open_image
 from stllava.errors import ItemError
+from stllava.generation.decoder import LocalSampler, pick
+from stllava.generation.sampler import Completion, Prompt, usable
 from stllava.model import load
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import Segment
-from stllava.model.sampler import Completion, Prompt, usable
 from stllava.records import Message
-from stllava.tree.decode import LocalSampler, pick
 from stllava.tree.forward import collate, grow, token_log_probabilities
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=12)

@@ -17,11 +17,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stllava.data.intake import dicom
-from stllava.data.intake.dicom import CAUSES, DicomOptions, read_dicom
-from stllava.data.intake.frame import Frame
-from stllava.data.intake.windows import PRESETS, Window, choose, to_unit
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.readers.dicom import read
+from stllava.intake.readers.dicom.read import CAUSES, DicomOptions, read_dicom
+from stllava.intake.readers.dicom.windows import PRESETS, Window, choose, to_unit
+from stllava.intake.readers.frame import Frame
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 
@@ -489,7 +489,7 @@ def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkey
     deflate = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = bytes(1 << 20)
     (tmp_path / "a").write_bytes(whole[:begin] + b"".join(deflate.compress(block) for _ in range(6)) + deflate.flush())
-    monkeypatch.setattr(dicom, "_INFLATED", 5 << 20)
+    monkeypatch.setattr(read, "_INFLATED", 5 << 20)
     assert (tmp_path / "a").stat().st_size < 1 << 16
     assert refusal(tmp_path / "a").cause == "too-large"
 

@@ -10,9 +10,9 @@ from pydantic import JsonValue
 
 from judging import answers_of
 from stllava.config import JudgeOptions
-from stllava.experts.exchange import Exchange, Free, Journal, Request, as_body, cut_off, fault, said
-from stllava.experts.model import ModelExpert
-from stllava.experts.rubric import load_rubric
+from stllava.experts.model.model_expert import ModelExpert
+from stllava.experts.model.reply_log import Exchange, Free, Journal, Request, as_body, cut_off, fault, said
+from stllava.experts.model.rubric import load_rubric
 
 CUT = ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_new_tokens"]
 """As OpenAI, Anthropic, Gemini, Mistral and text-generation-inference call it."""

@@ -23,12 +23,13 @@ from judging import (
 )
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
-from stllava.experts import batch, choose
-from stllava.experts.batch import Batch
-from stllava.experts.chat import Chat
-from stllava.experts.exchange import Journal
-from stllava.experts.model import ModelExpert
-from stllava.experts.rubric import load_rubric
+from stllava.experts import build
+from stllava.experts.backends import batch_server
+from stllava.experts.backends.batch_server import Batch
+from stllava.experts.backends.chat_server import Chat
+from stllava.experts.model.model_expert import ModelExpert
+from stllava.experts.model.reply_log import Journal
+from stllava.experts.model.rubric import load_rubric
 from stllava.stages.judge import judge
 from stllava.store import AUDIT, EXCHANGES
 
@@ -133,7 +134,7 @@ def options(**chat: object) -> JudgeOptions:
 def server(monkeypatch: pytest.MonkeyPatch) -> BatchServer:
     """The server of every batch expert."""
     made = BatchServer()
-    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=httpx2.MockTransport(made), sleep=lambda _: None))
+    monkeypatch.setattr(build, "Batch", partial(Batch, transport=httpx2.MockTransport(made), sleep=lambda _: None))
     return made
 
 
@@ -143,7 +144,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
     given = write_answers(tmp_path / "answers", many_answers(30))
     root = write_image(tmp_path / "images")
     batched = judge(options(), answers=given, root=root, to=tmp_path / "batched")
-    monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(JudgeServer())))
+    monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(JudgeServer())))
     judge(options(batch=False), answers=given, root=root, to=tmp_path / "single")
     mine, single = (judgments_of(tmp_path / name) for name in ("batched", "single"))
     assert {key: one.scores for key, one in mine.items()} == {key: one.scores for key, one in single.items()}
@@ -155,7 +156,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
 
 
 def test_large_work_is_cut_into_several_batches(tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 7)
+    monkeypatch.setattr(batch_server, "MOST_REQUESTS", 7)
     given = write_answers(tmp_path / "answers", many_answers(10))
     judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
     assert len(server.batches) == 3
@@ -207,7 +208,7 @@ def test_requests_that_no_batch_answers_fail_with_their_cause(tmp_path: Path, se
 
 def test_a_server_without_batches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = httpx2.MockTransport(lambda _: httpx2.Response(404, json={"detail": "Not Found"}))
-    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=nothing))
+    monkeypatch.setattr(build, "Batch", partial(Batch, transport=nothing))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match=r"status 404.*OpenAI's /files and /batches"):
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
@@ -277,7 +278,7 @@ def test_an_image_that_no_batch_can_hold_is_told_as_such(tmp_path: Path, server:
 def test_a_server_that_speaks_of_no_files_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: httpx2.Response
 ) -> None:
-    monkeypatch.setattr(choose, "Batch", partial(Batch, transport=httpx2.MockTransport(lambda _: reply)))
+    monkeypatch.setattr(build, "Batch", partial(Batch, transport=httpx2.MockTransport(lambda _: reply)))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match="OpenAI's /files and /batches") as caught:
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")

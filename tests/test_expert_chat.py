@@ -36,9 +36,9 @@ from judging import (
 )
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
-from stllava.experts import choose
-from stllava.experts.chat import Chat
-from stllava.experts.exchange import Exchange
+from stllava.experts import build
+from stllava.experts.backends.chat_server import Chat
+from stllava.experts.model.reply_log import Exchange
 from stllava.remote import pace
 from stllava.remote.pace import Pace, asked_pause, pause
 from stllava.remote.stream import each
@@ -62,7 +62,7 @@ Use = Callable[[Handler], None]
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Let the stage's server be this function."""
-    return lambda handler: monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(handler)))
+    return lambda handler: monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(handler)))
 
 
 def options(**chat: object) -> JudgeOptions:

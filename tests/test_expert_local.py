@@ -8,8 +8,8 @@ from conftest import TINY
 from judging import answers_of, judgments_of, write_answers
 from stllava.config import JudgeOptions, LocalExpertOptions
 from stllava.errors import StllavaError
-from stllava.experts.exchange import Exchange, cut_off
-from stllava.experts.local import Local
+from stllava.experts.backends.local_model import Local
+from stllava.experts.model.reply_log import Exchange, cut_off
 from stllava.model.small import build_small
 from stllava.stages.judge import judge
 from stllava.store import AUDIT, EXCHANGES, read_jsonl

@@ -27,9 +27,10 @@ from stllava.config import (
     SftOptions,
 )
 from stllava.errors import StllavaError
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
-from stllava.model.sampler import Prompt
 from stllava.pipeline import run as run_loop
 from stllava.records import Message, Outcome, Sample, content_id
 from stllava.report.card import Measured, write_card
@@ -38,7 +39,6 @@ from stllava.report.private import HIDDEN, Secrets, base_of, secrets_of
 from stllava.report.words import percent
 from stllava.stages.export import export, folder_of
 from stllava.store import read_jsonl, read_manifest
-from stllava.tree.decode import LocalSampler
 
 RATES = GroupRates(language=5e-3, projector=5e-3, vision=5e-3)
 MOST = 12

@@ -22,12 +22,13 @@ from families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.families import FAMILIES as TABLE
 from stllava.model.families import PALIGEMMA
 from stllava.model.groups import Groups
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import segments, virtual_role
-from stllava.model.sampler import Prompt
 from stllava.model.template import DAY, thinks
 from stllava.records import Answers, Conversation, Lineage, Manifest, Message, Preference, Question, Role, Sampling
 from stllava.stages.answer import answer
@@ -36,7 +37,6 @@ from stllava.stages.dpo import dpo
 from stllava.stages.export import export
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records, to_jsonl, write_whole
-from stllava.tree.decode import LocalSampler
 from stllava.tree.forward import collate, grow, token_log_probabilities
 from stllava.tree.guard import measure_packing
 

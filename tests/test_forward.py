@@ -13,6 +13,7 @@ from torch import Tensor
 from stllava.data.conversations import read_conversations
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
+from stllava.training.sft_dataset import Lessons
 from stllava.tree.forward import (
     TokenLogProbability,
     Tree,
@@ -25,7 +26,6 @@ from stllava.tree.forward import (
     token_log_probabilities,
 )
 from stllava.tree.layout import share_rows
-from stllava.tree.lessons import Lessons
 
 
 @pytest.fixture

@@ -20,16 +20,16 @@ from transformers import (
 
 from architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
 from stllava.config import DpoOptions, SamplingOptions
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
 from stllava.model.prompt import segments
-from stllava.model.sampler import Prompt
 from stllava.model.small import IMAGE, TEMPLATE
 from stllava.records import Lineage, Message, Preference
-from stllava.tree.decode import LocalSampler
+from stllava.training.preference_dataset import Choices
 from stllava.tree.forward import Tree, collate, path, token_log_probabilities
 from stllava.tree.guard import check_packing, measure_packing
 from stllava.tree.layout import ROOT, Node
-from stllava.tree.preferences import Choices
 
 PACKED = {"llava": True, "smolvlm": True, "qwen2_vl": False, "gemma3": False, "sliding": False}
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=6)

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from stllava.data.intake.burned import BurnedOptions, mask, treat
-from stllava.data.intake.codes import find_codes
-from stllava.data.intake.frame import Facts, Frame
-from stllava.data.phantom import draw, make_truth
+from stllava.data.phantom.draw import draw, make_truth
+from stllava.intake.deidentify.burned_text import BurnedOptions, mask, treat
+from stllava.intake.deidentify.codes import find_codes
+from stllava.intake.readers.frame import Facts, Frame
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.bool_]

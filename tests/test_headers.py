@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from stllava.data.headers import header_questions
-from stllava.data.intake.imported import Imported
-from stllava.experts.reference import Reference
+from stllava.data.image_set import Imported
+from stllava.experts.rules.reference import Reference
 from stllava.records import Answers, Sample, Sampling
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from intake_parts import FAST, brought
 from stllava.config import EvaluateOptions, ImportedData, RunOptions, SamplingOptions, SftOptions
-from stllava.data.intake.imported import Imported, read_imported
+from stllava.data.image_set import Imported, read_imported
 from stllava.data.prepare import prepare
 from stllava.errors import StllavaError
 from stllava.pipeline import run

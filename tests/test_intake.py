@@ -18,14 +18,14 @@ from PIL import Image
 from intake_parts import FAST, brought, parts
 from stllava.config import IntakeOptions
 from stllava.data.folder import images_in
-from stllava.data.intake.encode import png
-from stllava.data.intake.imported import Imported, LeftOut, is_imported, read_imported, training
-from stllava.data.intake.importing import import_images
-from stllava.data.intake.quality import Index, fault, pixel_digest
-from stllava.data.intake.splits import Groups, split_of
-from stllava.data.intake.walk import walk
+from stllava.data.image_set import Imported, LeftOut, is_imported, read_imported, training
 from stllava.data.likeness import NEAR
 from stllava.errors import StllavaError
+from stllava.intake.encode import png
+from stllava.intake.quality import Index, fault, pixel_digest
+from stllava.intake.run import import_images
+from stllava.intake.splits import Groups, split_of
+from stllava.intake.walk import walk
 from stllava.store import read_jsonl
 
 SIDE = 48

@@ -10,11 +10,11 @@ from markupsafe import escape
 
 from judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PhantomData, ScriptedOptions, SimulatedOptions
-from stllava.data.phantom import generate
-from stllava.data.phantom_language import samples
-from stllava.data.phantom_truth import Truth
+from stllava.data.phantom.draw import generate
+from stllava.data.phantom.language import samples
+from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
-from stllava.experts.check import truths_of_votes
+from stllava.experts.calibration import truths_of_votes
 from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
 from stllava.records import Vote
 from stllava.report.page import write_report

@@ -25,8 +25,8 @@ from judging import (
 from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import NothingLeftError, StllavaError
-from stllava.experts import choose
-from stllava.experts.chat import Chat
+from stllava.experts import build
+from stllava.experts.backends.chat_server import Chat
 from stllava.records import Sample
 from stllava.remote import pace
 from stllava.remote.refusals import KINDS, refusal_of
@@ -54,7 +54,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], Counter[str]]:
             asked[prompt_of(json.loads(request.content))] += 1
             return handler(request)
 
-        monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(hear)))
+        monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(hear)))
         return asked
 
     return listen

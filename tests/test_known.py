@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stllava.data.benchmarks import read_vqa_rad
-from stllava.experts.known import know, truth_of
+from stllava.experts.rules.image_facts import know, truth_of
 from stllava.records import QuestionKind, Sample
 
 

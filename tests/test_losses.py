@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stllava.errors import StllavaError
-from stllava.tree.losses import Loss, nll, preference_gap, preference_loss
+from stllava.training.losses import Loss, nll, preference_gap, preference_loss
 
 KINDS: tuple[Loss, ...] = ("sigmoid", "ipo", "hinge")
 SMOOTHED: tuple[Literal["sigmoid", "hinge"], ...] = ("sigmoid", "hinge")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stllava.chat import talk
 from stllava.config import GroupRates, SamplingOptions, SftOptions
 from stllava.errors import StllavaError
+from stllava.generation.chat import talk
 from stllava.model.load import load_policy
 from stllava.records import Manifest
 from stllava.stages.sft import sft

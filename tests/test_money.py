@@ -16,9 +16,9 @@ from judging import completion, judgments_of, many_answers, prompt_of, verdict_o
 from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
-from stllava.experts import choose
-from stllava.experts.chat import Chat
-from stllava.experts.exchange import Journal, Request
+from stllava.experts import build
+from stllava.experts.backends.chat_server import Chat
+from stllava.experts.model.reply_log import Journal, Request
 from stllava.remote import pace
 from stllava.stages.judge import judge, plan
 from stllava.store import EXCHANGES
@@ -75,7 +75,7 @@ class Meter:
 
 def use(monkeypatch: pytest.MonkeyPatch, server: Meter) -> None:
     """Let the stage's server be this one."""
-    monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(server)))
+    monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(server)))
 
 
 def options(**chat: object) -> JudgeOptions:
@@ -139,7 +139,7 @@ def test_a_count_that_cannot_be_costs_the_most_that_it_can(
         return httpx2.Response(200, json=said | {"usage": usage})
 
     most = plan(options(), answers=given, root=root, to=tmp_path / "out").cost
-    monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(reply)))
+    monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(reply)))
     manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
     assert most is not None
     assert manifest.measures["cost"] == pytest.approx(most)
@@ -155,7 +155,7 @@ def test_a_thought_that_only_the_total_counts_is_paid_for(tmp_path: Path, monkey
         said = completion(verdict_on(prompt_of(json.loads(request.content))))
         return httpx2.Response(200, json=said | {"usage": {"prompt_tokens": 200, "completion_tokens": 5, "total_tokens": 1205}})
 
-    monkeypatch.setattr(choose, "Chat", partial(Chat, transport=httpx2.MockTransport(reply)))
+    monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(reply)))
     manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
     assert manifest.measures["cost"] == pytest.approx(2 * (200 * 3 + 1005 * 7) / 1e6)
 

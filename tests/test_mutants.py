@@ -35,11 +35,11 @@ import tifffile  # noqa: E402
 
 from planted import Names, noise, write_slide  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
-from stllava.data.intake.convert import Parts, made_of  # noqa: E402
-from stllava.data.intake.frame import Frame  # noqa: E402
-from stllava.data.intake.imported import LeftOut, read_imported  # noqa: E402
-from stllava.data.intake.importing import import_images  # noqa: E402
-from stllava.data.intake.private import hidden_id  # noqa: E402
+from stllava.data.image_set import LeftOut, read_imported  # noqa: E402
+from stllava.intake.convert import Parts, made_of  # noqa: E402
+from stllava.intake.deidentify.allowlist import hidden_id  # noqa: E402
+from stllava.intake.readers.frame import Frame  # noqa: E402
+from stllava.intake.run import import_images  # noqa: E402
 from stllava.store import read_jsonl  # noqa: E402
 
 COUNT = int(os.environ.get("STLLAVA_MUTANTS", "120"))

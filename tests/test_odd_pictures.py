@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 
 from families import FAMILIES
-from stllava.chat import talk
 from stllava.config import AskOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import ItemError, StllavaError
+from stllava.generation.chat import talk
+from stllava.generation.decoder import Growth, LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import segments
-from stllava.model.sampler import Prompt
 from stllava.records import Message
 from stllava.stages.ask import ask
 from stllava.stages.sft import sft
 from stllava.store import to_jsonl, write_whole
-from stllava.tree.decode import Growth, LocalSampler
 from stllava.tree.forward import Tree, collate, forwards, grow, token_log_probabilities
 
 # Its processor makes arrays of tensors in the old way (transformers 5.23).

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stllava.data.phantom_hearing import understand
-from stllava.data.phantom_language import answer, samples
-from stllava.data.phantom_questions import NAMES
-from stllava.data.phantom_truth import LEVELS, ORGANS, SIDES, SIZES, Truth, make_truth
+from stllava.data.phantom.answer_parser import understand
+from stllava.data.phantom.language import answer, samples
+from stllava.data.phantom.questions import NAMES
+from stllava.data.phantom.truth import LEVELS, ORGANS, SIDES, SIZES, Truth, make_truth
 from stllava.experts.expert import Expert, Verdict
-from stllava.experts.oracle import Oracle
+from stllava.experts.rules.oracle import Oracle
 from stllava.records import Answers, Sample, Sampling
 
 SAMPLING = Sampling(temperature=1, top_k=0, top_p=1, max_new_tokens=8, seed=0)

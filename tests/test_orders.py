@@ -11,10 +11,10 @@ from judging import answers_of, judgments_of, many_answers, write_answers, write
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.experts.expert import Knowing, Verdict
-from stllava.experts.orders import distinct, orders, together
+from stllava.experts.model.ordering import distinct, orders, together
+from stllava.experts.model.rubric import Mode
+from stllava.experts.model.verdict_parser import Reading
 from stllava.experts.panel import Panel
-from stllava.experts.replies import Reading
-from stllava.experts.rubric import Mode
 from stllava.records import Answers
 from stllava.stages.judge import judge
 from stllava.stages.pair import pairs_of

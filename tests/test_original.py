@@ -23,15 +23,15 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.original import import_checkpoint
 from stllava.model.original.parts import TOWERS
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.model.prompt import segments
-from stllava.model.sampler import Prompt
 from stllava.records import Manifest, Message, Role
 from stllava.store import read_manifest
-from stllava.tree.decode import LocalSampler
 
 SIDE, PATCH, WIDTH = 32, 8, 32
 TEXTS = (

@@ -18,7 +18,7 @@ from stllava.data.benchmarks import read_vqa_rad
 from stllava.data.images import open_image
 from stllava.data.likeness import NEAR, near, picture_hash
 from stllava.data.overlap import LISTED, Learned, Looks, describe, find_overlap, learned_from, look, look_at, read_learned
-from stllava.data.phantom import draw, make_truth
+from stllava.data.phantom.draw import draw, make_truth
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Image, Lineage, Message, Overlap, Preference, Question, Role, Sample, Sampling
 

@@ -24,11 +24,11 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from intake_parts import brought
 from stllava.config import IntakeOptions
-from stllava.data.intake.convert import made_of
-from stllava.data.intake.dicom_stack import read_slice
-from stllava.data.intake.frame import Identity
-from stllava.data.intake.imported import Imported, read_imported
-from stllava.data.intake.patients import Patients, folder_of, hide, name_key, number_key, number_of
+from stllava.data.image_set import Imported, read_imported
+from stllava.intake.convert import made_of
+from stllava.intake.patients import Patients, folder_of, hide, name_key, number_key, number_of
+from stllava.intake.readers.dicom.stack import read_slice
+from stllava.intake.readers.frame import Identity
 
 SALT = bytes(range(32))
 DICOMS = IntakeOptions(workers=2, look_for_text="rules", splits={"train": 0.5, "test": 0.5})

@@ -21,7 +21,7 @@ import pytest
 
 import stllava
 from hostile import RUNS
-from stllava.data import phantom_hearing
+from stllava.data.phantom import answer_parser
 from stllava.remote.address import secrets_pattern
 
 SOURCE = Path(stllava.__file__).parent
@@ -31,7 +31,7 @@ SEARCHES = frozenset({"search", "findall", "finditer", "sub", "subn", "split"})
 MADE: Mapping[str, tuple[re.Pattern[str], ...]] = {
     "data/benchmarks/multiple_choice.py": (re.compile(r"^A\s*:\s*"),),
     "data/overlap.py": (re.compile(r'"conversations"\s*:'),),
-    "data/phantom_hearing.py": tuple(pattern for _, pattern in phantom_hearing.patterns()),
+    "data/phantom/answer_parser.py": tuple(pattern for _, pattern in answer_parser.patterns()),
     "remote/address.py": tuple(filter(None, [secrets_pattern(["sk-aB3/+x&\\"])])),
     "model/tokens.py": (re.compile(r"(<\|im_end\|>|<image>|</s>|\[INST\]|<unk>)"),),
     "model/prompt.py": (re.compile(r"(?<!<img_)<image>"), re.compile(r"<image>(?=[^\s<])")),
@@ -256,7 +256,7 @@ SOME = 3_000
 def test_the_patterns_of_the_house_are_found() -> None:
     assert len({use.place for use in USES}) > 80
     assert any("thoughts.py" in use.place for use in USES)
-    assert sum("data/phantom_hearing.py" in use.place for use in USES) > 20
+    assert sum("data/phantom/answer_parser.py" in use.place for use in USES) > 20
 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"\s+$", r"\w*[^\W\x00-\x7f]\w*", r"(\d+, ?)*x"])

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stllava.config import PhantomData
-from stllava.data.phantom import PLACES, Truth, draw, generate, make_truth
-from stllava.data.phantom_hearing import FIELDS, HEARD, SLOTS, meanings, understand
-from stllava.data.phantom_language import answer, ask, caption, conversations, samples
-from stllava.data.phantom_questions import TEMPLATES, Query, normal, plural, word
-from stllava.data.phantom_truth import COMBINATIONS, COUNTED, DARK, FINDINGS, LEVELS, SIDES, SIZES, Finding, Modality, Region
+from stllava.data.phantom.answer_parser import FIELDS, HEARD, SLOTS, meanings, understand
+from stllava.data.phantom.draw import PLACES, Truth, draw, generate, make_truth
+from stllava.data.phantom.language import answer, ask, caption, conversations, samples
+from stllava.data.phantom.questions import TEMPLATES, Query, normal, plural, word
+from stllava.data.phantom.truth import COMBINATIONS, COUNTED, DARK, FINDINGS, LEVELS, SIDES, SIZES, Finding, Modality, Region
 from stllava.records import Conversation, Image, Sample
 from stllava.store import read_jsonl
 

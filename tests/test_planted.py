@@ -32,9 +32,9 @@ import tifffile  # noqa: E402
 
 from planted import NUMBERS, PERSONS, Names, cut, plant  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
-from stllava.data.intake.imported import Imported, LeftOut, read_imported  # noqa: E402
-from stllava.data.intake.importing import import_images  # noqa: E402
-from stllava.data.intake.private import hidden_id  # noqa: E402
+from stllava.data.image_set import Imported, LeftOut, read_imported  # noqa: E402
+from stllava.intake.deidentify.allowlist import hidden_id  # noqa: E402
+from stllava.intake.run import import_images  # noqa: E402
 from stllava.records import Manifest  # noqa: E402
 from stllava.store import read_jsonl  # noqa: E402
 from test_burned import ground  # noqa: E402

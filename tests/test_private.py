@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stllava.data.intake.frame import Facts
-from stllava.data.intake.private import (
+from stllava.errors import ItemError, StllavaError
+from stllava.intake.deidentify.allowlist import (
     allow,
     check_clean,
     day_number,
@@ -24,7 +24,7 @@ from stllava.data.intake.private import (
     open_salt,
     plain_day,
 )
-from stllava.errors import ItemError, StllavaError
+from stllava.intake.readers.frame import Facts
 
 SALT, OTHER = bytes(range(32)), bytes(32)
 NAME = "QUARTEY^ADAEZE"

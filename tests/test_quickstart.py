@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import teach
 from stllava.data.conversations import conversation
-from stllava.data.intake.imported import read_imported
+from stllava.data.image_set import read_imported
 from stllava.records import Message, Outcome, Question
 from stllava.store import read_records, to_jsonl, write_whole
 

@@ -18,15 +18,15 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from stllava.data.images import open_image
-from stllava.data.intake.frame import Frame
-from stllava.data.intake.nifti import CAUSES as NIFTI_CAUSES
-from stllava.data.intake.nifti import NiftiOptions, read_nifti
-from stllava.data.intake.photograph import CAUSES as PHOTOGRAPH_CAUSES
-from stllava.data.intake.photograph import read_photograph
-from stllava.data.intake.recognise import recognise
-from stllava.data.intake.tiff import CAUSES as TIFF_CAUSES
-from stllava.data.intake.tiff import TiffOptions, find_tissue, otsu, read_tiff
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.readers.frame import Frame
+from stllava.intake.readers.nifti import CAUSES as NIFTI_CAUSES
+from stllava.intake.readers.nifti import NiftiOptions, read_nifti
+from stllava.intake.readers.photograph import CAUSES as PHOTOGRAPH_CAUSES
+from stllava.intake.readers.photograph import read_photograph
+from stllava.intake.readers.recognise import recognise
+from stllava.intake.readers.tiff import CAUSES as TIFF_CAUSES
+from stllava.intake.readers.tiff import TiffOptions, find_tissue, otsu, read_tiff
 
 nibabel = pytest.importorskip("nibabel")
 tifffile = pytest.importorskip("tifffile")

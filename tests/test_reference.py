@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stllava.experts.reference import Reference
+from stllava.experts.rules.reference import Reference
 from stllava.records import Answers, QuestionKind, Sample, Sampling, content_id
 
 SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hostile import WHOLE, hostile
-from stllava.experts.replies import FIRST, SECOND, TIE, Reading, read_scores, read_verdict
+from stllava.experts.model.verdict_parser import FIRST, SECOND, TIE, Reading, read_scores, read_verdict
 
 VERDICTS: list[tuple[str, object]] = [
     ("Verdict: 1", FIRST),

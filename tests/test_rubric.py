@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judging import answers_of, judgments_of, write_answers, write_image
 from stllava.config import JudgeOptions, ScriptedOptions
 from stllava.errors import StllavaError
-from stllava.experts.rubric import Mode, harmless, load_rubric, unfenced
+from stllava.experts.model.rubric import Mode, harmless, load_rubric, unfenced
 from stllava.records import Context
 from stllava.stages.judge import judge
 

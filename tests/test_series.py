@@ -17,11 +17,11 @@ from PIL import Image
 
 from intake_parts import SLICES, brought_slices
 from stllava.config import IntakeOptions
-from stllava.data.intake.dicom import DicomOptions
-from stllava.data.intake.dicom_stack import MARKS, Projection, read_slice
-from stllava.data.intake.imported import Imported, LeftOut, read_imported
-from stllava.data.intake.series import Slices, Stacks
+from stllava.data.image_set import Imported, LeftOut, read_imported
 from stllava.errors import ItemError
+from stllava.intake.readers.dicom.read import DicomOptions
+from stllava.intake.readers.dicom.stack import MARKS, Projection, read_slice
+from stllava.intake.series import Slices, Stacks
 from stllava.records import Manifest
 from stllava.store import read_jsonl
 

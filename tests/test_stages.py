@@ -10,8 +10,8 @@ from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOpti
 from stllava.data.conversations import read_conversations
 from stllava.dropped import Dropped
 from stllava.errors import NothingLeftError, StllavaError
+from stllava.generation.sampler import Completion, Prompt
 from stllava.metrics.score import compare, score
-from stllava.model.sampler import Completion, Prompt
 from stllava.records import (
     Answers,
     Conversation,
@@ -306,7 +306,7 @@ class _ThinksAloud:
 def test_what_a_policy_thinks_aloud_is_neither_a_description_nor_a_question(
     tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stllava.tree.decode.open_sampler", lambda *_, **__: _ThinksAloud())
+    monkeypatch.setattr("stllava.generation.decoder.open_sampler", lambda *_, **__: _ThinksAloud())
     root = phantoms / "images"
     manifest = ask(AskOptions(questions=2), policy=tiny_model, images=root, root=root, to=tmp_path / "ask")
     asked = read_records(tmp_path / "ask", "questions", Question)
@@ -334,7 +334,7 @@ def test_rescoring_generates_nothing_and_gives_the_same_scores(
 ) -> None:
     samples, root = phantoms / "phantom.jsonl", phantoms / "images"
     first = evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
-    monkeypatch.setattr("stllava.tree.decode.open_sampler", None)
+    monkeypatch.setattr("stllava.generation.decoder.open_sampler", None)
     again = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two")
     assert again.measures == first.measures
     assert (tmp_path / "one" / "scores.jsonl").read_bytes() == (tmp_path / "two" / "scores.jsonl").read_bytes()

@@ -23,7 +23,9 @@ from families import FAMILIES
 from stllava.config import EndpointOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
-from stllava.model.endpoint import EndpointSampler
+from stllava.generation.decoder import LocalSampler
+from stllava.generation.endpoint import EndpointSampler
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import (
     ChatProcessor,
@@ -37,12 +39,10 @@ from stllava.model.prompt import (
     server_turn,
     virtual_role,
 )
-from stllava.model.sampler import Prompt
 from stllava.model.template import closing, thinks
 from stllava.records import Message, Role
-from stllava.tree.decode import LocalSampler
+from stllava.training.sft_dataset import Lessons
 from stllava.tree.forward import collate, grow, token_log_probabilities
-from stllava.tree.lessons import Lessons
 
 PARTS = "{%- for part in message['content'] -%}{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}"
 LAST = (

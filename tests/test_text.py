@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 import stllava
 from judging import answers_of, write_answers, write_image
-from stllava import chat, cli
+from stllava import cli
 from stllava.cli import PrintableFormatter, main, show_crash
 from stllava.commands.flags import tell
 from stllava.config import ChatOptions
-from stllava.experts import choose
-from stllava.experts.chat import Chat
-from stllava.experts.exchange import Exchange
+from stllava.experts import build
+from stllava.experts.backends.chat_server import Chat
+from stllava.experts.model.reply_log import Exchange
+from stllava.generation import chat
 from stllava.progress import Progress
 from stllava.records import Manifest
 from stllava.remote import pace
@@ -145,7 +146,7 @@ def test_a_servers_words_reach_neither_terminal_nor_journal_as_escapes(
     def make(options: ChatOptions, **more: object) -> Chat:
         return Chat(options, transport=httpx2.MockTransport(refuse), **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(choose, "Chat", make)
+    monkeypatch.setattr(build, "Chat", make)
     given = write_answers(tmp_path / "answers", [answers_of(f"what {number}?", ("a", "b")) for number in range(12)])
     flags = ["--expert", "chat", "--chat.url", "http://127.0.0.1:9/v1", "--chat.retries", "0", "--chat.concurrency", "1"]
     flags += ["--answers", str(given), "--root", str(write_image(tmp_path / "i")), "--to", str(tmp_path / "out")]

@@ -22,17 +22,17 @@ from families import FAMILIES
 from stllava.config import DpoOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
+from stllava.generation.cache import Prefilled
+from stllava.generation.decoder import Growth, LocalSampler, _Branch
+from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
 from stllava.model.prompt import Segment, segments
-from stllava.model.sampler import Prompt
 from stllava.model.template import REFUSED, special_tokens
 from stllava.model.tokens import ALIAS, BEGIN, END, _Speller, is_marked, spelled, spellings, tokenize
 from stllava.records import Lineage, Message, Preference
-from stllava.tree.cache import Prefilled
-from stllava.tree.decode import Growth, LocalSampler, _Branch
+from stllava.training.preference_dataset import Choices
+from stllava.training.sft_dataset import Lessons
 from stllava.tree.forward import collate, token_log_probabilities
-from stllava.tree.lessons import Lessons
-from stllava.tree.preferences import Choices
 
 # A processor that makes arrays of tensors in the old way (transformers 5.23).
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

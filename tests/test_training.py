@@ -21,15 +21,15 @@ from stllava.data.conversations import read_conversations
 from stllava.errors import CollapseError, StllavaError
 from stllava.model.load import Policy, load_policy
 from stllava.model.small import IMAGE
-from stllava.model.train import newest_whole_checkpoint
 from stllava.records import Lineage, Message, Preference
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest, seal
+from stllava.training.preference_dataset import Choices
+from stllava.training.sft_dataset import Lessons
+from stllava.training.trainer import newest_whole_checkpoint
 from stllava.tree.guard import Watch
-from stllava.tree.lessons import Lessons
-from stllava.tree.preferences import Choices
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
 QUICK = SftOptions(learning_rate=RATES, warmup=0.0, schedule="constant", batch_size=3, save_steps=0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stllava.config import DpoOptions
 from stllava.model.load import load_policy
 from stllava.records import Lineage, Message, Preference
-from stllava.tree.preferences import Choices
+from stllava.training.preference_dataset import Choices
 
 Gradient = dict[str, Tensor]
 SMOOTHING = 0.2

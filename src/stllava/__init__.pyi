@@ -21,9 +21,9 @@ from .data.exchange import import_conversations as import_conversations
 from .data.exchange import import_preferences as import_preferences
 from .data.exchange import to_llava as to_llava
 from .data.exchange import to_trl as to_trl
-from .data.intake.importing import import_images as import_images
 from .errors import CollapseError as CollapseError
 from .errors import StllavaError as StllavaError
+from .intake.run import import_images as import_images
 from .model.compose import compose as compose
 from .model.original import import_checkpoint as import_checkpoint
 from .pipeline import run as run

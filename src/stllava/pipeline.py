@@ -11,7 +11,7 @@ from stllava.config import RunOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_learned, read_looks
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
-from stllava.experts.choose import require_expert
+from stllava.experts.build import require_expert
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report

@@ -86,8 +86,8 @@ def images(
             file became which number are written beside it; keep all that apart from the set.
         existing: What to do with output that is there: resume, replace, or error.
     """
-    from stllava.data.intake.importing import import_images
-    from stllava.data.intake.sheet import page_name
+    from stllava.intake.pages.review import page_name
+    from stllava.intake.run import import_images
 
     manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
     tell(manifest)

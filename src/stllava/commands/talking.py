@@ -35,7 +35,7 @@ def chat_command(words: list[str]) -> None:
             sampling: How answers are sampled; greedy unless told.
             seed: Seed of what is sampled.
         """
-        from stllava.chat import talk
+        from stllava.generation.chat import talk
 
         talk(policy, image, question=question, sampling=sampling, seed=seed)
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stllava.data.cells import IMAGE_COLUMNS, paths_of, relative_path
+from stllava.data.image_set import is_imported, training
 from stllava.data.images import SUFFIXES
-from stllava.data.intake.imported import is_imported, training
 from stllava.data.tables import bad_row, read_list, read_table, read_text
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Image, content_id

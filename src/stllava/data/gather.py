@@ -16,10 +16,10 @@ from stllava.data.captions import caption
 from stllava.data.conversations import read_conversation_file, singles
 from stllava.data.folder import images_in
 from stllava.data.headers import BENCHMARK, header_questions
+from stllava.data.image_set import TRAIN, read_imported
 from stllava.data.images import spelt_otherwise
-from stllava.data.intake.imported import TRAIN, read_imported
 from stllava.data.overlap import Learned, Looks, Source, learned_from, look
-from stllava.data.phantom import generate
+from stllava.data.phantom.draw import generate
 from stllava.data.turns import conversation
 from stllava.errors import ItemError, StllavaError
 from stllava.metrics.robust import normalise

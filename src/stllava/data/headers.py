@@ -10,7 +10,7 @@ A closed question is made where the set knows more than one value, yes and no as
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stllava.data.intake.imported import Imported
+from stllava.data.image_set import Imported
 from stllava.records import QuestionKind, Sample, content_id
 
 BENCHMARK = "imported"

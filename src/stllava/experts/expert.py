@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stllava.errors import NothingLeftError, StllavaError
-from stllava.experts.replies import RAISE
+from stllava.experts.model.verdict_parser import RAISE
 from stllava.records import Answers, Comparison
 from stllava.remote.refusals import advice
 from stllava.text import printable

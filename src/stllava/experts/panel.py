@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from stllava.experts.expert import Expert, Verdict
-from stllava.experts.orders import better, contests, distinct, wins
+from stllava.experts.model.ordering import better, contests, distinct, wins
 from stllava.records import Answers, Comparison, content_id
 
 

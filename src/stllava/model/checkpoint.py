@@ -32,6 +32,9 @@ from stllava.errors import StllavaError
 from stllava.model.families import OTHERWISE
 from stllava.store import MANIFEST, file_hash, read_manifest
 
+Dtype = torch.dtype | Literal["auto", "float32", "bfloat16"]
+"""Of weights that are read: a type, its name, or that in which they are stored."""
+
 # Where a part of a model (the text_config of a LLaVA) names code of its own, transformers has no argument to hand the refusal
 # through and asks on the terminal; with no time to answer in, it refuses there too.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -237,7 +240,7 @@ def read_weights(
     kind: type[PreTrainedModel | AutoModelForCausalLM | AutoModelForImageTextToText],
     path: Path | str,
     *,
-    dtype: torch.dtype | Literal["auto"],
+    dtype: Dtype,
 ) -> PreTrainedModel:
     """A model with the weights of its checkpoint, every one of them; what is missing, left over or misshapen is named.
 

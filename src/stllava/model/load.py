@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
 from stllava.errors import ItemError, TextError
-from stllava.model.checkpoint import check_vocabulary, check_way, hash_once, read_weights, reading
+from stllava.model.checkpoint import Dtype, check_vocabulary, check_way, hash_once, read_weights, reading
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, endings
@@ -292,12 +292,10 @@ def placed(model: nn.Module, device: torch.device | None = None) -> PreTrainedMo
     return cast(PreTrainedModel, model.to(device or best_device()).eval())
 
 
-def load_policy(
-    path: Path | str, *, dtype: torch.dtype | Literal["auto"] | None = None, device: torch.device | None = None
-) -> Policy:
+def load_policy(path: Path | str, *, dtype: Dtype | None = None, device: torch.device | None = None) -> Policy:
     """Load a policy from a transformers folder or hub name to the best device, or to `device`; pickled weights are refused.
 
-    `dtype` auto is that of the stored weights; without it, it is that in which the device computes best.
+    Without `dtype` it is that in which the device computes best; auto is that of the stored weights.
     """
     wanted = dtype if dtype is not None else (torch.bfloat16 if native_bfloat16(best_device()) else torch.float32)
     with reading(path, expected=POLICY):

@@ -30,10 +30,10 @@ def answer(
 
     With `expert` oracle or reference, only questions that it can judge by what it knows from `truth`.
     """
-    from stllava.experts.choose import knowing_expert
+    from stllava.experts.build import knowing_expert
+    from stllava.generation.decoder import open_sampler
+    from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, complete_usable, usable
-    from stllava.tree.decode import open_sampler
 
     with locked(to, policy, questions, truth):
         name = fingerprint(policy)

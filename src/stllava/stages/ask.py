@@ -84,9 +84,9 @@ def ask(
     `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
     them: the best is what the policy is said to have told; it describes itself only images that have none.
     """
+    from stllava.generation.decoder import open_sampler
+    from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, complete_usable, usable
-    from stllava.tree.decode import open_sampler
 
     if (described is None) is not (verdicts is None):
         given, lacking = ("described", "verdicts") if verdicts is None else ("verdicts", "described")

@@ -35,10 +35,10 @@ def dpo(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.model.train import without_dropout
+    from stllava.training.preference_dataset import Choices
+    from stllava.training.sft_dataset import Lessons
+    from stllava.training.trainer import without_dropout
     from stllava.tree.guard import check_packing
-    from stllava.tree.lessons import Lessons
-    from stllava.tree.preferences import Choices
 
     if options.replay > 0 and options.replay_images > 0 and conversations is None:
         raise StllavaError(

@@ -46,9 +46,9 @@ def evaluate(
     policy learned from, about images under the same root: where it has test images the stage refuses, unless
     `allow_overlap`, and what was found is written to `overlaps.jsonl`.
     """
+    from stllava.generation.decoder import open_sampler
+    from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, complete_usable, usable
-    from stllava.tree.decode import open_sampler
 
     with locked(to, policy, samples, candidates, *learned):
         weights = fingerprint(policy)

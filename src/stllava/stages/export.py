@@ -39,8 +39,6 @@ def export(
 
     Where `policy` is itself the directory of a run, its best policy is taken.
     """
-    import torch
-
     from stllava.model.load import fingerprint, load_policy
 
     run = policy if (policy / OUTCOME).is_file() else run
@@ -51,8 +49,7 @@ def export(
         stage = Stage("export", to, ExportOptions(precision=precision), inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        dtype: torch.dtype | None = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision)
-        loaded = load_policy(source, dtype=dtype or "auto")
+        loaded = load_policy(source, dtype="auto" if precision == "same" else precision)
         make_plain(loaded)
         loaded.save(to)
         made_by = read_manifest(source) if (source / MANIFEST).is_file() else None

@@ -14,16 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stllava.config import JudgeOptions
-from stllava.data.phantom_truth import Truth
+from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
-from stllava.experts.check import Truths, sample_of, truths_of_expert, truths_of_votes
-from stllava.experts.check import check as check_expert
-from stllava.experts.choose import Sources, expert_of
+from stllava.experts.build import Sources, expert_of
+from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
+from stllava.experts.calibration import check as check_expert
 from stllava.experts.expert import Expert, no_verdict, shown
-from stllava.experts.model import ModelExpert
-from stllava.experts.oracle import Oracle
+from stllava.experts.model.model_expert import ModelExpert
+from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
-from stllava.experts.replies import RAISE
+from stllava.experts.rules.oracle import Oracle
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Vote, content_id
 from stllava.remote.refusals import advice
 from stllava.store import (

@@ -22,7 +22,7 @@ from stllava.stages.evaluate import worded
 from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
 
 if TYPE_CHECKING:
-    from stllava.model.sampler import Completion
+    from stllava.generation.sampler import Completion
 
 
 class Asked(Sample):
@@ -85,9 +85,9 @@ def predict(
     options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
 ) -> Manifest:
     """Let `policy` answer the file `questions` about images under `root`; write a line for each to `to`."""
+    from stllava.generation.decoder import open_sampler
+    from stllava.generation.sampler import Prompt, RefusedPromptsError
     from stllava.model.load import fingerprint
-    from stllava.model.sampler import Prompt, RefusedPromptsError
-    from stllava.tree.decode import open_sampler
 
     with locked(to, policy, questions):
         weights = fingerprint(policy)

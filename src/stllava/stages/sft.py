@@ -32,8 +32,8 @@ def sft(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
+    from stllava.training.sft_dataset import Lessons
     from stllava.tree.guard import check_packing
-    from stllava.tree.lessons import Lessons
 
     with locked(to, model, conversations):
         start = content_id("small", small.model_dump()) if model == "small" else fingerprint(model)

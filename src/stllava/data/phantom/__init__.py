@@ -1,0 +1,1 @@
+"""Synthetic phantoms: images, questions and answers drawn from a truth that is known."""

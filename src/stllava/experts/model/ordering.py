@@ -1,0 +1,114 @@
+"""In which orders answers are shown, and what the replies say together. Pure.
+
+Where the orders disagree about two answers, it is a tie; where one of them brought no verdict, there is none.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from stllava.experts.model.rubric import Mode
+from stllava.experts.model.verdict_parser import MOST_POINTS, Reading
+from stllava.records import Comparison
+
+Order = tuple[int, ...]
+"""Places of completions, first shown first."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """What several replies about the same answers come to."""
+
+    scores: tuple[float, ...] | None
+    """One per completion, from 0 to 1; None when there is no verdict."""
+    cause: str | None
+    """Why there is none."""
+    comparisons: tuple[Comparison, ...]
+    """Of every two different texts."""
+
+
+def distinct(completions: Sequence[str]) -> list[int]:
+    """The place of each text where it first stands; equal texts need no judge."""
+    return sorted({text: place for place, text in reversed(list(enumerate(completions)))}.values())
+
+
+def contests(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Every two places, the earlier one first."""
+    return list(combinations(places, 2))
+
+
+def better(scores: Sequence[float], one: int, other: int) -> int | None:
+    """Which of two places scored higher; None where they scored the same."""
+    return None if scores[one] == scores[other] else one if scores[one] > scores[other] else other
+
+
+def orders(places: Sequence[int], *, mode: Mode, count: int) -> Iterator[Order]:
+    """The orders in which to show answers: every two of them `count` times, or all of them `count` times.
+
+    Each is followed by its reverse, so that of two orders every answer stands before every other one once.
+    """
+    if len(places) < 2:
+        return
+    if mode == "pairwise":
+        for one, other in contests(places):
+            yield from ((one, other) if turn % 2 == 0 else (other, one) for turn in range(count))
+        return
+    for turn in range(count):
+        shift = turn // 2 % len(places)
+        turned = (*places[shift:], *places[:shift])
+        yield turned if turn % 2 == 0 else turned[::-1]
+
+
+def together(completions: Sequence[str], said: Sequence[tuple[Order, Reading]], *, mode: Mode) -> Together:
+    """The verdict of the replies to answers shown in several orders."""
+    places = distinct(completions)
+    comparisons = tuple(_compared(one, other, said) for one, other in contests(places))
+    causes = [reading.cause for _, reading in said if reading.cause is not None]
+    marks: dict[int, float]
+    if len(places) == 1:
+        marks = {places[0]: 0.5}
+    elif mode == "pairwise":
+        marks = wins(comparisons)
+    else:
+        marks = {} if causes else _means(said)
+    if len(marks) < len(places):
+        return Together(None, _commonest(causes), comparisons)
+    by_text = {completions[place]: mark for place, mark in marks.items()}
+    return Together(tuple(by_text[text] for text in completions), None, comparisons)
+
+
+def _compared(one: int, other: int, said: Sequence[tuple[Order, Reading]]) -> Comparison:
+    """What the replies that saw two completions say of them."""
+    signs: set[int] = set()
+    for order, reading in said:
+        if one not in order or other not in order:
+            continue
+        if reading.scores is None:
+            return Comparison(first=one, second=other, winner=None, cause=reading.cause)
+        gap = reading.scores[order.index(one)] - reading.scores[order.index(other)]
+        signs.add((gap > 0) - (gap < 0))
+    winner = {1: one, -1: other, 0: None}[signs.pop()] if len(signs) == 1 else None
+    return Comparison(first=one, second=other, winner=winner, flipped={1, -1} <= signs)
+
+
+def wins(comparisons: Sequence[Comparison]) -> dict[int, float]:
+    """Each place's share of won comparisons, ties by half; of no verdict are those that were never judged."""
+    points: dict[int, list[float]] = {}
+    for comparison in comparisons:
+        if comparison.cause is None:
+            for place in (comparison.first, comparison.second):
+                won = 0.5 if comparison.winner is None else float(comparison.winner == place)
+                points.setdefault(place, []).append(won)
+    return {place: sum(given) / len(given) for place, given in points.items()}
+
+
+def _means(said: Sequence[tuple[Order, Reading]]) -> dict[int, float]:
+    marks: dict[int, list[float]] = {}
+    for order, reading in said:
+        for place, score in zip(order, reading.scores or (), strict=True):
+            marks.setdefault(place, []).append(score)
+    return {place: sum(given) / len(given) / MOST_POINTS for place, given in marks.items()}
+
+
+def _commonest(causes: Sequence[str]) -> str:
+    return max(sorted(set(causes)), key=causes.count) if causes else "failed"

@@ -1,0 +1,230 @@
+"""A policy behind an OpenAI-compatible chat endpoint, such as a vLLM server that serves the policy's folder.
+
+Every completion is a request of its own with a seed of its own, so what is asked beside it does not matter; a server
+with prefix caching computes what the requests share, image and question, only once. `docs/serving.md` says how to
+start one. What may leave this process, and how, is `stllava.remote`'s concern.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event
+
+import httpx2
+from pydantic import JsonValue, ValidationError
+
+from stllava.config import EndpointOptions, SamplingOptions
+from stllava.errors import ItemError, StllavaError, TextError
+from stllava.generation.sampler import Completion, Prompt, RefusedPromptsError
+from stllava.model.prompt import ChatProcessor, ServerTurn, server_turn
+from stllava.model.turns import IMAGE as PICTURE
+from stllava.model.turns import layout_of, parts_of
+from stllava.records import Role, content_id
+from stllava.remote.address import reach
+from stllava.remote.audit import Audit
+from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
+from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in
+from stllava.remote.pictures import Picture, Pictures
+from stllava.remote.stream import each
+from stllava.text import printable
+
+SEEDS = 2**31
+"""Servers differ in the seeds they take; all take these."""
+ANY_TOKEN = -1
+"""The top_k of no limit, to every server that knows the field; 0 is refused by some."""
+_NEUTRAL: dict[str, JsonValue] = {"min_p": 0.0, "repetition_penalty": 1.0}
+"""What a server takes from the folder's generation_config.json where a request leaves it out; here nothing is taken from it."""
+_REMEDIES = {
+    "context": "Start the server with a longer context (vLLM --max-model-len), or lower max_new_tokens.",
+    "size": "Let the server take larger requests: the policy must see images in full.",
+    "reply size": "Lower max_new_tokens, or repair the server.",
+}
+"""What helps a policy's server where the advice to an expert's would not."""
+_FAULTS: dict[str, tuple[str, type[ItemError]]] = {
+    "context": ("longer than the server's context", TextError),
+    "filter": ("held back by the server's filter", TextError),
+    "size": ("too large for the server", ItemError),
+    "reply size": ("answered at no end", TextError),
+}
+"""What is counted of a prompt that is refused for its own sake."""
+
+
+class EndpointSampler:
+    """A policy that a server speaks for.
+
+    Log-probabilities are unknown: a server gives those of the tokens, but neither says whether they are untempered nor
+    whether the text, split into tokens again, is what was sampled.
+    """
+
+    def __init__(
+        self,
+        options: EndpointOptions,
+        *,
+        root: Path,
+        audit: Path | None = None,
+        blank: bool = False,
+        virtual: Role = "virtual_user",
+        chat: ChatProcessor | None = None,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """Images are relative to `root`; `blank` shows black instead. Sendings are noted in the folder `audit`.
+
+        `virtual` is the role by which the policy's chat template knows the virtual user (`model.prompt.virtual_role`).
+        `chat` is the policy's processor: with it only prompts are sent that the server's template writes as they are here.
+        `transport` replaces the network in tests.
+        """
+        self._options, self._audit, self._virtual, self._transport = options, audit, virtual, transport
+        self._chat = chat
+        self._address = reach(options, purpose="they are shown to the policy")
+        self._pictures = Pictures(root, keep=options.concurrency + 1, blank=blank)
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return f"{self._options.model} at {self._address.host}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the manifest must know of how it speaks."""
+        return (f"{self.device} spoke for the policy; that it serves the policy's weights was not checked.",)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ItemError when the prompt's images or its text cannot be used."""
+        self._turn(prompt)
+        for relative in prompt.images:
+            self._pictures.check(relative)
+
+    def _turn(self, prompt: Prompt) -> ServerTurn:
+        """How the server is brought to let the speaker speak."""
+        if self._chat is None:
+            return ServerTurn({}, continues=prompt.speaker != "assistant")
+        return server_turn(self._chat, prompt.messages, images=len(prompt.images), speaker=prompt.speaker)
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, k: int, sampling: SamplingOptions, seed: int
+    ) -> list[tuple[Completion, ...]]:
+        """K completions of every prompt; a completion depends on its prompt, its number and the seed alone."""
+        said: dict[tuple[int, int], Completion] = {}
+        refused: dict[int, ItemError] = {}
+        places: Iterator[tuple[int, int]] = ((place, number) for place in range(len(prompts)) for number in range(k))
+        audit = Audit(self._audit) if self._audit is not None else None
+        with Client(self._address, self._options, audit=audit, transport=self._transport) as client:
+
+            def ask(at: tuple[int, int], stop: Event) -> None:
+                place, number = at
+                if place in refused:
+                    return
+                sampled = request_seed(prompts[place], number=number, seed=seed)
+                try:
+                    said[at] = self._ask(client, prompts[place], sampling, sampled, stop)
+                except ItemError as error:
+                    refused[place] = error
+
+            each(places, ask, workers=min(self._options.concurrency, len(prompts) * k), name="endpoint")
+        whole = [tuple(said[place, number] for number in range(k)) for place in range(len(prompts)) if place not in refused]
+        if refused:
+            raise RefusedPromptsError(refused, whole)
+        return whole
+
+    def _ask(self, client: Client, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event) -> Completion:
+        """One completion; raises ItemError where the server refuses this prompt for its own sake.
+
+        `stop` ends the waiting between attempts when another request has failed for good.
+        """
+        pictures = [self._pictures.get(path) for path in prompt.images]
+        try:
+            reply = client.post(
+                "/chat/completions",
+                self._body(prompt, pictures, sampling, seed),
+                images=pictures,
+                stop=stop,
+                fault=_error,
+            )
+        except NoReplyError as error:
+            if error.refusal.name in _FAULTS:
+                cause, kind = _FAULTS[error.refusal.name]
+                told = _REMEDIES.get(error.refusal.name, error.refusal.remedy).rstrip(".")
+                raise kind(cause, f"{self._address.host} refuses with {error} – {told}") from None
+            raise self._unanswered(error) from None
+        return self._read(reply.body)
+
+    def _unanswered(self, error: NoReplyError) -> StllavaError:
+        """The error of a server that gives no completion."""
+        where = self._address.at("/chat/completions")
+        help_first = _REMEDIES.get(error.refusal.name, error.refusal.remedy)
+        if error.refused:
+            return StllavaError(
+                f"{where} refuses with {error}",
+                expected="a completion",
+                remedy=(help_first or "See docs/serving.md for how the server must be started.") + " Finished chunks are kept.",
+            )
+        return StllavaError(
+            f"{where} gave no completion in {error.attempts} attempts, the last ended with {error}",
+            expected="a server that answers",
+            remedy=f"{help_first or 'Start or repair it.'} Then give the same command again: finished chunks are kept.",
+        )
+
+    def _read(self, body: bytes) -> Completion:
+        try:
+            choice = ChatCompletion.read(body).choices[0]
+            if choice.end not in ENDED | CUT_OFF or choice.message.content is None:
+                raise ValueError(f"it ended with {choice.finish_reason}")
+        except (ValidationError, ValueError, IndexError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            said = " ".join(self._address.hide(body.decode(errors="replace")).split())
+            raise StllavaError(
+                f"{self._address.at('/chat/completions')} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
+                expected=f"one choice with a text that came to an end ({printable(problem)[:CUT_SERVERS_WORDS]})",
+                remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
+            ) from None
+        return Completion(choice.message.content.strip(), finished=choice.end in ENDED)
+
+    def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
+        left = iter(pictures)
+        messages: list[JsonValue] = []
+        for turn, (_, shape) in zip(prompt.messages, layout_of(prompt.messages, images=len(pictures)), strict=True):
+            texts = (text for text in parts_of(turn) if text is not None)
+            parts: list[JsonValue] = [
+                {"type": "image_url", "image_url": {"url": next(left).url}}
+                if part == PICTURE
+                else {"type": "text", "text": next(texts)}
+                for part in shape
+            ]
+            messages.append({"role": self._told(turn.role), "content": parts if PICTURE in shape else turn.content})
+        body: dict[str, JsonValue] = {
+            "model": self._options.model,
+            "messages": messages,
+            "n": 1,
+            "stream": False,
+            "seed": seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "top_k": sampling.top_k or ANY_TOKEN,
+            **_NEUTRAL,
+        }
+        opened = self._turn(prompt)
+        if opened.continues:
+            # Servers open turns of the assistant only, in words of their template; vLLM goes on with a turn that stands there.
+            messages.append({"role": self._told(prompt.speaker), "content": ""})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        if opened.variables:
+            body["chat_template_kwargs"] = dict(opened.variables)
+        return {name: value for name, value in (body | self._options.extra).items() if value is not None}
+
+    def _told(self, role: Role) -> Role:
+        return self._virtual if role == "virtual_user" else role
+
+
+def _error(body: bytes) -> Fault | None:
+    """An error that the server reports in a response that says that all is well."""
+    error = error_in(body)
+    return Fault("the server reports an error and sends it as a reply", status=error.status) if error is not None else None
+
+
+def request_seed(prompt: Prompt, *, number: int, seed: int) -> int:
+    """The seed of a prompt's completion `number`: the same whatever is asked beside it."""
+    turns: list[JsonValue] = []
+    for turn in prompt.messages:
+        where: list[JsonValue] = [list[JsonValue](turn.image_offsets)] if turn.image_offsets else []
+        turns.append([turn.role, turn.content, *where])
+    return int(content_id(seed, list(prompt.images), turns, prompt.speaker, number), 16) % SEEDS

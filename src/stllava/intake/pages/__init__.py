@@ -1,0 +1,1 @@
+"""The pages that an import writes for people."""

@@ -1,0 +1,1 @@
+"""Reads DICOM files: header, pixels, display windows and stacks of slices."""

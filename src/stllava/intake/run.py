@@ -1,0 +1,196 @@
+"""Imports a folder of medical images: any tree in, a de-identified image set out.
+
+    from stllava.intake.run import import_images
+    import_images(IntakeOptions(), source=Path("study"), to=Path("data"), salt=Path("keys/salt"), existing="resume")
+
+Reads every file below `source`. Writes into `to`: `images/`, `images.jsonl` (`Imported`), `left_out.jsonl` (`LeftOut`),
+`README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest last. Beside the salt, for
+the user alone, it writes which number is which file and what of a series was chosen (`<salt>.<id>.files.jsonl`) and what
+was wrong with those left out
+(`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, and of the others
+what was found by looking, from which a killed import goes on.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, TextIO
+
+import numpy as np
+from PIL import Image
+
+from stllava.config import IntakeOptions
+from stllava.data.image_set import STAGE, Imported, LeftOut
+from stllava.errors import StllavaError
+from stllava.intake.chunks import Chunks
+from stllava.intake.convert import TEXT, MakeParts, made_of, worker
+from stllava.intake.deidentify.allowlist import hidden_id, open_salt
+from stllava.intake.deidentify.burned_text import Box
+from stllava.intake.finalise import Whole, look_over
+from stllava.intake.pages.dataset_card import Tally, write_card
+from stllava.intake.pages.review import Change, write_sheets
+from stllava.intake.series import choose_slices, looker
+from stllava.intake.walk import walk
+from stllava.intake.workers import work_through
+from stllava.progress import Progress
+from stllava.records import Manifest
+from stllava.store import PARTS, Existing, Stage, locked
+
+_GIB = 1 << 30
+
+
+def import_images(
+    options: IntakeOptions,
+    *,
+    source: Path,
+    to: Path,
+    salt: Path,
+    existing: Existing = "resume",
+    make: MakeParts = made_of,
+) -> Manifest:
+    """Write the image set of a tree and return its manifest; `make` gives the readers and what guards the output.
+
+    The salt is made when there is none. The same tree, options and salt give the same bytes, however often the work was
+    killed, but for files at which the time limit strikes.
+    """
+    _refuse_nested(source, to, salt)
+    secret = open_salt(salt, output=to)
+    with locked(to):
+        mine = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
+        files, details = (mine.with_name(f"{mine.name}.{what}.jsonl") for what in ("files", "details"))
+        listed = files.with_name(f".{files.name}.draft")
+        count, fingerprint = _list(source, listed, secret, outside=options.links == "anywhere")
+        inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
+        try:
+            stage = Stage(STAGE, to, options, inputs=inputs, existing=existing)
+        except StllavaError:
+            listed.unlink()
+            raise
+        workers, memory = options.workers or len(os.sched_getaffinity(0)), int(options.memory * _GIB)
+        resumed = (to / PARTS).is_dir()
+        if options.frames != "all" and files.is_file() and (resumed or stage.manifest is not None):
+            # What is kept was made by the choice of the list that is there.
+            listed.unlink()
+        else:
+            if options.frames != "all":
+                chosen = listed.with_name(f"{listed.name}.chosen")
+                look = partial(looker, options, make)
+                with _private(chosen, "w") as file:
+                    choose_slices(listed, file, options, setup=look, count=count, workers=workers, memory=memory)
+                chosen.replace(listed)
+            listed.replace(files)
+        if stage.manifest is not None:
+            return stage.manifest
+        setup = partial(worker, options, secret, to, make)
+        with (
+            Progress(STAGE, count, unit="files") as progress,
+            _private(details, "a" if resumed else "w") as said,
+            Chunks(to, files, options.chunk, progress) as chunks,
+        ):
+            todo = chunks.todo(said)
+            for key, pieces in work_through(
+                todo, setup, workers=workers, seconds=options.seconds, memory=memory, listener=chunks
+            ):
+                chunks.keep(key, pieces, said)
+        return _finish(stage, options, chunks, count, source=source, secret=secret)
+
+
+def _refuse_nested(source: Path, to: Path, salt: Path) -> None:
+    """The three places are apart: output is no input, and the salt travels with neither."""
+    source, to, salt = source.resolve(), to.resolve(), salt.resolve()
+    for inner, outer, what in (
+        (to, source, "the output"),
+        (source, to, "the source"),
+        (salt, to, "the salt"),
+        (salt, source, "the salt"),
+    ):
+        if inner.is_relative_to(outer):
+            raise StllavaError(
+                f"{what} {inner} lies inside {outer}",
+                expected="source, output and salt apart from each other",
+                remedy="Name another place for it.",
+            )
+
+
+def _private(path: Path, mode: Literal["w", "a"]) -> TextIO:
+    """Open a file that nobody but the user may read."""
+    return open(path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int, str]:
+    """Write what the tree holds, one line a file; returns how many and a hidden id of all names, sizes and times."""
+    count, hashed = 0, hashlib.sha256()
+    with _private(to, "w") as file:
+        for found in walk(source, outside=outside):
+            # Names that are not UTF-8 are surrogates in Python, and escaped in ASCII JSON.
+            line = json.dumps([count, str(found.path), found.size, found.changed, found.cause])
+            file.write(line + "\n")
+            name = os.path.relpath(found.path, source)
+            hashed.update(json.dumps([name, found.size, found.changed, found.cause]).encode())
+            count += 1
+    return count, hidden_id(secret, "files", hashed.hexdigest())
+
+
+def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int, *, source: Path, secret: bytes) -> Manifest:
+    """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
+    whole = look_over(chunks, options, source=source, to=stage.to, salt=secret)
+    tally = Tally()
+
+    def pictures() -> Iterator[Imported]:
+        for row in whole.rows():
+            tally.add(row)
+            yield row
+
+    def left() -> Iterator[LeftOut]:
+        for row in whole.left_out():
+            tally.leave(row)
+            yield row
+
+    stage.write_records("images", pictures())
+    tally.tell(whole.patients, whole.groups)
+    stage.write_records("left_out", left())
+    for path in whole.spare():
+        (stage.to / path).unlink(missing_ok=True)
+    for draft in (stage.to / "images").glob("*/.*.draft"):
+        draft.unlink()
+    chosen, notes = _chosen(chunks, options)
+    card = write_card(stage.to, tally, options=options, files=count)
+    sheets = write_sheets(_changes(whole, stage.to), stage.to)
+    # The pictures were written unsynced; the manifest says that they are there.
+    os.sync()
+    return stage.finish(
+        counts_in=count,
+        counts_out=tally.count,
+        dropped=tally.causes,
+        measures={**tally.measures(), **{f"withheld {name}": float(n) for name, n in sorted(whole.withheld.items())}, **chosen},
+        notes=[*tally.notes(), *notes],
+        files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],
+    )
+
+
+def _chosen(chunks: Chunks, options: IntakeOptions) -> tuple[dict[str, float], list[str]]:
+    """Figures and sentences of what became of the files of series that come as one file a slice."""
+    if options.frames == "all":
+        return {}, []
+    counts = {"files not chosen": float(chunks.not_chosen())}
+    notes = [f"{counts['files not chosen']:.0f} files are slices, or copies of slices, that were not chosen."]
+    if options.frames == "mip":
+        counts["files projected"] = float(chunks.projected())
+        notes.append(f"{counts['files projected']:.0f} files went into maximum intensity projections of their series.")
+    return counts, notes
+
+
+def _changes(whole: Whole, to: Path) -> Iterator[Change]:
+    """What a human should look at: pictures with text blacked out as they were written, and those that were kept back."""
+    for row in whole.rows():
+        if row.masked:
+            boxes = tuple(Box(*box) for box in row.masked)
+            with Image.open(to / row.path) as image:
+                yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
+    for left in whole.left_out():
+        # Of a projection that was kept back every file is named; none of them is a picture.
+        if left.cause == TEXT and left.frame is not None:
+            yield Change(f"{left.source}, picture {left.frame}", "quarantined", "it holds text, or may")

@@ -1,0 +1,276 @@
+"""Works through files in processes of their own, so that a file that hangs, crashes or eats memory is named, and only it lost.
+
+Reads and writes nothing itself. A worker says when it begins a file and sends what it makes of it piece by piece; where
+nothing comes in time it is killed, and a fresh one goes on behind that file. Whoever listens is told of each piece as it
+comes, and asked in between how long to wait. A job of several files says at which of them
+it is; when one is lost the job is begun again without it. Workers' output is closed: what C libraries print of a damaged
+file may hold a name.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Protocol
+
+from stllava.errors import StllavaError
+
+START_SECONDS = 120.0
+STARTS = 3
+PRELOADED = ("stllava.intake.convert", "pydicom.pixels", "nibabel", "tifffile")
+"""What workers are born with; of the libraries only those that are installed. Else its first file would pay for each."""
+SLOW_BYTES = 16 << 20
+"""A file may take a second more for every so many bytes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to work on, or the files of one stack that become one picture."""
+
+    number: int
+    """Its place among all files."""
+    path: Path
+    """Where it is."""
+    size: int
+    """In bytes."""
+    place: int | None = None
+    """Where in a stack it lies, from 0; None of a file by itself."""
+    stack: "tuple[Job, ...]" = ()
+    """All files that become one picture, in order of place, this one among them; empty of a job of one file."""
+    lost: frozenset[int] = frozenset()
+    """Numbers of the stack's files that are no longer tried."""
+
+    notes: tuple[str, ...] = ()
+    """What `Note`s said of it before the work was killed."""
+
+    def tried(self) -> "tuple[Job, ...]":
+        """The files that are worked on."""
+        return tuple(file for file in self.stack if file.number not in self.lost) if self.stack else (self,)
+
+
+@dataclass(frozen=True)
+class At:
+    """What a worker says as it goes on within a job of several files."""
+
+    numbers: tuple[int, ...]
+    """The one file that it now reads, or all those that it now makes the picture of."""
+    size: int
+    """Of them together, in bytes."""
+    seconds: float = 0.0
+    """What the next piece may take beyond the usual."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a worker did not live to say."""
+
+    number: int
+    """Of the file it was at."""
+    cause: str
+    """`too-slow` or `crashed`."""
+    detail: str
+    """What is known of it."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a worker found out that need not be found out again, should the work be killed before its file is done."""
+
+    text: str
+    """In the words of the work, which is given them back in `Job.notes`."""
+
+
+Said = str | At | Note
+_KINDS = {str: "piece", At: "at", Note: "note"}
+Work = Callable[[Job], Iterator[Said]]
+Piece = str | Lost
+
+
+class Listener(Protocol):
+    """Who hears of the work while it goes on."""
+
+    def heard(self, key: int, said: str | Note) -> None:
+        """A piece or a note came of the chunk of that key."""
+
+    def tick(self) -> float:
+        """Called at least as often as it asks for: the most seconds until it wants to be called again."""
+
+
+class StoppedError(StllavaError):
+    """A user error met in a worker, such as a missing extra: work stops with its words."""
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text)
+
+
+@dataclass
+class _Worker:
+    process: ForkServerProcess
+    line: Connection
+    key: int = -1
+    left: list[Job] = field(default_factory=list)
+    job: Job | None = None
+    at: At = field(default_factory=lambda: At((), 0))
+    pieces: list[Piece] = field(default_factory=list)
+    begun: int = 0
+    """Pieces of the jobs before the one it is at."""
+    deadline: float = 0.0
+
+
+def work_through(
+    chunks: Iterable[tuple[int, list[Job]]],
+    setup: Callable[[], Work],
+    *,
+    workers: int,
+    seconds: float,
+    memory: int,
+    listener: Listener,
+) -> Iterator[tuple[int, list[Piece]]]:
+    """Every chunk's key with all pieces of its jobs in their order, chunk by chunk as they are done.
+
+    `setup` is called once in each worker and must be picklable; `seconds` is the longest wait for a piece, `memory` the
+    bytes a worker may allocate beyond its start. Raises `StoppedError` with the words of a `StllavaError` met at work.
+    """
+    waiting = iter(chunks)
+    crew: list[_Worker] = []
+    failed_starts = 0
+    try:
+        while True:
+            while len(crew) < workers and (chunk := next(waiting, None)) is not None:
+                crew.append(_start(setup, memory, key=chunk[0], jobs=chunk[1], pieces=[]))
+            if not crew:
+                return
+            rest = min(listener.tick(), min(worker.deadline for worker in crew) - time.monotonic())
+            ready = wait([worker.line for worker in crew], timeout=max(0.0, rest))
+            for place, worker in enumerate(list(crew)):
+                lost = _hear(worker, seconds, listener) if worker.line in ready else _overdue(worker)
+                if lost is not None:
+                    failed_starts = failed_starts + 1 if worker.job is None else 0
+                    if failed_starts >= STARTS:
+                        raise RuntimeError(f"workers end before they begin: {lost.detail}")
+                    _end(worker)
+                    jobs, pieces = _behind(worker, lost)
+                    crew[place] = _start(setup, memory, key=worker.key, jobs=jobs, pieces=pieces)
+            for worker in list(crew):
+                if worker.job is None and not worker.left:
+                    yield worker.key, worker.pieces
+                    chunk = next(waiting, None)
+                    if chunk is None:
+                        _end(worker)
+                        crew.remove(worker)
+                    else:
+                        _give(worker, chunk[0], chunk[1], [])
+    finally:
+        for worker in crew:
+            _end(worker)
+
+
+def _start(setup: Callable[[], Work], memory: int, *, key: int, jobs: list[Job], pieces: list[Piece]) -> _Worker:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, setup, memory), daemon=True)
+    process.start()
+    theirs.close()
+    worker = _Worker(process, ours)
+    _give(worker, key, jobs, pieces)
+    return worker
+
+
+def _give(worker: _Worker, key: int, jobs: list[Job], pieces: list[Piece]) -> None:
+    worker.key, worker.left, worker.job, worker.pieces = key, list(jobs), None, pieces
+    worker.deadline = time.monotonic() + START_SECONDS
+    try:
+        worker.line.send(jobs)
+    except (BrokenPipeError, ConnectionResetError):
+        # It has died; reading from it will say so.
+        return
+
+
+def _hear(worker: _Worker, seconds: float, listener: Listener) -> Lost | None:
+    """Take one message of a worker; what was lost when it has died instead."""
+    try:
+        kind, piece = worker.line.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join(START_SECONDS)
+        return Lost(-1, "crashed", f"exit code {worker.process.exitcode}")
+    if kind == "stop":
+        raise StoppedError(piece)
+    if kind == "begin":
+        worker.job = worker.left.pop(0)
+        files = worker.job.tried()
+        worker.at = At(tuple(file.number for file in files), sum(file.size for file in files))
+        worker.begun = len(worker.pieces)
+    elif kind == "at":
+        worker.at = piece
+    elif kind == "note":
+        listener.heard(worker.key, piece)
+    elif kind == "piece":
+        worker.pieces.append(piece)
+        listener.heard(worker.key, piece)
+    else:
+        worker.job = None
+    more = worker.at.size / SLOW_BYTES + worker.at.seconds
+    worker.deadline = time.monotonic() + (seconds + more if worker.job else START_SECONDS)
+    return None
+
+
+def _overdue(worker: _Worker) -> Lost | None:
+    """Kill a worker whose time is up."""
+    late = time.monotonic() - worker.deadline
+    if late < 0 or (worker.job is None and not worker.left):
+        return None
+    worker.process.kill()
+    worker.process.join()
+    return Lost(-1, "too-slow", "nothing came of it in time")
+
+
+def _behind(worker: _Worker, lost: Lost) -> tuple[list[Job], list[Piece]]:
+    """Where a fresh worker goes on after one was lost: behind its file, or with the rest of that file's stack.
+
+    A stack is begun again, so what was said of it is dropped; where all of it was in hand nothing of it is tried again.
+    """
+    job = worker.job
+    if job is None:
+        return worker.left, worker.pieces
+    named = [replace(lost, number=number) for number in worker.at.numbers]
+    rest = replace(job, lost=job.lost | set(worker.at.numbers))
+    if len(named) == 1 and rest.tried() and job.stack:
+        return [rest, *worker.left], [*worker.pieces[: worker.begun], *named]
+    return worker.left, [*worker.pieces, *named]
+
+
+def _end(worker: _Worker) -> None:
+    worker.line.close()
+    worker.process.kill()
+    worker.process.join()
+
+
+def _serve(line: Connection, setup: Callable[[], Work], memory: int) -> None:
+    """A worker's life: jobs in, pieces out, until the line is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    pages = Path("/proc/self/statm")
+    if pages.exists():  # Other systems do not keep to a limit of address space.
+        held = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + memory, resource.RLIM_INFINITY))
+    try:
+        work = setup()
+        while True:
+            for job in line.recv():
+                line.send(("begin", ""))
+                for piece in work(job):
+                    line.send((_KINDS[type(piece)], piece))
+                line.send(("end", ""))
+    except StllavaError as error:
+        line.send(("stop", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # The importer has ended, or was killed.

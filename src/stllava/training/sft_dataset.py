@@ -1,0 +1,127 @@
+"""Labelled conversations as trees: what sft learns from and dpo replays."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from stllava.config import TrainingOptions
+from stllava.dropped import Dropped
+from stllava.errors import ItemError, StllavaError, TextError
+from stllava.model.load import Policy, Prefix
+from stllava.model.prompt import REFUSED, Lesson, RefusedTurnsError, Segment, lessons_of, self_question
+from stllava.records import Conversation, Message, content_id
+from stllava.training.trainer import Items, Watch, fit
+from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
+from stllava.tree.layout import cut_branches
+
+
+class Lessons:
+    """All conversations about one set of images become one tree, the images computed once, or several of `most` tokens.
+
+    Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context, turns that the
+    chat template refuses) are left out and counted in `dropped`.
+    """
+
+    def __init__(
+        self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int, most: int
+    ) -> None:
+        self.policy, self.sq_r, self.seed = policy, sq_r, seed
+        self.dropped = Dropped()
+        groups: dict[Prefix, list[Conversation]] = {}
+        refusal: RefusedTurnsError | None = None
+        for conversation in conversations:
+            try:
+                prefixes = self._read(conversation, images)
+            except ItemError as error:
+                self.dropped.fault(error)
+            except RefusedTurnsError as error:
+                self.dropped.fault(TextError(REFUSED, str(error)))
+                refusal = error
+            else:
+                for prefix in prefixes:
+                    groups.setdefault(prefix, []).append(conversation)
+        self.groups = [
+            (prefix, [together[index] for index in part])
+            for prefix, together in groups.items()
+            for part in cut_branches(policy.length(prefix), [self._tokens(prefix, one) for one in together], most=most)
+        ]
+        if not self.groups and refusal is not None:
+            raise refusal
+        if not self.groups:
+            raise StllavaError(
+                f"none of {len(conversations)} conversations can be learned from ({self.dropped.told()})",
+                expected="conversations with an answer to learn, usable images, within the model's context",
+                remedy="Check the conversations and the image root.",
+            )
+
+    def learn(
+        self, options: TrainingOptions, work: Path, *, watch: Watch | None = None, merge: bool = True
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Train the policy in place; checkpoints go to `work`. Returns the curves."""
+        policy = self.policy
+        return fit(
+            policy,
+            Items(len(self.groups), self.tree),
+            collate=lambda trees: [
+                collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
+            ],
+            count=lambda batch: {"tokens": float(len(batch["labels"]))},
+            loss=negative_log_likelihood,
+            watch=watch,
+            options=options,
+            seed=self.seed,
+            work=work,
+            label="sft",
+            merge=merge,
+        )
+
+    def tree(self, index: int, epoch: int) -> Tree:
+        """The tree of one set of images, its virtual-user turns drawn anew each epoch."""
+        prefix, conversations = self.groups[index]
+        chains = []
+        for conversation in conversations:
+            draw = random.Random(content_id(self.seed, epoch, conversation.id))
+            turns = [draw.random() < self.sq_r for _ in conversation.messages]
+            messages = self_question(conversation.messages, turns)
+            chains += self._chains(prefix, conversation, messages)
+        return grow(self.policy, prefix, chains)
+
+    def _lessons(self, conversation: Conversation, messages: Sequence[Message]) -> list[Lesson]:
+        return lessons_of(self.policy.chat, messages, images=len(conversation.images))
+
+    def _chains(self, prefix: Prefix, conversation: Conversation, messages: Sequence[Message]) -> list[tuple[Segment, ...]]:
+        """What is read of a conversation behind the images of a prefix."""
+        lessons = self._lessons(conversation, messages)
+        return [_behind(lesson) for lesson in lessons if lesson.images == len(prefix.images)]
+
+    def _tokens(self, prefix: Prefix, conversation: Conversation) -> int:
+        """Tokens behind the images of a prefix."""
+        chains = self._chains(prefix, conversation, conversation.messages)
+        return sum(len(self.policy.tokens(piece.text)) for chain in chains for piece in chain)
+
+    def _read(self, conversation: Conversation, images: Path) -> list[Prefix]:
+        """The prefixes behind which a conversation is learned; raises ItemError for one that cannot be."""
+        if not any(message.role == "assistant" for message in conversation.messages):
+            raise TextError("nothing to learn", f"nobody answers in {conversation.id}")
+        prefixes = []
+        for lesson in self._lessons(conversation, conversation.messages):
+            seen = conversation.images[: lesson.images]
+            prefix = Prefix(lesson.segments[0].text if seen else "", seen, images)
+            if longest(self.policy, grow(self.policy, prefix, [_behind(lesson)])) > self.policy.context:
+                raise TextError("longer than the context", f"{conversation.id} does not fit into {self.policy.context} tokens")
+            prefixes.append(prefix)
+        return list(dict.fromkeys(prefixes))
+
+
+def _behind(lesson: Lesson) -> tuple[Segment, ...]:
+    """What a lesson reads behind its images."""
+    return lesson.segments[1:] if lesson.images else lesson.segments
+
+
+def negative_log_likelihood(
+    model: nn.Module, batch: dict[str, Tensor], counts: Mapping[str, float]
+) -> tuple[Tensor, dict[str, float]]:
+    """This forward's share of the mean negative log-likelihood of the step's learned tokens."""
+    return -token_log_probabilities(model, batch).sum() / counts["tokens"], {}

@@ -117,7 +117,7 @@ def options(setting: Setting) -> "DpoOptions":
         nll=0.0,
         replay=0.0,
         batch_size=setting.batch,
-        tokens=setting.tokens,
+        max_tokens_per_forward=setting.tokens,
         learning_rate=GroupRates(language=LEARNING_RATE, projector=rest, vision=rest),
         lora=LoraOptions(language=AdapterOptions(rank=LORA_RANK if lora else 0, dropout=0.0)),
         schedule="constant",

@@ -57,21 +57,21 @@ def options_of(seed: int, *, quick: bool) -> RunOptions:
             "keep_pairs": True,
             "ask": {
                 "questions": 12,
-                "borrow": 14,
+                "borrow_questions": 14,
                 "chunk": 100,
-                "descriptions": 20,
-                "describe_also": ["What does the image show?", "Give a short report.", "Summarize the image."],
-                "description": {"temperature": 1.2, "max_new_tokens": 32},
+                "num_descriptions": 20,
+                "extra_description_prompts": ["What does the image show?", "Give a short report.", "Summarize the image."],
+                "description_sampling": {"temperature": 1.2, "max_new_tokens": 32},
             },
-            "answer": {"k": 10, "sampling": {"temperature": 1.5}},
-            "pair": {"least": 1.0, "denials": 0.1},
-            "consolidate": {
+            "answer": {"num_answers": 10, "sampling": {"temperature": 1.5}},
+            "pair": {"min_chosen_score": 1.0, "max_denial_share": 0.1},
+            "final_sft": {
                 "epochs": 10,
                 "batch_size": BATCH,
                 "learning_rate": rates,
                 "warmup": 0.1,
                 "weight_decay": 0.05,
-                "sq_r": 1.0,
+                "self_question_ratio": 1.0,
             },
         }
     return load_recipe(RECIPES / "phantom.yaml", overrides=overrides)

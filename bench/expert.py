@@ -60,7 +60,7 @@ def run_variant(variant: Variant, *, base: Path, to: Path, seed: int, quick: boo
         "seed": seed,
         "rounds": 1,
         "baselines": False,
-        "answer": {"k": variant.k},
+        "answer": {"num_answers": variant.k},
         "judge": {
             "expert": "simulated",
             "orders": variant.orders,

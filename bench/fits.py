@@ -71,7 +71,7 @@ def options(setting: Setting) -> "tuple[SftOptions, DpoOptions]":
     changes: dict[str, object] = {
         "lora": paper.sft.lora.model_copy(update={"quantise": "4bit" if setting.quantise == "4bit" else "none"}),
         "batch_size": setting.images,
-        "tokens": setting.tokens,
+        "max_tokens_per_forward": setting.tokens,
         "epochs": 1.0,
         "checkpoint_activations": setting.checkpoint,
         "save_steps": 0,
@@ -98,7 +98,7 @@ def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Sett
     clock, (sft, dpo) = Clock(), options(setting)
     if stage == "sft":
         most = min(policy.context, setting.tokens)
-        lessons = Lessons(policy, conversations(pairs), images=work / "images", sq_r=0.5, seed=0, most=most)
+        lessons = Lessons(policy, conversations(pairs), images=work / "images", self_question_ratio=0.5, seed=0, most=most)
         lessons.learn(sft, work / stage, watch=clock, merge=False)
         return clock
     choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)

@@ -67,7 +67,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def learn(policy: Policy, phantoms: Path, options: SftOptions, work: Path, *, merge: bool) -> None:
     """One optimizer step on all phantoms."""
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0, most=512)
+    lessons = Lessons(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
     lessons.learn(options, work, merge=merge)
 
 
@@ -427,10 +427,10 @@ def test_the_papers_recipe_has_the_papers_values(recipe: Callable[[str], RunOpti
         assert (stage.schedule, stage.warmup, stage.weight_decay) == ("cosine", 0.03, 0)
     assert options.sft.learning_rate == GroupRates(language=2e-4, vision=5e-5, projector=2e-5)
     assert options.dpo.learning_rate == GroupRates(language=5e-6, vision=2e-5, projector=2e-5)
-    assert (options.sft.epochs, options.sft.batch_size, options.sft.sq_r) == (3, 128, 0.5)
+    assert (options.sft.epochs, options.sft.batch_size, options.sft.self_question_ratio) == (3, 128, 0.5)
     assert (options.dpo.epochs, options.dpo.beta, options.dpo.nll, options.dpo.replay) == (1, 0.1, 0, 0)
     assert options.dpo.batch_size * options.ask.questions == pytest.approx(256, abs=2)
-    assert (options.ask.questions, options.answer.k, options.rounds) == (5, 2, 1)
+    assert (options.ask.questions, options.answer.num_answers, options.rounds) == (5, 2, 1)
     assert options.ask.sampling.model_dump() == {"temperature": 1.2, "top_k": 300, "top_p": 0.95, "max_new_tokens": 300}
     assert options.answer.sampling.model_dump() == {"temperature": 1.2, "top_k": 100, "top_p": 0.95, "max_new_tokens": 1024}
     assert (options.judge.expert, options.judge.chat.temperature) == ("chat", 0.2)
@@ -439,9 +439,13 @@ def test_the_papers_recipe_has_the_papers_values(recipe: Callable[[str], RunOpti
 def test_our_recipe_for_a_7b_model_is_anchored(recipe: Callable[[str], RunOptions]) -> None:
     options = recipe("llava-1.5-7b")
     defaults = DpoOptions()
-    assert (options.dpo.nll, options.dpo.replay, options.dpo.collapse) == (defaults.nll, defaults.replay, defaults.collapse)
+    assert (options.dpo.nll, options.dpo.replay, options.dpo.max_chosen_drop) == (
+        defaults.nll,
+        defaults.replay,
+        defaults.max_chosen_drop,
+    )
     assert options.dpo.lora == options.sft.lora
-    assert options.answer.k > 2
+    assert options.answer.num_answers > 2
 
 
 @with_bitsandbytes

@@ -17,13 +17,13 @@ name: small
 data: {kind: phantom, labelled: 12, unlabelled: 10, validation: 4, test: 4, size: 64}
 small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
 sft: {epochs: 80, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
-ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16}, description: {temperature: 0.5, max_new_tokens: 16},
-  descriptions: 3, describe_also: ["What does the image show?"], borrow: 2}
-answer: {k: 6, sampling: {temperature: 2.0, max_new_tokens: 8}}
+ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16},
+  description_sampling: {temperature: 0.5, max_new_tokens: 16}, num_descriptions: 3, extra_description_prompts: ["What does the image show?"], borrow_questions: 2}
+answer: {num_answers: 6, sampling: {temperature: 2.0, max_new_tokens: 8}}
 pair: {balance: false}
 dpo: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
 evaluate: {sampling: {temperature: 0, max_new_tokens: 8}}
-consolidate: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
+final_sft: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}
 keep_pairs: true
 rounds: 1
 """

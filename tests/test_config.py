@@ -18,6 +18,36 @@ def recipe(folder: Path, text: str) -> Path:
     return path
 
 
+OLD_KEYS = [
+    ("sft", "sq_r", "self_question_ratio"),
+    ("sft", "tokens", "max_tokens_per_forward"),
+    ("ask", "tokens", "max_cache_tokens"),
+    ("ask", "describe", "description_prompt"),
+    ("ask", "describe_also", "extra_description_prompts"),
+    ("ask", "description", "description_sampling"),
+    ("ask", "descriptions", "num_descriptions"),
+    ("ask", "borrow", "borrow_questions"),
+    ("answer", "k", "num_answers"),
+    ("pair", "least", "min_chosen_score"),
+    ("pair", "most", "max_pairs_per_question"),
+    ("pair", "alike", "max_similarity"),
+    ("pair", "denials", "max_denial_share"),
+    ("dpo", "collapse", "max_chosen_drop"),
+    ("dpo", "sq_r", "self_question_ratio"),
+    ("evaluate", "tokens", "max_cache_tokens"),
+]
+
+
+@pytest.mark.parametrize(("stage", "old", "new"), OLD_KEYS, ids=[f"{stage}.{old}" for stage, old, _ in OLD_KEYS])
+def test_a_key_of_the_release_before_is_refused_by_the_name_it_has_now(
+    tmp_path: Path, stage: str, old: str, new: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL + f"{stage}: {{{old}: 1}}\n")
+    with pytest.raises(StllavaError, match=f"unknown key '{stage}.{old}'.* It is called '{new}' now"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in re.findall(r"\$\{(\w+)\}", path.read_text()):
@@ -30,7 +60,7 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
     [
         (MINIMAL + "sft: {epoch: 3}", "unknown key 'sft.epoch'.*Did you mean 'epochs'"),
         (MINIMAL + "sft: {epochs: many}", "sft.epochs is 'many'"),
-        (MINIMAL + "answer: {k: 1}", "answer.k is 1.*greater than or equal to 2"),
+        (MINIMAL + "answer: {num_answers: 1}", "answer.num_answers is 1.*greater than or equal to 2"),
         ("name: x\ndata: {kind: phantoms}", "data.kind is 'phantoms'; expected one of phantom, vqa-rad.*mean 'phantom'"),
         ("name: x\ndata: {images: a}", "no 'data.kind'; expected one of phantom"),
         ("name: x\ndata: {kind: vqa-rad, folder: '${NOT_SET_ANYWHERE}'}", "data.folder uses .*NOT_SET_ANYWHERE.*is not set"),
@@ -93,7 +123,7 @@ def test_a_recipe_stands_on_its_base_and_overrides_stand_on_it(tmp_path: Path) -
 
 def test_the_plain_preset_is_the_papers_two_answers_and_dpo_alone() -> None:
     plain = load_recipe(RECIPES / "phantom-plain.yaml")
-    assert (plain.answer.k, plain.dpo.nll, plain.dpo.replay) == (2, 0, 0)
+    assert (plain.answer.num_answers, plain.dpo.nll, plain.dpo.replay) == (2, 0, 0)
 
 
 def test_environment_variables_and_kinds_of_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +200,10 @@ def test_the_value_of_a_variable_is_never_read_as_yaml(value: str, tmp_path: Pat
 
 
 def test_a_merge_key_lays_over_what_it_merges(tmp_path: Path) -> None:
-    text = MINIMAL + "sft: &quick {epochs: 3, batch_size: 2}\nconsolidate: {<<: *quick, epochs: 1}\n"
+    text = MINIMAL + "sft: &quick {epochs: 3, batch_size: 2}\nfinal_sft: {<<: *quick, epochs: 1}\n"
     options = load_recipe(recipe(tmp_path, text))
-    assert options.consolidate is not None
-    assert (options.sft.epochs, options.consolidate.epochs, options.consolidate.batch_size) == (3, 1, 2)
+    assert options.final_sft is not None
+    assert (options.sft.epochs, options.final_sft.epochs, options.final_sft.batch_size) == (3, 1, 2)
 
 
 def test_a_recipe_that_is_not_there_is_looked_for_in_a_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -360,8 +360,8 @@ def test_fields_are_added_to_every_request_and_those_of_none_left_out(root: Path
 
 def test_fields_that_shape_what_is_said_bind_a_stage_and_keys_do_not() -> None:
     plain = EndpointOptions(url="http://127.0.0.1:8000/v1")
-    assert plain.model_copy(update={"extra": {"top_k": 5}}).binding() != plain.binding()
-    assert plain.model_copy(update={"header_variables": {"api-key": "X"}}).binding() == plain.binding()
+    assert plain.model_copy(update={"extra": {"top_k": 5}}).resume_key() != plain.resume_key()
+    assert plain.model_copy(update={"header_variables": {"api-key": "X"}}).resume_key() == plain.resume_key()
 
 
 CHUNKS = b'data: {"choices": [{"index": 0, "delta": {"content": "a nod"}}]}\n\n'
@@ -478,7 +478,7 @@ def test_stages_leave_out_what_the_server_refuses(
     assert (predicted.counts_out, predicted.dropped) == (2, {cause: 1})
     replies = read_records(tmp_path / "predictions", "predictions", Reply)
     assert [(one.question, one.cause) for one in replies] == [("rib?", None), ("bone?", cause), ("lung?", None)]
-    asking = AskOptions(endpoint=here, describe="bone?")
+    asking = AskOptions(endpoint=here, description_prompt="bone?")
     with pytest.raises(StllavaError, match=f"1 of 1 images cannot be used: 1 × {cause}"):
         ask(asking, policy=tiny_model, images=root, root=root, to=tmp_path / "questions")
 

@@ -190,17 +190,17 @@ def go(name: str, folder: Path) -> Row:
     write_whole(folder / "labels.jsonl", to_jsonl(labels()))
     shared = {"learning_rate": RATES, "batch_size": 2, "warmup": 0.0, "schedule": "constant", "save_steps": 0}
     tuned = sft(
-        SftOptions.model_validate(shared | {"sq_r": 1.0}),
+        SftOptions.model_validate(shared | {"self_question_ratio": 1.0}),
         model=str(folder / "model"),
         conversations=folder / "labels.jsonl",
         images=folder,
         to=folder / "sft",
     )
-    asking = AskOptions(questions=2, sampling=SHORT, description=SHORT)
+    asking = AskOptions(questions=2, sampling=SHORT, description_sampling=SHORT)
     asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked")
     write_questions(folder / "questions", "p")
     answered = answer(
-        AnswerOptions(k=2, sampling=SHORT),
+        AnswerOptions(num_answers=2, sampling=SHORT),
         policy=folder / "sft",
         questions=folder / "questions",
         root=folder,
@@ -208,7 +208,7 @@ def go(name: str, folder: Path) -> Row:
     )
     write_preferences(folder / "pairs", read_records(folder / "answers", "answers", Answers))
     preferred = dpo(
-        DpoOptions.model_validate(shared | {"sq_r": 1.0, "replay_images": 2}),
+        DpoOptions.model_validate(shared | {"self_question_ratio": 1.0, "replay_images": 2}),
         policy=folder / "sft",
         preferences=folder / "pairs",
         images=folder,
@@ -280,7 +280,7 @@ def test_each_family_learns_through_adapters_on_its_linear_layers(name: str, tmp
     lora = {"language": {"rank": 2}, "vision": {"rank": 2}}
     shared = {"batch_size": 2, "warmup": 0.0, "schedule": "constant", "save_steps": 0, "checkpoint_activations": True}
     sft(
-        SftOptions.model_validate(shared | {"lora": lora, "learning_rate": RATES, "sq_r": 1.0}),
+        SftOptions.model_validate(shared | {"lora": lora, "learning_rate": RATES, "self_question_ratio": 1.0}),
         model=str(tmp_path / "model"),
         conversations=tmp_path / "labels.jsonl",
         images=tmp_path,

@@ -186,7 +186,7 @@ def test_without_a_price_no_cost_is_told(
 
 def test_replies_that_were_paid_for_are_found_again_by_later_versions() -> None:
     """The ids of requests hold the options: one more that shapes no reply must not change them."""
-    identity = ChatOptions(url=URL, model="vlm", header_variables={"api-key": "X"}, timeout=1.0).binding()
+    identity = ChatOptions(url=URL, model="vlm", header_variables={"api-key": "X"}, timeout=1.0).resume_key()
     assert identity == {
         "url": URL,
         "model": "vlm",

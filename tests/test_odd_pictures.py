@@ -148,7 +148,7 @@ def test_pictures_that_nothing_tells_the_end_of_are_not_joined(tmp_path: Path, m
 def test_a_strip_that_the_processor_refuses_is_left_out_and_counted(name: str, tmp_path: Path) -> None:
     draw(tmp_path, (5000, 20), (20, 5000), (64, 48))
     built(name).save(tmp_path / "model")
-    options = AskOptions(questions=1, sampling=SHORT, description=SHORT)
+    options = AskOptions(questions=1, sampling=SHORT, description_sampling=SHORT)
     asked = ask(options, policy=tmp_path / "model", images=tmp_path, root=tmp_path, to=tmp_path / "asked")
     assert asked.dropped["image refused"] == 2
     assert asked.counts_in == 3

@@ -187,9 +187,9 @@ def test_of_texts_that_score_alike_everywhere_no_pair_is_missed(marked: Marked) 
 
 @given(MARKED, st.integers(1, 5))
 def test_a_limit_keeps_the_widest_pairs(marked: Marked, most: int) -> None:
-    limited = paired(marked, PairOptions(margin=0.5, pairs="all", most=most))
+    limited = paired(marked, PairOptions(margin=0.5, pairs="all", max_pairs_per_question=most))
     assert limited == paired(marked, ALL)[:most]
-    assert paired(marked, PairOptions(margin=0.5, most=most)) == paired(marked, EXTREMES)
+    assert paired(marked, PairOptions(margin=0.5, max_pairs_per_question=most)) == paired(marked, EXTREMES)
 
 
 @given(FAIR, st.randoms())
@@ -270,9 +270,11 @@ def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> N
         (PairOptions(margin=0.5, balance=False), 4, 0),
         (ALL, 5, 3),
         (PairOptions(margin=0.5, pairs="all", balance=False), 8, 0),
-        (PairOptions(margin=0.5, pairs="all", balance=False, most=2), 6, 0),
+        (PairOptions(margin=0.5, pairs="all", balance=False, max_pairs_per_question=2), 6, 0),
     ):
-        manifest, made = run_pair(options, rounds, tmp_path / f"{options.pairs}-{options.balance}-{options.most}")
+        manifest, made = run_pair(
+            options, rounds, tmp_path / f"{options.pairs}-{options.balance}-{options.max_pairs_per_question}"
+        )
         sources = {one.lineage.judgment_id for one in made}
         assert manifest.counts_in == len(rounds) == len(sources) + sum(manifest.dropped.values())
         assert manifest.counts_out == len(made) == len({one.id for one in made}) == pairs
@@ -320,9 +322,9 @@ def test_balanced_lengths_are_counted(tmp_path: Path) -> None:
 def test_nearly_the_same_texts_are_no_pair_where_that_is_asked_for() -> None:
     near = [("There is a nodule in the left upper lobe.", 1.0), ("There is a nodule in the left lower lobe.", 0.0)]
     assert len(paired(near, PairOptions())) == 1
-    assert len(paired(near, PairOptions(alike=0.95))) == 1
+    assert len(paired(near, PairOptions(max_similarity=0.95))) == 1
     texts, scores = zip(*near, strict=True)
-    assert pairs_of(answered(texts), judged(scores), options=PairOptions(alike=0.85)) == "nearly the same text"
+    assert pairs_of(answered(texts), judged(scores), options=PairOptions(max_similarity=0.85)) == "nearly the same text"
     assert pairs_of(answered(("Yes.", "yes")), judged((1.0, 0.0)), options=PairOptions()) == "nearly the same text"
     for texts in (("left lung", "right lung"), ("right lung", "left lung")):
         assert nearly_the_same(*texts, alike=0.5)
@@ -334,12 +336,12 @@ def test_answers_that_repeat_themselves_without_end_are_paired_at_once(alike: fl
     # A degenerate policy's answers; difflib takes 13 s to match these two word by word.
     loops = [("yes " * 1000, 1.0), ("no yes " * 500, 0.0)]
     start = time.process_time()
-    assert len(paired(loops, PairOptions(alike=alike))) == 1
+    assert len(paired(loops, PairOptions(max_similarity=alike))) == 1
     assert time.process_time() - start < 1
 
 
 def test_the_best_of_bad_answers_is_not_learned() -> None:
-    options = PairOptions(margin=0.2, least=0.9)
+    options = PairOptions(margin=0.2, min_chosen_score=0.9)
     assert paired([("left", 0.6), ("right", 0.0)], options) == []
     assert content(paired([("left", 1.0), ("right", 0.0)], options)) == {("left", "right", 1.0)}
     assert pairs_of(answered(("a", "b")), judged((0.6, 0.0)), options=options) == "chosen answer too bad"

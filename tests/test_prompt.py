@@ -214,7 +214,7 @@ def test_a_model_that_is_told_to_speak_as_a_user_goes_on_behind_the_users_openin
 
 
 def test_a_template_that_holds_no_second_question_is_refused_with_the_way_out(policy: Policy) -> None:
-    with pytest.raises(StllavaError, match=r"writes 2 of 4 turns .* set sq_r to 0"):
+    with pytest.raises(StllavaError, match=r"writes 2 of 4 turns .* set self_question_ratio to 0"):
         segments(chat(policy, SHORT), self_question(TALK[1:5], [True] * 3), images=0)
     assert len(segments(chat(policy, SHORT), TALK[1:3], images=0)) == 2
 

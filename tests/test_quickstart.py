@@ -79,7 +79,8 @@ def test_a_folder_of_dicom_becomes_a_set_and_a_run_by_the_guides_own_commands(tm
     (tmp_path / ".stllava" / "salt").chmod(0o600)
     shell = tmp_path / "stllava"
     # So small a model asks as it was taught only where little is left to chance, and answers right only by chance.
-    flags = "--ask.sampling.temperature 0.3 --answer.sampling.temperature 2 --answer.k 12 --pair.margin 0.05 --data.labelled 12"
+    flags = "--ask.sampling.temperature 0.3 --answer.sampling.temperature 2 --answer.num-answers 12"
+    flags += " --pair.margin 0.05 --data.labelled 12"
     calm = f'case $1 in run) set -- "$@" {flags};; esac'
     shell.write_text(f'#!/bin/sh\n{calm}\nexec "{sys.executable}" -m stllava "$@"\n')
     shell.chmod(0o700)

@@ -93,7 +93,7 @@ def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tm
     root = str(phantoms / "images")
     speaks = ["--policy", str(policy), "--root", root, "--endpoint.url", url]
     stllava("ask", "--images", str(phantoms / "images.jsonl"), *speaks, "--to", str(tmp_path / "q"), "--questions", "3",
-            "--sampling.max-new-tokens", "12", "--description.max-new-tokens", "12")  # fmt: skip
+            "--sampling.max-new-tokens", "12", "--description-sampling.max-new-tokens", "12")  # fmt: skip
     assert read_manifest(tmp_path / "q").counts_in == 12
     # An untrained policy asks nothing that a question mark ends: others' questions are answered.
     questions = [
@@ -104,7 +104,7 @@ def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tm
     stage = Stage("ask", tmp_path / "q", AskOptions(), inputs={}, existing="error")
     stage.write_records("questions", questions)
     stage.finish(counts_in=4, counts_out=4)
-    stllava("answer", "--questions", str(tmp_path / "q"), *speaks, "--to", str(tmp_path / "a"), "--k", "3",
+    stllava("answer", "--questions", str(tmp_path / "q"), *speaks, "--to", str(tmp_path / "a"), "--num-answers", "3",
             "--sampling.max-new-tokens", "12")  # fmt: skip
     answers = read_records(tmp_path / "a", "answers", Answers)
     assert len(answers) == len(questions)

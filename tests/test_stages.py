@@ -56,7 +56,7 @@ def test_unusable_questions_are_dropped_and_counted_by_cause(text: str, cause: s
 
 
 def asked(tiny_model: Path, phantoms: Path, to: Path, *, images: Path | None = None) -> Path:
-    options = AskOptions(questions=2, chunk=2, sampling=SHORT, description=SHORT)
+    options = AskOptions(questions=2, chunk=2, sampling=SHORT, description_sampling=SHORT)
     ask(options, policy=tiny_model, images=images or phantoms / "images.jsonl", root=phantoms / "images", to=to, seed=1)
     return to
 
@@ -169,7 +169,12 @@ def test_ask_answer_judge_and_pair_follow_each_other_until_nothing_is_left(
     texts = ["is the image normal?", "what abnormality is seen?", "is this image nice or not?"]
     questions, root = by_hand(tmp_path / "ask", texts), phantoms / "images"
     answer(
-        AnswerOptions(k=3, sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer", seed=1
+        AnswerOptions(num_answers=3, sampling=SHORT),
+        policy=tiny_model,
+        questions=questions,
+        root=root,
+        to=tmp_path / "answer",
+        seed=1,
     )
     answers = read_records(tmp_path / "answer", "answers", Answers)
     assert [len(one.completions) for one in answers] == [3, 3, 3]
@@ -190,7 +195,7 @@ def test_ask_answer_judge_and_pair_follow_each_other_until_nothing_is_left(
 def test_what_a_knowing_expert_could_not_judge_is_not_answered(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     texts = ["is the image normal?", "is this image nice or not?", "what abnormality is seen?"]
     questions, truth = by_hand(tmp_path / "ask", texts), phantoms / "truths.jsonl"
-    options, given = AnswerOptions(k=3, sampling=SHORT), {}
+    options, given = AnswerOptions(num_answers=3, sampling=SHORT), {}
     for name, expert in {"all": None, "asked": "chat", "spared": "oracle"}.items():
         to = tmp_path / name
         made = answer(
@@ -245,7 +250,7 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
     second = made(2, [("where?", ("up", "down"), (0.0, 1.0)), ("is it?", ("yes",), (1.0,)), ("size?", ("big", "big"), (1, 1))])
     third = made(3, [("whole?", ("cut", "whole"), (1.0, 1.0)), ("cut?", ("cut", "bad"), (1.0, 0.0))])
     labels = phantoms / "conversations.jsonl"
-    options = PairOptions(least=1.0)
+    options = PairOptions(min_chosen_score=1.0)
     manifest = consolidate(options, conversations=labels, rounds=[first, second, third], to=tmp_path / "final")
     known = read_conversations(labels)[0]
     kept = read_records(tmp_path / "final", "conversations", Conversation)

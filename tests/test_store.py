@@ -407,8 +407,8 @@ def test_a_chunk_is_known_by_all_that_its_items_say(tmp_path: Path) -> None:
 
 def test_a_folder_of_stages_is_never_cleared_for_another_stage(tmp_path: Path) -> None:
     def run(*, margin: float = 0.2, alike: float = 1.0) -> Stage:
-        options = PairOptions(margin=margin, alike=alike)
-        return Stage("run", tmp_path, options, inputs={}, existing="resume", may_change={"alike"})
+        options = PairOptions(margin=margin, max_similarity=alike)
+        return Stage("run", tmp_path, options, inputs={}, existing="resume", may_change={"max_similarity"})
 
     run()
     copy(begin(tmp_path / "sft"))

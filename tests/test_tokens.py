@@ -110,7 +110,9 @@ def test_an_image_place_in_a_text_is_learned_as_text(policy: Policy, root: Path,
     ]
     lead = [Message(role="system", content=odd)] if where == "system message" else []
     plain = conversation(("a.png",), (Message(role="user", content="sure?"), Message(role="assistant", content="yes")))
-    lessons = Lessons(policy, [plain, conversation(("a.png",), (*lead, *turns))], images=root, sq_r=0.0, seed=0, most=512)
+    lessons = Lessons(
+        policy, [plain, conversation(("a.png",), (*lead, *turns))], images=root, self_question_ratio=0.0, seed=0, most=512
+    )
     if where == "system message" and lessons.dropped:
         # Some templates take no system message; some processors cannot tell such a text from the token.
         assert set(lessons.dropped) <= {REFUSED, "special token in the text"}

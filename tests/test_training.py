@@ -74,7 +74,7 @@ def test_a_template_that_opens_the_answer_with_nothing_learns_to_ask_and_asks(
     tokenizer = tokenizer_of(["<s>", "</s>", "[INST]", "[/INST]", IMAGE], end="</s>", begin="<s>")
     config = MistralConfig(sliding_window=None, **text_options(tokenizer))
     llava_of(tokenizer, config, spoken=MISTRAL, seed=3).save(tmp_path / "model")
-    options = QUICK.model_copy(update={"sq_r": share})
+    options = QUICK.model_copy(update={"self_question_ratio": share})
     learn(options, tmp_path / "model", phantoms, tmp_path / "sft")
     asking = AskOptions(questions=2, sampling=SamplingOptions(temperature=1.0, max_new_tokens=8))
     root = phantoms / "images"
@@ -106,7 +106,9 @@ def test_lora_learns_and_is_merged_into_a_plain_folder(tiny_model: Path, phantom
 
 def test_four_forwards_of_one_image_are_one_forward_of_four(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     wide = learn(QUICK.model_copy(update={"batch_size": 4}), tiny_model, phantoms, tmp_path / "wide")
-    long = learn(QUICK.model_copy(update={"batch_size": 4, "tokens": 512}), tiny_model, phantoms, tmp_path / "long")
+    long = learn(
+        QUICK.model_copy(update={"batch_size": 4, "max_tokens_per_forward": 512}), tiny_model, phantoms, tmp_path / "long"
+    )
     losses = [dict(read_manifest(folder).curves["loss"]) for folder in (wide, long)]
     assert losses[0].keys() == losses[1].keys()
     for step, loss in losses[0].items():
@@ -176,18 +178,20 @@ def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_mod
         ),
     ]
     policy = load_policy(tiny_model)
-    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", sq_r=0.5, seed=0, most=512)
+    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
     assert lessons.dropped == {"missing": 1, "nothing to learn": 1, "longer than the context": 1}
     with pytest.raises(StllavaError, match="none of 3 conversations can be learned from"):
-        Lessons(policy, spoiled, images=phantoms / "images", sq_r=0.5, seed=0, most=512)
+        Lessons(policy, spoiled, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
 
 
 def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_model: Path, phantoms: Path) -> None:
     read, _ = read_conversations(phantoms / "conversations.jsonl")
     policy = load_policy(tiny_model)
 
-    def learned(seed: int, epoch: int, sq_r: float = 0.5) -> list[bool]:
-        lessons = Lessons(policy, read, images=phantoms / "images", sq_r=sq_r, seed=seed, most=512)
+    def learned(seed: int, epoch: int, self_question_ratio: float = 0.5) -> list[bool]:
+        lessons = Lessons(
+            policy, read, images=phantoms / "images", self_question_ratio=self_question_ratio, seed=seed, most=512
+        )
         return [node.learn for index in range(6) for node in lessons.tree(index, epoch).nodes]
 
     assert learned(0, 0) == learned(0, 0)
@@ -220,7 +224,11 @@ def pairs(images: int = 3) -> list[Preference]:
 def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> Choices:
     policy = load_policy(tiny_model)
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", sq_r=0.5, seed=0, most=512) if options.replay > 0 else None
+    lessons = (
+        Lessons(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+        if options.replay > 0
+        else None
+    )
     made = Choices(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
     made.measure_reference("the weights")
     return made
@@ -239,7 +247,7 @@ def step(made: Choices) -> tuple[float, dict[str, float], dict[str, float]]:
 
 @pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
 def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path, tokens: int) -> None:
-    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, tokens=tokens))
+    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=tokens))
     loss, figures, _ = step(plain)
     assert loss == pytest.approx(math.log(2), abs=1e-5)
     assert figures["reward_margin"] == pytest.approx(0, abs=1e-4)
@@ -248,7 +256,7 @@ def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path, tokens: i
 
 @pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
 def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phantoms: Path, tokens: int) -> None:
-    options = DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3, tokens=tokens)
+    options = DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3, max_tokens_per_forward=tokens)
     anchored = choices(tiny_model, phantoms, options)
     chosen = sum(len(anchored.policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
     parts = []
@@ -291,7 +299,7 @@ def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Pa
 
 def test_a_tree_longer_than_a_forward_is_cut_between_questions(tiny_model: Path, phantoms: Path) -> None:
     whole = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
-    cut = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, tokens=60))
+    cut = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=60))
     assert len(cut.trees) > len(whole.trees) == 3
     assert sorted(one.id for one in cut.references("")) == sorted(one.id for one in whole.references(""))
     values = [{one.id: (one.chosen, one.rejected) for one in made.references("")} for made in (cut, whole)]
@@ -357,7 +365,7 @@ def test_rows_of_text_alone_are_learned_beside_images_whichever_come_first(
     asked, said = shown.messages[:2]
     rows.append({"image": shown.images[0], "question": asked.content, "answer": said.content})
     (tmp_path / "talks.json").write_text(json.dumps(rows))
-    options = QUICK.model_copy(update={"batch_size": 1, "tokens": 256, "epochs": 1})
+    options = QUICK.model_copy(update={"batch_size": 1, "max_tokens_per_forward": 256, "epochs": 1})
     images = phantoms / "images"
     manifest = sft(
         options, model=str(tiny_model), conversations=tmp_path / "talks.json", images=images, to=tmp_path / "out", seed=seed

@@ -101,7 +101,7 @@ def ours(model: Path, root: Path, preferences: list[Preference], options: DpoOpt
     forwards = choices.collate([choices.item(index, 0) for index in range(len(choices))])
     counts = [choices.count(batch) for batch in forwards]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
-    assert (len(forwards) > 1) == (options.tokens < 1000)
+    assert (len(forwards) > 1) == (options.max_tokens_per_forward < 1000)
     loss = torch.stack([choices.loss(policy.model, batch, totals)[0] for batch in forwards]).sum()
     loss.backward()
     return float(loss.detach()), gradient(policy.model)

@@ -38,7 +38,7 @@ from stllava.store import (
 )
 
 MAY_CHANGE = frozenset(
-    {"name", "model", "rounds", "patience", "keep_pairs", "consolidate", "baselines", "allow_overlap", "max_bad"}
+    {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad"}
 )
 """Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
@@ -118,8 +118,8 @@ class Loop:
                 break
         else:
             self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
-        if options.consolidate is not None and self.judged:
-            self.consolidate(options.consolidate, self.policies[best], data)
+        if options.final_sft is not None and self.judged:
+            self.consolidate(options.final_sft, self.policies[best], data)
             values[FINAL] = self.value(FINAL, data)
             change = f"changed validation from {values[best]:.3f} ({best}) to {values[FINAL]:.3f}"
             best = FINAL if values[FINAL] > values[best] else best
@@ -161,15 +161,15 @@ class Loop:
         options, at = self.options, self.to / name
         seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
-        described = self.describe(at / "describe", policy, data, seed) if options.ask.descriptions > 1 else None
+        described = self.describe(at / "describe", policy, data, seed) if options.ask.num_descriptions > 1 else None
         asked = ask(
             options.ask,
             policy=policy,
             images=data.images,
             root=data.image_root,
             to=questions,
-            described=at / "describe" / "answer" if options.ask.descriptions > 1 else None,
-            verdicts=at / "describe" / "judge" if options.ask.descriptions > 1 else None,
+            described=at / "describe" / "answer" if options.ask.num_descriptions > 1 else None,
+            verdicts=at / "describe" / "judge" if options.ask.num_descriptions > 1 else None,
             seed=seed,
         )
         answer(
@@ -187,7 +187,7 @@ class Loop:
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
-        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if options.ask.descriptions > 1 else []
+        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if options.ask.num_descriptions > 1 else []
         self.judged.append((answers, judgments))
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         before = self.pairs if options.keep_pairs else []
@@ -212,7 +212,9 @@ class Loop:
     def describe(self, at: Path, policy: Path, data: DataSet, seed: int) -> Path | None:
         """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
         options, root = self.options, data.image_root
-        several = options.answer.model_copy(update={"k": options.ask.descriptions, "sampling": options.ask.description})
+        several = options.answer.model_copy(
+            update={"num_answers": options.ask.num_descriptions, "sampling": options.ask.description_sampling}
+        )
         request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=at / "ask", seed=seed)
         answer(several, policy=policy, questions=at / "ask", root=root, to=at / "answer", seed=seed)
         judge(options.judge, answers=at / "answer", truth=data.truth, root=root, to=at / "judge", seed=seed)

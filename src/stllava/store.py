@@ -668,7 +668,7 @@ class Stage:
         if old.stage != new.stage:
             return f"it is of the stage {old.stage}, not of {new.stage}"
         try:
-            options = type(self._options).model_validate(old.config).binding()
+            options = type(self._options).model_validate(old.config).resume_key()
         except ValidationError:
             options = old.config
 
@@ -677,7 +677,7 @@ class Stage:
             inputs: dict[str, JsonValue] = {name: value for name, value in plan.inputs.items() if name != items}
             return {"config": kept, "inputs": inputs}
 
-        before, now = bound(old, options), bound(new, self._options.binding())
+        before, now = bound(old, options), bound(new, self._options.resume_key())
         return None if before == now else first_difference(before, now)
 
     def _is_whole(self, manifest: Manifest) -> bool:

@@ -1,7 +1,7 @@
 """The base of all options: immutable, unknown keys refused by name, flags and documentation from one definition."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar, get_args, get_origin
 
@@ -49,14 +49,16 @@ class Options(BaseModel):
     """Base of all options: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    free: ClassVar[frozenset[str]] = frozenset()
+    runtime_only: ClassVar[frozenset[str]] = frozenset()
     """Options that change how the work is done but not what comes of it: they may differ when work is resumed."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Today's names of options by those of the release before, which are refused."""
 
-    def binding(self) -> dict[str, JsonValue]:
-        """All options but the free ones: what unfinished work must have been started with to be resumed."""
-        values: dict[str, JsonValue] = self.model_dump(mode="json", exclude=set(self.free))
+    def resume_key(self) -> dict[str, JsonValue]:
+        """All options but the runtime-only ones: what unfinished work must have been started with to be resumed."""
+        values: dict[str, JsonValue] = self.model_dump(mode="json", exclude=set(self.runtime_only))
         nested = {name: getattr(self, name) for name in values}
-        return values | {name: value.binding() for name, value in nested.items() if isinstance(value, Options)}
+        return values | {name: value.resume_key() for name, value in nested.items() if isinstance(value, Options)}
 
 
 def validate(kind: type[O], values: JsonValue, *, source: str, folder: Path | None = None) -> O:
@@ -123,7 +125,9 @@ def _locate(root: type[BaseModel], loc: Sequence[str | int], *, unknown: bool) -
 
 
 def _suggest(root: type[BaseModel], place: type[BaseModel], name: str) -> str:
-    """The option that a wrong key may have meant: one of the same place before one of another."""
+    """The option that a wrong key may have meant: what it is called now, one of the same place, or one of another."""
+    if issubclass(place, Options) and name in place.renamed:
+        return f"It is called {place.renamed[name]!r} now."
     near = difflib.get_close_matches(name, list(place.model_fields), n=1)
     if near:
         return f"Did you mean {near[0]!r}?"

@@ -29,7 +29,7 @@ class SamplingOptions(Options):
 class ServerOptions(Options):
     """An OpenAI-compatible server and how it is spoken to."""
 
-    free = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable", "header_variables"})
+    runtime_only = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable", "header_variables"})
 
     url: str = ""
     """Base address, such as http://localhost:8000/v1."""
@@ -61,9 +61,11 @@ class EndpointOptions(ServerOptions):
 class GenerationOptions(Options):
     """What ask, answer and evaluate share."""
 
-    free = frozenset({"max_bad"})
+    renamed = {"tokens": "max_cache_tokens"}
 
-    tokens: PositiveInt = 32768
+    runtime_only = frozenset({"max_bad"})
+
+    max_cache_tokens: PositiveInt = 32768
     """Most tokens held in the cache at once: fewer need less memory and more time."""
     max_bad: Share = 0.05
     """Largest share of items that cannot be used, such as those with a missing image, before the stage stops; a dozen are
@@ -75,17 +77,25 @@ class GenerationOptions(Options):
 class AskOptions(GenerationOptions):
     """The policy describes each image, then asks about it as the virtual user."""
 
+    renamed = GenerationOptions.renamed | {
+        "describe": "description_prompt",
+        "describe_also": "extra_description_prompts",
+        "description": "description_sampling",
+        "descriptions": "num_descriptions",
+        "borrow": "borrow_questions",
+    }
+
     questions: PositiveInt = 5
     """Questions an image."""
-    borrow: NonNegativeInt = 0
+    borrow_questions: NonNegativeInt = 0
     """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
-    describe: str = DESCRIBE
+    description_prompt: str = DESCRIBE
     """What the user says to get the description."""
-    describe_also: tuple[str, ...] = ()
+    extra_description_prompts: tuple[str, ...] = ()
     """Other words for the same request: the expert judges what each of them brings, and the policy learns them all."""
-    description: SamplingOptions = SamplingOptions(temperature=0.0)
+    description_sampling: SamplingOptions = SamplingOptions(temperature=0.0)
     """How the description is sampled."""
-    descriptions: PositiveInt = 1
+    num_descriptions: PositiveInt = 1
     """Of so many descriptions the expert chooses the one that is asked about, and the policy learns from its choice."""
     sampling: SamplingOptions = SamplingOptions(top_k=300)
     """How questions are sampled."""
@@ -94,9 +104,11 @@ class AskOptions(GenerationOptions):
 
 
 class AnswerOptions(GenerationOptions):
-    """The policy answers each question K times, alone with the image."""
+    """The policy answers each question several times, alone with the image."""
 
-    k: Annotated[int, Field(ge=2)] = 4
+    renamed = GenerationOptions.renamed | {"k": "num_answers"}
+
+    num_answers: Annotated[int, Field(ge=2)] = 4
     """Answers a question."""
     sampling: SamplingOptions = SamplingOptions(temperature=1.5, max_new_tokens=1024)
     """How answers are sampled."""

@@ -14,7 +14,7 @@ Plane = Literal["acquired", "axial", "coronal", "sagittal", "all"]
 class IntakeOptions(Options):
     """How a folder of medical images becomes an image set."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"workers"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     format: Literal["png", "jpeg"] = "png"
     """What pictures are written as: 8-bit PNG loses nothing, JPEG is smaller."""

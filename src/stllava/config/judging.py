@@ -11,7 +11,7 @@ from stllava.config.generation import ServerOptions
 class ChatOptions(ServerOptions):
     """A vision-language model behind an OpenAI-compatible server, as an expert (docs/expert.md)."""
 
-    free = ServerOptions.free | {
+    runtime_only = ServerOptions.runtime_only | {
         "requests_per_minute",
         "tokens_per_minute",
         "input_price",
@@ -54,11 +54,13 @@ class ChatOptions(ServerOptions):
 class LocalExpertOptions(Options):
     """A vision-language model in this process, as an expert."""
 
+    renamed = {"tokens": "max_cache_tokens"}
+
     model: NamedModel = ""
     """Folder or name of a transformers image-text-to-text model."""
     max_new_tokens: PositiveInt = 512
     """Longest reply, in tokens."""
-    tokens: PositiveInt = 32768
+    max_cache_tokens: PositiveInt = 32768
     """Most tokens held in the cache at once: fewer need less memory and more time."""
 
 
@@ -81,7 +83,7 @@ class SimulatedOptions(Options):
 class JudgeOptions(Options):
     """An expert scores the answers."""
 
-    free = frozenset({"max_failed", "max_flips", "rubric", "context", "panel"})
+    runtime_only = frozenset({"max_failed", "max_flips", "rubric", "context", "panel"})
 
     expert: Literal["oracle", "reference", "chat", "local", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
@@ -119,19 +121,26 @@ class JudgeOptions(Options):
 class PairOptions(Options):
     """Which answers to a question become pairs; ties and abstentions never do."""
 
+    renamed = {
+        "most": "max_pairs_per_question",
+        "denials": "max_denial_share",
+        "least": "min_chosen_score",
+        "alike": "max_similarity",
+    }
+
     margin: PositiveFloat = 0.2
     """Smallest difference of scores, which go from 0 to 1, that makes a pair."""
     pairs: Literal["extremes", "all"] = "extremes"
     """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
-    most: PositiveInt | None = None
+    max_pairs_per_question: PositiveInt | None = None
     """Most pairs of one question, those that differ most; no limit when absent."""
     balance: bool = True
     """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
-    denials: Share = 1.0
+    max_denial_share: Share = 1.0
     """Largest share of chosen answers such as "there is no …" to questions that take for granted what is not there."""
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
-    least: Share = 0.0
+    min_chosen_score: Share = 0.0
     """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
-    alike: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

@@ -20,6 +20,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 class RunOptions(Options):
     """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
 
+    renamed = {"consolidate": "final_sft"}
+
     name: str
     """Name of the experiment, shown in the report."""
     seed: NonNegativeInt = 0
@@ -50,7 +52,7 @@ class RunOptions(Options):
     """Benchmarks."""
     rounds: NonNegativeInt = 3
     """Most rounds of self-training; 0 ends with stage 1."""
-    consolidate: SftOptions | None = None
+    final_sft: SftOptions | None = None
     """After the rounds, train the best policy once more on the labels and on every answer that the expert found right."""
     keep_pairs: bool = False
     """Learn in every round from the pairs of the rounds before it too."""

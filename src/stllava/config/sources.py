@@ -30,7 +30,7 @@ class PhantomData(Options):
 class VqaRadData(Options):
     """VQA-RAD in its public JSON: train.json, test.json and images/."""
 
-    free = frozenset({"folder"})
+    runtime_only = frozenset({"folder"})
 
     kind: Literal["vqa-rad"]
     """The VQA-RAD folder."""
@@ -47,7 +47,7 @@ class VqaRadData(Options):
 class FilesData(Options):
     """Your own images, conversations and samples."""
 
-    free = frozenset({"images", "conversations", "validation", "benchmarks", "references", "unlabelled", "captions"})
+    runtime_only = frozenset({"images", "conversations", "validation", "benchmarks", "references", "unlabelled", "captions"})
 
     kind: Literal["files"]
     """Your own files."""
@@ -74,7 +74,7 @@ class FilesData(Options):
 class ImportedData(Options):
     """An image set that `stllava import images` wrote, with the labels you have; its own splits are used."""
 
-    free = frozenset({"folder", "labels"})
+    runtime_only = frozenset({"folder", "labels"})
 
     kind: Literal["imported"]
     """An imported image set."""

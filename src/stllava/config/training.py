@@ -48,13 +48,15 @@ class LoraOptions(Options):
 class TrainingOptions(Options):
     """What sft and dpo share."""
 
-    free = frozenset({"checkpoint_activations", "max_bad"})
+    renamed = {"tokens": "max_tokens_per_forward"}
+
+    runtime_only = frozenset({"checkpoint_activations", "max_bad"})
 
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     batch_size: PositiveInt = 8
     """Images an optimizer step: all that is learned about one image is one sequence."""
-    tokens: PositiveInt = 16384
+    max_tokens_per_forward: PositiveInt = 16384
     """Most tokens a forward, padding included: a step takes as many forwards as its images need."""
     pack: bool = True
     """Learn all about an image in one sequence where the model allows it; else every answer is a sequence."""
@@ -90,12 +92,16 @@ class TrainingOptions(Options):
 class SftOptions(TrainingOptions):
     """Instruction tuning with self-questioning (stage 1)."""
 
-    sq_r: Share = 0.5
+    renamed = TrainingOptions.renamed | {"sq_r": "self_question_ratio"}
+
+    self_question_ratio: Share = 0.5
     """Probability that a user turn but the first becomes the virtual user's, whose question is learned."""
 
 
 class DpoOptions(TrainingOptions):
     """Learning from preferences (stage 2): DPO + NLL on the chosen answer + replay of stage-1 conversations."""
+
+    renamed = TrainingOptions.renamed | {"sq_r": "self_question_ratio", "collapse": "max_chosen_drop"}
 
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
     """sigmoid: DPO; ipo: squared distance to a margin of 1 / (2 beta); hinge: SLiC-HF."""
@@ -111,9 +117,9 @@ class DpoOptions(TrainingOptions):
     """Weight of the replayed stage-1 loss per token; 0 replays nothing."""
     replay_images: NonNegativeInt = 4
     """Images with stage-1 conversations replayed in each forward."""
-    sq_r: Share = 0.5
+    self_question_ratio: Share = 0.5
     """Self-questioning in the replayed conversations."""
-    collapse: Rate = 3.0
+    max_chosen_drop: Rate = 3.0
     """Stop when chosen answers have become less likely than under the reference by so many nats a token; 0 never stops."""
 
     @model_validator(mode="after")

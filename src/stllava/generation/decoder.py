@@ -74,7 +74,7 @@ def open_sampler(
     if options.endpoint.url:
         chat = cast(ChatProcessor, read_processor(policy))
         return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank, virtual=virtual_role(chat), chat=chat)
-    return LocalSampler(load_policy(policy), root=root, tokens=options.tokens, blank=blank, revisits=revisits)
+    return LocalSampler(load_policy(policy), root=root, tokens=options.max_cache_tokens, blank=blank, revisits=revisits)
 
 
 class LocalSampler:

@@ -282,7 +282,7 @@ def _refusal(roles: Sequence[Role], found: str) -> RefusedTurnsError:
         f"the chat template {found}",
         expected="one that writes every turn once and leaves it as it is when others follow",
         remedy="Put a chat_template.jinja that does into the model's folder (docs/families.md has one)"
-        + (", or set sq_r to 0 and ask nothing." if "virtual_user" in roles else ", or leave such turns out."),
+        + (", or set self_question_ratio to 0 and ask nothing." if "virtual_user" in roles else ", or leave such turns out."),
     )
 
 

@@ -64,7 +64,9 @@ def answer(
             kept, prompts, dropped = usable(
                 sampler, chunk, lambda one: Prompt((Message(role="user", content=one.text),), one.images)
             )
-            kept, said = complete_usable(sampler, kept, prompts, dropped, k=options.k, sampling=options.sampling, seed=seed)
+            kept, said = complete_usable(
+                sampler, kept, prompts, dropped, k=options.num_answers, sampling=options.sampling, seed=seed
+            )
             return [
                 Answers(
                     id=content_id("answers", question.id, [one.text for one in completions], name),
@@ -86,7 +88,7 @@ def answer(
         stage.write_records("answers", answers)
         dropped.take(unjudged)
         texts = [len(set(one.completions)) for one in answers]
-        given_out, cut = options.k * len(answers), sum(one.finished.count(False) for one in answers)
+        given_out, cut = options.num_answers * len(answers), sum(one.finished.count(False) for one in answers)
         longest = f"{options.sampling.max_new_tokens} tokens (sampling.max_new_tokens)"
         told = [f"{cut} of {given_out} answers were cut off at {longest} at most: none of them is chosen."] if cut else []
         return stage.finish(
@@ -94,7 +96,7 @@ def answer(
             counts_out=len(answers),
             dropped=+dropped,
             measures={
-                "answers_a_question": float(options.k),
+                "answers_a_question": float(options.num_answers),
                 "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,
                 "cut_share": cut / given_out if given_out else 0.0,
             },

@@ -20,8 +20,8 @@ from stllava.thoughts import final_answer
 
 MOST_WORDS = 60
 MUTE = (
-    "A policy learns to ask in sft (sq_r above 0): train it longer there, or lower ask's sampling.temperature or raise its "
-    "sampling.max_new_tokens."
+    "A policy learns to ask in sft (self_question_ratio above 0): train it longer there, or lower ask's sampling.temperature "
+    "or raise its sampling.max_new_tokens."
 )
 """What to do where a policy asks nothing."""
 
@@ -38,7 +38,7 @@ def request_descriptions(
         stage = Stage("ask", to, options, inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
-        how = Sampling(**options.description.model_dump(), seed=seed)
+        how = Sampling(**options.description_sampling.model_dump(), seed=seed)
         questions = [
             Question(
                 id=content_id("question", image.path, text, name),
@@ -49,7 +49,7 @@ def request_descriptions(
                 sampling=how,
             )
             for image in pictures
-            for text in dict.fromkeys((options.describe, *options.describe_also))
+            for text in dict.fromkeys((options.description_prompt, *options.extra_description_prompts))
         ]
         stage.write_records("questions", questions)
         return stage.finish(counts_in=len(questions), counts_out=len(questions))
@@ -111,12 +111,14 @@ def ask(
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Image]) -> tuple[list[Question], Dropped]:
-            opening = Message(role="user", content=options.describe)
+            opening = Message(role="user", content=options.description_prompt)
             seen, prompts, dropped = usable(
                 sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=options.questions
             )
             untold = [place for place, image in enumerate(seen) if image.path not in told]
-            greedy = options.description.model_copy(update={"temperature": 0.0}) if told else options.description
+            greedy = (
+                options.description_sampling.model_copy(update={"temperature": 0.0}) if told else options.description_sampling
+            )
             spoken_of, spoken = complete_usable(
                 sampler,
                 [seen[place] for place in untold],
@@ -144,7 +146,7 @@ def ask(
             seen, said = [image for image, _ in told_of], [text for _, text in told_of]
             own = [screen([final_answer(one.text) for one in texts], dropped) for texts in asked]
             kept = []
-            for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow), strict=True):
+            for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow_questions), strict=True):
                 for text in texts:
                     key = content_id("question", image.path, text, name)
                     kept.append(

@@ -37,7 +37,7 @@ def consolidate(
             given = {one.id: one for one in read_records(answers, "answers", Answers)}
             for judgment in read_records(judgments, "judgments", Judgment):
                 one = given[judgment.answers_id]
-                if judgment.scores is not None and max(judgment.scores) >= max(options.least, options.margin):
+                if judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
                     scored = zip(one.completions, one.ended, judgment.scores, strict=True)
                     best = next((text for text, ended, score in scored if ended and score == max(judgment.scores)), None)
                     if best is None:
@@ -47,7 +47,7 @@ def consolidate(
                     found[one.images, one.question] = conversation(one.images, turns)
         taught = [Taught(one.id, one.messages[0].content, final_answer(one.messages[1].content)) for one in found.values()]
         surplus = unbalanced(taught) if options.balance else set()
-        denied = denying([one for one in taught if one.id not in surplus], most=options.denials)
+        denied = denying([one for one in taught if one.id not in surplus], most=options.max_denial_share)
         right = [one for one in found.values() if one.id not in surplus | denied]
         labels, _ = read_conversations(conversations)
         stage.write_records("conversations", [*labels, *right])

@@ -63,8 +63,12 @@ def dpo(
         without_dropout(loaded.model)
         device = str(loaded.device)
         loaded.packs = options.pack
-        most = min(loaded.context, options.tokens)
-        lessons = Lessons(loaded, read, images=images, sq_r=options.sq_r, seed=seed, most=most) if read else None
+        most = min(loaded.context, options.max_tokens_per_forward)
+        lessons = (
+            Lessons(loaded, read, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most)
+            if read
+            else None
+        )
         choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
         choices.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         unpacked = check_packing(loaded, choices.trees)

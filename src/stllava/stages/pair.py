@@ -84,7 +84,7 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         surplus = unbalanced(taught) if options.balance else set()
         fair = [one for one in made if one.id not in surplus]
         dropped["surplus of yes or no"] = _questions(made) - _questions(fair)
-        denied = denying([one for one in taught if one.id not in surplus], most=options.denials)
+        denied = denying([one for one in taught if one.id not in surplus], most=options.max_denial_share)
         even = [one for one in fair if one.id not in denied]
         dropped["surplus of denials"] = _questions(fair) - _questions(even)
         long = unbalanced_length(even) if options.balance_length else set()
@@ -132,13 +132,13 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     causes: list[str] = []
     for one in ranked:
         both = frozenset((texts[one.chosen], texts[one.rejected]))
-        cause = "chosen answer too bad" if scores[one.chosen] < options.least else None
-        cause = cause or _fault(texts, one, margin=options.margin, alike=options.alike)
+        cause = "chosen answer too bad" if scores[one.chosen] < options.min_chosen_score else None
+        cause = cause or _fault(texts, one, margin=options.margin, alike=options.max_similarity)
         if cause is not None:
             causes.append(cause)
         elif both not in made:
             made[both] = _preference(answers, judgment, contest=one)
-    return list(made.values())[: options.most] or causes[0]
+    return list(made.values())[: options.max_pairs_per_question] or causes[0]
 
 
 def contests(

@@ -54,8 +54,10 @@ def sft(
             policy = load_learner(spare if model == "small" else model, options)
         device = str(policy.device)
         policy.packs = options.pack
-        most = min(policy.context, options.tokens)
-        lessons = Lessons(policy, read.records, images=images, sq_r=options.sq_r, seed=seed, most=most)
+        most = min(policy.context, options.max_tokens_per_forward)
+        lessons = Lessons(
+            policy, read.records, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most
+        )
         dropped.take(lessons.dropped)
         dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])

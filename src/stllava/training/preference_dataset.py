@@ -73,7 +73,7 @@ class Choices:
         zeros = torch.zeros(4, 1)
         first = float(preference_loss(options.loss, *zeros, beta=options.beta, label_smoothing=options.label_smoothing))
         self.close = CLOSE_PER_TOKEN.get(policy.model.dtype, CLOSE_IN_HALF)
-        self.watch = Watch(first_loss=first, close=self.close, collapse=options.collapse)
+        self.watch = Watch(first_loss=first, close=self.close, collapse=options.max_chosen_drop)
         self.dropped = Dropped()
         groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
         refusal: RefusedTurnsError | None = None
@@ -120,7 +120,7 @@ class Choices:
         lengths = [
             sum(len(self.policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers)) for branch in branches
         ]
-        most = min(self.policy.context, self.options.tokens)
+        most = min(self.policy.context, self.options.max_tokens_per_forward)
         for part in cut_branches(self.policy.length(prefix), lengths, most=most):
             chosen = [branches[index] for index in part]
             tree = grow(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers])
@@ -179,7 +179,7 @@ class Choices:
         found: dict[int, tuple[Pair, ...]] = {}
         trees = [self.trees[index] for index in indices]
         with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
-            for part in forwards(self.policy, trees, most=self.options.tokens):
+            for part in forwards(self.policy, trees, most=self.options.max_tokens_per_forward):
                 batch = self._forward([(trees[place], self.pairs[indices[place]], ()) for place in part])
                 batch = {name: value.to(self.policy.device) for name, value in batch.items()}
                 pairs = batch["pairs"]
@@ -228,7 +228,8 @@ class Choices:
         parts += [(tree, (), ()) for choice in choices for tree in choice.replay]
         trees = [tree for tree, *_ in parts]
         return [
-            self._forward([parts[place] for place in part]) for part in forwards(self.policy, trees, most=self.options.tokens)
+            self._forward([parts[place] for place in part])
+            for part in forwards(self.policy, trees, most=self.options.max_tokens_per_forward)
         ]
 
     def _forward(self, parts: Sequence[tuple[Tree, Sequence[tuple[int, int]], Sequence[Pair]]]) -> dict[str, Tensor]:

@@ -25,9 +25,16 @@ class Lessons:
     """
 
     def __init__(
-        self, policy: Policy, conversations: Sequence[Conversation], *, images: Path, sq_r: float, seed: int, most: int
+        self,
+        policy: Policy,
+        conversations: Sequence[Conversation],
+        *,
+        images: Path,
+        self_question_ratio: float,
+        seed: int,
+        most: int,
     ) -> None:
-        self.policy, self.sq_r, self.seed = policy, sq_r, seed
+        self.policy, self.self_question_ratio, self.seed = policy, self_question_ratio, seed
         self.dropped = Dropped()
         groups: dict[Prefix, list[Conversation]] = {}
         refusal: RefusedTurnsError | None = None
@@ -65,7 +72,8 @@ class Lessons:
             policy,
             Items(len(self.groups), self.tree),
             collate=lambda trees: [
-                collate(policy, [trees[index] for index in part]) for part in forwards(policy, trees, most=options.tokens)
+                collate(policy, [trees[index] for index in part])
+                for part in forwards(policy, trees, most=options.max_tokens_per_forward)
             ],
             count=lambda batch: {"tokens": float(len(batch["labels"]))},
             loss=negative_log_likelihood,
@@ -83,7 +91,7 @@ class Lessons:
         chains = []
         for conversation in conversations:
             draw = random.Random(content_id(self.seed, epoch, conversation.id))
-            turns = [draw.random() < self.sq_r for _ in conversation.messages]
+            turns = [draw.random() < self.self_question_ratio for _ in conversation.messages]
             messages = self_question(conversation.messages, turns)
             chains += self._chains(prefix, conversation, messages)
         return grow(self.policy, prefix, chains)

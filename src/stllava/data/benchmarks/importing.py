@@ -25,7 +25,7 @@ from stllava.store import Existing, Stage, file_hash, locked, write_whole
 class ImportOptions(Options):
     """What is imported."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"source"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"source"})
     name: str
     """A benchmark that is known, or a name for your own file."""
     source: str

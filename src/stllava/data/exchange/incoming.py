@@ -35,7 +35,7 @@ _EXAMPLES = 3
 class ExchangeOptions(Options):
     """What is brought in."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"source", "images", "max_bad"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"source", "images", "max_bad"})
     kind: Literal["conversations", "preferences"]
     """What the rows are."""
     source: str

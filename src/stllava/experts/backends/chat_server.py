@@ -76,7 +76,7 @@ class Chat:
     @property
     def identity(self) -> dict[str, JsonValue]:
         """Everything that shapes a reply."""
-        return self._options.binding()
+        return self._options.resume_key()
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Ask every request, `concurrency` at a time."""

@@ -51,7 +51,7 @@ class Local(Free):
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Ask every request."""
-        sampler = LocalSampler(load_policy(Path(self._options.model)), root=self._root, tokens=self._options.tokens)
+        sampler = LocalSampler(load_policy(Path(self._options.model)), root=self._root, tokens=self._options.max_cache_tokens)
         how = SamplingOptions(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=self._options.max_new_tokens)
         source = iter(requests)
         while several := list(islice(source, TOGETHER)):

@@ -27,7 +27,7 @@ class Scripted(Free):
     @property
     def identity(self) -> dict[str, JsonValue]:
         """Its script."""
-        return {"expert": "scripted", **self._options.binding()}
+        return {"expert": "scripted", **self._options.resume_key()}
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Reply to every request."""
@@ -60,7 +60,7 @@ class Simulated(Free):
     @property
     def identity(self) -> dict[str, JsonValue]:
         """Its rule and its faults."""
-        return {"expert": "simulated", "rule": RULE, **self._options.binding()}
+        return {"expert": "simulated", "rule": RULE, **self._options.resume_key()}
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Reply to every request."""

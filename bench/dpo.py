@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from llava import ANSWER_TOKENS, MODELS, PATCH, QUESTION_TOKENS, SHAPES, build, noise, preferences
-from measure import (
+from shared.llava import ANSWER_TOKENS, MODELS, PATCH, QUESTION_TOKENS, SHAPES, build, noise, preferences
+from shared.measure import (
     Figures,
     as_json,
     device_kind,

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from measure import RESULTS, device_kind, write_result
+from shared.measure import RESULTS, device_kind, write_result
 from stllava.config import RECIPES, PhantomData, RunOptions, load_recipe
 
 SHARES = {"3 %": 0.03, "9 %": 0.09, "27 %": 0.27, "100 %": 1.0}

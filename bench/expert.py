@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from measure import device_kind, write_result
+from shared.measure import device_kind, write_result
 
 QUICK = {"labelled": 8, "unlabelled": 24, "validation": 12, "test": 20}
 

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava import ANSWER_TOKENS, QUESTION_TOKENS, SHAPES, build, noise, preferences
-from measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
+from shared.llava import ANSWER_TOKENS, QUESTION_TOKENS, SHAPES, build, noise, preferences
+from shared.measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
 
 if TYPE_CHECKING:
     from stllava.config import DpoOptions, SftOptions

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from llava import MODELS, SHAPES, build, noise, text
-from measure import (
+from shared.llava import MODELS, SHAPES, build, noise, text
+from shared.measure import (
     Figures,
     as_json,
     device_kind,

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import JsonValue
 
-from measure import as_json, cores, report_side, run_side, spread, write_result
+from shared.measure import as_json, cores, report_side, run_side, spread, write_result
 from stllava.config import IntakeOptions
 from stllava.intake.convert import Parts, made_of
 from stllava.intake.readers.dicom.pixels import QUICKEST

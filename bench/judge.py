@@ -25,7 +25,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from measure import Figures, device_kind, forget_peak, peak_memory, report_side, run_side, write_result
+from shared.measure import Figures, device_kind, forget_peak, peak_memory, report_side, run_side, write_result
 
 SIDE, QUESTIONS = 512, 10
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dpo import Setting, options, prepare
-from llava import MODELS, SHAPES
-from measure import as_json, device_kind, finish_device, spread, write_result
+from shared.llava import MODELS, SHAPES
+from shared.measure import as_json, device_kind, finish_device, spread, write_result
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, normalize
 
-from measure import (
+from shared.measure import (
     Figures,
     as_json,
     cores,

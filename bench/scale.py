@@ -23,8 +23,8 @@ from pydantic import JsonValue
 
 from dpo import Setting as DpoSetting
 from dpo import options
-from llava import SHAPES, build, noise, text
-from measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
+from shared.llava import SHAPES, build, noise, text
+from shared.measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
 
 TOKENS = 8
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from measure import device_kind, write_result
+from shared.measure import device_kind, write_result
 from stllava.config import RECIPES
 from stllava.store import MANIFEST, read_manifest
 

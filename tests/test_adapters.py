@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from architectures import ARCHITECTURES, llava, llava_group
+from helpers.architectures import ARCHITECTURES, llava, llava_group
 from stllava.config import RECIPES, DpoOptions, GroupRates, LoraOptions, RunOptions, SftOptions, load_recipe
 from stllava.config.base import validate
 from stllava.config.training import AdapterOptions

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from architectures import llava_group
+from helpers.architectures import llava_group
 from stllava.config import EvaluateOptions, FilesData, GroupRates, RunOptions, SamplingOptions, SftOptions
 from stllava.errors import StllavaError
 from stllava.pipeline import run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from architectures import ARCHITECTURES
+from helpers.architectures import ARCHITECTURES
 from stllava.commands.talking import chat_command
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intake_parts import CINE, FAST, brought, cine
+from helpers.intake_parts import CINE, FAST, brought, cine
 from stllava import progress
 from stllava.data.image_set import read_imported
 from stllava.intake.convert import Seen, convert

@@ -18,7 +18,8 @@ data: {kind: phantom, labelled: 12, unlabelled: 10, validation: 4, test: 4, size
 small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
 sft: {epochs: 80, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
 ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16},
-  description_sampling: {temperature: 0.5, max_new_tokens: 16}, num_descriptions: 3, extra_description_prompts: ["What does the image show?"], borrow_questions: 2}
+  description_sampling: {temperature: 0.5, max_new_tokens: 16}, num_descriptions: 3,
+  extra_description_prompts: ["What does the image show?"], borrow_questions: 2}
 answer: {num_answers: 6, sampling: {temperature: 2.0, max_new_tokens: 8}}
 pair: {balance: false}
 dpo: {epochs: 2, batch_size: 4, learning_rate: {language: 1.0e-3, projector: 1.0e-3, vision: 1.0e-3}}

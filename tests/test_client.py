@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from faulty import Speak, dripping, response, speaking, whole
+from helpers.faulty import Speak, dripping, response, speaking, whole
 from stllava.config import ServerOptions
 from stllava.errors import StllavaError
 from stllava.remote import pace

@@ -39,9 +39,7 @@ OLD_KEYS = [
 
 
 @pytest.mark.parametrize(("stage", "old", "new"), OLD_KEYS, ids=[f"{stage}.{old}" for stage, old, _ in OLD_KEYS])
-def test_a_key_of_the_release_before_is_refused_by_the_name_it_has_now(
-    tmp_path: Path, stage: str, old: str, new: str
-) -> None:
+def test_a_key_of_the_release_before_is_refused_by_the_name_it_has_now(tmp_path: Path, stage: str, old: str, new: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(MINIMAL + f"{stage}: {{{old}: 1}}\n")
     with pytest.raises(StllavaError, match=f"unknown key '{stage}.{old}'.* It is called '{new}' now"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from judging import answers_of
+from helpers.judging import answers_of
 from stllava.config import JudgeOptions
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.reply_log import Exchange, Free, Journal, Request, as_body, cut_off, fault, said

@@ -23,7 +23,7 @@ import httpx2
 import pytest
 from PIL import Image, PngImagePlugin
 
-from judging import (
+from helpers.judging import (
     FAULTS,
     JudgeServer,
     Listening,

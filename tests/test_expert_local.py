@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY
-from judging import answers_of, judgments_of, write_answers
+from helpers.judging import answers_of, judgments_of, write_answers
 from stllava.config import JudgeOptions, LocalExpertOptions
 from stllava.errors import StllavaError
 from stllava.experts.backends.local_model import Local

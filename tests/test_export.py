@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from architectures import ARCHITECTURES, llava
 from conftest import TINY
+from helpers.architectures import ARCHITECTURES, llava
 from stllava.commands.talking import export_command
 from stllava.config import (
     ChatOptions,

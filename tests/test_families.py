@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import chat_template_utils
 
-from families import FAMILIES, TITLES
+from helpers.families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
+from helpers.architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
 from stllava.config import DpoOptions, SamplingOptions
 from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt

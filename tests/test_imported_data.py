@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intake_parts import FAST, brought
+from helpers.intake_parts import FAST, brought
 from stllava.config import EvaluateOptions, ImportedData, RunOptions, SamplingOptions, SftOptions
 from stllava.data.image_set import Imported, read_imported
 from stllava.data.prepare import prepare

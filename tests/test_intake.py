@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from intake_parts import FAST, brought, parts
+from helpers.intake_parts import FAST, brought, parts
 from stllava.config import IntakeOptions
 from stllava.data.folder import images_in
 from stllava.data.image_set import Imported, LeftOut, is_imported, read_imported, training

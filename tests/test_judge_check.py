@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from judging import answers_of, judgments_of, many_answers, write_answers, write_image
+from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PhantomData, ScriptedOptions, SimulatedOptions
 from stllava.data.phantom.draw import generate
 from stllava.data.phantom.language import samples

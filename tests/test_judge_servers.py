@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from pydantic import JsonValue
 
-from judging import (
+from helpers.judging import (
     JudgeServer,
     answers_of,
     completion,

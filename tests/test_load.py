@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
-from architectures import llava_of, text_options, tokenizer_of
-from families import FAMILIES
+from helpers.architectures import llava_of, text_options, tokenizer_of
+from helpers.families import FAMILIES
 from stllava.config import RECIPES, ComposeOptions
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, fingerprint, load_policy

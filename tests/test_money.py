@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from pydantic import JsonValue
 
-from judging import completion, judgments_of, many_answers, prompt_of, verdict_on, write_answers, write_image
+from helpers.judging import completion, judgments_of, many_answers, prompt_of, verdict_on, write_answers, write_image
 from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError

@@ -33,7 +33,7 @@ for library in ("pydicom", "tifffile"):
 import pydicom  # noqa: E402
 import tifffile  # noqa: E402
 
-from planted import Names, noise, write_slide  # noqa: E402
+from helpers.planted import Names, noise, write_slide  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
 from stllava.data.image_set import LeftOut, read_imported  # noqa: E402
 from stllava.intake.convert import Parts, made_of  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from families import FAMILIES
+from helpers.families import FAMILIES
 from stllava.config import AskOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import ItemError, StllavaError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judging import answers_of, judgments_of, many_answers, write_answers, write_image
+from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.experts.expert import Knowing, Verdict

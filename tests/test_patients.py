@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from intake_parts import brought
+from helpers.intake_parts import brought
 from stllava.config import IntakeOptions
 from stllava.data.image_set import Imported, read_imported
 from stllava.intake.convert import made_of

@@ -20,7 +20,7 @@ from types import FrameType
 import pytest
 
 import stllava
-from hostile import RUNS
+from helpers.hostile import RUNS
 from stllava.data.phantom import answer_parser
 from stllava.remote.address import secrets_pattern
 

@@ -30,7 +30,7 @@ for library in ("pydicom", "tifffile"):
 
 import tifffile  # noqa: E402
 
-from planted import NUMBERS, PERSONS, Names, cut, plant  # noqa: E402
+from helpers.planted import NUMBERS, PERSONS, Names, cut, plant  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
 from stllava.data.image_set import Imported, LeftOut, read_imported  # noqa: E402
 from stllava.intake.deidentify.allowlist import hidden_id  # noqa: E402

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import avg_pool2d
 from transformers import AutoModelForImageTextToText, LlavaProcessor, PreTrainedModel
 
-from architectures import llava, llava_group
+from helpers.architectures import llava, llava_group
 from stllava.errors import StllavaError
 from stllava.model import projector
 from stllava.model.load import Policy, Prefix, load_policy

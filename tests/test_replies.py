@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hostile import WHOLE, hostile
+from helpers.hostile import WHOLE, hostile
 from stllava.experts.model.verdict_parser import FIRST, SECOND, TIE, Reading, read_scores, read_verdict
 
 VERDICTS: list[tuple[str, object]] = [

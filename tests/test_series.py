@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from intake_parts import SLICES, brought_slices
+from helpers.intake_parts import SLICES, brought_slices
 from stllava.config import IntakeOptions
 from stllava.data.image_set import Imported, LeftOut, read_imported
 from stllava.errors import ItemError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from judging import SAMPLING
+from helpers.judging import SAMPLING
 from stllava.config import AskOptions, SmallModel
 from stllava.records import Answers, Image, Judgment, Question
 from stllava.stages.export import export

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig
 
-from architectures import id_of, llava_of, text_options, tokenizer_of
-from families import FAMILIES
+from helpers.architectures import id_of, llava_of, text_options, tokenizer_of
+from helpers.families import FAMILIES
 from stllava.config import EndpointOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError

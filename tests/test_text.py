@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stllava
-from judging import answers_of, write_answers, write_image
+from helpers.judging import answers_of, write_answers, write_image
 from stllava import cli
 from stllava.cli import PrintableFormatter, main, show_crash
 from stllava.commands.flags import tell

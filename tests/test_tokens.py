@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from architectures import TEXTS, id_of
-from families import FAMILIES
+from helpers.architectures import TEXTS, id_of
+from helpers.families import FAMILIES
 from stllava.config import DpoOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError

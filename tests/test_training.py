@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, Trainer
 
-from architectures import llava_group, llava_of, template, text_options, tokenizer_of
+from helpers.architectures import llava_group, llava_of, template, text_options, tokenizer_of
 from stllava.config import AskOptions, DpoOptions, GroupRates, LoraOptions, SamplingOptions, SftOptions
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations

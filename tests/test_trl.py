@@ -41,7 +41,7 @@ def case(name: str, peer: Peer, beta: float, **ours: object) -> object:
 # e = -s / (1 - 2s) that is (1 - s)·L(h) + s·L(-h): the sigmoid loss with labels smoothed by s.
 CASES = [
     case("sigmoid", Peer("sigmoid"), beta=0.5),
-    case("sigmoid, several forwards", Peer("sigmoid"), beta=0.5, tokens=128),
+    case("sigmoid, several forwards", Peer("sigmoid"), beta=0.5, max_tokens_per_forward=128),
     case("sigmoid, unpacked", Peer("sigmoid"), beta=0.5, pack=False),
     case("hinge", Peer("hinge"), beta=3.0, loss="hinge"),
     case("ipo", Peer("ipo"), beta=2.0, loss="ipo", length_normalised=True),

@@ -1,6 +1,7 @@
 """Options of the stages in which the policy speaks: ask, answer, evaluate."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from tyro.conf import arg
@@ -61,7 +62,7 @@ class EndpointOptions(ServerOptions):
 class GenerationOptions(Options):
     """What ask, answer and evaluate share."""
 
-    renamed = {"tokens": "max_cache_tokens"}
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "max_cache_tokens"}
 
     runtime_only = frozenset({"max_bad"})
 
@@ -77,7 +78,8 @@ class GenerationOptions(Options):
 class AskOptions(GenerationOptions):
     """The policy describes each image, then asks about it as the virtual user."""
 
-    renamed = GenerationOptions.renamed | {
+    renamed: ClassVar[Mapping[str, str]] = {
+        **GenerationOptions.renamed,
         "describe": "description_prompt",
         "describe_also": "extra_description_prompts",
         "description": "description_sampling",
@@ -106,7 +108,7 @@ class AskOptions(GenerationOptions):
 class AnswerOptions(GenerationOptions):
     """The policy answers each question several times, alone with the image."""
 
-    renamed = GenerationOptions.renamed | {"k": "num_answers"}
+    renamed: ClassVar[Mapping[str, str]] = {**GenerationOptions.renamed, "k": "num_answers"}
 
     num_answers: Annotated[int, Field(ge=2)] = 4
     """Answers a question."""

@@ -1,6 +1,7 @@
 """Options of experts, of their verdicts and of the pairs these make."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -54,7 +55,7 @@ class ChatOptions(ServerOptions):
 class LocalExpertOptions(Options):
     """A vision-language model in this process, as an expert."""
 
-    renamed = {"tokens": "max_cache_tokens"}
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "max_cache_tokens"}
 
     model: NamedModel = ""
     """Folder or name of a transformers image-text-to-text model."""
@@ -121,7 +122,7 @@ class JudgeOptions(Options):
 class PairOptions(Options):
     """Which answers to a question become pairs; ties and abstentions never do."""
 
-    renamed = {
+    renamed: ClassVar[Mapping[str, str]] = {
         "most": "max_pairs_per_question",
         "denials": "max_denial_share",
         "least": "min_chosen_score",

@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
@@ -20,7 +22,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 class RunOptions(Options):
     """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
 
-    renamed = {"consolidate": "final_sft"}
+    renamed: ClassVar[Mapping[str, str]] = {"consolidate": "final_sft"}
 
     name: str
     """Name of the experiment, shown in the report."""

@@ -1,6 +1,7 @@
 """Options of the stages in which the policy learns: sft and dpo."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -48,7 +49,7 @@ class LoraOptions(Options):
 class TrainingOptions(Options):
     """What sft and dpo share."""
 
-    renamed = {"tokens": "max_tokens_per_forward"}
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "max_tokens_per_forward"}
 
     runtime_only = frozenset({"checkpoint_activations", "max_bad"})
 
@@ -92,7 +93,7 @@ class TrainingOptions(Options):
 class SftOptions(TrainingOptions):
     """Instruction tuning with self-questioning (stage 1)."""
 
-    renamed = TrainingOptions.renamed | {"sq_r": "self_question_ratio"}
+    renamed: ClassVar[Mapping[str, str]] = {**TrainingOptions.renamed, "sq_r": "self_question_ratio"}
 
     self_question_ratio: Share = 0.5
     """Probability that a user turn but the first becomes the virtual user's, whose question is learned."""
@@ -101,7 +102,11 @@ class SftOptions(TrainingOptions):
 class DpoOptions(TrainingOptions):
     """Learning from preferences (stage 2): DPO + NLL on the chosen answer + replay of stage-1 conversations."""
 
-    renamed = TrainingOptions.renamed | {"sq_r": "self_question_ratio", "collapse": "max_chosen_drop"}
+    renamed: ClassVar[Mapping[str, str]] = {
+        **TrainingOptions.renamed,
+        "sq_r": "self_question_ratio",
+        "collapse": "max_chosen_drop",
+    }
 
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
     """sigmoid: DPO; ipo: squared distance to a margin of 1 / (2 beta); hinge: SLiC-HF."""

@@ -57,7 +57,7 @@ from transformers.models.ovis2.configuration_ovis2 import Ovis2VisionConfig
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from architectures import (
+from helpers.architectures import (
     CHATML,
     CONTEXT,
     HALF,

@@ -40,7 +40,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from architectures import (
+from helpers.architectures import (
     CHATML,
     HALF,
     HEADS,
@@ -63,7 +63,7 @@ from architectures import (
     tokenizer_of,
     without_video_half,
 )
-from families_plain import (
+from helpers.families_plain import (
     aya_vision,
     deepseek_vl,
     deepseek_vl_hybrid,
@@ -76,7 +76,7 @@ from families_plain import (
     ovis2,
     pixtral,
 )
-from families_thinking import gemma4, glm4v, glm4v_moe, glm46v, minicpmv4_6, qwen3_5
+from helpers.families_thinking import gemma4, glm4v, glm4v_moe, glm46v, minicpmv4_6, qwen3_5
 from stllava.model.families import PALIGEMMA
 from stllava.model.load import Policy
 from stllava.model.small import IMAGE

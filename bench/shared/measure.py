@@ -23,7 +23,7 @@ from pydantic import JsonValue
 
 from stllava import store
 
-RESULTS = Path(os.environ.get("STLLAVA_BENCH_RESULTS") or Path(__file__).resolve().parent / "results")
+RESULTS = Path(os.environ.get("STLLAVA_BENCH_RESULTS") or Path(__file__).resolve().parent.parent / "results")
 PEERS = ("trl", "datasets", "vllm")
 Figures = dict[str, float]
 

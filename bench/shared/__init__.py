@@ -1,0 +1,1 @@
+"""What several benches share: measuring, and the models that are measured."""

@@ -110,16 +110,17 @@ def test_a_unique_name_in_five_sizes_and_places_is_masked_or_kept_back() -> None
     assert len(seen) <= 0.02 * COUNT
 
 
-def test_pictures_without_text_stay_as_they_are() -> None:
+@pytest.mark.parametrize("side", sorted({SIDE, 512}))
+def test_pictures_without_text_stay_as_they_are(side: int) -> None:
     pytest.importorskip("rapidocr_onnxruntime")
     changed = []
     count = COUNT if COUNT > 20 else 4
     for index in range(count):
-        pixels = ground(index, SIDE)
+        pixels = ground(index, side)
         treated = treat(frame(pixels), BurnedOptions())
         if treated.action != "passed":
             changed.append((index, treated.action, treated.boxes))
-    print(f"{len(changed)} of {count} changed without need: {changed}")  # noqa: T201
+    print(f"{len(changed)} of {count} of {side} pixels changed without need: {changed}")  # noqa: T201
     assert len(changed) <= 0.05 * count
 
 

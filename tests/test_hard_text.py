@@ -227,6 +227,33 @@ def test_anatomy_in_a_white_frame_is_no_data_matrix(index: int) -> None:
     assert not find_codes(np.asarray(phantom), np.ones((256, 256), dtype=np.bool_))
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(12, 5), (110, 20)], ids=["near black", "grey"])
+def test_noise_is_no_code_that_cannot_be_read(mean: float, deviation: float) -> None:
+    pytest.importorskip("zxingcpp")
+    for index in range(12):
+        values = np.random.default_rng(index).normal(mean, deviation, (512, 512))
+        noise = np.clip(values, 0, 255).astype(np.uint8)
+        assert not find_codes(noise, np.ones((512, 512), dtype=np.bool_)), index
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.3], ids=["black and white", "faint"])
+def test_a_code_that_cannot_be_read_is_found(gain: float) -> None:
+    zxingcpp = pytest.importorskip("zxingcpp")
+    made = zxingcpp.create_barcode("KOVAL^ILSE 27.11.2026", zxingcpp.BarcodeFormat.DataMatrix)
+    modules = np.asarray(made.to_image(scale=1, add_quiet_zones=False)).copy()
+    inner = modules[1:-1, 1:-1]
+    inner[np.random.default_rng(0).random(inner.shape) < 0.4] ^= 255
+    symbol = np.pad(modules.repeat(4, axis=0).repeat(4, axis=1), 8, constant_values=255)
+    levels = np.clip(60 + gain * symbol.astype(np.float64), 0, 255).astype(np.uint8)
+    picture = np.pad(levels, 80, constant_values=60)
+    (read,) = zxingcpp.read_barcodes(picture, return_errors=True)
+    assert not read.valid
+    (spot, *_) = find_codes(picture, np.ones(picture.shape, dtype=np.bool_))
+    left, top, right, bottom = spot
+    assert max(left, top) <= 92
+    assert min(right, bottom) >= len(picture) - 92
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_many_codes_and_hard_texts_nearly_all_are_covered_or_left_out(kind: str) -> None:

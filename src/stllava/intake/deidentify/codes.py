@@ -1,8 +1,8 @@
 """Finds codes that hold text: QR, Data Matrix, Aztec, PDF417 and the usual bar codes.
 
-Reads and writes nothing. The decoder is `zxing-cpp` (of the extra `ocr`). A code is found when it can be decoded, also with a
-wrong check sum, or, legible to another decoder perhaps, when a place has its pattern: dense, sharp, of two levels only. What
-codes say is used nowhere.
+Reads and writes nothing. The decoder is `zxing-cpp` (of the extra `ocr`). A code is found when it can be decoded; with a
+wrong check sum, where it is drawn in two levels, since the decoder sees such codes in noise; and, perhaps legible to another
+decoder, when a place has the pattern of a code: dense, sharp, of two levels only. What codes say is used nowhere.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,9 @@ CONTRAST = 90
 """Grey levels between the lightest and the darkest pixel of a code's squares."""
 QUIET = 24
 """White round a piece before it is decoded once more: many labels lack what the rules ask for."""
+BLURRED = 0.4
+"""Greatest share of a code's pixels whose level is near neither end, for one with a wrong check sum to count: in noise it is
+0.46 and more, in codes at most 0.36."""
 LEAST, FULL = 14, 0.5
 """Sides in pixels, and share of its rectangle, of a place whose squares all have the pattern, to count without decoding."""
 
@@ -53,7 +56,7 @@ def find_codes(pixels: Pixels, where: Map) -> list[Spot]:
         raise StllavaError(
             f"no decoder of bar codes ({error})",
             expected="the extra `ocr`, unless only rules are asked for",
-            remedy="Run `pip install 'stllava[ocr]'`, or set burned.look to rules: what may hold text is then kept back.",
+            remedy="Run `pip install 'stllava[ocr]'`, or give --look-for-text rules: what may hold text is then kept back.",
         ) from None
     rows, columns = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
     if not len(rows):
@@ -62,7 +65,8 @@ def find_codes(pixels: Pixels, where: Map) -> list[Spot]:
     part = pixels[first : int(rows[-1]) + 1 + WINDOW, start : int(columns[-1]) + 1 + WINDOW]
     grey = np.ascontiguousarray(part if part.ndim == 2 else cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     pieces = list(_patterns(grey, _PERHAPS))
-    found = [_grown(grey, _corners(code), pieces) for code in zxingcpp.read_barcodes(grey, return_errors=True)]
+    read = zxingcpp.read_barcodes(grey, return_errors=True)
+    found = [_grown(grey, _spot(code), pieces) for code in read if code.valid or _is_drawn(grey, _corners(code))]
     for piece in pieces:
         left, top, right, bottom = piece
         framed = cv2.copyMakeBorder(grey[top:bottom, left:right], *(QUIET,) * 4, cv2.BORDER_CONSTANT, value=255)
@@ -117,11 +121,31 @@ def _patterns(grey: Pixels, strictness: _Strictness, *, least: int = 1, full: fl
             yield max(0, x - half), max(0, y - half), min(width, x + across + half), min(height, y + down + half)
 
 
-def _corners(code: object) -> Spot:
+def _corners(code: object) -> NDArray[np.int32]:
+    """The corners [4, 2], x and y, between which the decoder saw a code."""
     at = code.position  # type: ignore[attr-defined]
-    points = [(corner.x, corner.y) for corner in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)]
-    across, down = zip(*points, strict=True)
-    return min(across), min(down), max(across), max(down)
+    corners = (at.top_left, at.top_right, at.bottom_right, at.bottom_left)
+    return np.array([(corner.x, corner.y) for corner in corners], dtype=np.int32)
+
+
+def _spot(code: object) -> Spot:
+    (left, top), (right, bottom) = (end.tolist() for end in (_corners(code).min(axis=0), _corners(code).max(axis=0)))
+    return left, top, right, bottom
+
+
+def _is_drawn(grey: Pixels, corners: NDArray[np.int32]) -> bool:
+    """Whether what lies between the corners has two levels, however near each other they are, and little between them."""
+    import cv2
+
+    left, top = corners.min(axis=0).clip(0).tolist()
+    part = grey[top : int(corners[:, 1].max()) + 1, left : int(corners[:, 0].max()) + 1]
+    inside = np.zeros(part.shape, dtype=np.uint8)
+    cv2.fillPoly(inside, [corners - np.array([left, top], dtype=np.int32)], (1,))
+    levels = part[inside > 0].astype(np.float32)
+    if not len(levels):
+        return False
+    dark, light = np.percentile(levels, (5, 95))
+    return bool((np.abs(levels - (dark + light) / 2) < (light - dark) / 4).mean() <= BLURRED)
 
 
 def _area(spot: Spot) -> int:

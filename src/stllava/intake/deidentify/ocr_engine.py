@@ -56,7 +56,7 @@ def engine() -> Engine:
         raise StllavaError(
             f"no finder of burned-in text ({error})",
             expected="the extra `ocr`, unless only rules are asked for",
-            remedy="Run `pip install 'stllava[ocr]'`, or set burned.look to rules: what may hold text is then kept back.",
+            remedy="Run `pip install 'stllava[ocr]'`, or give --look-for-text rules: what may hold text is then kept back.",
         ) from None
     # One thread because the importer keeps all cores busy.
     made = module.RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)

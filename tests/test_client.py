@@ -16,7 +16,7 @@ import pytest
 from helpers.faulty import Speak, dripping, response, speaking, whole
 from stllava.config import ServerOptions
 from stllava.errors import StllavaError
-from stllava.remote import pace
+from stllava.remote import rate_limiter
 from stllava.remote.address import reach, secrets_pattern
 from stllava.remote.client import CUT_SERVERS_WORDS, MOST_REPLY_BYTES, Client, Fault, NoReplyError
 
@@ -26,7 +26,7 @@ GOOD = response(b'{"choices": []}')
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow one another at once."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
 
 
 def ask(url: str, *, body: object = "hello", **options: object) -> bytes:

@@ -24,7 +24,7 @@ from stllava.generation import decoder, endpoint
 from stllava.generation.endpoint import EndpointSampler
 from stllava.generation.sampler import Completion, Prompt, RefusedPromptsError, Sampler, complete_usable, usable
 from stllava.records import Message, Sample
-from stllava.remote import pace, pictures
+from stllava.remote import png, rate_limiter
 from stllava.stages.ask import ask
 from stllava.stages.evaluate import evaluate
 from stllava.stages.predict import Reply, predict
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow one another at once."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
 
 
 class Server:
@@ -239,7 +239,7 @@ def test_a_refusal_does_not_wait_for_requests_that_wait_for_their_next_attempt(
         time.sleep(0.05)
         return status(400)()
 
-    monkeypatch.setattr(pace, "FIRST_WAIT", 30.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 30.0)
     started = time.monotonic()
     with pytest.raises(StllavaError, match="status 400"):
         sampler(Server(status(503), refuse_later), root, concurrency=2).complete(asked("a", "b"), k=1, sampling=WARM, seed=1)
@@ -298,7 +298,7 @@ def test_an_image_is_encoded_once_for_all_that_is_asked_about_it(root: Path, mon
         opened[relative] += 1
         return open_image(folder, relative)
 
-    monkeypatch.setattr(pictures, "open_image", count)
+    monkeypatch.setattr(png, "open_image", count)
     sampler(Server(), root).complete(asked("a", "b", "c", images=(IMAGE,)), k=4, sampling=WARM, seed=1)
     assert opened == {IMAGE: 1}
 

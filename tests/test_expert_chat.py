@@ -39,9 +39,9 @@ from stllava.errors import StllavaError
 from stllava.experts import build
 from stllava.experts.backends.chat_server import Chat
 from stllava.experts.model.reply_log import Exchange
-from stllava.remote import pace
-from stllava.remote.pace import Pace, asked_pause, pause
-from stllava.remote.stream import each
+from stllava.remote import rate_limiter
+from stllava.remote.concurrency import for_each
+from stllava.remote.rate_limiter import RateLimiter, asked_pause, pause
 from stllava.stages.judge import judge, plan
 from stllava.store import AUDIT, EXCHANGES, read_jsonl
 
@@ -52,7 +52,7 @@ REMOTE = "https://api.example.com/v1"
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow one another at once."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
 
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
@@ -460,12 +460,12 @@ def test_a_bad_image_fails_its_questions_alone(tmp_path: Path, use: Use) -> None
 
 
 def test_waits_grow_and_no_server_is_asked_again_earlier_than_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.5)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.5)
     assert [pause(attempt, None, share=1.0) for attempt in range(4)] == [0.5, 1.0, 2.0, 4.0]
     assert pause(0, None, share=0.0) == 0.25
-    assert pause(50, None, share=1.0) == pace.LONGEST_WAIT
+    assert pause(50, None, share=1.0) == rate_limiter.LONGEST_WAIT
     assert pause(0, 7.0, share=0.0) == 7.0
-    assert pause(0, 1e9, share=0.0) == pace.LONGEST_ASKED_WAIT
+    assert pause(0, 1e9, share=0.0) == rate_limiter.LONGEST_ASKED_WAIT
     assert asked_pause("7") == 7.0
     assert asked_pause("soon") is None
     assert asked_pause(None) is None
@@ -477,17 +477,17 @@ def test_waits_grow_and_no_server_is_asked_again_earlier_than_it_wants(monkeypat
 
 def test_a_minute_holds_so_many_requests_and_tokens_and_a_server_can_hold_all(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    steady = Pace(requests=3, clock=lambda: now[0])
+    steady = RateLimiter(requests=3, clock=lambda: now[0])
     assert [steady.delay(0) for _ in range(4)] == [0, 0, 0, 60]
     now[0] = 59.0
     assert steady.delay(0) == 1
     now[0] = 60.0
     assert steady.delay(0) == 0
-    thrifty = Pace(tokens=100, clock=lambda: now[0])
+    thrifty = RateLimiter(tokens=100, clock=lambda: now[0])
     assert [thrifty.delay(60), thrifty.delay(40), thrifty.delay(1)] == [0, 0, 60]
-    huge = Pace(tokens=100, clock=lambda: now[0])
+    huge = RateLimiter(tokens=100, clock=lambda: now[0])
     assert [huge.delay(500), huge.delay(1)] == [0, 60]
-    held = Pace(clock=lambda: now[0])
+    held = RateLimiter(clock=lambda: now[0])
     held.hold(5.0)
     assert held.delay(0) == 5.0
     now[0] += 5.0
@@ -511,7 +511,7 @@ def test_items_are_drawn_as_workers_come_free_and_an_error_ends_the_drawing() ->
         stop.wait(0.001)
 
     with pytest.raises(ValueError, match="five"):
-        each(source(), work, workers=4, name="test")  # type: ignore[arg-type]
+        for_each(source(), work, workers=4, name="test")  # type: ignore[arg-type]
     assert len(drawn) < 20
 
 
@@ -534,6 +534,6 @@ def test_an_interrupted_caller_waits_for_what_is_under_way() -> None:
         done.append(item)
 
     with pytest.raises(KeyboardInterrupt):
-        each(range(1000), work, workers=2, name="test")
+        for_each(range(1000), work, workers=2, name="test")
     assert 3 in done
     assert len(done) < 20

@@ -17,7 +17,7 @@ from stllava.data.folder import images_in
 from stllava.data.images import CAUSES, MAX_PIXELS, check_image, open_image
 from stllava.errors import ItemError, StllavaError
 from stllava.records import content_id
-from stllava.remote.pictures import Pictures
+from stllava.remote.png import PngEncoder
 from stllava.report.gallery import thumbnail
 
 
@@ -141,7 +141,7 @@ def test_a_transparent_picture_lies_on_white_wherever_it_is_shown(tmp_path: Path
     shown = np.asarray(open_image(tmp_path, name))
     assert (shown[2:] == 255).all()
     assert (shown[:2] < 255).any()
-    url = Pictures(tmp_path, keep=1).get(name).url
+    url = PngEncoder(tmp_path, keep=1).get(name).url
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
     assert (np.asarray(sent) == shown).all()
     card = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path, name).partition(",")[2])))

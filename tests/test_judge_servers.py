@@ -28,7 +28,7 @@ from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts import build
 from stllava.experts.backends.chat_server import Chat
 from stllava.records import Sample
-from stllava.remote import pace
+from stllava.remote import rate_limiter
 from stllava.remote.refusals import KINDS, refusal_of
 from stllava.stages.judge import check, judge
 from stllava.store import EXCHANGES, read_manifest
@@ -40,7 +40,7 @@ Handler = Callable[[httpx2.Request], httpx2.Response]
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow one another at once."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_geminis_limit_a_minute_is_not_taken_for_an_empty_account() -> None:
 
 def test_every_refusal_that_cannot_pass_says_what_to_do() -> None:
     assert all(kind.remedy for kind in KINDS)
-    assert not any(kind.again for kind in KINDS if kind.name not in ("pace", "time", "host", "nobody"))
+    assert not any(kind.again for kind in KINDS if kind.name not in ("rate", "time", "host", "nobody"))
 
 
 STREAM = "text/event-stream; charset=utf-8"

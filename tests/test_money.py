@@ -19,7 +19,7 @@ from stllava.errors import StllavaError
 from stllava.experts import build
 from stllava.experts.backends.chat_server import Chat
 from stllava.experts.model.reply_log import Journal, Request
-from stllava.remote import pace
+from stllava.remote import rate_limiter
 from stllava.stages.judge import judge, plan
 from stllava.store import EXCHANGES
 
@@ -31,7 +31,7 @@ USELESS = ("no choice", "no text", "an error too", "broken off", "not JSON")
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow one another at once."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from stllava.experts.model.reply_log import Exchange
 from stllava.generation import chat
 from stllava.progress import Progress
 from stllava.records import Manifest
-from stllava.remote import pace
+from stllava.remote import rate_limiter
 from stllava.text import printable, show
 
 HOSTILE = [
@@ -137,7 +137,7 @@ def test_a_judges_dry_run_shows_answers_without_obeying_them(
 def test_a_servers_words_reach_neither_terminal_nor_journal_as_escapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(rate_limiter, "FIRST_WAIT", 0.0)
     words = "".join(str(param.values[0]) for param in HOSTILE).replace("\ud83d", "")
 
     def refuse(_: httpx2.Request) -> httpx2.Response:

@@ -23,8 +23,8 @@ from stllava.remote.address import reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
 from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in
-from stllava.remote.pictures import Picture, Pictures
-from stllava.remote.stream import each
+from stllava.remote.concurrency import for_each
+from stllava.remote.png import PngEncoder, PngImage
 from stllava.text import printable
 
 SEEDS = 2**31
@@ -75,7 +75,7 @@ class EndpointSampler:
         self._options, self._audit, self._virtual, self._transport = options, audit, virtual, transport
         self._chat = chat
         self._address = reach(options, purpose="they are shown to the policy")
-        self._pictures = Pictures(root, keep=options.concurrency + 1, blank=blank)
+        self._pictures = PngEncoder(root, keep=options.concurrency + 1, blank=blank)
 
     @property
     def device(self) -> str:
@@ -119,7 +119,7 @@ class EndpointSampler:
                 except ItemError as error:
                     refused[place] = error
 
-            each(places, ask, workers=min(self._options.concurrency, len(prompts) * k), name="endpoint")
+            for_each(places, ask, workers=min(self._options.concurrency, len(prompts) * k), name="endpoint")
         whole = [tuple(said[place, number] for number in range(k)) for place in range(len(prompts)) if place not in refused]
         if refused:
             raise RefusedPromptsError(refused, whole)
@@ -178,7 +178,7 @@ class EndpointSampler:
             ) from None
         return Completion(choice.message.content.strip(), finished=choice.end in ENDED)
 
-    def _body(self, prompt: Prompt, pictures: Sequence[Picture], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
+    def _body(self, prompt: Prompt, pictures: Sequence[PngImage], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
         left = iter(pictures)
         messages: list[JsonValue] = []
         for turn, (_, shape) in zip(prompt.messages, layout_of(prompt.messages, images=len(pictures)), strict=True):

@@ -18,8 +18,8 @@ from pydantic import JsonValue
 from stllava.config import ServerOptions
 from stllava.remote.address import Address
 from stllava.remote.audit import Audit
-from stllava.remote.pace import Pace, asked_pause, pause
-from stllava.remote.pictures import Picture
+from stllava.remote.png import PngImage
+from stllava.remote.rate_limiter import RateLimiter, asked_pause, pause
 from stllava.remote.refusals import Refusal, refusal_of
 from stllava.remote.transport import Transport, ending_at
 from stllava.text import printable
@@ -32,7 +32,7 @@ MOST_ERROR_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Reply:
+class ServerReply:
     """What came back of a request that succeeded."""
 
     body: bytes
@@ -80,12 +80,12 @@ class Client:
         options: ServerOptions,
         *,
         audit: Audit | None = None,
-        pace: Pace | None = None,
+        limiter: RateLimiter | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Images are noted in `audit` before they are sent. `transport` replaces the network in tests."""
         self.address, self._options, self._audit = address, options, audit
-        self._pace = pace if pace is not None else Pace()
+        self._limiter = limiter if limiter is not None else RateLimiter()
         limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._http = httpx2.Client(
             transport=transport if transport is not None else Transport(limits, here=address.here),
@@ -111,12 +111,12 @@ class Client:
         path: str,
         body: JsonValue,
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[PngImage] = (),
         tokens: int = 0,
         stop: Event | None = None,
         fault: Callable[[bytes], Fault | None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
-    ) -> Reply:
+    ) -> ServerReply:
         """Send a JSON body that holds `images`, worth about so many tokens; raises NoReplyError.
 
         `stop` ends the waiting before and between attempts. `fault` names what makes a reply unusable, so that it is
@@ -137,7 +137,7 @@ class Client:
         self,
         request: httpx2.Request,
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[PngImage] = (),
         tokens: int = 0,
         stop: Event | None = None,
         fault: Callable[[bytes], Fault | None] = lambda _: None,
@@ -145,7 +145,7 @@ class Client:
         retries: int | None = None,
         seconds: float | None = None,
         most: int = MOST_REPLY_BYTES,
-    ) -> Reply:
+    ) -> ServerReply:
         """Send any request, as `post` does; `retries` and `seconds` replace what the options say.
 
         A reply of more than `most` bytes, unpacked, is refused.
@@ -155,7 +155,7 @@ class Client:
         stop = stop if stop is not None else Event()
         failure, status, attempts = "it was stopped before it was sent", None, 0
         refusal = refusal_of(None, "")
-        while self._pace.wait(tokens, stop=stop):
+        while self._limiter.wait(tokens, stop=stop):
             sending()
             self._note(images)
             attempts += 1
@@ -172,7 +172,7 @@ class Client:
                 if status == 200 and body is not None:
                     found = fault(body)
                     if found is None:
-                        return Reply(body, attempts, time.monotonic() - began)
+                        return ServerReply(body, attempts, time.monotonic() - began)
                     failure, meant = f"{found.problem}: {self._words(body)}", found.status
                 elif body is None:
                     raise NoReplyError(
@@ -188,7 +188,7 @@ class Client:
                     raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
                 asked = asked_pause(headers.get("Retry-After"))
                 if asked is not None:
-                    self._pace.hold(pause(0, asked, share=0.0))
+                    self._limiter.hold(pause(0, asked, share=0.0))
             if attempts > limit or stop.wait(pause(attempts - 1, asked, share=random.random())):
                 break
         raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
@@ -219,7 +219,7 @@ class Client:
             told = f"no whole reply within {seconds:g} s (timeout)"
         return f"{type(error).__name__}: {told}"
 
-    def _note(self, images: Sequence[Picture]) -> None:
+    def _note(self, images: Sequence[PngImage]) -> None:
         """Record what is about to be sent."""
         if self._audit is not None:
             for image in images:

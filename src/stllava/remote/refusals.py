@@ -141,7 +141,7 @@ KINDS = (
         statuses=frozenset({404, 405}),
     ),
     Refusal(
-        "pace",
+        "rate",
         "unknown",
         again=True,
         remedy="Lower concurrency, or set requests_per_minute and tokens_per_minute to the server's limits.",

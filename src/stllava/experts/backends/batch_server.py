@@ -29,8 +29,8 @@ from stllava.records import Record, content_id
 from stllava.remote.audit import Audit
 from stllava.remote.batches import BatchLine, BatchPage, RemoteBatch, UploadedFile
 from stllava.remote.client import CUT_SERVERS_WORDS, MOST_REPLY_BYTES, Client, NoReplyError
-from stllava.remote.pace import pause
-from stllava.remote.pictures import Picture
+from stllava.remote.png import PngImage
+from stllava.remote.rate_limiter import pause
 from stllava.store import EXCHANGES, Log
 from stllava.text import printable
 
@@ -115,12 +115,14 @@ class Batch(Chat):
         """Reserve what batches cost that are under way since an earlier start."""
         for request in requests:
             if request.id not in self._held:
-                self._held[request.id] = self._purse.most(request.text, len(request.images))
-                self._purse.hold(self._held[request.id])
+                self._held[request.id] = self._budget.most(request.text, len(request.images))
+                self._budget.hold(self._held[request.id])
 
-    def _parts(self, requests: list[Request], failures: dict[str, str]) -> Iterator[list[tuple[Request, bytes, list[Picture]]]]:
+    def _parts(
+        self, requests: list[Request], failures: dict[str, str]
+    ) -> Iterator[list[tuple[Request, bytes, list[PngImage]]]]:
         """The requests as lines of files, cut to what one batch may hold; `failures` is told of images without use."""
-        part: list[tuple[Request, bytes, list[Picture]]] = []
+        part: list[tuple[Request, bytes, list[PngImage]]] = []
         size = 0
         for request in requests:
             try:
@@ -145,15 +147,15 @@ class Batch(Chat):
         client: Client,
         log: Log,
         states: dict[str, State],
-        part: list[tuple[Request, bytes, list[Picture]]],
+        part: list[tuple[Request, bytes, list[PngImage]]],
         *,
         turn: int,
     ) -> None:
         """Upload a part and create its batch, writing down each step before the next."""
         ids = tuple(request.id for request, _, _ in part)
         mark = content_id("batch", list(ids), turn, sum(1 for state in states.values() if state.requests == ids))
-        costs = {request.id: self._purse.most(request.text, len(request.images)) for request, _, _ in part}
-        self._purse.reserve(sum(costs.values()), requests=len(part))
+        costs = {request.id: self._budget.most(request.text, len(request.images)) for request, _, _ in part}
+        self._budget.reserve(sum(costs.values()), requests=len(part))
         self._held |= costs
         self._sent.update(ids)
         state = State(mark=mark, step="planned", requests=ids)
@@ -306,7 +308,7 @@ class Batch(Chat):
 
     def _settle(self, key: str, cost: float) -> None:
         """Give back what was reserved for a request and count what it cost."""
-        self._purse.settle(self._held.pop(key, 0.0), cost)
+        self._budget.settle(self._held.pop(key, 0.0), cost)
 
     def _told(self, error: JsonValue) -> str:
         """An error of a batch in the server's words, short enough to show."""
@@ -327,7 +329,7 @@ class Batch(Chat):
         client: Client,
         request: httpx2.Request,
         *,
-        images: list[Picture] | None = None,
+        images: list[PngImage] | None = None,
         seconds: float | None = None,
         most: int = MOST_REPLY_BYTES,
     ) -> bytes:

@@ -17,13 +17,13 @@ from stllava.experts.expert import UNREADABLE
 from stllava.experts.model.reply_log import Exchange, Journal, Request, as_refusal, cut_off, fault
 from stllava.remote.address import Address, base_of, reach
 from stllava.remote.audit import Audit
-from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError, Reply
+from stllava.remote.budget import Budget, LimitError
+from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError, ServerReply
 from stllava.remote.completion import ChatCompletion, error_in
-from stllava.remote.pace import Pace
-from stllava.remote.pictures import Picture, Pictures
-from stllava.remote.purse import LimitError, Purse
+from stllava.remote.concurrency import for_each
+from stllava.remote.png import PngEncoder, PngImage
+from stllava.remote.rate_limiter import RateLimiter
 from stllava.remote.refusals import Refusal, advice
-from stllava.remote.stream import each
 from stllava.text import printable
 
 FAILURES = 10
@@ -55,8 +55,8 @@ class Chat:
         self._options, self._folder, self._journal, self._transport = options, folder, journal, transport
         self._base = base_of(options)
         self._permitted = reach(options, purpose="an expert looks at them") if asks else None
-        self._pictures = Pictures(root, keep=options.concurrency + 1, max_side=options.max_side)
-        self._purse = Purse(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Purse(options)
+        self._pictures = PngEncoder(root, keep=options.concurrency + 1, max_side=options.max_side)
+        self._budget = Budget(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Budget(options)
         self._lock = Lock()
         self._failed = self._refused = self._useless = 0
         self._answered = journal is not None and len(journal) > 0
@@ -81,9 +81,9 @@ class Chat:
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
         """Ask every request, `concurrency` at a time."""
         options, address = self._options, self._address
-        pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
+        limiter = RateLimiter(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         audit = Audit(self._folder)
-        with Client(address, options, audit=audit, pace=pace, transport=self._transport) as client:
+        with Client(address, options, audit=audit, limiter=limiter, transport=self._transport) as client:
 
             def work(request: Request, stop: Event) -> None:
                 exchange, refusal = self._exchange(client, request, stop)
@@ -91,13 +91,13 @@ class Chat:
                     heard(exchange)
                     self._judge_server(exchange, refusal)
 
-            each(requests, work, workers=options.concurrency, name="chat")
+            for_each(requests, work, workers=options.concurrency, name="chat")
 
     def most(self, request: Request) -> float | None:
         """US dollars that a request costs at most by the prices in the options; None where they name no price."""
-        return self._purse.most(request.text, len(request.images)) if self._purse.priced else None
+        return self._budget.most(request.text, len(request.images)) if self._budget.priced else None
 
-    def body(self, request: Request, pictures: list[Picture]) -> dict[str, JsonValue]:
+    def body(self, request: Request, pictures: list[PngImage]) -> dict[str, JsonValue]:
         """What is sent."""
         options = self._options
         parts: list[JsonValue] = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in pictures]
@@ -125,7 +125,7 @@ class Chat:
         if problem is None or (error is None and cut_off(body)):
             return None
         problem = printable(self._address.hide(problem))[:CUT_SERVERS_WORDS]
-        self._purse.settle(reserved, cost := self.cost(request, body))
+        self._budget.settle(reserved, cost := self.cost(request, body))
         if self._journal is not None:
             told = self._address.hide(body.decode(errors="replace"))[:KEPT_OF_FAULTS]
             self._journal.add(Exchange.of(request, model=self.name, body=told, failure=problem, cost=cost))
@@ -137,7 +137,7 @@ class Chat:
             reply = ChatCompletion.read(body)
         except ValidationError:
             reply = None
-        return self._purse.price(reply, request.text, len(request.images))
+        return self._budget.price(reply, request.text, len(request.images))
 
     def _exchange(self, client: Client, request: Request, stop: Event) -> tuple[Exchange | None, Refusal | None]:
         """What comes of a request, and why it was refused; nothing where it was stopped before it was sent."""
@@ -145,12 +145,12 @@ class Chat:
             pictures = [self._pictures.get(path) for path in request.images]
         except ItemError as error:
             return self._failure(request, f"image {error.cause}: {error}", attempts=0), None
-        most = self._purse.most(request.text, len(request.images))
+        most = self._budget.most(request.text, len(request.images))
         sent = kept = 0
 
         def sending() -> None:
             nonlocal sent
-            self._purse.reserve(most)
+            self._budget.reserve(most)
             sent += 1
 
         def check(body: bytes) -> Fault | None:
@@ -167,7 +167,7 @@ class Chat:
                 "/chat/completions",
                 self.body(request, pictures),
                 images=pictures,
-                tokens=self._purse.tokens(request.text, len(request.images)),
+                tokens=self._budget.tokens(request.text, len(request.images)),
                 stop=stop,
                 fault=check,
                 sending=sending,
@@ -181,10 +181,10 @@ class Chat:
                 self._journal.add(self._failure(request, "a limit was reached before it was answered", attempts=sent - kept))
             raise
         finally:
-            self._purse.settle((sent - kept) * most, cost)
+            self._budget.settle((sent - kept) * most, cost)
         return exchange, None
 
-    def _answered_by(self, request: Request, reply: Reply, *, attempts: int) -> Exchange:
+    def _answered_by(self, request: Request, reply: ServerReply, *, attempts: int) -> Exchange:
         """The record of a reply."""
         body = self._address.hide(reply.body.decode(errors="replace"))
         cost = self.cost(request, body)

@@ -16,7 +16,7 @@ class Scripted(Free):
     """Likes answers with certain words, the more of them the better; reads nothing but what the prompt's marks enclose."""
 
     def __init__(self, options: ScriptedOptions, *, mode: Mode) -> None:
-        """Reply with a verdict on two answers, or with scores."""
+        """ServerReply with a verdict on two answers, or with scores."""
         self._options, self._mode = options, mode
 
     @property
@@ -30,7 +30,7 @@ class Scripted(Free):
         return {"expert": "scripted", **self._options.resume_key()}
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
-        """Reply to every request."""
+        """ServerReply to every request."""
         for request in requests:
             marks = [self._mark(text) for text in shown(request)]
             if self._mode == "scores":
@@ -63,7 +63,7 @@ class Simulated(Free):
         return {"expert": "simulated", "rule": RULE, **self._options.resume_key()}
 
     def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
-        """Reply to every request."""
+        """ServerReply to every request."""
         for request in requests:
             heard(Exchange.of(request, model=self.name, body=as_body(f"Verdict: {self._verdict(request)}")))
 

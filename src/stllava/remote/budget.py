@@ -17,7 +17,7 @@ class LimitError(StllavaError):
     """The next request could pass a limit in the options."""
 
 
-class Purse:
+class Budget:
     """Lets requests be sent while they are within the limits, and counts what they cost; threads share it."""
 
     def __init__(self, options: ChatOptions, *, cost: float = 0.0, requests: int = 0) -> None:

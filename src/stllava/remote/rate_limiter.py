@@ -11,7 +11,7 @@ MINUTE = 60.0
 FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED_WAIT = 0.5, 30.0, 600.0
 
 
-class Pace:
+class RateLimiter:
     """Lets requests start; threads share it."""
 
     def __init__(self, *, requests: int = 0, tokens: int = 0, clock: Callable[[], float] = time.monotonic) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def each(items: Iterable[T], work: Callable[[T, Event], None], *, workers: int, name: str) -> None:
+def for_each(items: Iterable[T], work: Callable[[T, Event], None], *, workers: int, name: str) -> None:
     """Call `work` on every item, so many at a time; items are drawn as workers come free, one at a time.
 
     When one raises, or the caller is interrupted, no further item is drawn, the event given to `work` is set, and what

@@ -15,7 +15,7 @@ from stllava.data.images import check_image, open_image
 
 
 @dataclass(frozen=True)
-class Picture:
+class PngImage:
     """An image ready to be sent."""
 
     path: str
@@ -26,13 +26,13 @@ class Picture:
     """Bytes of the PNG."""
 
 
-class Pictures:
+class PngEncoder:
     """Encodes images, the last `keep` of them once; threads may share it."""
 
     def __init__(self, root: Path, *, keep: int, max_side: int | None = None, blank: bool = False) -> None:
         """Images are relative to `root`; larger ones than `max_side` are scaled down, `blank` ones are black."""
         self._root, self._keep, self._max_side, self._blank = root, keep, max_side, blank
-        self._kept: OrderedDict[str, Future[Picture]] = OrderedDict()
+        self._kept: OrderedDict[str, Future[PngImage]] = OrderedDict()
         self._usable: set[str] = set()
         self._lock = Lock()
 
@@ -42,7 +42,7 @@ class Pictures:
             check_image(self._root, relative)
             self._usable.add(relative)
 
-    def get(self, relative: str) -> Picture:
+    def get(self, relative: str) -> PngImage:
         """The image ready to be sent; raises ItemError."""
         with self._lock:
             mine = relative not in self._kept
@@ -59,9 +59,9 @@ class Pictures:
                 made.set_exception(error)
         return made.result()
 
-    def _encode(self, relative: str) -> Picture:
+    def _encode(self, relative: str) -> PngImage:
         png = encode(open_image(self._root, relative), max_side=self._max_side, blank=self._blank)
-        return Picture(relative, "data:image/png;base64," + base64.b64encode(png).decode(), len(png))
+        return PngImage(relative, "data:image/png;base64," + base64.b64encode(png).decode(), len(png))
 
 
 def encode(image: Image.Image, *, max_side: int | None = None, blank: bool = False) -> bytes:

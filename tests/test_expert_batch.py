@@ -25,10 +25,10 @@ from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
 from stllava.experts import build
 from stllava.experts.backends import batch_server
-from stllava.experts.backends.batch_server import Batch
-from stllava.experts.backends.chat_server import Chat
+from stllava.experts.backends.batch_server import BatchBackend
+from stllava.experts.backends.chat_server import ChatBackend
 from stllava.experts.model.model_expert import ModelExpert
-from stllava.experts.model.reply_log import Journal
+from stllava.experts.model.reply_log import ReplyLog
 from stllava.experts.model.rubric import load_rubric
 from stllava.stages.judge import judge
 from stllava.store import AUDIT, EXCHANGES
@@ -134,7 +134,9 @@ def options(**chat: object) -> JudgeOptions:
 def server(monkeypatch: pytest.MonkeyPatch) -> BatchServer:
     """The server of every batch expert."""
     made = BatchServer()
-    monkeypatch.setattr(build, "Batch", partial(Batch, transport=httpx2.MockTransport(made), sleep=lambda _: None))
+    monkeypatch.setattr(
+        build, "BatchBackend", partial(BatchBackend, transport=httpx2.MockTransport(made), sleep=lambda _: None)
+    )
     return made
 
 
@@ -144,7 +146,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
     given = write_answers(tmp_path / "answers", many_answers(30))
     root = write_image(tmp_path / "images")
     batched = judge(options(), answers=given, root=root, to=tmp_path / "batched")
-    monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(JudgeServer())))
+    monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(JudgeServer())))
     judge(options(batch=False), answers=given, root=root, to=tmp_path / "single")
     mine, single = (judgments_of(tmp_path / name) for name in ("batched", "single"))
     assert {key: one.scores for key, one in mine.items()} == {key: one.scores for key, one in single.items()}
@@ -208,7 +210,7 @@ def test_requests_that_no_batch_answers_fail_with_their_cause(tmp_path: Path, se
 
 def test_a_server_without_batches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = httpx2.MockTransport(lambda _: httpx2.Response(404, json={"detail": "Not Found"}))
-    monkeypatch.setattr(build, "Batch", partial(Batch, transport=nothing))
+    monkeypatch.setattr(build, "BatchBackend", partial(BatchBackend, transport=nothing))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match=r"status 404.*OpenAI's /files and /batches"):
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
@@ -239,21 +241,21 @@ def test_a_batch_under_way_counts_against_the_limit_of_the_next_start(tmp_path: 
     server.stop_after = "POST batches"
     with pytest.raises(StoppedError):
         judge(options(**PRICES), answers=write_answers(tmp_path / "answers", many_answers(10)), root=root, to=tmp_path / "out")
-    journal = Journal(tmp_path / "out", name="expert")
-    speaker = Batch(
+    reply_log = ReplyLog(tmp_path / "out", name="expert")
+    backend = BatchBackend(
         options(**PRICES, max_requests=30).chat,
         root=root,
         folder=tmp_path / "out",
-        journal=journal,
+        reply_log=reply_log,
         transport=httpx2.MockTransport(server),
         sleep=lambda _: None,
     )
     expert = ModelExpert(
-        speaker, load_rubric(None, mode="pairwise", structured=False), journal=journal, options=options(**PRICES)
+        backend, load_rubric(None, mode="pairwise", structured=False), reply_log=reply_log, options=options(**PRICES)
     )
     with pytest.raises(StllavaError, match="max_requests 30 is reached"):
         expert.prepare(many_answers(20))
-    journal.close()
+    reply_log.close()
     assert len(server.batches) == 1
 
 
@@ -278,7 +280,7 @@ def test_an_image_that_no_batch_can_hold_is_told_as_such(tmp_path: Path, server:
 def test_a_server_that_speaks_of_no_files_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: httpx2.Response
 ) -> None:
-    monkeypatch.setattr(build, "Batch", partial(Batch, transport=httpx2.MockTransport(lambda _: reply)))
+    monkeypatch.setattr(build, "BatchBackend", partial(BatchBackend, transport=httpx2.MockTransport(lambda _: reply)))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match="OpenAI's /files and /batches") as caught:
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")

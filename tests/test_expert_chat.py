@@ -37,7 +37,7 @@ from helpers.judging import (
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
 from stllava.experts import build
-from stllava.experts.backends.chat_server import Chat
+from stllava.experts.backends.chat_server import ChatBackend
 from stllava.experts.model.reply_log import Exchange
 from stllava.remote import rate_limiter
 from stllava.remote.concurrency import for_each
@@ -62,7 +62,9 @@ Use = Callable[[Handler], None]
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Let the stage's server be this function."""
-    return lambda handler: monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(handler)))
+    return lambda handler: monkeypatch.setattr(
+        build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(handler))
+    )
 
 
 def options(**chat: object) -> JudgeOptions:
@@ -109,7 +111,7 @@ def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) ->
     given = write_answers(tmp_path / "answers", many_answers(200))
     root = write_image(tmp_path / "images")
     to, server = tmp_path / "judgments", JudgeServer(seconds=0.05)
-    journal = to / EXCHANGES / "expert.jsonl"
+    reply_log = to / EXCHANGES / "expert.jsonl"
     draw = random.Random(4)
     with Listening(server) as listening:
         flags = ["--expert", "chat", "--mode", "pairwise", "--chat.url", listening.url, "--chat.model", "vlm"]
@@ -119,7 +121,7 @@ def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) ->
         kills = 0
         while kills < 20:
             before = server.asked.total()
-            held = Counter(one.text for one in read_jsonl_torn(journal))
+            held = Counter(one.text for one in read_jsonl_torn(reply_log))
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             deadline = time.monotonic() + 30
             while server.asked.total() == before and process.poll() is None and time.monotonic() < deadline:
@@ -130,7 +132,7 @@ def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) ->
             process.communicate()
             kills += 1
             assert all(server.asked[text] == 1 or text not in held for text in held if server.answered[text] == 1)
-            again = Counter(one.text for one in read_jsonl_torn(journal))
+            again = Counter(one.text for one in read_jsonl_torn(reply_log))
             assert again.keys() >= held.keys()
         subprocess.run(command, check=True, capture_output=True)
     found = labels(to)
@@ -138,12 +140,12 @@ def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) ->
     assert None not in found.values()
     twice = sum(count - 1 for count in server.answered.values())
     assert twice <= 4 * kills, "more than what was in flight"
-    exchanges = Counter(one.id for one in read_jsonl_torn(journal))
+    exchanges = Counter(one.id for one in read_jsonl_torn(reply_log))
     assert max(exchanges.values()) == 1
 
 
 def read_jsonl_torn(path: Path) -> list[Exchange]:
-    """The whole lines of a journal that may have been cut off."""
+    """The whole lines of a reply log that may have been cut off."""
     if not path.is_file():
         return []
     return [Exchange.model_validate_json(line) for line in path.read_bytes().split(b"\n")[:-1]]
@@ -185,14 +187,14 @@ def test_nothing_is_sent_to_a_remote_host_without_permission(tmp_path: Path) -> 
 )
 def test_what_only_looks_like_this_machine_is_not(tmp_path: Path, url: str) -> None:
     with pytest.raises(StllavaError, match="send_images is false"):
-        Chat(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
+        ChatBackend(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:8000/v1", "http://127.9.9.9/v1"]
 )
 def test_loopback_is_this_machine(tmp_path: Path, url: str) -> None:
-    Chat(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
+    ChatBackend(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
 
 
 def test_what_is_sent_are_pixels_and_each_sending_is_noted_before(tmp_path: Path, use: Use) -> None:
@@ -270,7 +272,7 @@ def test_a_key_is_found_nowhere_after_a_failing_run(
 def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EXPERT_KEY", raising=False)
     with pytest.raises(StllavaError, match="EXPERT_KEY is not set"):
-        Chat(ChatOptions(url=URL, key_variable="EXPERT_KEY"), root=tmp_path, folder=tmp_path)
+        ChatBackend(ChatOptions(url=URL, key_variable="EXPERT_KEY"), root=tmp_path, folder=tmp_path)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
@@ -319,8 +321,8 @@ def test_a_refused_item_does_not_block_a_resumed_stage(tmp_path: Path, use: Use)
     use(server)
     with pytest.raises(StllavaError, match="max_requests 10 is reached"):
         judge(options(max_requests=10, concurrency=1), answers=given, root=root, to=tmp_path / "out")
-    journal = tmp_path / "out" / EXCHANGES / "expert.jsonl"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[2:]))
+    reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
+    reply_log.write_bytes(b"".join(reply_log.read_bytes().splitlines(keepends=True)[2:]))
     use(handler)
     manifest = judge(options(concurrency=1), answers=given, root=root, to=tmp_path / "out")
     assert manifest.measures["no_verdict_failed"] == 1
@@ -384,7 +386,7 @@ def test_requests_stop_before_a_limit_and_go_on_with_a_higher_one(tmp_path: Path
 
 def test_a_limit_on_costs_needs_a_price(tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match="max_cost is set, but no price"):
-        Chat(ChatOptions(url=URL, max_cost=1.0), root=tmp_path, folder=tmp_path)
+        ChatBackend(ChatOptions(url=URL, max_cost=1.0), root=tmp_path, folder=tmp_path)
 
 
 def test_a_dry_run_shows_the_first_prompt_and_asks_nothing(tmp_path: Path) -> None:
@@ -405,10 +407,10 @@ def test_a_dry_run_shows_the_first_prompt_and_asks_nothing(tmp_path: Path) -> No
 
 def test_a_plan_of_a_server_elsewhere_needs_no_permission_and_can_send_nothing(tmp_path: Path) -> None:
     asked = options(url=REMOTE, key_variable="NO_SUCH_KEY").chat
-    speaker = Chat(asked, root=tmp_path, folder=tmp_path, asks=False)
-    assert speaker.name == "vlm at api.example.com"
+    backend = ChatBackend(asked, root=tmp_path, folder=tmp_path, asks=False)
+    assert backend.name == "vlm at api.example.com"
     with pytest.raises(RuntimeError, match="a plan must ask nothing"):
-        speaker.ask([], lambda exchange: None)
+        backend.ask([], lambda exchange: None)
 
 
 def test_no_more_requests_run_at_a_time_than_allowed(tmp_path: Path, use: Use) -> None:

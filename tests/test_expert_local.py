@@ -1,4 +1,4 @@
-"""A model in this process as an expert: the same journal, nothing sent."""
+"""A model in this process as an expert: the same reply_log, nothing sent."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from conftest import TINY
 from helpers.judging import answers_of, judgments_of, write_answers
 from stllava.config import JudgeOptions, LocalExpertOptions
 from stllava.errors import StllavaError
-from stllava.experts.backends.local_model import Local
+from stllava.experts.backends.local_model import LocalBackend
 from stllava.experts.model.reply_log import Exchange, cut_off
 from stllava.model.small import build_small
 from stllava.stages.judge import judge
@@ -32,8 +32,8 @@ def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Pa
     local = LocalExpertOptions(model=str(model), max_new_tokens=6)
     options = JudgeOptions(expert="local", mode="pairwise", local=local, max_failed=0.5)
     manifest = judge(options, answers=folder, root=phantoms / "images", to=to)
-    journal = to / EXCHANGES / "expert.jsonl"
-    exchanges = read_jsonl(journal, Exchange)[: 2 * len(images)]
+    reply_log = to / EXCHANGES / "expert.jsonl"
+    exchanges = read_jsonl(reply_log, Exchange)[: 2 * len(images)]
     assert {one.order for one in exchanges} == {(0, 1), (1, 0)}
     cut = [one.subject for one in exchanges if one.body is not None and cut_off(one.body.encode())]
     assert cut, "six tokens end no reply of an untrained model"
@@ -41,14 +41,14 @@ def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Pa
     assert manifest.measures["no_verdict_failed"] == 1
     assert judgments_of(to)[given[-1].id].raw[0].startswith("image missing")
     assert not (to / AUDIT).exists()
-    before = journal.read_bytes()
+    before = reply_log.read_bytes()
     (to / "manifest.json").unlink()
     again = judge(options, answers=write_answers(tmp_path / "answers", given), root=phantoms / "images", to=to)
     assert again.outputs == manifest.outputs
-    assert journal.read_bytes()[: len(before)] == before
-    assert len(journal.read_bytes().splitlines()) == len(before.splitlines()) + 2, "only the missing image is asked again"
+    assert reply_log.read_bytes()[: len(before)] == before
+    assert len(reply_log.read_bytes().splitlines()) == len(before.splitlines()) + 2, "only the missing image is asked again"
 
 
 def test_a_local_expert_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match="the local expert has no model"):
-        Local(LocalExpertOptions(), root=tmp_path)
+        LocalBackend(LocalExpertOptions(), root=tmp_path)

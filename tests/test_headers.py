@@ -6,7 +6,7 @@ import pytest
 
 from stllava.data.headers import header_questions
 from stllava.data.image_set import Imported
-from stllava.experts.rules.reference import Reference
+from stllava.experts.rules.reference import ReferenceJudge
 from stllava.records import Answers, Sample, Sampling
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -94,4 +94,4 @@ def test_the_reference_expert_judges_other_words_for_the_same_facts(question: st
         policy="p",
         sampling=HOW,
     )
-    assert Reference(header_questions(rows)).judge(given).scores == (1, 0)
+    assert ReferenceJudge(header_questions(rows)).judge(given).scores == (1, 0)

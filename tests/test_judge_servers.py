@@ -26,7 +26,7 @@ from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts import build
-from stllava.experts.backends.chat_server import Chat
+from stllava.experts.backends.chat_server import ChatBackend
 from stllava.records import Sample
 from stllava.remote import rate_limiter
 from stllava.remote.refusals import KINDS, refusal_of
@@ -54,7 +54,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], Counter[str]]:
             asked[prompt_of(json.loads(request.content))] += 1
             return handler(request)
 
-        monkeypatch.setattr(build, "Chat", partial(Chat, transport=httpx2.MockTransport(hear)))
+        monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(hear)))
         return asked
 
     return listen
@@ -485,9 +485,9 @@ def test_a_damaged_line_among_paid_replies_is_told_and_no_other_reply_is_paid_fo
 ) -> None:
     use(good)
     whole = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
-    journal = tmp_path / "out" / EXCHANGES / "expert.jsonl"
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join([*lines[:20], damage(lines[20]), *lines[21:]]))
+    reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
+    lines = reply_log.read_bytes().splitlines(keepends=True)
+    reply_log.write_bytes(b"".join([*lines[:20], damage(lines[20]), *lines[21:]]))
     asked = use(good)
     again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
     assert again.measures["verdicts"] == whole.measures["verdicts"] == 40
@@ -498,7 +498,7 @@ def test_a_damaged_line_among_paid_replies_is_told_and_no_other_reply_is_paid_fo
     assert note in caplog.text
 
 
-def test_the_order_of_a_journals_lines_and_odd_line_breaks_in_replies_change_nothing(
+def test_the_order_of_a_reply_logs_lines_and_odd_line_breaks_in_replies_change_nothing(
     use: Use, given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def odd(request: httpx2.Request) -> httpx2.Response:
@@ -509,8 +509,8 @@ def test_the_order_of_a_journals_lines_and_odd_line_breaks_in_replies_change_not
 
     use(odd)
     first = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
-    journal = tmp_path / "out" / EXCHANGES / "expert.jsonl"
-    journal.write_bytes(b"".join(reversed(journal.read_bytes().splitlines(keepends=True))))
+    reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
+    reply_log.write_bytes(b"".join(reversed(reply_log.read_bytes().splitlines(keepends=True))))
     asked = use(odd)
     again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
     assert asked.total() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stllava.data.benchmarks import read_vqa_rad
-from stllava.experts.rules.image_facts import know, truth_of
+from stllava.experts.rules.image_facts import expected_answer, facts_of
 from stllava.records import QuestionKind, Sample
 
 
@@ -17,14 +17,16 @@ def sample(question: str, answer: str, *, place: str = "", kind: QuestionKind = 
     return Sample(id=question, image="a.png", question=question, targets=(answer,), kind=kind, split="train", labels=labels)
 
 
-CHEST_FILM = know(
+CHEST_FILM = facts_of(
     [
         sample("What type of image is this?", "Chest X-ray"),
         sample("Is this a lateral film?", "no", kind="closed"),
         sample("Is there a pneumothorax?", "no", place="CHEST", kind="closed"),
     ]
 )
-AXIAL_CT = know([sample("What kind of scan is this?", "CT"), sample("Is this a transverse section?", "Yes.", kind="closed")])
+AXIAL_CT = facts_of(
+    [sample("What kind of scan is this?", "CT"), sample("Is this a transverse section?", "Yes.", kind="closed")]
+)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ AXIAL_CT = know([sample("What kind of scan is this?", "CT"), sample("Is this a t
     ],
 )
 def test_general_questions_have_a_right_answer_that_nobody_wrote(question: str, right: str, wrong: str) -> None:
-    truth = truth_of(question, CHEST_FILM)
+    truth = expected_answer(question, CHEST_FILM)
     assert truth is not None
     assert (truth.score(right), truth.score(wrong), truth.score("blue")) == (1, 0, 0)
 
@@ -65,23 +67,23 @@ def test_general_questions_have_a_right_answer_that_nobody_wrote(question: str, 
     ],
 )
 def test_what_is_not_known_or_asks_for_more_is_left_alone(question: str) -> None:
-    assert truth_of(question, CHEST_FILM) is None
+    assert expected_answer(question, CHEST_FILM) is None
 
 
 def test_planes_are_known_from_questions_that_were_confirmed() -> None:
-    truth = truth_of("In what plane was this CT taken?", AXIAL_CT)
+    truth = expected_answer("In what plane was this CT taken?", AXIAL_CT)
     assert truth is not None
     assert (truth.score("Axial."), truth.score("coronal"), truth.score("axial and coronal")) == (1, 0, 0)
-    denied = truth_of("Is this a coronal CT?", AXIAL_CT)
+    denied = expected_answer("Is this a coronal CT?", AXIAL_CT)
     assert denied is not None
     assert denied.value == "no"
 
 
 def test_references_that_disagree_say_nothing() -> None:
-    known = know([sample("What kind of scan is this?", "CT"), sample("What modality is this?", "MRI")])
-    assert truth_of("Is this a CT?", known) is None
-    again = know([sample("What kind of scan is this?", "CT"), sample("Is this a CT scan?", "no", kind="closed")])
-    assert truth_of("What kind of scan is this?", again) is None
+    known = facts_of([sample("What kind of scan is this?", "CT"), sample("What modality is this?", "MRI")])
+    assert expected_answer("Is this a CT?", known) is None
+    again = facts_of([sample("What kind of scan is this?", "CT"), sample("Is this a CT scan?", "no", kind="closed")])
+    assert expected_answer("What kind of scan is this?", again) is None
 
 
 def test_of_the_published_questions_all_that_follow_from_others_have_their_published_answer() -> None:
@@ -94,7 +96,7 @@ def test_of_the_published_questions_all_that_follow_from_others_have_their_publi
     scores = []
     for rows in images.values():
         for place, row in enumerate(rows):
-            truth = truth_of(row.question, know([*rows[:place], *rows[place + 1 :]]))
+            truth = expected_answer(row.question, facts_of([*rows[:place], *rows[place + 1 :]]))
             if truth is not None:
                 scores.append(truth.score(row.targets[0]))
     assert len(scores) > 30

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
-from stllava.experts.expert import Knowing, Verdict
-from stllava.experts.model.ordering import distinct, orders, together
+from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.model.ordering import aggregate, distinct, orders
 from stllava.experts.model.rubric import Mode
-from stllava.experts.model.verdict_parser import Reading
+from stllava.experts.model.verdict_parser import ParsedReply
 from stllava.experts.panel import Panel
 from stllava.records import Answers
 from stllava.stages.judge import judge
@@ -37,14 +37,14 @@ def test_one_text_alone_is_not_shown() -> None:
     assert distinct(["a", "b", "a", "c", "b"]) == [0, 1, 3]
 
 
-def said(mode: Mode, completions: list[str], worth: dict[str, float], count: int) -> list[tuple[tuple[int, ...], Reading]]:
+def said(mode: Mode, completions: list[str], worth: dict[str, float], count: int) -> list[tuple[tuple[int, ...], ParsedReply]]:
     """What an unbiased expert says in every order."""
     found = []
     for order in orders(distinct(completions), mode=mode, count=count):
         marks = tuple(worth[completions[place]] for place in order)
         if mode == "pairwise":
             marks = tuple(float(mark == max(marks)) if marks[0] != marks[1] else 0.5 for mark in marks)
-        found.append((order, Reading(marks, None, "")))
+        found.append((order, ParsedReply(marks, None, "")))
     return found
 
 
@@ -54,9 +54,9 @@ def said(mode: Mode, completions: list[str], worth: dict[str, float], count: int
     mode=st.sampled_from(["pairwise", "scores"]),
 )
 def test_swapping_the_answers_flips_every_label(completions: list[str], worth: dict[str, float], mode: Mode) -> None:
-    straight = together(completions, said(mode, completions, worth, 2), mode=mode)
+    straight = aggregate(completions, said(mode, completions, worth, 2), mode=mode)
     turned = completions[::-1]
-    swapped = together(turned, said(mode, turned, worth, 2), mode=mode)
+    swapped = aggregate(turned, said(mode, turned, worth, 2), mode=mode)
     assert straight.scores is not None
     assert swapped.scores is not None
     assert straight.scores == pytest.approx(swapped.scores[::-1])
@@ -68,21 +68,21 @@ def test_swapping_the_answers_flips_every_label(completions: list[str], worth: d
 
 
 def test_orders_that_disagree_make_a_tie_which_is_no_pair() -> None:
-    first = Reading((1.0, 0.0), None, "")
-    result = together(["a", "b"], [((0, 1), first), ((1, 0), first)], mode="pairwise")
+    first = ParsedReply((1.0, 0.0), None, "")
+    result = aggregate(["a", "b"], [((0, 1), first), ((1, 0), first)], mode="pairwise")
     assert result.scores == (0.5, 0.5)
     assert [(one.winner, one.flipped, one.cause) for one in result.comparisons] == [(None, True, None)]
 
 
 def test_a_win_in_one_order_and_a_tie_in_the_other_is_a_tie_but_no_flip() -> None:
-    replies = [((0, 1), Reading((1.0, 0.0), None, "")), ((1, 0), Reading((0.5, 0.5), None, ""))]
-    [one] = together(["a", "b"], replies, mode="pairwise").comparisons
+    replies = [((0, 1), ParsedReply((1.0, 0.0), None, "")), ((1, 0), ParsedReply((0.5, 0.5), None, ""))]
+    [one] = aggregate(["a", "b"], replies, mode="pairwise").comparisons
     assert (one.winner, one.flipped) == (None, False)
 
 
 def test_scores_that_disagree_about_two_answers_decide_nothing_between_them(tmp_path: Path) -> None:
-    replies = [((0, 1, 2), Reading((9.0, 8.0, 2.0), None, "")), ((2, 1, 0), Reading((1.0, 9.0, 8.0), None, ""))]
-    result = together(["a", "b", "c"], replies, mode="scores")
+    replies = [((0, 1, 2), ParsedReply((9.0, 8.0, 2.0), None, "")), ((2, 1, 0), ParsedReply((1.0, 9.0, 8.0), None, ""))]
+    result = aggregate(["a", "b", "c"], replies, mode="scores")
     assert result.scores == pytest.approx((0.85, 0.85, 0.15))
     assert [(one.first, one.second, one.winner, one.flipped) for one in result.comparisons] == [
         (0, 1, None, True),
@@ -93,8 +93,8 @@ def test_scores_that_disagree_about_two_answers_decide_nothing_between_them(tmp_
 
 @pytest.mark.parametrize("mode", ["pairwise", "scores"])
 def test_a_missing_verdict_is_neither_win_nor_tie(mode: Mode) -> None:
-    replies = [((0, 1), Reading((1.0, 0.0), None, "")), ((1, 0), Reading(None, "refused", ""))]
-    result = together(["a", "b"], replies, mode=mode)
+    replies = [((0, 1), ParsedReply((1.0, 0.0), None, "")), ((1, 0), ParsedReply(None, "refused", ""))]
+    result = aggregate(["a", "b"], replies, mode=mode)
     assert (result.scores, result.cause) == (None, "refused")
     assert [(one.winner, one.cause) for one in result.comparisons] == [(None, "refused")]
 
@@ -122,7 +122,7 @@ def test_a_biased_expert_is_undone_by_the_second_order(tmp_path: Path, mode: Mod
     assert shares[1] == shares[2]
 
 
-class Fixed(Knowing):
+class Fixed(RuleJudge):
     """An expert with one opinion."""
 
     prompt_hash = method = "fixed"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stllava.experts.rules.reference import Reference
+from stllava.experts.rules.reference import ReferenceJudge
 from stllava.records import Answers, QuestionKind, Sample, Sampling, content_id
 
 SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -29,7 +29,7 @@ def answers(question: str, *completions: str, images: tuple[str, ...] = ("a.png"
     )
 
 
-EXPERT = Reference(
+EXPERT = ReferenceJudge(
     [
         sample("Is there a nodule in the left lung?", "Yes"),
         sample("What is the location of the largest mass?", "right upper lobe", kind="open"),
@@ -119,7 +119,7 @@ def test_it_objects_to_just_the_questions_that_it_abstains_on(question: str, ima
 def test_the_expert_says_how_it_judges() -> None:
     assert EXPERT.name == "reference"
     assert "reference answer to the same (or nearly the same) question about the same image" in EXPERT.method
-    assert Reference([]).prompt_hash == EXPERT.prompt_hash
+    assert ReferenceJudge([]).prompt_hash == EXPERT.prompt_hash
 
 
 @given(st.permutations(["right upper lobe", "right lobe", "liver", "yes", ""]))

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.hostile import WHOLE, hostile
-from stllava.experts.model.verdict_parser import FIRST, SECOND, TIE, Reading, read_scores, read_verdict
+from stllava.experts.model.verdict_parser import FIRST, SECOND, TIE, ParsedReply, parse_scores, parse_verdict
 
 VERDICTS: list[tuple[str, object]] = [
     ("Verdict: 1", FIRST),
@@ -234,13 +234,13 @@ ONCE_SCORES: list[tuple[str, tuple[float, float]]] = [
 
 @pytest.mark.parametrize(("text", "wanted"), VERDICTS, ids=[text[:40] or "nothing" for text, _ in VERDICTS])
 def test_a_verdict_is_read(text: str, wanted: object) -> None:
-    found = read_verdict(text)
+    found = parse_verdict(text)
     assert (found.scores if found.cause is None else found.cause) == wanted
 
 
 @pytest.mark.parametrize(("text", "count", "wanted"), SCORES, ids=[text[:40] or "nothing" for text, *_ in SCORES])
 def test_scores_are_read(text: str, count: int, wanted: object) -> None:
-    found = read_scores(text, count)
+    found = parse_scores(text, count)
     assert (found.scores if found.cause is None else found.cause) == (
         pytest.approx(wanted) if isinstance(wanted, tuple) else wanted
     )
@@ -248,12 +248,12 @@ def test_scores_are_read(text: str, count: int, wanted: object) -> None:
 
 @pytest.mark.parametrize(("text", "once"), ONCE_VERDICTS, ids=[text[:40] for text, _ in ONCE_VERDICTS])
 def test_what_is_not_said_as_demanded_is_no_verdict(text: str, once: tuple[float, float]) -> None:
-    assert read_verdict(text).cause == "unparsed", f"it used to be {once}"
+    assert parse_verdict(text).cause == "unparsed", f"it used to be {once}"
 
 
 @pytest.mark.parametrize(("text", "once"), ONCE_SCORES, ids=[text[:40] for text, _ in ONCE_SCORES])
 def test_what_is_not_said_as_demanded_are_no_scores(text: str, once: tuple[float, float]) -> None:
-    assert read_scores(text, 2).cause == "unparsed", f"they used to be {once}"
+    assert parse_scores(text, 2).cause == "unparsed", f"they used to be {once}"
 
 
 CHEAP = 0.05
@@ -261,8 +261,8 @@ CHEAP = 0.05
 HOSTILE = list(hostile())
 
 
-@pytest.mark.parametrize("read", [read_verdict, partial(read_scores, count=2)], ids=["verdict", "scores"])
-def test_no_hostile_reply_is_a_verdict_or_takes_long(read: Callable[[str], Reading]) -> None:
+@pytest.mark.parametrize("read", [parse_verdict, partial(parse_scores, count=2)], ids=["verdict", "scores"])
+def test_no_hostile_reply_is_a_verdict_or_takes_long(read: Callable[[str], ParsedReply]) -> None:
     assert len({text for _, text in HOSTILE}) >= 300
     for kind, text in HOSTILE:
         began = thread_time()
@@ -279,21 +279,21 @@ def test_no_hostile_reply_is_a_verdict_or_takes_long(read: Callable[[str], Readi
 
 @pytest.mark.parametrize("text", WHOLE, ids=["double quotes", "single quotes", "a fence"])
 def test_a_reply_in_json_is_read_whole_and_no_beginning_of_it(text: str) -> None:
-    assert (read_verdict(text).scores, read_scores(text, 2).scores) == (FIRST, (8, 3))
+    assert (parse_verdict(text).scores, parse_scores(text, 2).scores) == (FIRST, (8, 3))
     for end in range(text.rindex("}") + 1):
-        assert read_verdict(text[:end]).cause == read_scores(text[:end], 2).cause == "unparsed", text[:end]
+        assert parse_verdict(text[:end]).cause == parse_scores(text[:end], 2).cause == "unparsed", text[:end]
 
 
 @pytest.mark.parametrize("text", ["<think>Verdict: 1", '{"reason": "Answer 1 is better because it names'])
 def test_a_reply_that_breaks_off_says_what_to_raise(text: str) -> None:
-    assert "raise max_tokens" in read_verdict(text).reason
-    assert "raise max_tokens" in read_scores(text, 2).reason
+    assert "raise max_tokens" in parse_verdict(text).reason
+    assert "raise max_tokens" in parse_scores(text, 2).reason
 
 
 @given(st.sampled_from(HOSTILE), st.sampled_from(["Verdict: 2", '{"reason": "x", "verdict": "2"}']), st.integers(0, 400))
 def test_a_verdict_behind_a_thought_does_not_depend_on_what_was_thought(row: tuple[str, str], verdict: str, end: int) -> None:
     thought = "".join(mark for mark in row[1][:end] if mark not in "<>[]◁▷")
-    assert read_verdict(f"<think>{thought}</think>{verdict}").scores == SECOND
+    assert parse_verdict(f"<think>{thought}</think>{verdict}").scores == SECOND
 
 
 PIECES = ["Verdict: ", "1", "2", "tie", "Scores: ", ", ", "8/10", "{", "}", '"scores": [', "]", '"verdict": ', "[[A]]", "\n"]
@@ -310,7 +310,7 @@ pieces = st.sampled_from([*PIECES, "answer 1", "|"])
 @example("8 " * 20_000, 3)
 @example("I'm sorry " * 5_000, 2)
 def test_no_words_raise_anything_and_all_end_in_scores_or_a_cause(text: str, count: int) -> None:
-    for found, size in ((read_verdict(text), 2), (read_scores(text, count), count)):
+    for found, size in ((parse_verdict(text), 2), (parse_scores(text, count), count)):
         assert (found.scores is None) != (found.cause is None)
         assert found.cause in (None, "unparsed", "abstained", "refused")
         if found.scores is not None:
@@ -323,10 +323,10 @@ def test_scores_survive_every_way_of_writing_them(marks: list[int], before: str)
     wanted = tuple(map(float, marks))
     count = len(marks)
     line = ", ".join(map(str, marks))
-    assert read_scores(f"{before}\nScores: {line}", count).scores == wanted
-    assert read_scores(f"{before}\n{json.dumps({'reason': before, 'scores': marks})}", count).scores == wanted
+    assert parse_scores(f"{before}\nScores: {line}", count).scores == wanted
+    assert parse_scores(f"{before}\n{json.dumps({'reason': before, 'scores': marks})}", count).scores == wanted
     each = {f"answer {number}": f"{mark}/10" for number, mark in enumerate(marks, 1)}
-    assert read_scores(f"{before}\n{json.dumps(each)}", count).scores == wanted
+    assert parse_scores(f"{before}\n{json.dumps(each)}", count).scores == wanted
 
 
 reasons = st.text(alphabet="abc .,\n", max_size=60).filter(lambda text: text.strip() != "...")  # The form's own.
@@ -335,10 +335,10 @@ reasons = st.text(alphabet="abc .,\n", max_size=60).filter(lambda text: text.str
 @given(st.sampled_from(["1", "2", "tie"]), reasons)
 def test_the_reason_before_a_verdict_does_not_change_it(verdict: str, before: str) -> None:
     wanted = {"1": FIRST, "2": SECOND, "tie": TIE}[verdict]
-    assert read_verdict(f"{before}\nVerdict: {verdict}").scores == wanted
-    assert read_verdict(json.dumps({"reason": before, "verdict": verdict})).scores == wanted
+    assert parse_verdict(f"{before}\nVerdict: {verdict}").scores == wanted
+    assert parse_verdict(json.dumps({"reason": before, "verdict": verdict})).scores == wanted
 
 
 def test_the_reason_is_the_models_words() -> None:
-    assert read_verdict('{"reason": " an effusion ", "verdict": "1"}').reason == "an effusion"
-    assert read_verdict("An effusion.\nVerdict: 1").reason == "An effusion.\nVerdict: 1"
+    assert parse_verdict('{"reason": " an effusion ", "verdict": "1"}').reason == "an effusion"
+    assert parse_verdict("An effusion.\nVerdict: 1").reason == "An effusion.\nVerdict: 1"

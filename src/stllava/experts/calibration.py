@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stllava.experts.expert import Expert, Verdict
-from stllava.experts.model.model_expert import Heard, ModelExpert
+from stllava.experts.model.model_expert import JudgeReply, ModelExpert
 from stllava.experts.model.ordering import contests, distinct
 from stllava.metrics.agreement import balanced, kappa, rate
 from stllava.records import Answers, Flip, JudgeCheck, Vote, content_id
@@ -70,33 +70,33 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
     examples: list[Flip] = []
     for answers in given:
         image = answers.images[0] if answers.images else answers.id
-        heard = expert.heard(answers) if isinstance(expert, ModelExpert) else []
-        requests += len(heard)
+        replies = expert.replies(answers) if isinstance(expert, ModelExpert) else []
+        requests += len(replies)
         verdict = expert.judge(answers)
-        said = answers.final_answers
+        texts = answers.final_answers
         for one, other in compared(answers):
-            seen = [reply for reply in heard if {one, other} <= {*reply.order} and reply.reading.scores is not None]
-            for reply in seen:
+            read = [reply for reply in replies if {one, other} <= {*reply.request.order} and reply.parsed.scores is not None]
+            for reply in read:
                 wins = _preferred(reply, one, other)
                 if wins:
                     first.add((wins > 0) == _in_order(reply, one, other), image)
-            straight = [reply for reply in seen if _in_order(reply, one, other)]
-            turned = [reply for reply in seen if not _in_order(reply, one, other)]
+            straight = [reply for reply in read if _in_order(reply, one, other)]
+            turned = [reply for reply in read if not _in_order(reply, one, other)]
             if straight and turned:
                 flipped = _preferred(straight[0], one, other) * _preferred(turned[0], one, other) < 0
                 flips.add(flipped, image)
                 if flipped and len(examples) < EXAMPLES:
-                    texts = (said[one], said[other])
-                    replies = (straight[0].text, turned[0].text)
-                    examples.append(Flip(image=image, question=answers.question, answers=texts, replies=replies))
-            for place, reply in enumerate(seen):
-                again = next((later for later in seen[place + 1 :] if later.order == reply.order), None)
+                    shown = (texts[one], texts[other])
+                    said = (straight[0].words, turned[0].words)
+                    examples.append(Flip(image=image, question=answers.question, answers=shown, replies=said))
+            for i, reply in enumerate(read):
+                again = next((later for later in read[i + 1 :] if later.request.order == reply.request.order), None)
                 if again is not None:
                     repeats.add(_preferred(reply, one, other) == _preferred(again, one, other), image)
             sign = _verdict_sign(verdict, one, other)
             if sign is None:
                 continue
-            gap = len(said[one]) - len(said[other])
+            gap = len(texts[one]) - len(texts[other])
             fact = truths.get((answers.id, one, other))
             if sign and gap:
                 longer.add((sign > 0) == (gap > 0), image)
@@ -122,15 +122,15 @@ def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: st
     )
 
 
-def _in_order(reply: Heard, one: int, other: int) -> bool:
+def _in_order(reply: JudgeReply, one: int, other: int) -> bool:
     """Whether a reply saw the one before the other."""
-    return reply.order.index(one) < reply.order.index(other)
+    return reply.request.order.index(one) < reply.request.order.index(other)
 
 
-def _preferred(reply: Heard, one: int, other: int) -> int:
+def _preferred(reply: JudgeReply, one: int, other: int) -> int:
     """1 where a reply prefers the one, -1 where the other."""
-    scores = reply.reading.scores or ()
-    return _sign(scores[reply.order.index(one)] - scores[reply.order.index(other)])
+    scores = reply.parsed.scores or ()
+    return _sign(scores[reply.request.order.index(one)] - scores[reply.request.order.index(other)])
 
 
 def _verdict_sign(verdict: Verdict, one: int, other: int) -> int | None:

@@ -83,7 +83,7 @@ class Expert(Protocol):
         """Score each completion, or abstain."""
 
 
-class Knowing:
+class RuleJudge:
     """An expert that needs no preparation."""
 
     damage = ""
@@ -93,10 +93,12 @@ class Knowing:
         """Nothing is to be found out."""
 
 
-def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapping[str, str], *, ended: bool) -> StllavaError:
+def no_verdict(
+    expert: str, subject: str, causes: Mapping[str, int], examples: Mapping[str, str], *, ended: bool
+) -> StllavaError:
     """The error of an expert without a verdict: the commonest cause, an example of it and what helps.
 
-    `said` names what there is no verdict on; `examples` holds a reply or a failure in its words by cause. Where the
+    `subject` names what there is no verdict on; `examples` holds a reply or a failure in its words by cause. Where the
     expert has `ended`, nothing is left to learn from; else there may be, once it is asked as it should be.
     """
     cause = max(causes, key=lambda one: causes[one])
@@ -107,7 +109,7 @@ def no_verdict(expert: str, said: str, causes: Mapping[str, int], examples: Mapp
     )
     count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
     return (NothingLeftError if ended else StllavaError)(
-        f"{expert} gave no verdict on {said}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as “{example}”",
+        f"{expert} gave no verdict on {subject}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as “{example}”",
         expected="verdicts",
         remedy=f"{remedy}; then give the command again: replies are kept, and none is paid for twice.",
     )

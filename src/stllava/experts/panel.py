@@ -35,7 +35,7 @@ class Panel:
 
     @property
     def damage(self) -> str:
-        """What is lost of its members' journals; empty where nothing is."""
+        """What is lost of its members' reply logs; empty where nothing is."""
         return " ".join(filter(None, (member.damage for member in self.members)))
 
     def prepare(self, given: Iterable[Answers]) -> None:

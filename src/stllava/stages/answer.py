@@ -30,7 +30,7 @@ def answer(
 
     With `expert` oracle or reference, only questions that it can judge by what it knows from `truth`.
     """
-    from stllava.experts.build import knowing_expert
+    from stllava.experts.build import rule_judge
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
@@ -38,7 +38,7 @@ def answer(
     with locked(to, policy, questions, truth):
         name = fingerprint(policy)
         inputs = {"policy": name, "questions": output_hash(questions), "seed": str(seed)}
-        knowing = knowing_expert(expert, truth) if expert is not None else None
+        knowing = rule_judge(expert, truth) if expert is not None else None
         if knowing is not None and truth is not None:
             inputs |= {"expert": knowing.prompt_hash, "truth": file_hash(truth)}
         stage = Stage("answer", to, options, inputs=inputs, existing=existing, items="questions")

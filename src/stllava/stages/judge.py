@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from stllava.config import JudgeOptions
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
-from stllava.experts.build import Sources, expert_of
+from stllava.experts.build import ExpertInputs, expert_of
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
 from stllava.experts.expert import Expert, no_verdict, shown
@@ -63,7 +63,7 @@ def judge(
         if stage.manifest is not None:
             return stage.manifest
         given, tally = stream_records(answers, "answers", Answers), Tally()
-        with expert_of(options, Sources(to, root, truth)) as expert:
+        with expert_of(options, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
             stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
         tally.check(options, expert=expert.name)
@@ -93,7 +93,7 @@ def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, roo
         folder = to if (to / EXCHANGES).is_dir() else Path(spare)
         prompt, requests = "", 0
         cost: float | None = 0.0
-        with expert_of(options, Sources(folder, root, truth, asks=False)) as expert:
+        with expert_of(options, ExpertInputs(folder, root, truth, asks=False)) as expert:
             experts = expert.members if isinstance(expert, Panel) else (expert,)
             members = [member for member in experts if isinstance(member, ModelExpert)]
             for one in stream_records(answers, "answers", Answers):
@@ -133,7 +133,7 @@ def check(
             truths, name = truths_of_votes(read_jsonl(votes, Vote)), "people"
         elif truth is not None and options.expert != "reference" and not options.show_references:
             truths, name = truths_of_expert(Oracle(read_jsonl(truth, Truth)), given), "the oracle"
-        with expert_of(thorough, Sources(to, root, truth)) as expert:
+        with expert_of(thorough, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
             tally = Tally()
             if (

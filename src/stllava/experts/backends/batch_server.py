@@ -23,8 +23,8 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
-from stllava.experts.backends.chat_server import Chat
-from stllava.experts.model.reply_log import Exchange, Journal, Request, fault
+from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.model.reply_log import Exchange, JudgeRequest, ReplyLog, fault
 from stllava.records import Record, content_id
 from stllava.remote.audit import Audit
 from stllava.remote.batches import BatchLine, BatchPage, RemoteBatch, UploadedFile
@@ -46,7 +46,7 @@ LOG = logging.getLogger(__name__)
 B = TypeVar("B", bound=BaseModel)
 
 
-class State(Record):
+class BatchState(Record):
     """One step of a batch's life; the last one of a mark counts."""
 
     mark: str
@@ -61,7 +61,7 @@ class State(Record):
     """The server's id of the batch."""
 
 
-class Batch(Chat):
+class BatchBackend(ChatBackend):
     """Asks a server through its batch API."""
 
     def __init__(
@@ -70,19 +70,19 @@ class Batch(Chat):
         *,
         root: Path,
         folder: Path,
-        journal: Journal | None = None,
+        reply_log: ReplyLog | None = None,
         asks: bool = True,
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """As `Chat`; `sleep` waits between two polls."""
-        super().__init__(options, root=root, folder=folder, journal=journal, asks=asks, transport=transport)
+        """As `ChatBackend`; `sleep` waits between two polls."""
+        super().__init__(options, root=root, folder=folder, reply_log=reply_log, asks=asks, transport=transport)
         self._sleep = sleep
         self._held: dict[str, float] = {}
         self._sent: Counter[str] = Counter()
-        self._log_path = folder / EXCHANGES / f"{journal.name if journal is not None else 'expert'}-batches.jsonl"
+        self._log_path = folder / EXCHANGES / f"{reply_log.name if reply_log is not None else 'expert'}-batches.jsonl"
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """Send every request in batches, and wait for them; batches under way are collected first."""
         address, audit = self._address, Audit(self._folder)
         with (
@@ -97,21 +97,21 @@ class Batch(Chat):
                 for state in states.values():
                     if state.step == "created" and not state.requests:
                         # The line that named its requests is damaged: they must be told from its replies, not sent again.
-                        self._collect(client, log, state, waiting, heard, failures)
+                        self._collect(client, log, state, waiting, record, failures)
                 under_way = {key for state in states.values() if state.step != "collected" for key in state.requests}
                 self._hold(waiting[key] for key in under_way if key in waiting)
                 for part in self._parts([one for one in waiting.values() if one.id not in under_way], failures):
                     self._start(client, log, states, part, turn=turn)
                 for state in states.values():
                     if state.step == "created" and state.requests:
-                        self._collect(client, log, state, waiting, heard, failures)
+                        self._collect(client, log, state, waiting, record, failures)
                 if not waiting:
                     break
             for request in waiting.values():
                 failure = failures.get(request.id, "no batch answered it")
-                heard(self._failure(request, failure, attempts=max(0, self._sent[request.id])))
+                record(self._failure(request, failure, attempts=max(0, self._sent[request.id])))
 
-    def _hold(self, requests: Iterable[Request]) -> None:
+    def _hold(self, requests: Iterable[JudgeRequest]) -> None:
         """Reserve what batches cost that are under way since an earlier start."""
         for request in requests:
             if request.id not in self._held:
@@ -119,10 +119,10 @@ class Batch(Chat):
                 self._budget.hold(self._held[request.id])
 
     def _parts(
-        self, requests: list[Request], failures: dict[str, str]
-    ) -> Iterator[list[tuple[Request, bytes, list[PngImage]]]]:
+        self, requests: list[JudgeRequest], failures: dict[str, str]
+    ) -> Iterator[list[tuple[JudgeRequest, bytes, list[PngImage]]]]:
         """The requests as lines of files, cut to what one batch may hold; `failures` is told of images without use."""
-        part: list[tuple[Request, bytes, list[PngImage]]] = []
+        part: list[tuple[JudgeRequest, bytes, list[PngImage]]] = []
         size = 0
         for request in requests:
             try:
@@ -146,8 +146,8 @@ class Batch(Chat):
         self,
         client: Client,
         log: Log,
-        states: dict[str, State],
-        part: list[tuple[Request, bytes, list[PngImage]]],
+        states: dict[str, BatchState],
+        part: list[tuple[JudgeRequest, bytes, list[PngImage]]],
         *,
         turn: int,
     ) -> None:
@@ -158,7 +158,7 @@ class Batch(Chat):
         self._budget.reserve(sum(costs.values()), requests=len(part))
         self._held |= costs
         self._sent.update(ids)
-        state = State(mark=mark, step="planned", requests=ids)
+        state = BatchState(mark=mark, step="planned", requests=ids)
         log.append(state)
         content = b"".join(line for _, line, _ in part)
         pictures = [picture for _, _, several in part for picture in several]
@@ -175,7 +175,7 @@ class Batch(Chat):
         log.append(state.model_copy(update={"requests": ()}))
         states[mark] = self._create(client, log, state)
 
-    def _create(self, client: Client, log: Log, state: State) -> State:
+    def _create(self, client: Client, log: Log, state: BatchState) -> BatchState:
         """Create the batch of an uploaded file."""
         asked: dict[str, JsonValue] = {
             "input_file_id": state.file,
@@ -200,7 +200,7 @@ class Batch(Chat):
         log.append(created.model_copy(update={"requests": ()}))
         return created
 
-    def _recover(self, client: Client, log: Log, states: dict[str, State]) -> None:
+    def _recover(self, client: Client, log: Log, states: dict[str, BatchState]) -> None:
         """Find batches again whose creation was not written down; create those that never were; forget lost uploads."""
         if not any(state.step in ("planned", "uploaded") for state in states.values()):
             return
@@ -239,9 +239,9 @@ class Batch(Chat):
         self,
         client: Client,
         log: Log,
-        state: State,
-        waiting: dict[str, Request],
-        heard: Callable[[Exchange], None],
+        state: BatchState,
+        waiting: dict[str, JudgeRequest],
+        record: Callable[[Exchange], None],
         failures: dict[str, str],
     ) -> None:
         """Wait for a batch, hand over its replies, delete its files."""
@@ -253,12 +253,12 @@ class Batch(Chat):
             self._sleep(self._options.poll)
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
-                self._read_lines(client, file, waiting, heard, failures)
+                self._read_lines(client, file, waiting, record, failures)
         told = f": {self._told(batch.errors)}" if batch.errors else ""
         for key in state.requests:
             failures.setdefault(key, f"its batch ended as {printable(batch.status)}{told}")
             self._settle(key, 0.0)
-        log.append(State(mark=state.mark, step="collected", file=state.file, batch=state.batch))
+        log.append(BatchState(mark=state.mark, step="collected", file=state.file, batch=state.batch))
         for file in (state.file, batch.output_file_id, batch.error_file_id):
             if file:
                 self._forget(client, file)
@@ -267,8 +267,8 @@ class Batch(Chat):
         self,
         client: Client,
         file: str,
-        waiting: dict[str, Request],
-        heard: Callable[[Exchange], None],
+        waiting: dict[str, JudgeRequest],
+        record: Callable[[Exchange], None],
         failures: dict[str, str],
     ) -> None:
         useless: set[str] = set()
@@ -303,7 +303,7 @@ class Batch(Chat):
             sent = max(1, self._sent[request.id])
             exchange = Exchange.of(request, model=self.name, body=hidden, attempts=sent, cost=self.cost(request, hidden))
             self._settle(request.id, exchange.cost)
-            heard(exchange)
+            record(exchange)
             del waiting[line.custom_id]
 
     def _settle(self, key: str, cost: float) -> None:
@@ -358,13 +358,13 @@ class Batch(Chat):
         )
 
 
-def _states(log: Log) -> dict[str, State]:
+def _states(log: Log) -> dict[str, BatchState]:
     """The last step of every batch, with the requests that its first one names; damaged lines are told and passed over."""
-    states: dict[str, State] = {}
+    states: dict[str, BatchState] = {}
     damaged = 0
     for _, line in log.lines():
         try:
-            state = State.model_validate_json(line)
+            state = BatchState.model_validate_json(line)
         except ValidationError:
             damaged += 1
             continue

@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.experts.expert import UNREADABLE
-from stllava.experts.model.reply_log import Exchange, Journal, Request, as_refusal, cut_off, fault
+from stllava.experts.model.reply_log import Exchange, JudgeRequest, ReplyLog, as_refusal, cut_off, fault
 from stllava.remote.address import Address, base_of, reach
 from stllava.remote.audit import Audit
 from stllava.remote.budget import Budget, LimitError
@@ -34,7 +34,7 @@ KEPT_OF_FAULTS = 1 << 16
 """Characters of an unusable reply that are kept."""
 
 
-class Chat:
+class ChatBackend:
     """Asks a server."""
 
     def __init__(
@@ -43,23 +43,23 @@ class Chat:
         *,
         root: Path,
         folder: Path,
-        journal: Journal | None = None,
+        reply_log: ReplyLog | None = None,
         asks: bool = True,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """Images are relative to `root`, sendings are noted in `folder`; `journal` says what was spent and answered before.
+        """Images are relative to `root`, sendings are noted in `folder`; `reply_log` says what was spent and answered before.
 
         One that does not ask needs no permission and no key, and can send nothing: a plan is made of it. `transport`
         replaces the network in tests.
         """
-        self._options, self._folder, self._journal, self._transport = options, folder, journal, transport
+        self._options, self._folder, self._reply_log, self._transport = options, folder, reply_log, transport
         self._base = base_of(options)
         self._permitted = reach(options, purpose="an expert looks at them") if asks else None
         self._pictures = PngEncoder(root, keep=options.concurrency + 1, max_side=options.max_side)
-        self._budget = Budget(options, cost=journal.cost, requests=journal.attempts) if journal is not None else Budget(options)
+        self._budget = Budget(options, cost=reply_log.cost, requests=reply_log.attempts) if reply_log else Budget(options)
         self._lock = Lock()
         self._failed = self._refused = self._useless = 0
-        self._answered = journal is not None and len(journal) > 0
+        self._answered = reply_log is not None and len(reply_log) > 0
 
     @property
     def name(self) -> str:
@@ -78,26 +78,26 @@ class Chat:
         """Everything that shapes a reply."""
         return self._options.resume_key()
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """Ask every request, `concurrency` at a time."""
         options, address = self._options, self._address
         limiter = RateLimiter(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         audit = Audit(self._folder)
         with Client(address, options, audit=audit, limiter=limiter, transport=self._transport) as client:
 
-            def work(request: Request, stop: Event) -> None:
+            def work(request: JudgeRequest, stop: Event) -> None:
                 exchange, refusal = self._exchange(client, request, stop)
                 if exchange is not None:
-                    heard(exchange)
+                    record(exchange)
                     self._judge_server(exchange, refusal)
 
             for_each(requests, work, workers=options.concurrency, name="chat")
 
-    def most(self, request: Request) -> float | None:
+    def most(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most by the prices in the options; None where they name no price."""
         return self._budget.most(request.text, len(request.images)) if self._budget.priced else None
 
-    def body(self, request: Request, pictures: list[PngImage]) -> dict[str, JsonValue]:
+    def body(self, request: JudgeRequest, pictures: list[PngImage]) -> dict[str, JsonValue]:
         """What is sent."""
         options = self._options
         parts: list[JsonValue] = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in pictures]
@@ -115,7 +115,7 @@ class Chat:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return {name: value for name, value in (body | options.extra).items() if value is not None}
 
-    def keep_fault(self, request: Request, body: bytes, *, reserved: float) -> Fault | None:
+    def keep_fault(self, request: JudgeRequest, body: bytes, *, reserved: float) -> Fault | None:
         """What makes a reply unusable; such a one is kept with what it cost, since it may have been paid for.
 
         A reply that was cut off is usable: asked again, it would be cut off again at the same price.
@@ -126,12 +126,12 @@ class Chat:
             return None
         problem = printable(self._address.hide(problem))[:CUT_SERVERS_WORDS]
         self._budget.settle(reserved, cost := self.cost(request, body))
-        if self._journal is not None:
+        if self._reply_log is not None:
             told = self._address.hide(body.decode(errors="replace"))[:KEPT_OF_FAULTS]
-            self._journal.add(Exchange.of(request, model=self.name, body=told, failure=problem, cost=cost))
+            self._reply_log.add(Exchange.of(request, model=self.name, body=told, failure=problem, cost=cost))
         return Fault(problem, status=error.status if error is not None else None)
 
-    def cost(self, request: Request, body: bytes | str) -> float:
+    def cost(self, request: JudgeRequest, body: bytes | str) -> float:
         """US dollars of a reply."""
         try:
             reply = ChatCompletion.read(body)
@@ -139,7 +139,7 @@ class Chat:
             reply = None
         return self._budget.price(reply, request.text, len(request.images))
 
-    def _exchange(self, client: Client, request: Request, stop: Event) -> tuple[Exchange | None, Refusal | None]:
+    def _exchange(self, client: Client, request: JudgeRequest, stop: Event) -> tuple[Exchange | None, Refusal | None]:
         """What comes of a request, and why it was refused; nothing where it was stopped before it was sent."""
         try:
             pictures = [self._pictures.get(path) for path in request.images]
@@ -177,20 +177,20 @@ class Chat:
         except NoReplyError as error:
             return (self._unanswered(request, error, attempts=sent - kept), error.refusal) if error.attempts else (None, None)
         except LimitError:
-            if sent > kept and self._journal is not None:
-                self._journal.add(self._failure(request, "a limit was reached before it was answered", attempts=sent - kept))
+            if sent > kept and self._reply_log is not None:
+                self._reply_log.add(self._failure(request, "a limit was reached before it was answered", attempts=sent - kept))
             raise
         finally:
             self._budget.settle((sent - kept) * most, cost)
         return exchange, None
 
-    def _answered_by(self, request: Request, reply: ServerReply, *, attempts: int) -> Exchange:
+    def _answered_by(self, request: JudgeRequest, reply: ServerReply, *, attempts: int) -> Exchange:
         """The record of a reply."""
         body = self._address.hide(reply.body.decode(errors="replace"))
         cost = self.cost(request, body)
         return Exchange.of(request, model=self.name, body=body, seconds=reply.seconds, attempts=attempts, cost=cost)
 
-    def _unanswered(self, request: Request, error: NoReplyError, *, attempts: int) -> Exchange:
+    def _unanswered(self, request: JudgeRequest, error: NoReplyError, *, attempts: int) -> Exchange:
         """The record of a request that got no reply, sent so many times that are not recorded; raises where none would."""
         refusal = error.refusal
         if refusal.reach == "all" or (refusal.reach == "unknown" and error.refused and not self._answered):
@@ -204,7 +204,7 @@ class Chat:
             return Exchange.of(request, model=self.name, body=as_refusal(str(error)), attempts=attempts)
         return self._failure(request, str(error), attempts=attempts)
 
-    def _failure(self, request: Request, failure: str, *, attempts: int) -> Exchange:
+    def _failure(self, request: JudgeRequest, failure: str, *, attempts: int) -> Exchange:
         return Exchange.of(request, model=self.name, body=None, failure=failure, attempts=attempts)
 
     def _count_useless(self, found: Fault) -> None:

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from stllava.config import LocalExpertOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError, cause_of
-from stllava.experts.model.reply_log import Exchange, Free, Request, as_body
+from stllava.experts.model.reply_log import Exchange, FreeBackend, JudgeRequest, as_body
 from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.checkpoint import read_config, reading
@@ -23,7 +23,7 @@ TOGETHER = 16
 """Requests decoded together and written at once."""
 
 
-class Local(Free):
+class LocalBackend(FreeBackend):
     """Asks a model in this process."""
 
     def __init__(self, options: LocalExpertOptions, *, root: Path) -> None:
@@ -49,24 +49,26 @@ class Local(Free):
         """The weights and how they speak."""
         return {"weights": self._print, "max_new_tokens": self._options.max_new_tokens}
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """Ask every request."""
         sampler = LocalSampler(load_policy(Path(self._options.model)), root=self._root, tokens=self._options.max_cache_tokens)
         how = SamplingOptions(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=self._options.max_new_tokens)
         source = iter(requests)
         while several := list(islice(source, TOGETHER)):
-            prompts: list[tuple[Request, Prompt]] = []
+            prompts: list[tuple[JudgeRequest, Prompt]] = []
             for request in several:
                 prompt = Prompt((Message(role="user", content=request.text),), request.images)
                 try:
                     sampler.check(prompt)
                 except ItemError as error:
                     failure = f"{cause_of(error)}: {error}"
-                    heard(Exchange.of(request, model=self.name, body=None, failure=failure, attempts=0))
+                    record(Exchange.of(request, model=self.name, body=None, failure=failure, attempts=0))
                 else:
                     prompts.append((request, prompt))
             began = monotonic()
             replies = sampler.complete([prompt for _, prompt in prompts], k=1, sampling=how, seed=0)
             seconds = (monotonic() - began) / max(1, len(prompts))
             for (request, _), [reply] in zip(prompts, replies, strict=True):
-                heard(Exchange.of(request, model=self.name, body=as_body(reply.text, finished=reply.finished), seconds=seconds))
+                record(
+                    Exchange.of(request, model=self.name, body=as_body(reply.text, finished=reply.finished), seconds=seconds)
+                )

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 from pydantic import JsonValue
 
 from stllava.config import ScriptedOptions, SimulatedOptions
-from stllava.experts.model.reply_log import Exchange, Free, Request, as_body
+from stllava.experts.model.reply_log import Exchange, FreeBackend, JudgeRequest, as_body
 from stllava.experts.model.rubric import Mode, unfenced
 from stllava.experts.rules.oracle import RULE, Oracle
 from stllava.metrics.robust import normalise
 from stllava.records import content_id
 
 
-class Scripted(Free):
+class ScriptedBackend(FreeBackend):
     """Likes answers with certain words, the more of them the better; reads nothing but what the prompt's marks enclose."""
 
     def __init__(self, options: ScriptedOptions, *, mode: Mode) -> None:
@@ -29,7 +29,7 @@ class Scripted(Free):
         """Its script."""
         return {"expert": "scripted", **self._options.resume_key()}
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """ServerReply to every request."""
         for request in requests:
             marks = [self._mark(text) for text in shown(request)]
@@ -38,14 +38,14 @@ class Scripted(Free):
             else:
                 first, second = marks
                 reply = f"I like some words.\nVerdict: {'tie' if first == second else '1' if first > second else '2'}"
-            heard(Exchange.of(request, model=self.name, body=as_body(reply)))
+            record(Exchange.of(request, model=self.name, body=as_body(reply)))
 
     def _mark(self, text: str) -> int:
         words = f" {normalise(text)} "
         return min(10, 1 + sum(f" {normalise(phrase)} " in words for phrase in self._options.prefer))
 
 
-class Simulated(Free):
+class SimulatedBackend(FreeBackend):
     """The oracle with faults of known size: what a real expert's faults would do can be measured with it."""
 
     def __init__(self, options: SimulatedOptions, *, oracle: Oracle) -> None:
@@ -62,12 +62,12 @@ class Simulated(Free):
         """Its rule and its faults."""
         return {"expert": "simulated", "rule": RULE, **self._options.resume_key()}
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """ServerReply to every request."""
         for request in requests:
-            heard(Exchange.of(request, model=self.name, body=as_body(f"Verdict: {self._verdict(request)}")))
+            record(Exchange.of(request, model=self.name, body=as_body(f"Verdict: {self._verdict(request)}")))
 
-    def _verdict(self, request: Request) -> str:
+    def _verdict(self, request: JudgeRequest) -> str:
         texts = shown(request)
         scores = self._oracle.score(unfenced(request.text)["question"], request.images, texts).scores
         if scores is None:
@@ -82,7 +82,7 @@ class Simulated(Free):
         return "1" if (first > second) != wrong else "2"
 
 
-def shown(request: Request) -> list[str]:
+def shown(request: JudgeRequest) -> list[str]:
     """The answers in a prompt, in their order, as its marks enclose them."""
     found = unfenced(request.text)
     return [found[f"answer {number}"] for number in range(1, len(request.order) + 1)]

@@ -1,4 +1,4 @@
-"""In which orders answers are shown, and what the replies say together. Pure.
+"""In which orders answers are shown, and what the replies come to. Pure.
 
 Where the orders disagree about two answers, it is a tie; where one of them brought no verdict, there is none.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from stllava.experts.model.rubric import Mode
-from stllava.experts.model.verdict_parser import MOST_POINTS, Reading
+from stllava.experts.model.verdict_parser import MOST_POINTS, ParsedReply
 from stllava.records import Comparison
 
 Order = tuple[int, ...]
@@ -16,7 +16,7 @@ Order = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Together:
+class Aggregated:
     """What several replies about the same answers come to."""
 
     scores: tuple[float, ...] | None
@@ -59,33 +59,33 @@ def orders(places: Sequence[int], *, mode: Mode, count: int) -> Iterator[Order]:
         yield turned if turn % 2 == 0 else turned[::-1]
 
 
-def together(completions: Sequence[str], said: Sequence[tuple[Order, Reading]], *, mode: Mode) -> Together:
+def aggregate(completions: Sequence[str], replies: Sequence[tuple[Order, ParsedReply]], *, mode: Mode) -> Aggregated:
     """The verdict of the replies to answers shown in several orders."""
     places = distinct(completions)
-    comparisons = tuple(_compared(one, other, said) for one, other in contests(places))
-    causes = [reading.cause for _, reading in said if reading.cause is not None]
+    comparisons = tuple(_compared(one, other, replies) for one, other in contests(places))
+    causes = [parsed.cause for _, parsed in replies if parsed.cause is not None]
     marks: dict[int, float]
     if len(places) == 1:
         marks = {places[0]: 0.5}
     elif mode == "pairwise":
         marks = wins(comparisons)
     else:
-        marks = {} if causes else _means(said)
+        marks = {} if causes else _means(replies)
     if len(marks) < len(places):
-        return Together(None, _commonest(causes), comparisons)
+        return Aggregated(None, _commonest(causes), comparisons)
     by_text = {completions[place]: mark for place, mark in marks.items()}
-    return Together(tuple(by_text[text] for text in completions), None, comparisons)
+    return Aggregated(tuple(by_text[text] for text in completions), None, comparisons)
 
 
-def _compared(one: int, other: int, said: Sequence[tuple[Order, Reading]]) -> Comparison:
+def _compared(one: int, other: int, replies: Sequence[tuple[Order, ParsedReply]]) -> Comparison:
     """What the replies that saw two completions say of them."""
     signs: set[int] = set()
-    for order, reading in said:
+    for order, parsed in replies:
         if one not in order or other not in order:
             continue
-        if reading.scores is None:
-            return Comparison(first=one, second=other, winner=None, cause=reading.cause)
-        gap = reading.scores[order.index(one)] - reading.scores[order.index(other)]
+        if parsed.scores is None:
+            return Comparison(first=one, second=other, winner=None, cause=parsed.cause)
+        gap = parsed.scores[order.index(one)] - parsed.scores[order.index(other)]
         signs.add((gap > 0) - (gap < 0))
     winner = {1: one, -1: other, 0: None}[signs.pop()] if len(signs) == 1 else None
     return Comparison(first=one, second=other, winner=winner, flipped={1, -1} <= signs)
@@ -102,10 +102,10 @@ def wins(comparisons: Sequence[Comparison]) -> dict[int, float]:
     return {place: sum(given) / len(given) for place, given in points.items()}
 
 
-def _means(said: Sequence[tuple[Order, Reading]]) -> dict[int, float]:
+def _means(replies: Sequence[tuple[Order, ParsedReply]]) -> dict[int, float]:
     marks: dict[int, list[float]] = {}
-    for order, reading in said:
-        for place, score in zip(order, reading.scores or (), strict=True):
+    for order, parsed in replies:
+        for place, score in zip(order, parsed.scores or (), strict=True):
             marks.setdefault(place, []).append(score)
     return {place: sum(given) / len(given) / MOST_POINTS for place, given in marks.items()}
 

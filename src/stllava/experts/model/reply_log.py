@@ -21,7 +21,7 @@ FailureCause = Literal["failed", "refused", "unparsed"]
 
 
 @dataclass(frozen=True)
-class Request:
+class JudgeRequest:
     """One question to a model: answers in one order."""
 
     id: str
@@ -41,7 +41,7 @@ class Request:
 
 
 class Exchange(Keyed):
-    """What came of a request; one line of a journal, written before anything of it is read."""
+    """What came of a request; one line of a reply_log, written before anything of it is read."""
 
     id: str
     """The request's id."""
@@ -71,7 +71,7 @@ class Exchange(Keyed):
     @classmethod
     def of(
         cls,
-        request: Request,
+        request: JudgeRequest,
         *,
         model: str,
         body: str | None,
@@ -110,7 +110,7 @@ def as_refusal(words: str) -> str:
 
 
 @dataclass(frozen=True)
-class Said:
+class ReplyText:
     """What an exchange holds for a reader."""
 
     text: str
@@ -123,7 +123,7 @@ class Said:
     """Tokens by name."""
 
 
-class Speaker(Protocol):
+class JudgeBackend(Protocol):
     """A model that can be asked."""
 
     @property
@@ -134,29 +134,29 @@ class Speaker(Protocol):
     def identity(self) -> dict[str, JsonValue]:
         """Everything about it that shapes its replies."""
 
-    def most(self, request: Request) -> float | None:
+    def most(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most; None where no price is known."""
 
-    def ask(self, requests: Iterable[Request], heard: Callable[[Exchange], None]) -> None:
-        """Ask every request and hand what comes of each to `heard`, in any order, as soon as it is there.
+    def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
+        """Ask every request and hand what comes of each to `record`, in any order, as soon as it is there.
 
-        `heard` may be called by several threads. StllavaError ends the asking; what was heard until then counts.
+        `record` may be called by several threads. StllavaError ends the asking; what was recorded until then counts.
         """
 
 
-class Free:
-    """A speaker that costs nothing."""
+class FreeBackend:
+    """A backend that costs nothing."""
 
-    def most(self, request: Request) -> float:
+    def most(self, request: JudgeRequest) -> float:
         """0."""
         return 0.0
 
 
-class Journal:
+class ReplyLog:
     """The exchanges of a stage on disk, found by request; holds none of them in memory. Threads may share it."""
 
     def __init__(self, folder: Path, *, name: str) -> None:
-        """Open the journal called `name` in a stage's folder; lines that are damaged are counted and passed over."""
+        """Open the log called `name` in a stage's folder; lines that are damaged are counted and passed over."""
         self.name = name
         self._log = Log(folder / EXCHANGES / f"{name}.jsonl")
         self._places: dict[str, int] = {}
@@ -257,21 +257,21 @@ def cut_off(body: bytes) -> bool:
     return bool(choices) and choices[0].end in CUT_OFF
 
 
-def said(exchange: Exchange | None) -> Said:
+def reply_text(exchange: Exchange | None) -> ReplyText:
     """The words of an exchange, or why no verdict may be read from it."""
     if exchange is None:
-        return Said("", "failed", "no reply", {})
+        return ReplyText("", "failed", "no reply", {})
     if exchange.body is None or exchange.failure is not None:
-        return Said("", "failed", exchange.failure or "no reply", {})
+        return ReplyText("", "failed", exchange.failure or "no reply", {})
     problem = fault(exchange.body.encode())
     if problem is not None and not cut_off(exchange.body.encode()):
-        return Said("", "failed", problem, {})
+        return ReplyText("", "failed", problem, {})
     reply = ChatCompletion.read(exchange.body)
     first, usage = reply.choices[0], reply.usage
     tokens = {} if usage is None else {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
     if first.message.refusal is not None or first.end in FILTERED:
-        return Said("", "refused", first.message.refusal or "the provider's content filter", tokens)
+        return ReplyText("", "refused", first.message.refusal or "the provider's content filter", tokens)
     text = first.message.content or ""
     if first.end in CUT_OFF:
-        return Said(text, "unparsed", CUT, tokens)
-    return Said(text, None, "", tokens)
+        return ReplyText(text, "unparsed", CUT, tokens)
+    return ReplyText(text, None, "", tokens)

@@ -28,7 +28,7 @@ TOO_LONG = f"The reply has more than {LONGEST:,} characters, or {LONGEST_GROUNDS
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedReply:
     """What a reply says of the answers in the order shown."""
 
     scores: Scores | None
@@ -39,12 +39,12 @@ class Reading:
     """The model's grounds, in its words; what is wrong with a reply that breaks off."""
 
 
-def read_verdict(text: str) -> Reading:
+def parse_verdict(text: str) -> ParsedReply:
     """Which of two answers a reply prefers."""
     return _read(text, in_object=_object_verdict, in_line=_line_verdict, alone=_number_of_an_answer)
 
 
-def read_scores(text: str, count: int) -> Reading:
+def parse_scores(text: str, count: int) -> ParsedReply:
     """The scores that a reply gives `count` answers, from 0 to 10."""
     return _read(
         text,
@@ -63,17 +63,17 @@ def _read(
     in_object: Callable[[Mapping[str, object]], Found],
     in_line: Callable[[str], Found],
     alone: Callable[[str], Found],
-) -> Reading:
+) -> ParsedReply:
     """What a reply says by its last JSON object, its last line or, if it is short, by all it is."""
     said = without_thought(text) if len(text) <= LONGEST else ""
     if said is None:
-        return Reading(None, "unparsed", CUT)
+        return ParsedReply(None, "unparsed", CUT)
     if len(text) > LONGEST or len(said) > LONGEST_GROUNDS:
-        return Reading(None, "unparsed", TOO_LONG)
+        return ParsedReply(None, "unparsed", TOO_LONG)
     words = _unwrapped(_without_courtesy(_unwrapped(_visible(said))))
     objects = json_objects(words)
     if objects is None:
-        return Reading(None, "unparsed", said.strip() if words.endswith("}") else CUT)
+        return ParsedReply(None, "unparsed", said.strip() if words.endswith("}") else CUT)
     end, value = objects[-1] if objects else (0, None)
     start = words.rfind("\n") + 1
     if value is not None and end == len(words):
@@ -85,10 +85,10 @@ def _read(
         found = in_line(_plain(line)) if len(line) <= LONGEST_LINE else None
         found = found or alone(words.strip(_AROUND))
     if found is None:
-        return Reading(None, _silence(said), said.strip())
+        return ParsedReply(None, _silence(said), said.strip())
     cause: Cause | None = "abstained" if found == "abstain" else "refused" if _is_refusal(grounds) else None
     reason = grounds if value is not None and end == len(words) and grounds else said.strip()
-    return Reading(None if found == "abstain" or cause else found, cause, reason)
+    return ParsedReply(None if found == "abstain" or cause else found, cause, reason)
 
 
 # ---- the words alone ----

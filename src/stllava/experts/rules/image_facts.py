@@ -58,7 +58,7 @@ _SLOT_WORDS = frozenset(_SLOT_TEXT.split())
 
 
 @dataclass(frozen=True)
-class Known:
+class ImageFacts:
     """What is known of an image, by slot."""
 
     values: Mapping[Slot, str]
@@ -68,7 +68,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Truth:
+class ExpectedAnswer:
     """What the right answer to a question is."""
 
     slot: Slot | None
@@ -83,7 +83,7 @@ class Truth:
         return float(_mentioned(normalise(completion)).get(self.slot) == {self.value})
 
 
-def know(samples: Sequence[Sample]) -> Known:
+def facts_of(samples: Sequence[Sample]) -> ImageFacts:
     """What the reference samples of an image say; a slot on which they disagree is not known."""
     said: dict[Slot, set[str]] = {}
     excluded: dict[Slot, set[str]] = {}
@@ -104,29 +104,29 @@ def know(samples: Sequence[Sample]) -> Known:
     values = {
         slot: found for slot, names in said.items() if len(names) == 1 for found in names if found not in excluded.get(slot, ())
     }
-    return Known(values, {slot: frozenset(names) for slot, names in excluded.items()})
+    return ImageFacts(values, {slot: frozenset(names) for slot, names in excluded.items()})
 
 
-def truth_of(question: str, known: Known) -> Truth | None:
+def expected_answer(question: str, known: ImageFacts) -> ExpectedAnswer | None:
     """The right answer to a question about a slot, where it is known and the question takes nothing wrong for granted."""
     words = normalise(question)
     slot = _open(words)
     if slot is not None:
         value = known.values.get(slot)
-        return Truth(slot, value) if value is not None and _holds(_mentioned(words), known) else None
+        return ExpectedAnswer(slot, value) if value is not None and _holds(_mentioned(words), known) else None
     asked = _closed(words)
     if asked is None:
         return None
     if _denied(asked, known):
-        return Truth(None, "no")
-    return Truth(None, "yes") if _holds(asked, known) else None
+        return ExpectedAnswer(None, "no")
+    return ExpectedAnswer(None, "yes") if _holds(asked, known) else None
 
 
-def _holds(asked: Mapping[Slot, Collection[str]], known: Known) -> bool:
+def _holds(asked: Mapping[Slot, Collection[str]], known: ImageFacts) -> bool:
     return all({known.values.get(slot)} == set(names) for slot, names in asked.items())
 
 
-def _denied(asked: Mapping[Slot, Collection[str]], known: Known) -> bool:
+def _denied(asked: Mapping[Slot, Collection[str]], known: ImageFacts) -> bool:
     return any(
         name in known.excluded.get(slot, ()) or (slot in known.values and name != known.values[slot])
         for slot, names in asked.items()

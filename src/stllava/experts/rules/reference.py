@@ -10,8 +10,8 @@ image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stllava.experts.expert import Knowing, Verdict
-from stllava.experts.rules.image_facts import know, truth_of
+from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.rules.image_facts import expected_answer, facts_of
 from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
 
@@ -26,14 +26,14 @@ _SAME = {"which": "what", "abnormalities": "abnormality", "radiograph": "xray", 
 _QUESTION_WORDS = {"what", "where", "how", "who", "why", "when"}
 
 
-class Reference(Knowing):
+class ReferenceJudge(RuleJudge):
     """Scores answers against the reference answers to the same question about the same image."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._by_image: dict[str, list[Sample]] = {}
         for sample in samples:
             self._by_image.setdefault(sample.image, []).append(sample)
-        self._known = {image: know(about) for image, about in self._by_image.items()}
+        self._known = {image: facts_of(about) for image, about in self._by_image.items()}
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class Reference(Knowing):
             return "no reference question is about this image"
         found = _matches(question, known)
         if not found:
-            truth = truth_of(question, self._known[images[0]])
+            truth = expected_answer(question, self._known[images[0]])
             if truth is None:
                 return f"none of the {len(known)} reference questions about this image is this question"
             return _Grounds(truth.score, f"the references of this image say {truth.value!r}")

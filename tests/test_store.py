@@ -304,7 +304,7 @@ def test_a_finished_stage_whose_output_is_gone_or_changed_is_done_again(
 
 
 def test_a_large_output_is_read_again_only_where_it_was_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stllava.store.SMALL_BYTES", 10)
+    monkeypatch.setattr("stllava.store.manifests.SMALL_BYTES", 10)
     copy(begin(tmp_path))
     read: list[Path] = []
     whole = store.file_hash
@@ -313,7 +313,7 @@ def test_a_large_output_is_read_again_only_where_it_was_written_to(tmp_path: Pat
         read.append(path)
         return whole(path)
 
-    monkeypatch.setattr("stllava.store.file_hash", noted)
+    monkeypatch.setattr("stllava.store.manifests.file_hash", noted)
     assert begin(tmp_path).manifest is not None
     assert read == []
     later = time.time() + 9

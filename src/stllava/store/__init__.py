@@ -1,0 +1,78 @@
+"""The disk: JSONL files, manifests, resume and locks. No other package knows the layout of a stage's folder.
+
+A stage's folder while it is written:
+
+    plan.json                what is being made: stage, options, input hashes
+    parts/<chunk id>.jsonl   finished chunks: one line of counts, then the records
+    lock                     held by the one process that writes
+
+    audit.jsonl              images that were sent out, where they went and when
+    exchanges/<name>.jsonl   what an expert replied, word for word
+
+and when it is whole: `<name>.jsonl` (or the files of a policy) and, written last, `manifest.json`.
+Every file appears whole or not at all (written beside, synced, renamed), so a kill or a full disk loses at most
+the chunk at work.
+"""
+
+from stllava.store.disk import disk_error, disk_errors, file_hash, remove_folder, require_file, write_whole
+from stllava.store.finished import ChunkHead, chunk_id, is_sealed, read_chunk, seal, write_chunk
+from stllava.store.jsonl import RecordStream, read_jsonl, read_record, to_jsonl
+from stllava.store.lock import locked
+from stllava.store.log import Log
+from stllava.store.manifests import (
+    Plan,
+    commit,
+    first_loss,
+    output_hash,
+    read_manifest,
+    read_plan,
+    read_records,
+    stream_records,
+    versions,
+    warn_of_losses,
+)
+from stllava.store.names import AUDIT, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
+from stllava.store.stage import HOPELESS, Existing, Stage, first_difference, nothing_left
+
+__all__ = [
+    "AUDIT",
+    "CHECK",
+    "EXCHANGES",
+    "HOPELESS",
+    "LOCK",
+    "MANIFEST",
+    "PARTS",
+    "PLAN",
+    "ChunkHead",
+    "Existing",
+    "Log",
+    "Plan",
+    "RecordStream",
+    "Stage",
+    "chunk_id",
+    "commit",
+    "disk_error",
+    "disk_errors",
+    "file_hash",
+    "first_difference",
+    "first_loss",
+    "is_sealed",
+    "locked",
+    "nothing_left",
+    "output_hash",
+    "read_chunk",
+    "read_jsonl",
+    "read_manifest",
+    "read_plan",
+    "read_record",
+    "read_records",
+    "remove_folder",
+    "require_file",
+    "seal",
+    "stream_records",
+    "to_jsonl",
+    "versions",
+    "warn_of_losses",
+    "write_chunk",
+    "write_whole",
+]

@@ -1,0 +1,87 @@
+"""What a stage keeps while it is at work: finished chunks of records, and sealed folders of other files."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from stllava.dropped import Dropped
+from stllava.errors import StllavaError
+from stllava.records import Keyed, Record, content_id
+from stllava.store.disk import file_hash, write_whole
+from stllava.store.jsonl import read_record, to_jsonl
+from stllava.store.names import SEAL
+
+R = TypeVar("R", bound=Record)
+
+
+class ChunkHead(Record):
+    """The first line of a finished chunk: what it lacks, and how to tell that it is whole."""
+
+    dropped: dict[str, int]
+    """What was left out, by cause."""
+    faults: dict[str, int]
+    """Items of it that could not be used, by cause."""
+    examples: dict[str, str]
+    """An example of each cause."""
+    sha256: str
+    """Hash of the lines behind this one."""
+
+
+def chunk_id(items: Sequence[Keyed]) -> str:
+    """The name of a chunk, which is that of all that its items say."""
+    return content_id([item.model_dump(mode="json") for item in items])
+
+
+def write_chunk(path: Path, records: Sequence[Record], dropped: Dropped) -> None:
+    """Keep what came of a chunk."""
+    lines = to_jsonl(records).encode()
+    head = ChunkHead(
+        dropped=dict(sorted(dropped.items())),
+        faults=dict(sorted(dropped.faults.items())),
+        examples=dict(sorted(dropped.examples.items())),
+        sha256=hashlib.sha256(lines).hexdigest(),
+    )
+    write_whole(path, f"{head.model_dump_json()}\n".encode() + lines)
+
+
+def read_chunk(path: Path, kind: type[R]) -> tuple[list[R], Dropped] | None:
+    """What is kept of a chunk; None where there is nothing or the file is damaged, so that it is to be made again."""
+    if not path.is_file():
+        return None
+    first, _, lines = path.read_bytes().partition(b"\n")
+    try:
+        head = ChunkHead.model_validate_json(first)
+        if hashlib.sha256(lines).hexdigest() != head.sha256:
+            return None
+        records = [kind.model_validate_json(line) for line in lines.split(b"\n")[:-1]]
+    except ValidationError:
+        return None
+    dropped = Dropped(head.dropped)
+    dropped.faults, dropped.examples = Counter(head.faults), head.examples
+    return records, dropped
+
+
+class Seal(Record):
+    """The files of a folder as they were when it was whole; `seal.json` there."""
+
+    files: dict[str, str]
+    """Hash of each file by name."""
+
+
+def seal(folder: Path) -> None:
+    """Note what a folder holds, now that it is whole."""
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
+    write_whole(folder / SEAL, Seal(files=files).model_dump_json() + "\n")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder holds all that it held when it was sealed, unchanged."""
+    try:
+        files = read_record(folder / SEAL, Seal).files if (folder / SEAL).is_file() else None
+    except StllavaError:
+        return False
+    return files is not None and all((folder / name).is_file() and file_hash(folder / name) == files[name] for name in files)

@@ -1,0 +1,82 @@
+"""JSONL files of records: one record a line, each line checked as it is read."""
+
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from stllava.errors import StllavaError
+from stllava.records import Keyed, Record
+from stllava.store.disk import require_file
+
+R = TypeVar("R", bound=Record)
+
+
+def to_jsonl(records: Iterable[Record]) -> str:
+    """One record a line."""
+    return "".join(record.model_dump_json() + "\n" for record in records)
+
+
+def read_jsonl(path: Path, kind: type[R]) -> list[R]:
+    """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
+    require_file(path, expected=f"a JSONL file of {kind.__name__} records")
+    records: list[R] = []
+    lines: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = kind.model_validate_json(line.removeprefix(BOM_UTF8))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise StllavaError(
+                    f"{path}, line {number}: {first['msg']}{f' at {where!r}' if where else ''}",
+                    expected=f"one {kind.__name__} record in JSON a line",
+                    remedy="Fix or remove that line.",
+                ) from None
+            if isinstance(record, Keyed):
+                key = record.id
+                if key in lines:
+                    raise StllavaError(
+                        f"{path}, line {number}: id {key!r} stands in line {lines[key]} already",
+                        expected="each id once",
+                        remedy="Remove one of the two lines.",
+                    )
+                lines[key] = number
+            records.append(record)
+    return records
+
+
+class RecordStream(Iterable[R]):
+    """The records of a JSONL file, one by one, as often as it is gone through."""
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self._path, self._kind = path, kind
+
+    def __iter__(self) -> Iterator[R]:
+        with self._path.open("rb") as file:
+            for line in file:
+                yield self._kind.model_validate_json(line)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The one record that a JSON file holds; a damaged one is refused by name."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise damaged(path, f"{first['msg']}{f' at {where!r}' if where else ''}") from None
+
+
+def damaged(path: Path, how: str) -> StllavaError:
+    """The error of a file that is there and cannot be what stllava wrote."""
+    return StllavaError(
+        f"{path} is damaged: {how}",
+        expected="the file as stllava wrote it",
+        remedy="Restore it, or delete it and give the command that made it again: finished work is kept.",
+    )

@@ -1,0 +1,287 @@
+"""A stage's folder from plan to manifest: begun, gone on with chunk by chunk, finished, or refused."""
+
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from stllava.config import Options
+from stllava.dropped import LET_PASS, Dropped
+from stllava.errors import ConflictError, NothingLeftError, StllavaError
+from stllava.progress import Progress
+from stllava.records import Keyed, Manifest, Record
+from stllava.store.disk import file_hash, write_whole
+from stllava.store.finished import chunk_id, read_chunk, write_chunk
+from stllava.store.jsonl import read_record
+from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_manifest, versions
+from stllava.store.names import AUDIT, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
+
+logger = logging.getLogger(__name__)
+I = TypeVar("I", bound=Keyed)  # noqa: E741
+O = TypeVar("O", bound=Record)  # noqa: E741
+
+Existing = Literal["resume", "replace", "error"]
+"""What to do when the output is already there, whole or in part."""
+
+HOPELESS = 120
+"""Things a policy said of which none can be used: it is then not asked for more."""
+
+
+class Stage:
+    """A stage's output folder from plan to manifest. `manifest` is set from the start when the work is already done."""
+
+    def __init__(
+        self,
+        name: str,
+        to: Path,
+        config: Options,
+        *,
+        inputs: Mapping[str, str],
+        existing: Existing,
+        items: str = "",
+        may_change: Collection[str] = (),
+    ) -> None:
+        """Begin the stage in the folder `to`, or go on with it.
+
+        Options and inputs are settled by the first finished chunk; the input `items`, of which chunks are cut, by the
+        manifest. A folder of stages has no chunks: each settles its own, and options that `may_change` are never settled.
+        """
+        self.name, self.to, self._options = name, to, config
+        self.config: dict[str, JsonValue] = config.model_dump(mode="json")
+        self.inputs = dict(inputs)
+        self.manifest: Manifest | None = None
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._clock = time.monotonic()
+        if existing == "replace" and ((to / PLAN).is_file() or (to / MANIFEST).is_file()):
+            self._refuse_others()
+            self._clear()
+        plan = Plan(stage=name, config=self.config, inputs=self.inputs)
+        begun, finished = self._begun()
+        if begun is not None and existing == "error":
+            raise StllavaError(f"{to} has output already", expected="a new folder", remedy="Set existing to resume or replace.")
+        holds_stages = begun is not None and any((entry / PLAN).is_file() for entry in self._entries())
+        settled = finished is not None or any(path.is_file() for path in (to / PARTS).rglob("*"))
+        change = None
+        if begun is not None and not (holds_stages and may_change and begun.stage == name and finished is None):
+            change = self._change(begun, plan, may_change=may_change, items="" if finished is not None else items)
+        if change is not None and (settled or holds_stages):
+            raise ConflictError(
+                f"{to} holds the output of other options or inputs: {change}",
+                expected="the same work",
+                remedy="Name another folder, go back to what it was, or replace what is there (existing: replace).",
+            )
+        if change is not None:
+            self._clear()
+        self._plan = plan
+        if finished is not None and self._is_whole(finished):
+            # What is finished stays so while more is added to it.
+            self.manifest = finished if not may_change or finished.config == self.config else None
+            return
+        (to / MANIFEST).unlink(missing_ok=True)
+        for draft in to.glob(DRAFTS) if may_change else to.rglob(DRAFTS):
+            draft.unlink()
+        if plan != begun:
+            self.write_plan()
+
+    def write_plan(self) -> None:
+        """Say in the folder what is being made there."""
+        write_whole(self.to / PLAN, self._plan.model_dump_json(indent=1) + "\n")
+
+    def _begun(self) -> tuple[Plan | None, Manifest | None]:
+        """What was begun in the folder and what was finished; a folder of other files is refused.
+
+        A manifest says all that a plan says, and is told when it is damaged: where there is one, the plan follows it.
+        """
+        plan: Plan | StllavaError | None = None
+        if (self.to / PLAN).is_file():
+            try:
+                plan = read_record(self.to / PLAN, Plan)
+            except StllavaError as error:
+                plan = error
+        if (self.to / MANIFEST).is_file():
+            finished = read_manifest(self.to)
+            made = Plan(stage=finished.stage, config=finished.config, inputs=finished.inputs)
+            if plan != made:
+                write_whole(self.to / PLAN, made.model_dump_json(indent=1) + "\n")
+            return made, finished
+        if isinstance(plan, StllavaError):
+            raise StllavaError(
+                f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
+                expected="the file as stllava wrote it",
+                remedy="Restore it, name another folder, or begin anew (existing: replace).",
+            ) from plan
+        if plan is None and (other := self._entries()):
+            raise StllavaError(
+                f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
+                expected="an empty or new folder, or one that this stage has begun",
+                remedy="Name another folder.",
+            )
+        return plan, None
+
+    def _refuse_others(self) -> None:
+        """Refuse to replace what another stage made: a run, or a paid judge, would be gone by a slip of the hand."""
+        kinds: tuple[tuple[type[Manifest] | type[Plan], Path], ...] = ((Manifest, self.to / MANIFEST), (Plan, self.to / PLAN))
+        for kind, file in kinds:
+            try:
+                made = read_record(file, kind).stage if file.is_file() else self.name
+            except StllavaError:
+                continue  # It is damaged, which is what replacing is for.
+            if made != self.name:
+                raise ConflictError(
+                    f"{self.to} holds the output of the stage {made}, not of {self.name}",
+                    expected="output of this stage to replace",
+                    remedy="Name another folder, or delete that one yourself.",
+                )
+
+    def _entries(self) -> list[Path]:
+        """What lies in the folder, but for what belongs to no output."""
+        return [entry for entry in self.to.iterdir() if entry.name not in (LOCK, AUDIT, EXCHANGES)] if self.to.is_dir() else []
+
+    def _clear(self) -> None:
+        """Remove what was made, the plan last: without it the folder would be nobody's."""
+        for entry in sorted(self._entries(), key=lambda entry: (entry.name == PLAN, entry.name != MANIFEST)):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _change(self, old: Plan, new: Plan, *, may_change: Collection[str], items: str) -> str | None:
+        """The first difference of two plans in words, but for what may differ; None where there is none."""
+        if old.stage != new.stage:
+            return f"it is of the stage {old.stage}, not of {new.stage}"
+        try:
+            options = type(self._options).model_validate(old.config).resume_key()
+        except ValidationError:
+            options = old.config
+
+        def bound(plan: Plan, config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+            kept: dict[str, JsonValue] = {name: value for name, value in config.items() if name not in may_change}
+            inputs: dict[str, JsonValue] = {name: value for name, value in plan.inputs.items() if name != items}
+            return {"config": kept, "inputs": inputs}
+
+        before, now = bound(old, options), bound(new, self._options.resume_key())
+        return None if before == now else first_difference(before, now)
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        """Whether every output is there as it was written."""
+        lost = first_loss(self.to, manifest)
+        if lost is not None:
+            logger.warning("%s since %s was finished, which is therefore done again.", lost, self.name)
+        return lost is None
+
+    def map_chunks(
+        self,
+        items: Sequence[I],
+        work: Callable[[Sequence[I]], tuple[list[O], Dropped]],
+        *,
+        kind: type[O],
+        size: int,
+        unit: str,
+        max_bad: float,
+        remedy: str = "Look at the example.",
+    ) -> tuple[list[O], Dropped]:
+        """Run `work` over fixed chunks of the items and keep each result on disk as it is made.
+
+        Chunks are cut before anything is skipped, so that a resumed stage computes, and rounds, as an uninterrupted
+        one. Returns all records in order and what was dropped. More than `max_bad` of faults end the stage, and so does
+        a policy of which nothing can be used, as soon as that is plain; `remedy` is then what to do.
+        """
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        paths = [self.to / PARTS / f"{chunk_id(chunk)}.jsonl" for chunk in chunks]
+        made = {path: known for path in paths if (known := read_chunk(path, kind)) is not None}
+        done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path in made)
+        records: list[O] = []
+        dropped, seen = Dropped(), 0
+        with Progress(self.name, len(items), unit=unit, done=done) as progress:
+            for chunk, path in zip(chunks, paths, strict=True):
+                if path not in made:
+                    made[path] = work(chunk)
+                    write_chunk(path, *made[path])
+                    progress.advance(len(chunk))
+                records += made[path][0]
+                dropped.take(made[path][1])
+                seen += len(chunk)
+                try:
+                    dropped.refuse_faults(items=len(items), unit=unit, max_bad=max_bad, seen=seen)
+                except StllavaError:
+                    # What is wrong with these items may be put right: they are then looked at again.
+                    for other in paths:
+                        if other in made and made[other][1].faults:
+                            other.unlink()
+                    raise
+                useless = sum(count for cause, count in dropped.items() if cause not in dropped.faults)
+                if not records and useless >= (LET_PASS if seen == len(items) else HOPELESS):
+                    shutil.rmtree(self.to / PARTS)
+                    raise nothing_left(f"the first {seen} of {len(items)} {unit}", dropped, remedy=remedy)
+        return records, dropped
+
+    def write_records(self, name: str, records: Iterable[Record]) -> None:
+        """Write `<name>.jsonl`, holding one record at a time."""
+        write_whole(self.to / f"{name}.jsonl", (f"{record.model_dump_json()}\n".encode() for record in records))
+
+    def finish(
+        self,
+        *,
+        counts_in: int,
+        counts_out: int,
+        dropped: Mapping[str, int] | None = None,
+        measures: Mapping[str, float] | None = None,
+        curves: Mapping[str, list[tuple[float, float]]] | None = None,
+        notes: Sequence[str] = (),
+        device: str = "cpu",
+        files: Sequence[Path] | None = None,
+    ) -> Manifest:
+        """Write the manifest: from here on the output is whole. It names `files`, or all there are in the folder."""
+        kept, aside = {PLAN, LOCK, MANIFEST, AUDIT}, (f"{PARTS}/", f"{EXCHANGES}/")
+        if files is None:
+            files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
+        names = {path: path.relative_to(self.to).as_posix() for path in files}
+        manifest = Manifest(
+            stage=self.name,
+            config=self.config,
+            inputs=self.inputs,
+            outputs={name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(aside)},
+            counts_in=counts_in,
+            counts_out=counts_out,
+            dropped=dict(sorted((dropped or {}).items())),
+            measures=dict(measures or {}),
+            curves=dict(curves or {}),
+            notes=tuple(notes),
+            versions=versions(),
+            commit=commit(),
+            started=self.started,
+            seconds=round(time.monotonic() - self._clock, 3),
+            device=device,
+        )
+        manifest = manifest.model_copy(update={"digest": digest_of(manifest.model_dump_json())})
+        write_whole(self.to / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        shutil.rmtree(self.to / PARTS, ignore_errors=True)
+        self.manifest = manifest
+        return manifest
+
+
+def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:
+    """Where two JSON values first differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    if any(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
+        return f"its {path.replace('.', ' ', 1).replace('inputs', 'input')} {'is new' if old is None else 'has changed'}"
+    return f"{path or 'value'} was {json.dumps(old, ensure_ascii=False)}, now {json.dumps(new, ensure_ascii=False)}"
+
+
+_HASH = re.compile("[0-9a-f]{16}|[0-9a-f]{64}")
+
+
+def nothing_left(source: str, dropped: Dropped, *, remedy: str) -> NothingLeftError:
+    """The error of a stage in which nothing came of its `source`; its causes are told where there are some."""
+    return NothingLeftError(
+        f"nothing that can be used came of {source}{': ' if dropped else ''}{dropped.told()}",
+        expected="at least one",
+        remedy=remedy,
+    )

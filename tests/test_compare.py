@@ -15,9 +15,9 @@ from stllava.metrics.score import METRICS, compare, measured, score, values
 from stllava.metrics.seeds import combine_seeds
 from stllava.records import Outcome, Prediction, QuestionKind, Score, content_id
 from stllava.report.compare import compare_runs, make_comparison, render
-from stllava.report.published import MARK, read_published
-from stllava.report.tables import Row
-from stllava.report.words import CHIEF
+from stllava.report.comparison_tables import ComparisonRow
+from stllava.report.published_results import MARK, read_published
+from stllava.report.wording import CHIEF
 from stllava.store import Stage, write_whole
 
 EVIL = "<script>x</script> a|b & 100% of_it \\input{x} [y](z)"
@@ -124,7 +124,7 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def listed(rows: Sequence[Row]) -> list[str]:
+def listed(rows: Sequence[ComparisonRow]) -> list[str]:
     return [f"{row.where}/{row.policy}" for row in rows]
 
 

@@ -33,10 +33,10 @@ from stllava.model.load import Policy, load_policy
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.pipeline import run as run_loop
 from stllava.records import Message, Outcome, Sample, content_id
-from stllava.report.card import Measured, write_card
-from stllava.report.gather import gather
-from stllava.report.private import HIDDEN, Secrets, base_of, secrets_of
-from stllava.report.words import percent
+from stllava.report.model_card import Measured, write_card
+from stllava.report.redaction import HIDDEN, Secrets, base_of, secrets_of
+from stllava.report.run_files import read_run_files
+from stllava.report.wording import percent
 from stllava.stages.export import export, folder_of
 from stllava.store import read_jsonl, read_manifest
 
@@ -250,7 +250,7 @@ def test_a_local_model_keeps_its_name_only_and_one_of_the_hub_its_owner() -> Non
 
 
 def test_paths_and_addresses_of_the_options_are_secrets_and_numbers_and_names_are_not(run: Path) -> None:
-    files = gather(run)
+    files = read_run_files(run)
     judge = JudgeOptions(chat=ChatOptions(url="http://inside.example/v1", model="gpt-4.1"), rubric=Path("mine/rubric.txt"))
     options = files.options.model_copy(update={"model": "/models/mine", "judge": judge})
     secrets = secrets_of(replace(files, options=options))
@@ -259,7 +259,7 @@ def test_paths_and_addresses_of_the_options_are_secrets_and_numbers_and_names_ar
 
 
 def test_a_base_model_of_the_hub_is_named_and_a_folder_is_not(run: Path) -> None:
-    files = gather(run)
+    files = read_run_files(run)
     started = files.manifests["sft"].model_copy(update={"inputs": {"model": content_id("hub", "owner/base")}})
     manifests = {**files.manifests, "sft": started}
     options = files.options.model_copy(update={"model": "owner/base"})

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from stllava.errors import StllavaError
 from stllava.metrics.llava_med import (
-    Row,
+    AnsweredQuestion,
     Script,
     bleu,
     closed_hit,
@@ -181,12 +181,12 @@ def test_scores_are_shares_and_f1_lies_between_precision_and_recall(prediction: 
 
 
 ROWS = [
-    Row("cyst", "simple cyst", "OPEN"),
-    Row("fluid", "cyst", "OPEN"),
-    Row("yes", "no", "CLOSED"),
-    Row("a nodule", "no", "CLOSED"),
-    Row("axial", "axial", "CLOSED"),
-    Row("yes", "yes", "closed"),
+    AnsweredQuestion("cyst", "simple cyst", "OPEN"),
+    AnsweredQuestion("fluid", "cyst", "OPEN"),
+    AnsweredQuestion("yes", "no", "CLOSED"),
+    AnsweredQuestion("a nodule", "no", "CLOSED"),
+    AnsweredQuestion("axial", "axial", "CLOSED"),
+    AnsweredQuestion("yes", "yes", "closed"),
 ]
 
 
@@ -303,7 +303,7 @@ def test_every_published_aggregate_is_equal(published: Published) -> None:
     assert {aggregate["script"] for aggregate in published.aggregates} == set(get_args(Script))
     for aggregate in published.aggregates:
         cases = [published.cases[name] for name in aggregate["case_ids"]]
-        rows = [Row(case["prediction"], case["reference"], case["answer_type"]) for case in cases]
+        rows = [AnsweredQuestion(case["prediction"], case["reference"], case["answer_type"]) for case in cases]
         found = evaluate(rows, published.candidates[aggregate["candidates"]], script=aggregate["script"])
         # `_printed` is no percentage but a line of text, in which some scripts exchange the numbers of open and closed rows.
         assert_equal(found, {name: value for name, value in aggregate["expected"].items() if name != "_printed"})

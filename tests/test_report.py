@@ -34,7 +34,7 @@ from stllava.records import (
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
 from stllava.report.gallery import thumbnail
 from stllava.report.page import write_report
-from stllava.report.words import percent, points
+from stllava.report.wording import percent, points
 from stllava.store import Stage, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)

@@ -11,7 +11,7 @@ from stllava.config import RunOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.records import Outcome
-from stllava.report.gather import gather
+from stllava.report.run_files import read_run_files
 from stllava.store import EXCHANGES, MANIFEST, read_manifest
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
@@ -69,7 +69,7 @@ def test_a_finished_run_goes_on_with_more_rounds_and_is_then_what_it_would_have_
     assert outcome.policies == ("sft", "round-1", "round-2", "final")
     assert outcome == run(longer, to=tmp_path / "anew")
     assert contents(copied) == contents(tmp_path / "anew")
-    assert gather(copied).options.rounds == 2
+    assert read_run_files(copied).options.rounds == 2
     assert run(longer, to=copied) == outcome
 
 
@@ -77,7 +77,7 @@ def test_a_finished_run_goes_on_with_more_rounds_and_is_then_what_it_would_have_
 def test_a_finished_run_is_given_another_name_and_fewer_baselines_without_any_stage_done_again(copied: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")}
     renamed = run(options(consolidate=TAUGHT | {"epochs": 1}, name="renamed", baselines=False), to=copied)
-    assert renamed.name == gather(copied).outcome.name == "renamed"
+    assert renamed.name == read_run_files(copied).outcome.name == "renamed"
     assert renamed.baselines == ()
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")} == times
 

@@ -10,7 +10,7 @@ from stllava.metrics import llava_med
 from stllava.metrics.score import METRICS, TWINS, compare, measured, score, values
 from stllava.metrics.semantic import agreement, compared, verdicts
 from stllava.records import Comparison, Judgment, Prediction, Sampling, Score
-from stllava.report.rules import disagreements
+from stllava.report.disagreements import disagreements
 
 GREEDY = Sampling(temperature=0, top_k=0, top_p=1, max_new_tokens=8, seed=0)
 

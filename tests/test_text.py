@@ -80,7 +80,9 @@ def test_nothing_but_the_one_function_and_the_progress_line_writes_to_the_termin
         for path in sources.rglob("*.py")
         if re.search(r"\bprint\(|std(?:out|err)\.write|self\.stream\.write", path.read_text(encoding="utf-8"))
     }
-    assert writers == {"progress.py", "report/card.py"}, "report/card.py holds a program for the reader of a model card"
+    assert writers == {"progress.py", "report/model_card.py"}, (
+        "report/model_card.py holds a program for the reader of a model card"
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -15,7 +15,7 @@ from stllava.experts.build import require_expert
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
-from stllava.report.words import BLIND, FINAL
+from stllava.report.wording import BLIND, FINAL
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
 from stllava.stages.consolidate import consolidate

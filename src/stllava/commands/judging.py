@@ -5,7 +5,7 @@ from pathlib import Path
 from stllava.commands.flags import parse, refuse_ignored, tell
 from stllava.config import JudgeOptions
 from stllava.records import JudgeCheck
-from stllava.report.words import check_rows
+from stllava.report.wording import check_rows
 from stllava.stages.judge import check as check_judge
 from stllava.stages.judge import judge, plan
 from stllava.store import Existing

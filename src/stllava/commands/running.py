@@ -8,7 +8,7 @@ from stllava.commands.flags import parse
 from stllava.config import RECIPES, RunOptions, load_recipe
 from stllava.errors import StllavaError
 from stllava.records import Outcome, Score
-from stllava.report.words import CHIEF
+from stllava.report.wording import CHIEF
 from stllava.store import Existing
 from stllava.text import show
 

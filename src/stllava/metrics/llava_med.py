@@ -47,7 +47,7 @@ _EXPANDED = {
 } | {"somebody'd": "somebodyd"}
 
 
-class Overlap(NamedTuple):
+class WordScores(NamedTuple):
     """How far two lists of words agree."""
 
     exact_match: float
@@ -65,14 +65,14 @@ class Bleu(NamedTuple):
     bleu_3: float
 
 
-class Choice(NamedTuple):
+class NearestChoice(NamedTuple):
     """Which candidate a prediction was taken for, normalised, and whether that is the reference."""
 
     hit: float
     choice: str
 
 
-class Row(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """One answered question: raw strings, and an `answer_type` that counts only if it is exactly OPEN or CLOSED."""
 
     prediction: str
@@ -101,7 +101,7 @@ def normalize_word(text: str) -> str:
     return " ".join(_EXPANDED.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def overlap(prediction: Sequence[str], reference: Sequence[str]) -> Overlap:
+def overlap(prediction: Sequence[str], reference: Sequence[str]) -> WordScores:
     """All four word scores of a prediction's and a reference's words; 0 where either has none or nothing is shared.
 
     Odd: a word counts as often as the prediction repeats it, however often the reference has it.
@@ -109,10 +109,10 @@ def overlap(prediction: Sequence[str], reference: Sequence[str]) -> Overlap:
     said, wanted = set(prediction), set(reference)
     found = sum(word in wanted for word in prediction)
     if not found:
-        return Overlap(0.0, 0.0, 0.0, 0.0)
+        return WordScores(0.0, 0.0, 0.0, 0.0)
     precision = found / len(prediction)
     recall = found / (found + sum(word not in said for word in reference))
-    return Overlap(len(said & wanted) / len(prediction), precision, recall, 2 * precision * recall / (precision + recall))
+    return WordScores(len(said & wanted) / len(prediction), precision, recall, 2 * precision * recall / (precision + recall))
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -168,7 +168,7 @@ def bleu(prediction: str, reference: str) -> Bleu:
     return Bleu(brevity * math.exp(math.fsum(logs) / _ORDERS), *(brevity * math.exp(log) for log in logs[:3]))
 
 
-def open_hit(prediction: str, reference: str, candidates: Sequence[str | int]) -> Choice:
+def open_hit(prediction: str, reference: str, candidates: Sequence[str | int]) -> NearestChoice:
     """Whether the candidate most like the prediction is the reference; published as "open accuracy".
 
     Likeness is the share of a candidate's distinct words that the prediction has; a number counts as its digits. Odd: the
@@ -180,7 +180,7 @@ def open_hit(prediction: str, reference: str, candidates: Sequence[str | int]) -
     shares = {place: count / sizes[place] for place, count in found.items()}
     most = max(shares.values(), default=0.0)
     best = min((place for place, share in shares.items() if share == most), default=0)
-    return Choice(float(texts[best] == " ".join(_words(reference))), texts[best])
+    return NearestChoice(float(texts[best] == " ".join(_words(reference))), texts[best])
 
 
 def closed_hit(prediction: str, reference: str) -> float:
@@ -210,7 +210,7 @@ def closed_hit_prefix(prediction: str, reference: str) -> float | None:
 
 
 def evaluate(
-    rows: Iterable[Row], candidates: Sequence[str | int], *, script: Script = "run_eval.py@b9a98a7"
+    rows: Iterable[AnsweredQuestion], candidates: Sequence[str | int], *, script: Script = "run_eval.py@b9a98a7"
 ) -> dict[str, float]:
     """Every percentage that a published script prints, under its own name.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from stllava.report.words import percent, points, shorten
+from stllava.report.wording import percent, points, shorten
 
 WIDTH = 340
 ROW = 26

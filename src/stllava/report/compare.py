@@ -17,9 +17,18 @@ from stllava.errors import StllavaError
 from stllava.metrics.score import METRICS, compare, measured, readings, score, values
 from stllava.metrics.seeds import combine_seeds
 from stllava.records import Difference, Prediction, QuestionKind, Score
-from stllava.report import words
+from stllava.report import wording
 from stllava.report.charts import Dot, interval_chart
-from stllava.report.published import MARK, read_published
+from stllava.report.comparison_tables import (
+    ComparisonRow,
+    ComparisonTable,
+    RunComparison,
+    write_csv,
+    write_latex,
+    write_markdown,
+)
+from stllava.report.published_results import MARK, read_published
+from stllava.report.rendering import page_environment
 from stllava.report.runs import (
     BEST,
     Entrant,
@@ -32,8 +41,6 @@ from stllava.report.runs import (
     read_run,
     shared_samples,
 )
-from stllava.report.tables import Comparison, Row, Table, write_csv, write_latex, write_markdown
-from stllava.report.template import pages
 from stllava.store import write_whole
 
 Policies = Literal["best", "all"]
@@ -56,7 +63,7 @@ def compare_runs(runs: Sequence[Path], *, to: Path, against: str | None = None, 
     return page
 
 
-def make_comparison(runs: Sequence[Path], *, against: str | None = None, policies: Policies = "best") -> Comparison:
+def make_comparison(runs: Sequence[Path], *, against: str | None = None, policies: Policies = "best") -> RunComparison:
     """Everything that the four files say."""
     if not runs or len({path.resolve() for path in runs}) < len(runs):
         raise StllavaError("no run, or one run twice", expected="different folders", remedy="Name each run once.")
@@ -68,7 +75,7 @@ def make_comparison(runs: Sequence[Path], *, against: str | None = None, policie
     singles = _behind(shown, read)
     names = dict.fromkeys(name for run in read for found in run.evaluations.values() for name in found)
     tables, notes = [], [*_conditions(read, groups, shown)]
-    for benchmark in sorted(names, key=lambda name: name == words.VALIDATION):
+    for benchmark in sorted(names, key=lambda name: name == wording.VALIDATION):
         rows, single_rows = (
             [row for one in listed if (row := make_row(one, reference, benchmark)) is not None] for listed in (shown, singles)
         )
@@ -76,8 +83,8 @@ def make_comparison(runs: Sequence[Path], *, against: str | None = None, policie
         tables += made
         notes += [note for table in made for note in _other_sizes(table)]
     manifests = [found.manifest for run in read for by_name in run.evaluations.values() for found in by_name.values()]
-    commits = tuple(words.commits(manifests))
-    return Comparison(_full_name(reference), tuple(tables), tuple(notes), commits, words.devices(manifests))
+    commits = tuple(wording.commits(manifests))
+    return RunComparison(_full_name(reference), tuple(tables), tuple(notes), commits, wording.devices(manifests))
 
 
 def _behind(shown: Sequence[Entrant], runs: Sequence[Run]) -> list[Entrant]:
@@ -105,7 +112,7 @@ def _full_name(one: Entrant) -> str:
     return f"{one.run}/{one.policy}"
 
 
-def make_row(one: Entrant, reference: Entrant, benchmark: str) -> Row | None:
+def make_row(one: Entrant, reference: Entrant, benchmark: str) -> ComparisonRow | None:
     """What an entrant scored on a benchmark; None where it did not answer it."""
     mine, theirs = one.evaluations(benchmark), reference.evaluations(benchmark)
     if not mine:
@@ -116,7 +123,7 @@ def make_row(one: Entrant, reference: Entrant, benchmark: str) -> Row | None:
         gains, remark = measure_gains(mine, theirs, policy=_full_name(one), against=_full_name(reference), benchmark=benchmark)
     seeds = tuple(seed for seed, _ in mine if seed is not None)
     scores = measure_scores([found for _, found in mine], policy=one.policy, benchmark=benchmark)
-    return Row(one.run, one.policy, one.kind, seeds, scores, {gain.metric: gain for gain in gains}, remark)
+    return ComparisonRow(one.run, one.policy, one.kind, seeds, scores, {gain.metric: gain for gain in gains}, remark)
 
 
 def measure_scores(found: Sequence[Evaluation], *, policy: str, benchmark: str) -> dict[str, Score]:
@@ -197,19 +204,19 @@ def _differences(ours: Sequence[Prediction], known: dict[str, Prediction], metri
     return [a - b for a, b in zip(values(ours, metric), theirs, strict=True)]
 
 
-def split_by_rule(benchmark: str, rows: Sequence[Row], singles: Sequence[Row]) -> list[Table]:
+def split_by_rule(benchmark: str, rows: Sequence[ComparisonRow], singles: Sequence[ComparisonRow]) -> list[ComparisonTable]:
     """A table for each family of rules, ours first; printed numbers stand beside the metrics of their definition only."""
     printed = read_published(benchmark)
     made = []
-    for rule in words.rules([one for row in rows for one in row.scores.values()]):
+    for rule in wording.rules([one for row in rows for one in row.scores.values()]):
         scored = {metric for row in rows for metric, one in row.scores.items() if one.rule == rule}
-        metrics = tuple(words.in_order(scored, list(METRICS)))
+        metrics = tuple(wording.in_order(scored, list(METRICS)))
         published = [one for one in printed if any(metric in one.cells for metric in metrics)]
-        made.append(Table(benchmark, rule, metrics, tuple(rows), tuple(singles), tuple(published)))
+        made.append(ComparisonTable(benchmark, rule, metrics, tuple(rows), tuple(singles), tuple(published)))
     return made
 
 
-def _other_sizes(table: Table) -> list[str]:
+def _other_sizes(table: ComparisonTable) -> list[str]:
     """That printed numbers are of another number of questions than ours, where they are."""
     printed = {METRICS[metric].kind: cell.n for one in table.published for metric, cell in one.cells.items()}
     return [
@@ -219,7 +226,7 @@ def _other_sizes(table: Table) -> list[str]:
     ]
 
 
-def _of_kind(row: Row, kind: QuestionKind) -> list[str]:
+def _of_kind(row: ComparisonRow, kind: QuestionKind) -> list[str]:
     return [metric for metric in row.scores if metric in METRICS and METRICS[metric].kind == kind]
 
 
@@ -234,10 +241,10 @@ def _conditions(runs: Sequence[Run], groups: Sequence[Sequence[Run]], shown: Seq
     ]
     for one in shown:
         if one.policy == BEST:
-            chosen = ", ".join(f"seed {run.seed} {words.policy_label(name)}" for run, name in one.members)
+            chosen = ", ".join(f"seed {run.seed} {wording.policy_label(name)}" for run, name in one.members)
             notes.append(f"{one.run}: the best policy of each seed is {chosen}.")
     for group in groups:
-        found = words.commits(one.manifest for run in group for kept in run.evaluations.values() for one in kept.values())
+        found = wording.commits(one.manifest for run in group for kept in run.evaluations.values() for one in kept.values())
         if len(group) > 1 and len(found) > 1:
             notes.append(f"{group[0].name}: seeds of different commits are combined ({', '.join(found)}).")
     return notes + _rescored([found for run in runs for kept in run.evaluations.values() for found in kept.values()])
@@ -252,41 +259,41 @@ def _rescored(evaluations: Sequence[Evaluation]) -> list[str]:
         ("The runs' own reports may show other numbers, made by older rules", older),
         ("As stored, for it takes more than the answers; without differences, and not of several seeds", foreign),
     )
-    return [f"{text}: {', '.join(words.metric_label(one) for one in sorted(names))}." for text, names in told if names]
+    return [f"{text}: {', '.join(wording.metric_label(one) for one in sorted(names))}." for text, names in told if names]
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: RunComparison) -> str:
     """The page."""
     return (
-        pages()
+        page_environment()
         .get_template("compare.html.jinja")
         .render(
             comparison=comparison,
             charts=[draw(table, comparison.reference) for table in comparison.tables],
-            family={table.rule: words.FAMILIES.get(words.family(table.rule), "") for table in comparison.tables},
-            validation=words.VALIDATION,
+            family={table.rule: wording.FAMILIES.get(wording.family(table.rule), "") for table in comparison.tables},
+            validation=wording.VALIDATION,
             mark=MARK,
         )
     )
 
 
-def draw(table: Table, reference: str) -> list[tuple[str, Markup]]:
+def draw(table: ComparisonTable, reference: str) -> list[tuple[str, Markup]]:
     """A chart for each chief metric: the rows by number, the reference first, whose value is the dashed line."""
     made = []
     numbered = sorted(enumerate(table.rows, 1), key=lambda one: f"{one[1].run}/{one[1].policy}" != reference)
-    for metric in (metric for metric in table.metrics if metric in words.CHIEF):
+    for metric in (metric for metric in table.metrics if metric in wording.CHIEF):
         dots = [
             Dot(
-                f"{number} {words.policy_label(row.policy)}",
+                f"{number} {wording.policy_label(row.policy)}",
                 found.value,
                 found.low,
                 found.high,
-                None if row.kind == "baseline" else float(row.policy != words.START),
+                None if row.kind == "baseline" else float(row.policy != wording.START),
                 best=row.kind == "best",
             )
             for number, row in numbered
             if (found := row.scores.get(metric))
         ]
-        label = words.metric_label(metric)
+        label = wording.metric_label(metric)
         made.append((label, interval_chart(f"{label} on {table.benchmark}, in percent", dots)))
     return made

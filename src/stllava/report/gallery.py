@@ -12,8 +12,8 @@ from stllava.data.images import jpeg_uri, open_image
 from stllava.errors import ItemError
 from stllava.metrics.score import is_right
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
-from stllava.report.gather import RunFiles
-from stllava.report.words import plain, policy_label, shorten
+from stllava.report.run_files import RunFiles
+from stllava.report.wording import plain, policy_label, shorten
 
 THUMBNAIL = 192
 SELF_ASKED = 12
@@ -21,7 +21,7 @@ TESTED = (("differ", 5), ("all wrong", 2), ("all right", 1))
 
 
 @dataclass(frozen=True)
-class Said:
+class ShownAnswer:
     """One answer as shown: an answer of the K, or what one policy says."""
 
     label: str
@@ -40,14 +40,14 @@ class Card:
     """A data URI, or empty where the image cannot be read."""
     head: str
     question: str
-    said: tuple[Said, ...]
+    said: tuple[ShownAnswer, ...]
     described: str = ""
     reference: str = ""
     verdict: str = ""
 
 
 @dataclass(frozen=True)
-class Tally:
+class PairedTally:
     """How the compared policies fare on the same samples, right or wrong as the table of scores counts them."""
 
     benchmark: str
@@ -119,7 +119,7 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
         question=shorten(answers.question, 240),
         described=shorten(described, 200),
         said=tuple(
-            Said(
+            ShownAnswer(
                 f"{score:.2f}" if judgment.scores else "–",
                 shorten(text, 240) or "(nothing)",
                 "" if pair is None else "chosen" if text == pair.chosen else "rejected" if text == pair.rejected else "",
@@ -131,7 +131,7 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
     )
 
 
-def tally(run: RunFiles, benchmark: str, after: str) -> Tally | None:
+def tally(run: RunFiles, benchmark: str, after: str) -> PairedTally | None:
     """How sft and another policy fare on a benchmark's samples, one against the other."""
     said = run.predictions.get(benchmark, {})
     before = run.outcome.policies[0]
@@ -140,7 +140,7 @@ def tally(run: RunFiles, benchmark: str, after: str) -> Tally | None:
     old = {row.sample_id: is_right(row) for row in said[before]}
     pairs = [(old[row.sample_id], is_right(row)) for row in said[after] if row.sample_id in old]
     counts = {key: pairs.count(key) for key in ((False, True), (True, False), (True, True), (False, False))}
-    return Tally(benchmark, before, after, *counts.values())
+    return PairedTally(benchmark, before, after, *counts.values())
 
 
 def tested(run: RunFiles, benchmark: str) -> list[Card]:
@@ -174,7 +174,7 @@ def _tested(run: RunFiles, sample: Prediction, rows: dict[str, Prediction], righ
         question=shorten(sample.question, 240),
         reference=shorten(" / ".join(dict.fromkeys(sample.targets)), 200),
         said=tuple(
-            Said(policy_label(policy), shorten(row.completion, 200) or "(nothing)", "right" if good else "wrong")
+            ShownAnswer(policy_label(policy), shorten(row.completion, 200) or "(nothing)", "right" if good else "wrong")
             for (policy, row), good in zip(rows.items(), right, strict=True)
         ),
     )

@@ -19,12 +19,12 @@ from pydantic import JsonValue
 
 from stllava.data.overlap import describe
 from stllava.records import Difference, Manifest, Score
-from stllava.report import words
+from stllava.report import wording
 from stllava.report.charts import Dot, Line, difference_chart, interval_chart, line_chart
+from stllava.report.disagreements import disagreements
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
-from stllava.report.gather import ROUND_STAGES, Round, RunFiles, gather
-from stllava.report.rules import disagreements
-from stllava.report.template import pages
+from stllava.report.rendering import page_environment
+from stllava.report.run_files import ROUND_STAGES, Round, RunFiles, read_run_files
 from stllava.store import write_whole
 
 
@@ -51,7 +51,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """One benchmark by one family of rules: a column for each metric, a chart for each of the chief ones."""
 
     benchmark: str
@@ -87,7 +87,7 @@ class Figure:
 
 def write_report(run: Path) -> Path:
     """Write the run's `summary.json` and `report.html`; returns the path of the page."""
-    files = gather(run)
+    files = read_run_files(run)
     write_whole(run / "summary.json", json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
     page = run / "report.html"
     write_whole(page, render(files))
@@ -103,7 +103,7 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
         "best": outcome.best,
         "rows": [score.model_dump(mode="json") for score in outcome.scores],
         "differences": [difference.model_dump(mode="json") for difference in outcome.differences],
-        "prompts": {name: run.options.evaluate.template(name) for name in words.benchmarks(outcome.scores)},
+        "prompts": {name: run.options.evaluate.template(name) for name in wording.benchmarks(outcome.scores)},
         "overlaps": [overlap.model_dump(mode="json") for overlap in outcome.overlaps],
         "sentences": list(outcome.sentences),
         "notes": list(outcome.notes),
@@ -123,43 +123,43 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
 
 def render(run: RunFiles) -> str:
     """The page."""
-    environment = pages()
+    environment = page_environment()
     environment.filters |= {
-        "plain": words.plain,
-        "duration": words.duration,
+        "plain": wording.plain,
+        "duration": wording.duration,
         "sentences": describe,
-        "measure": lambda value, name: words.measure(name, value),
+        "measure": lambda value, name: wording.measure(name, value),
     }
-    names = words.benchmarks(run.outcome.scores)
+    names = wording.benchmarks(run.outcome.scores)
     funnels = [(part.name, funnel(part)) for part in run.rounds]
     everything = list(run.manifests.values())
     return environment.get_template("page.html.jinja").render(
         run=run,
         outcome=run.outcome,
-        summary=words.summary(run.outcome, len(run.rounds)),
+        summary=wording.summary(run.outcome, len(run.rounds)),
         tiles=tiles(run),
         tables=[table for name in names for table in tables(run, name)],
-        family=words.FAMILIES,
-        disagreed=disagreements(run.predictions.get(names[0], {}).get(words.challenger(run.outcome), ())) if names else [],
+        family=wording.FAMILIES,
+        disagreed=disagreements(run.predictions.get(names[0], {}).get(wording.challenger(run.outcome), ())) if names else [],
         overlaps=run.outcome.overlaps,
         detectable=detectable(run) if names else [],
-        challenger=words.challenger(run.outcome),
+        challenger=wording.challenger(run.outcome),
         prompts={name: run.options.evaluate.template(name) for name in names},
-        validation=words.VALIDATION,
-        start=words.START,
+        validation=wording.VALIDATION,
+        start=wording.START,
         funnels=funnels,
         widest=max((step.total for _, steps in funnels for step in steps), default=1) or 1,
         measures=measures(run),
         figures=figures(run),
         self_asked=self_asked(run),
-        checked=words.check_rows(run.check) if run.check is not None else [],
+        checked=wording.check_rows(run.check) if run.check is not None else [],
         flips=[(thumbnail(run.images, flip.image), flip) for flip in run.check.examples] if run.check is not None else [],
         shares=shares(len(run.rounds)),
-        tally=tally(run, names[0], words.challenger(run.outcome)) if names else None,
+        tally=tally(run, names[0], wording.challenger(run.outcome)) if names else None,
         tested=tested(run, names[0]) if names else [],
         recipe=yaml.safe_dump(run.options.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        devices=words.devices(everything),
-        commits=words.commits(everything),
+        devices=wording.devices(everything),
+        commits=wording.commits(everything),
         started=min(manifest.started for manifest in everything),
         seconds=sum(manifest.seconds for manifest in everything),
         stage_notes=[(name, note) for name, manifest in run.manifests.items() for note in manifest.notes],
@@ -169,21 +169,21 @@ def render(run: RunFiles) -> str:
 
 def tiles(run: RunFiles) -> list[Tile]:
     """The headline differences, all on one axis."""
-    rows = words.headline(run.outcome)
+    rows = wording.headline(run.outcome)
     reach = max((abs(bound) for row in rows for bound in (row.low, row.high)), default=0.0)
     extent = next((step for step in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5) if reach <= step), 1.0)
     made = []
     for row in rows:
-        title = f"{words.metric_label(row.metric)}: {words.points(row.value)} points, "
-        title += f"95 % interval {words.points(row.low)} to {words.points(row.high)}"
+        title = f"{wording.metric_label(row.metric)}: {wording.points(row.value)} points, "
+        title += f"95 % interval {wording.points(row.low)} to {wording.points(row.high)}"
         made.append(
             Tile(
-                label=words.metric_label(row.metric),
-                meaning=words.METRICS[row.metric][1] if row.metric in words.METRICS else "",
+                label=wording.metric_label(row.metric),
+                meaning=wording.METRICS[row.metric][1] if row.metric in wording.METRICS else "",
                 difference=row,
-                before=words.score_of(run.outcome, row.against, row.benchmark, row.metric),
-                after=words.score_of(run.outcome, row.policy, row.benchmark, row.metric),
-                verdict=words.judge_gain(row),
+                before=wording.score_of(run.outcome, row.against, row.benchmark, row.metric),
+                after=wording.score_of(run.outcome, row.policy, row.benchmark, row.metric),
+                verdict=wording.judge_gain(row),
                 chart=difference_chart(title, row.value, row.low, row.high, extent=extent),
             )
         )
@@ -192,24 +192,24 @@ def tiles(run: RunFiles) -> list[Tile]:
 
 def detectable(run: RunFiles) -> list[tuple[str, str]]:
     """The smallest difference that the first benchmark can show, by headline metric, in points."""
-    rows = words.headline(run.outcome)
-    return [(words.metric_label(row.metric), words.percent(row.detectable)) for row in rows if row.detectable is not None]
+    rows = wording.headline(run.outcome)
+    return [(wording.metric_label(row.metric), wording.percent(row.detectable)) for row in rows if row.detectable is not None]
 
 
-def tables(run: RunFiles, benchmark: str) -> list[Table]:
+def tables(run: RunFiles, benchmark: str) -> list[ScoreTable]:
     """One benchmark's scores, charts and gains over sft, a table for each family of rules, ours first.
 
     The validation split only chooses a policy, so there our rules are enough.
     """
     scores = [score for score in run.outcome.scores if score.benchmark == benchmark]
-    rules = words.rules(scores)[: 1 if benchmark == words.VALIDATION else None]
+    rules = wording.rules(scores)[: 1 if benchmark == wording.VALIDATION else None]
     return [_table(run, benchmark, rule, [one for one in scores if one.rule == rule]) for rule in rules]
 
 
-def _table(run: RunFiles, benchmark: str, rule: str, scores: Sequence[Score]) -> Table:
+def _table(run: RunFiles, benchmark: str, rule: str, scores: Sequence[Score]) -> ScoreTable:
     outcome = run.outcome
-    metrics = words.in_order((score.metric for score in scores), list(words.METRICS))
-    names = words.in_order((score.policy for score in scores), run.policies)
+    metrics = wording.in_order((score.metric for score in scores), list(wording.METRICS))
+    names = wording.in_order((score.policy for score in scores), run.policies)
     gains = {(row.policy, row.metric): row for row in outcome.differences if row.benchmark == benchmark}
     found = {(score.policy, score.metric): score for score in scores}
     shades = ramp(outcome.policies)
@@ -217,20 +217,20 @@ def _table(run: RunFiles, benchmark: str, rule: str, scores: Sequence[Score]) ->
     for metric in metrics:
         sizes = {score.n for score in scores if score.metric == metric}
         counts.append(sizes.pop() if len(sizes) == 1 else None)
-        if metric not in words.CHIEF:
+        if metric not in wording.CHIEF:
             continue
         dots = [
-            Dot(words.policy_label(name), score.value, score.low, score.high, shades.get(name), best=name == outcome.best)
+            Dot(wording.policy_label(name), score.value, score.low, score.high, shades.get(name), best=name == outcome.best)
             for name in names
             if (score := found.get((name, metric)))
         ]
-        label = words.metric_label(metric)
+        label = wording.metric_label(metric)
         figures.append(Figure(label, interval_chart(f"{label} on {benchmark}, in percent", dots)))
     rows = []
     for name in names:
         cells = [Cell(found.get((name, metric)), gains.get((name, metric)), name == outcome.best) for metric in metrics]
         rows.append((name, tuple(cells)))
-    return Table(benchmark, rule, tuple(metrics), tuple(counts), tuple(figures), tuple(rows))
+    return ScoreTable(benchmark, rule, tuple(metrics), tuple(counts), tuple(figures), tuple(rows))
 
 
 def ramp(policies: Sequence[str]) -> dict[str, float]:
@@ -261,7 +261,7 @@ def funnel(part: Round) -> list[Step]:
 
 def _largest(causes: Counter[str]) -> tuple[tuple[str, int], ...]:
     rows = sorted(causes.items(), key=lambda row: (-row[1], row[0]))
-    return tuple((words.plain(cause).lower(), count) for cause, count in rows if count)
+    return tuple((wording.plain(cause).lower(), count) for cause, count in rows if count)
 
 
 def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -271,7 +271,7 @@ def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
         columns = [part.manifests[stage].measures if stage in part.manifests else {} for part in run.rounds]
         names = dict.fromkeys(name for column in columns for name in column)
         rows = [
-            (words.plain(name), [words.measure(name, column[name]) if name in column else "–" for column in columns])
+            (wording.plain(name), [wording.measure(name, column[name]) if name in column else "–" for column in columns])
             for name in names
         ]
         if rows:
@@ -283,17 +283,17 @@ def figures(run: RunFiles) -> list[tuple[str, list[Figure]]]:
     """The learning curves: sft's, then dpo's with one line a round."""
     shades = ramp(run.outcome.policies)
     learned = [(part.name, part.manifests["dpo"]) for part in run.rounds if "dpo" in part.manifests]
-    groups = [("sft", _figures([(words.START, run.manifests["sft"])], shades)), ("dpo", _figures(learned, shades))]
+    groups = [("sft", _figures([(wording.START, run.manifests["sft"])], shades)), ("dpo", _figures(learned, shades))]
     return [(name, group) for name, group in groups if group]
 
 
 def _figures(stages: Sequence[tuple[str, Manifest]], shades: dict[str, float]) -> list[Figure]:
-    names = words.in_order((name for _, manifest in stages for name in manifest.curves), list(words.CURVES))
+    names = wording.in_order((name for _, manifest in stages for name in manifest.curves), list(wording.CURVES))
     made = []
     for name in names:
-        label = words.CURVES[name] if name in words.CURVES else words.plain(name)
+        label = wording.CURVES[name] if name in wording.CURVES else wording.plain(name)
         lines = [
-            Line(words.policy_label(policy), tuple(manifest.curves[name]), shades.get(policy, 1.0))
+            Line(wording.policy_label(policy), tuple(manifest.curves[name]), shades.get(policy, 1.0))
             for policy, manifest in stages
             if name in manifest.curves
         ]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stllava.errors import StllavaError
 from stllava.records import Manifest, Outcome, Prediction, Score, content_id
-from stllava.report.words import BLIND, START
+from stllava.report.wording import BLIND, START
 from stllava.store import read_manifest, read_plan, read_records
 
 BEST = "best"

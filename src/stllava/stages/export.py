@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from stllava.config import Options
 from stllava.errors import StllavaError
 from stllava.records import Manifest
-from stllava.report.card import Measured, write_card
-from stllava.report.gather import gather
-from stllava.report.words import FINAL, START
+from stllava.report.model_card import Measured, write_card
+from stllava.report.run_files import read_run_files
+from stllava.report.wording import FINAL, START
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_manifest, write_whole
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _measured(policy: Path, run: Path) -> Measured:
     """The run's policy that has the weights of `policy`, which may be the run itself; another one is refused."""
     from stllava.model.load import fingerprint
 
-    files = gather(run)
+    files = read_run_files(run)
     if policy == run:
         return Measured(files, files.outcome.best)
     weights = fingerprint(policy)

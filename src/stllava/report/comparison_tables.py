@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stllava.records import Difference, Score
-from stllava.report.published import MARK, Published
+from stllava.report.published_results import MARK, PublishedResult
 from stllava.report.runs import Kind
-from stllava.report.words import metric_label, p_value, percent, points, policy_label
+from stllava.report.wording import metric_label, p_value, percent, points, policy_label
 
 COLUMNS = (
     "run", "policy", "benchmark", "metric", "value", "low", "high", "n", "abstained", "rule", "seeds", "source", "note",
@@ -24,7 +24,7 @@ _LATEX |= {ord("\u00a0"): "~", ord("−"): "$-$", ord("–"): "--"}
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A policy's scores on a benchmark, alone or over several seeds, and what they gain over the reference."""
 
     run: str
@@ -45,24 +45,24 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ComparisonTable:
     """What every policy scored on one benchmark by one family of rules."""
 
     benchmark: str
     rule: str
     metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
-    singles: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
+    singles: tuple[ComparisonRow, ...]
     """The single seeds behind the rows of several."""
-    published: tuple[Published, ...]
+    published: tuple[PublishedResult, ...]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """All tables, and what a reader must know of them."""
 
     reference: str
-    tables: tuple[Table, ...]
+    tables: tuple[ComparisonTable, ...]
     notes: tuple[str, ...]
     commits: tuple[str, ...]
     devices: str
@@ -87,7 +87,7 @@ def gain_text(gain: Difference, score: Score) -> str:
     return f"{points(gain.value)} [{points(gain.low)}, {points(gain.high)}]{p}{least}{n}"
 
 
-def write_markdown(comparison: Comparison) -> str:
+def write_markdown(comparison: RunComparison) -> str:
     """GitHub tables."""
     parts = ["# Comparison", f"Reference: {_markdown(comparison.reference)}. {_markdown(comparison.origin)}"]
     for table in comparison.tables:
@@ -106,7 +106,7 @@ def write_markdown(comparison: Comparison) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {_markdown(note)}" for note in comparison.notes)]) + "\n"
 
 
-def write_latex(comparison: Comparison) -> str:
+def write_latex(comparison: RunComparison) -> str:
     """A table a benchmark and family, for the packages booktabs and graphicx."""
     made = [r"% \usepackage{booktabs,graphicx}"]
     for table in comparison.tables:
@@ -142,7 +142,7 @@ def write_latex(comparison: Comparison) -> str:
     return "\n".join(made)
 
 
-def write_csv(comparison: Comparison) -> str:
+def write_csv(comparison: RunComparison) -> str:
     """One line a run, policy, benchmark and metric; shares from 0 to 1, single seeds among them."""
     file = io.StringIO()
     lines = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
@@ -160,7 +160,7 @@ def write_csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def _measured(row: Row, score: Score, gain: Difference | None, reference: str) -> dict[str, str | int]:
+def _measured(row: ComparisonRow, score: Score, gain: Difference | None, reference: str) -> dict[str, str | int]:
     values: dict[str, float | None] = {"value": score.value, "low": score.low, "high": score.high}
     texts = {"run": row.run, "policy": row.policy, "benchmark": score.benchmark, "metric": score.metric, "rule": score.rule}
     texts |= {"seeds": " ".join(map(str, row.seeds)), "source": "measured", "note": row.remark}
@@ -179,20 +179,20 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _named(row: Row) -> str:
+def _named(row: ComparisonRow) -> str:
     best = " (best)" if row.kind == "best" and row.policy != "best" else ""
     return policy_label(row.policy) + best + (f" ({row.remark})" if row.remark else "")
 
 
-def _scored(row: Row, metric: str) -> str:
+def _scored(row: ComparisonRow, metric: str) -> str:
     return interval_text(row.scores[metric]) if metric in row.scores else "–"
 
 
-def _gained(row: Row, metric: str) -> str:
+def _gained(row: ComparisonRow, metric: str) -> str:
     return gain_text(row.gains[metric], row.scores[metric]) if metric in row.gains else ""
 
 
-def _printed(row: Published, metric: str) -> str:
+def _printed(row: PublishedResult, metric: str) -> str:
     return f"{row.cells[metric].text}, n = {row.cells[metric].n:,}" if metric in row.cells else "–"
 
 

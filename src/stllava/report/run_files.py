@@ -10,7 +10,7 @@ from stllava.config import RunOptions, validate
 from stllava.data.prepare import image_root_of
 from stllava.errors import StllavaError
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
-from stllava.report.words import FINAL
+from stllava.report.wording import FINAL
 from stllava.store import CHECK, MANIFEST, PLAN, read_manifest, read_plan, read_records
 
 M = TypeVar("M", bound=BaseModel)
@@ -53,7 +53,7 @@ class RunFiles:
         return (*self.outcome.policies, *self.outcome.baselines)
 
 
-def gather(run: Path) -> RunFiles:
+def read_run_files(run: Path) -> RunFiles:
     """Read a finished run directory; a stage folder without a manifest is refused."""
     options = validate(RunOptions, read_plan(run), source=str(run / PLAN))
     outcome = _parse(run / "outcome.json", Outcome)

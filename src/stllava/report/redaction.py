@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from stllava.config import Options
 from stllava.records import content_id
-from stllava.report.gather import RunFiles
+from stllava.report.run_files import RunFiles
 
 HIDDEN = "(hidden)"
 ADDRESSES = frozenset({"url", "key_variable"})

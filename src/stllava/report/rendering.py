@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stllava.report import words
+from stllava.report import wording
 
 
-def pages() -> Environment:
+def page_environment() -> Environment:
     """The templates beside this file, every text escaped, with the filters that all pages use."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -17,10 +17,10 @@ def pages() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": words.percent,
-        "points": words.points,
-        "policy": words.policy_label,
-        "metric": words.metric_label,
-        "p_value": words.p_value,
+        "percent": wording.percent,
+        "points": wording.points,
+        "policy": wording.policy_label,
+        "metric": wording.metric_label,
+        "p_value": wording.p_value,
     }
     return environment

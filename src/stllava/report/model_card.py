@@ -11,10 +11,10 @@ import yaml
 from stllava.config import QUESTION, ImportedData, PhantomData, RunOptions, VqaRadData
 from stllava.data.overlap import describe
 from stllava.records import Manifest, Score
-from stllava.report import words
-from stllava.report.gather import RunFiles
-from stllava.report.private import Secrets, secrets_of
-from stllava.report.tables import interval_text
+from stllava.report import wording
+from stllava.report.comparison_tables import interval_text
+from stllava.report.redaction import Secrets, secrets_of
+from stllava.report.run_files import RunFiles
 
 LANGUAGE = "language"
 """The label by which benchmarks tell the language of a question."""
@@ -70,8 +70,8 @@ def write_card(measured: Measured | None, *, stage: Manifest | None, custom: boo
         parts += [_items(secrets.hide(text) for text in _seen(run)), "## Limits", _items(_limits(measured))]
         made, options = list(run.manifests.values()), run.options.model_dump()
     if options is not None:
-        code = ", ".join(words.commits(made)) or "not recorded"
-        parts += ["## Recipe", f"stllava, commit {code}; device {words.devices(made)}. All options:"]
+        code = ", ".join(wording.commits(made)) or "not recorded"
+        parts += ["## Recipe", f"stllava, commit {code}; device {wording.devices(made)}. All options:"]
         parts.append(_indented(yaml.safe_dump(secrets.hide_all(options), sort_keys=False, allow_unicode=True)))
     return "\n\n".join(parts) + "\n"
 
@@ -102,7 +102,7 @@ def _origin(measured: Measured, base: str | None) -> str:
     run, policy = measured.run, measured.policy
     small = "a small model built from nothing" if run.options.model == "small" else "a model that is not named here"
     begun = f"`{base}`" if base is not None else small
-    place = "the policy before any of its rounds" if policy == words.START else f"its policy {words.policy_label(policy)}"
+    place = "the policy before any of its rounds" if policy == wording.START else f"its policy {wording.policy_label(policy)}"
     chosen = ", which the validation split chose" if policy == run.outcome.best else ""
     return (
         f"A vision-language model that answers questions about {_subject(run.options)}. stllava made it from {begun} in a run "
@@ -139,7 +139,7 @@ def _data(run: RunFiles) -> list[str]:
         VqaRadData: "VQA-RAD.",
         ImportedData: "The maker's own images, de-identified by stllava, with labels of the maker's own or from their headers.",
     }
-    counts = [f"{words.plain(name)}: {words.measure(name, value)}." for name, value in data.measures.items() if value]
+    counts = [f"{wording.plain(name)}: {wording.measure(name, value)}." for name, value in data.measures.items() if value]
     dropped = [f"Left out, {cause}: {count:,}." for cause, count in data.dropped.items()]
     told = tuple(_overlaps(run))
     notes = [note for note in run.outcome.notes if not note.startswith(told)]
@@ -161,12 +161,12 @@ def _scores(measured: Measured) -> list[str]:
     if not scores:
         return ["The run scored nothing."]
     parts = ["Percent, with 95 % intervals resampled by image. A blind policy is one that was shown black images."]
-    for benchmark in words.benchmarks(scores):
+    for benchmark in wording.benchmarks(scores):
         known = [one for one in scores if one.benchmark == benchmark]
-        chose = " It chose the policy, so its scores flatter that a little." if benchmark == words.VALIDATION else ""
+        chose = " It chose the policy, so its scores flatter that a little." if benchmark == wording.VALIDATION else ""
         asked = _plain(measured.run.options.evaluate.template(benchmark))
         parts += [f"### {_plain(benchmark)}", f"Questions were asked as: {asked}.{chose}"]
-        rules = words.rules(known)[: 1 if benchmark == words.VALIDATION else None]
+        rules = wording.rules(known)[: 1 if benchmark == wording.VALIDATION else None]
         parts += [_table(measured, [one for one in known if one.rule == rule], rule) for rule in rules]
         parts += [text for text in [_gains(measured, benchmark)] if text]
     return parts
@@ -174,17 +174,17 @@ def _scores(measured: Measured) -> list[str]:
 
 def _shown(measured: Measured) -> list[str]:
     """This policy, the one that self-training began with, and their baselines."""
-    policies = list(dict.fromkeys([measured.policy, words.START]))
-    blind = {words.BLIND + name for name in policies}
-    return policies + [name for name in measured.run.outcome.baselines if not name.startswith(words.BLIND) or name in blind]
+    policies = list(dict.fromkeys([measured.policy, wording.START]))
+    blind = {wording.BLIND + name for name in policies}
+    return policies + [name for name in measured.run.outcome.baselines if not name.startswith(wording.BLIND) or name in blind]
 
 
 def _table(measured: Measured, scores: Sequence[Score], rule: str) -> str:
-    metrics = words.in_order((one.metric for one in scores), list(words.METRICS))
+    metrics = wording.in_order((one.metric for one in scores), list(wording.METRICS))
     found = {(one.policy, one.metric): one for one in scores}
-    lines = [_row([rule or "by rules not recorded", *map(words.metric_label, metrics)]), "|---" * (len(metrics) + 1) + "|"]
+    lines = [_row([rule or "by rules not recorded", *map(wording.metric_label, metrics)]), "|---" * (len(metrics) + 1) + "|"]
     for policy in _shown(measured):
-        name = f"this model ({words.policy_label(policy)})" if policy == measured.policy else words.policy_label(policy)
+        name = f"this model ({wording.policy_label(policy)})" if policy == measured.policy else wording.policy_label(policy)
         cells = [interval_text(found[policy, metric]) if (policy, metric) in found else "–" for metric in metrics]
         if set(cells) != {"–"}:
             lines.append(_row([name, *cells]))
@@ -192,13 +192,14 @@ def _table(measured: Measured, scores: Sequence[Score], rule: str) -> str:
 
 
 def _gains(measured: Measured, benchmark: str) -> str:
-    pair = (measured.policy, words.START, benchmark)
+    pair = (measured.policy, wording.START, benchmark)
     rows = [
-        f"{words.metric_label(row.metric)} {words.points(row.value)} [{words.points(row.low)}, {words.points(row.high)}]"
+        f"{wording.metric_label(row.metric)} {wording.points(row.value)} "
+        f"[{wording.points(row.low)}, {wording.points(row.high)}]"
         for row in measured.run.outcome.differences
-        if (row.policy, row.against, row.benchmark) == pair and row.metric in words.CHIEF
+        if (row.policy, row.against, row.benchmark) == pair and row.metric in wording.CHIEF
     ]
-    return f"Paired gains over {words.START} in points: {'; '.join(rows)}." if rows else ""
+    return f"Paired gains over {wording.START} in points: {'; '.join(rows)}." if rows else ""
 
 
 def _limits(measured: Measured) -> list[str]:
@@ -211,7 +212,7 @@ def _limits(measured: Measured) -> list[str]:
         limits.append(f"It was tested in {', '.join(sorted(languages))}; in other languages it was not measured.")
     else:
         limits.append("The language of the test questions is not recorded; in any other it was not measured.")
-    if not any(name.startswith(words.BLIND) for name in run.outcome.baselines):
+    if not any(name.startswith(wording.BLIND) for name in run.outcome.baselines):
         limits.append("How much of its score the question alone gives away, without the image, was not measured.")
     return [
         *limits,

@@ -240,12 +240,12 @@ def test_a_run_keeps_its_policies_where_export_looks(tmp_path: Path) -> None:
     ids=["root", "home and here", "address", "windows", "no paths", "known secret"],
 )
 def test_what_looks_like_a_path_is_hidden_in_every_text(text: str, told: str) -> None:
-    assert Secrets(("patient-7.png",)).hide(text) == told
+    assert Secrets(("patient-7.png",)).redact(text) == told
 
 
 def test_a_local_model_keeps_its_name_only_and_one_of_the_hub_its_owner() -> None:
     options = {"model": "/data/models/mine", "chat": {"model": "owner/base", "url": "http://host/v1", "key_variable": "KEY"}}
-    told = Secrets(base="owner/base").hide_all(options)
+    told = Secrets(base="owner/base").redact_all(options)
     assert told == {"model": "mine", "chat": {"model": "owner/base", "url": HIDDEN, "key_variable": HIDDEN}}
 
 
@@ -255,7 +255,7 @@ def test_paths_and_addresses_of_the_options_are_secrets_and_numbers_and_names_ar
     options = files.options.model_copy(update={"model": "/models/mine", "judge": judge})
     secrets = secrets_of(replace(files, options=options))
     told = "gpt-4.1 at inside.example learned from /models/mine by mine/rubric.txt at a rate of 0.003 on images"
-    assert secrets.hide(told) == f"gpt-4.1 at {HIDDEN} learned from {HIDDEN} by {HIDDEN} at a rate of 0.003 on images"
+    assert secrets.redact(told) == f"gpt-4.1 at {HIDDEN} learned from {HIDDEN} by {HIDDEN} at a rate of 0.003 on images"
 
 
 def test_a_base_model_of_the_hub_is_named_and_a_folder_is_not(run: Path) -> None:

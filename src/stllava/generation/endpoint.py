@@ -170,7 +170,7 @@ class EndpointSampler:
                 raise ValueError(f"it ended with {choice.finish_reason}")
         except (ValidationError, ValueError, IndexError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            said = " ".join(self._address.hide(body.decode(errors="replace")).split())
+            said = " ".join(self._address.redact(body.decode(errors="replace")).split())
             raise StllavaError(
                 f"{self._address.at('/chat/completions')} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
                 expected=f"one choice with a text that came to an end ({printable(problem)[:CUT_SERVERS_WORDS]})",

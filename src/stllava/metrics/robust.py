@@ -11,11 +11,11 @@ from string import ascii_uppercase
 
 from stllava.errors import StllavaError
 from stllava.metrics.words import medical, normalise
-from stllava.metrics.yes_no import Reading, read_yes_no, side, yes_no
+from stllava.metrics.yes_no import YesNoAnswer, read_yes_no, side, yes_no
 
 __all__ = [
     "RULE",
-    "Reading",
+    "YesNoAnswer",
     "choice_accuracy",
     "closed_accuracy",
     "closed_verdict",

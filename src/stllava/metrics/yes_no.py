@@ -28,7 +28,7 @@ Answer = Literal["yes", "no"]
 _Clause = list[str]
 
 
-class Reading(NamedTuple):
+class YesNoAnswer(NamedTuple):
     """What an answer says."""
 
     answer: Answer | None
@@ -121,15 +121,15 @@ _ENDS = _words(". ! ? ; : 。 ；")
 _CONTRAST = _words("but however although though whereas while yet")
 
 
-def read_yes_no(text: str) -> Reading:
+def read_yes_no(text: str) -> YesNoAnswer:
     """Which of yes and no the answer says, or why neither; how it decides stands at the head of this file."""
     if not any(map(str.isalnum, text)):
-        return Reading(None, "empty")
+        return YesNoAnswer(None, "empty")
     tokens = _tokens(text)
     if whole := _side(tokens):
-        return Reading(whole, "")
+        return YesNoAnswer(whole, "")
     if _names_both(tokens):
-        return Reading(None, "both words")
+        return YesNoAnswer(None, "both words")
     found = _Evidence()
     for part in _parts(tokens):
         _read_verdicts(part, found)
@@ -153,19 +153,19 @@ def _side(tokens: Iterable[str]) -> Answer | None:
     return _SIDES.get(words[0].translate(_SIMPLER)) if len(words) == 1 else None
 
 
-def _weigh(found: _Evidence) -> Reading:
+def _weigh(found: _Evidence) -> YesNoAnswer:
     """The reading that the evidence allows."""
     if len(found.verdicts) == 2:
-        return Reading(None, "both words")
+        return YesNoAnswer(None, "both words")
     if found.verdicts:
-        return Reading(None, "hedged") if found.retracted else Reading(found.verdicts.pop(), "")
+        return YesNoAnswer(None, "hedged") if found.retracted else YesNoAnswer(found.verdicts.pop(), "")
     if found.doubted:
-        return Reading(None, "hedged")
+        return YesNoAnswer(None, "hedged")
     if found.doubly_denied:
-        return Reading(None, "double negation")
+        return YesNoAnswer(None, "double negation")
     if len(found.statements) == 2:
-        return Reading(None, "affirms and denies")
-    return Reading(found.statements.pop(), "") if found.statements else Reading(None, "neither")
+        return YesNoAnswer(None, "affirms and denies")
+    return YesNoAnswer(found.statements.pop(), "") if found.statements else YesNoAnswer(None, "neither")
 
 
 def _plain(text: str) -> str:

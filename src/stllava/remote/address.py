@@ -48,7 +48,7 @@ class Address:
         joined = raw.rstrip(b"/") + path.encode() + (b"?" + query if query else b"")
         return self.base.copy_with(raw_path=joined)
 
-    def hide(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without the keys, should a server repeat them."""
         return self.secrets.sub(HIDDEN, text) if self.secrets is not None else text
 

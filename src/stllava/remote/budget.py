@@ -37,7 +37,7 @@ class Budget:
         """Tokens of a prompt and its reply, at most: an estimate, corrected by what replies say of images."""
         return int(len(text) / CHARACTERS_A_TOKEN + images * self._image_tokens) + self._options.max_tokens
 
-    def most(self, text: str, images: int) -> float:
+    def max_cost(self, text: str, images: int) -> float:
         """US dollars a request costs at most."""
         options = self._options
         prompt = self.tokens(text, images) - options.max_tokens
@@ -87,7 +87,7 @@ class Budget:
         if reply is None:
             return 0.0
         if reply.usage is None or not _believable(reply.usage, text, images):
-            return self.most(text, images) if reply.choices else 0.0
+            return self.max_cost(text, images) if reply.choices else 0.0
         self._learn(reply.usage, text, images)
         options, usage = self._options, reply.usage
         return (usage.prompt_tokens * options.input_price + usage.completion_tokens * options.output_price) / MILLION

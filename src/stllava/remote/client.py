@@ -231,7 +231,7 @@ class Client:
 
     def _shown(self, text: str) -> str:
         """A text of the server's without the key and without anything that a terminal obeys, then cut."""
-        return printable(" ".join(self.address.hide(text).split()))[:CUT_SERVERS_WORDS]
+        return printable(" ".join(self.address.redact(text).split()))[:CUT_SERVERS_WORDS]
 
 
 TOO_LARGE = Refusal("reply size", "unknown", again=False, remedy="Lower max_tokens, or repair the server.")

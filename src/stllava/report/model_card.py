@@ -64,15 +64,15 @@ def write_card(measured: Measured | None, *, stage: Manifest | None, custom: boo
         made, options = [stage] if stage is not None else [], stage.config if stage is not None else None
     else:
         run, secrets = measured.run, secrets_of(measured.run)
-        parts = [_head(secrets.base), f"# {_plain(secrets.hide(run.outcome.name))}", _origin(measured, secrets.base)]
-        parts += [*_use(run.options, custom=custom), "## Data", _items(secrets.hide(text) for text in _data(run))]
+        parts = [_head(secrets.base), f"# {_plain(secrets.redact(run.outcome.name))}", _origin(measured, secrets.base)]
+        parts += [*_use(run.options, custom=custom), "## Data", _items(secrets.redact(text) for text in _data(run))]
         parts += ["## Scores", *_scores(measured), "## What training has seen of the tests"]
-        parts += [_items(secrets.hide(text) for text in _seen(run)), "## Limits", _items(_limits(measured))]
+        parts += [_items(secrets.redact(text) for text in _seen(run)), "## Limits", _items(_limits(measured))]
         made, options = list(run.manifests.values()), run.options.model_dump()
     if options is not None:
         code = ", ".join(wording.commits(made)) or "not recorded"
         parts += ["## Recipe", f"stllava, commit {code}; device {wording.devices(made)}. All options:"]
-        parts.append(_indented(yaml.safe_dump(secrets.hide_all(options), sort_keys=False, allow_unicode=True)))
+        parts.append(_indented(yaml.safe_dump(secrets.redact_all(options), sort_keys=False, allow_unicode=True)))
     return "\n\n".join(parts) + "\n"
 
 

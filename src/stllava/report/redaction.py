@@ -28,23 +28,23 @@ class Secrets:
     base: str | None = None
     """The name on the hub of the model that it all began with, which is no secret."""
 
-    def hide(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without them, and without all that looks like a path or an address."""
         for secret in self.texts:
             text = text.replace(secret, HIDDEN)
         return _PLACE.sub(HIDDEN, text)
 
-    def hide_all(self, value: object, *, name: str = "") -> object:
+    def redact_all(self, value: object, *, name: str = "") -> object:
         """Options, nested as they are, in plain values that tell no secret; `name` is the option's."""
         if isinstance(value, Mapping):
-            return {str(key): self.hide_all(one, name=str(key)) for key, one in value.items()}
+            return {str(key): self.redact_all(one, name=str(key)) for key, one in value.items()}
         if isinstance(value, list | tuple):
-            return [self.hide_all(one) for one in value]
+            return [self.redact_all(one) for one in value]
         if isinstance(value, Path) or (name in ADDRESSES and value):
             return HIDDEN
         if not isinstance(value, str):
             return value
-        return Path(value).name if name in MODELS and value != self.base else self.hide(value)
+        return Path(value).name if name in MODELS and value != self.base else self.redact(value)
 
 
 def secrets_of(run: RunFiles) -> Secrets:

@@ -99,7 +99,7 @@ def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, roo
             for one in stream_records(answers, "answers", Answers):
                 for member in members:
                     for request in member.missing(one):
-                        prompt, requests, most = prompt or request.text, requests + 1, member.most(request)
+                        prompt, requests, most = prompt or request.text, requests + 1, member.max_cost(request)
                         cost = None if cost is None or most is None else cost + most
         return Plan(prompt, requests, cost)
 

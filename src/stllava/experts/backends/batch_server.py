@@ -115,7 +115,7 @@ class BatchBackend(ChatBackend):
         """Reserve what batches cost that are under way since an earlier start."""
         for request in requests:
             if request.id not in self._held:
-                self._held[request.id] = self._budget.most(request.text, len(request.images))
+                self._held[request.id] = self._budget.max_cost(request.text, len(request.images))
                 self._budget.hold(self._held[request.id])
 
     def _parts(
@@ -154,7 +154,7 @@ class BatchBackend(ChatBackend):
         """Upload a part and create its batch, writing down each step before the next."""
         ids = tuple(request.id for request, _, _ in part)
         mark = content_id("batch", list(ids), turn, sum(1 for state in states.values() if state.requests == ids))
-        costs = {request.id: self._budget.most(request.text, len(request.images)) for request, _, _ in part}
+        costs = {request.id: self._budget.max_cost(request.text, len(request.images)) for request, _, _ in part}
         self._budget.reserve(sum(costs.values()), requests=len(part))
         self._held |= costs
         self._sent.update(ids)
@@ -299,7 +299,7 @@ class BatchBackend(ChatBackend):
                 self._held.pop(request.id, None)
                 self._sent[request.id] -= 1  # It is counted with the reply that was kept.
                 continue
-            hidden = self._address.hide(body)
+            hidden = self._address.redact(body)
             sent = max(1, self._sent[request.id])
             exchange = Exchange.of(request, model=self.name, body=hidden, attempts=sent, cost=self.cost(request, hidden))
             self._settle(request.id, exchange.cost)
@@ -312,7 +312,7 @@ class BatchBackend(ChatBackend):
 
     def _told(self, error: JsonValue) -> str:
         """An error of a batch in the server's words, short enough to show."""
-        words = " ".join(self._address.hide(json.dumps(error, ensure_ascii=False)).split())
+        words = " ".join(self._address.redact(json.dumps(error, ensure_ascii=False)).split())
         return printable(words)[:CUT_SERVERS_WORDS]
 
     def _forget(self, client: Client, file: str) -> None:
@@ -343,7 +343,7 @@ class BatchBackend(ChatBackend):
         try:
             return kind.model_validate_json(body)
         except ValidationError:
-            words = printable(" ".join(self._address.hide(body.decode(errors="replace")).split()))[:CUT_SERVERS_WORDS]
+            words = printable(" ".join(self._address.redact(body.decode(errors="replace")).split()))[:CUT_SERVERS_WORDS]
             raise self._refusal(words) from None
 
     def _refusal(self, error: NoReplyError | str) -> StllavaError:

@@ -93,9 +93,9 @@ class ChatBackend:
 
             for_each(requests, work, workers=options.concurrency, name="chat")
 
-    def most(self, request: JudgeRequest) -> float | None:
+    def max_cost(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most by the prices in the options; None where they name no price."""
-        return self._budget.most(request.text, len(request.images)) if self._budget.priced else None
+        return self._budget.max_cost(request.text, len(request.images)) if self._budget.priced else None
 
     def body(self, request: JudgeRequest, pictures: list[PngImage]) -> dict[str, JsonValue]:
         """What is sent."""
@@ -124,10 +124,10 @@ class ChatBackend:
         problem = "the server reports an error and sends it as a reply" if error is not None else fault(body)
         if problem is None or (error is None and cut_off(body)):
             return None
-        problem = printable(self._address.hide(problem))[:CUT_SERVERS_WORDS]
+        problem = printable(self._address.redact(problem))[:CUT_SERVERS_WORDS]
         self._budget.settle(reserved, cost := self.cost(request, body))
         if self._reply_log is not None:
-            told = self._address.hide(body.decode(errors="replace"))[:KEPT_OF_FAULTS]
+            told = self._address.redact(body.decode(errors="replace"))[:KEPT_OF_FAULTS]
             self._reply_log.add(Exchange.of(request, model=self.name, body=told, failure=problem, cost=cost))
         return Fault(problem, status=error.status if error is not None else None)
 
@@ -145,7 +145,7 @@ class ChatBackend:
             pictures = [self._pictures.get(path) for path in request.images]
         except ItemError as error:
             return self._failure(request, f"image {error.cause}: {error}", attempts=0), None
-        most = self._budget.most(request.text, len(request.images))
+        most = self._budget.max_cost(request.text, len(request.images))
         sent = kept = 0
 
         def sending() -> None:
@@ -186,7 +186,7 @@ class ChatBackend:
 
     def _answered_by(self, request: JudgeRequest, reply: ServerReply, *, attempts: int) -> Exchange:
         """The record of a reply."""
-        body = self._address.hide(reply.body.decode(errors="replace"))
+        body = self._address.redact(reply.body.decode(errors="replace"))
         cost = self.cost(request, body)
         return Exchange.of(request, model=self.name, body=body, seconds=reply.seconds, attempts=attempts, cost=cost)
 

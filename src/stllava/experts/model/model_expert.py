@@ -101,9 +101,9 @@ class ModelExpert:
         """What is to be asked about one set of answers and the reply log does not hold an answer to."""
         return [request for request in self._requests(answers) if request.id not in self._reply_log]
 
-    def most(self, request: JudgeRequest) -> float | None:
+    def max_cost(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most; None where no price is known."""
-        return self._backend.most(request)
+        return self._backend.max_cost(request)
 
     @property
     def damage(self) -> str:

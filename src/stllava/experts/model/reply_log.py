@@ -134,7 +134,7 @@ class JudgeBackend(Protocol):
     def identity(self) -> dict[str, JsonValue]:
         """Everything about it that shapes its replies."""
 
-    def most(self, request: JudgeRequest) -> float | None:
+    def max_cost(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most; None where no price is known."""
 
     def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
@@ -147,7 +147,7 @@ class JudgeBackend(Protocol):
 class FreeBackend:
     """A backend that costs nothing."""
 
-    def most(self, request: JudgeRequest) -> float:
+    def max_cost(self, request: JudgeRequest) -> float:
         """0."""
         return 0.0
 

@@ -1,0 +1,59 @@
+"""Names: a class stands once in the house, and what has a name that the field knows has no other one."""
+
+import ast
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import stllava
+from stllava import config
+from stllava.config import Options
+
+SOURCE = Path(stllava.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+CLASSES = """
+    At Choice Choices FirstGradients Growth GrowingCache Heard Hidden Journal Knowing Known Learned Lessons Looks Lost Made
+    Missed Pace Prefilled Purse Reading Said Seen Speaker Together Watch Whole
+"""
+FUNCTIONS = "additive forwards grow hearing hide know longest look_over only pick recomputed together truth_of"
+OPTIONS = """
+    alike borrow collapse consolidate denials describe describe_also description descriptions free k least most sq_r tokens
+"""
+TWICE = "Found Frame Groups Layout Looks Parts Plan Projection Seen Table Tally _Branch _Question"
+"""Classes that still stand twice."""
+OWED = """
+    At Choice Choices FirstGradients Growth GrowingCache Hidden Learned Lessons Looks Lost Made Missed Prefilled Seen Watch Whole
+    additive forwards grow hide longest look_over only pick recomputed together
+"""
+"""Classes and functions that still have their old names."""
+
+
+def defined(kind: type[ast.ClassDef] | type[ast.FunctionDef]) -> Iterator[tuple[str, str]]:
+    """Every class or function in the source, with where it stands."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, kind):
+                yield node.name, f"{path.relative_to(SOURCE)}:{node.lineno}"
+
+
+def test_no_class_name_stands_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, place in defined(ast.ClassDef):
+        places[name].append(place)
+    assert {name: where for name, where in places.items() if len(where) > 1 and name not in TWICE.split()} == {}
+
+
+def test_no_class_and_no_function_has_an_old_name() -> None:
+    old = {*CLASSES.split(), *FUNCTIONS.split()} - {*OWED.split()}
+    found = [*defined(ast.ClassDef), *defined(ast.FunctionDef)]
+    assert [(name, place) for name, place in found if name in old] == []
+
+
+def test_no_option_has_an_old_name() -> None:
+    classes = {one for _, one in inspect.getmembers(config, inspect.isclass) if issubclass(one, Options)}
+    for one in list(classes):
+        classes |= {base for base in one.__mro__ if inspect.isclass(base) and issubclass(base, Options)}
+    assert len(classes) > 15
+    assert {(one.__name__, name) for one in classes for name in one.model_fields if name in OPTIONS.split()} == set()
+    assert not {"free", "binding"} & {*dir(Options)}

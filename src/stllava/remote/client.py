@@ -21,7 +21,7 @@ from stllava.remote.audit import Audit
 from stllava.remote.png import PngImage
 from stllava.remote.rate_limiter import RateLimiter, asked_pause, pause
 from stllava.remote.refusals import Refusal, refusal_of
-from stllava.remote.transport import Transport, ending_at
+from stllava.remote.transport import HttpTransport, Transport, ending_at
 from stllava.text import printable
 
 CUT_SERVERS_WORDS = 500
@@ -81,7 +81,7 @@ class Client:
         *,
         audit: Audit | None = None,
         limiter: RateLimiter | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        transport: HttpTransport | None = None,
     ) -> None:
         """Images are noted in `audit` before they are sent. `transport` replaces the network in tests."""
         self.address, self._options, self._audit = address, options, audit

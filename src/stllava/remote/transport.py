@@ -17,6 +17,8 @@ import httpx2
 
 from stllava.errors import StllavaError
 
+HttpTransport = httpx2.BaseTransport
+"""What a client sends through: the network (`Transport`), or what stands for it in a test."""
 WRITTEN_AT_ONCE = 1 << 16
 _END: ContextVar[float] = ContextVar("end", default=float("inf"))
 """When the request of this thread must be over, by the monotonic clock."""
@@ -44,7 +46,7 @@ def ending_at(end: float) -> Iterator[None]:
         _END.reset(token)
 
 
-class Transport(httpx2.BaseTransport):
+class Transport(HttpTransport):
     """The network, for a client that `ending_at` tells when a request must be over."""
 
     def __init__(self, limits: httpx2.Limits, *, here: bool) -> None:

@@ -137,7 +137,7 @@ def test_the_loop_in_small_runs_through_the_command_line(finished: tuple[Path, P
             assert (policy, "phantom", metric) in rows
     assert all(row["low"] <= row["value"] <= row["high"] for row in summary["rows"])
     assert {f"round-1/{stage}" for stage in ("ask", "answer", "judge", "pair", "dpo")} <= set(summary["stages"])
-    assert {"final/consolidate", "final/sft"} <= set(summary["stages"])
+    assert {"final/data", "final/sft"} <= set(summary["stages"])
     assert "<svg" in (run / "report.html").read_text()
     assert "round-1" in shown
 

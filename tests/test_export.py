@@ -37,7 +37,8 @@ from stllava.report.model_card import Measured, write_card
 from stllava.report.redaction import HIDDEN, Secrets, base_of, secrets_of
 from stllava.report.run_files import read_run_files
 from stllava.report.wording import percent
-from stllava.stages.export import export, folder_of
+from stllava.rundir import RunDir
+from stllava.stages.export import export
 from stllava.store import read_jsonl, read_manifest
 
 RATES = GroupRates(language=5e-3, projector=5e-3, vision=5e-3)
@@ -222,9 +223,9 @@ def test_a_runs_policy_is_known_by_its_weights_and_made_once(run: Path, exported
 
 
 def test_a_run_keeps_its_policies_where_export_looks(tmp_path: Path) -> None:
-    assert folder_of(tmp_path, "sft") == tmp_path / "sft"
-    assert folder_of(tmp_path, "round-2") == tmp_path / "round-2" / "dpo"
-    assert folder_of(tmp_path, "final") == tmp_path / "final" / "sft"
+    assert RunDir(tmp_path).policy("sft") == tmp_path / "sft"
+    assert RunDir(tmp_path).policy("round-2") == tmp_path / "round-2" / "dpo"
+    assert RunDir(tmp_path).policy("final") == tmp_path / "final" / "sft"
 
 
 @pytest.mark.parametrize(

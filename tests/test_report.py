@@ -175,7 +175,7 @@ def build(run: Path, *, images: int = 24, rounds: int = 2, pairs: bool = True) -
     data = stage("data", run / "data")
     for place, path in enumerate(paths):
         draw(run / "data" / "images" / path, place)
-    data.finish(counts_in=images, counts_out=images)
+    data.finish(counts_in=images, counts_out=images, image_root=data.to / "images")
     stage("sft", run / "sft").finish(
         counts_in=100, counts_out=1, curves={"loss": wave(150, 5.2, 0.4, 0)}, measures={"trained_tokens": 20133}
     )

@@ -15,7 +15,7 @@ from stllava.experts.build import require_expert
 from stllava.metrics.score import compare
 from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
-from stllava.report.wording import BLIND, FINAL
+from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
 from stllava.stages.consolidate import consolidate
@@ -47,17 +47,18 @@ CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 
 def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
     """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on, and so does one of more rounds."""
+    folder = RunDir(to)
     with locked(to):
         stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)
         if stage.manifest is not None:
             warn_of_losses(to)
-            return read_record(to / "outcome.json", Outcome)
-        loop = Loop(options, to)
+            return read_record(folder.outcome, Outcome)
+        loop = Loop(options, folder)
         outcome = loop.turn()
         stage.write_plan()
-        write_whole(to / "outcome.json", outcome.model_dump_json(indent=1) + "\n")
+        write_whole(folder.outcome, outcome.model_dump_json(indent=1) + "\n")
         write_report(to)
-        files = [to / name for name in ("outcome.json", "summary.json", "report.html")]
+        files = [folder.outcome, folder.summary, folder.page]
         stage.finish(counts_in=options.rounds, counts_out=loop.finished, measures=loop.measures, files=files)
         return outcome
 
@@ -67,11 +68,11 @@ class Loop:
     """One run on its way: where things lie and what has been decided so far."""
 
     options: RunOptions
-    to: Path
+    folder: RunDir
     sentences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measures: dict[str, float] = field(default_factory=dict)
-    policies: dict[str, Path] = field(default_factory=dict)
+    policies: list[str] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)
     judged: list[tuple[Path, Path]] = field(default_factory=list)
     finished: int = 0
@@ -87,11 +88,11 @@ class Loop:
                 remedy="Set judge.expert to reference (with data.references), chat or local: docs/expert.md.",
             )
         data = prepare(
-            options.data, seed=options.seed, to=self.to / "data", allow_overlap=options.allow_overlap, max_bad=options.max_bad
+            options.data, seed=options.seed, to=self.folder.data, allow_overlap=options.allow_overlap, max_bad=options.max_bad
         )
         self.notes += data.notes
-        self.policies["sft"] = self.to / "sft"
-        if options.rounds and not (self.policies["sft"] / MANIFEST).is_file():
+        self.policies.append(SFT)
+        if options.rounds and not (self.folder.policy(SFT) / MANIFEST).is_file():
             # Stage 1 can take days: what would stop the first round's judge is said before it.
             require_expert(options.judge, root=data.image_root, truth=data.truth)
         sft(
@@ -99,14 +100,14 @@ class Loop:
             model=self.start(data),
             conversations=data.conversations,
             images=data.image_root,
-            to=self.policies["sft"],
+            to=self.folder.policy(SFT),
             seed=options.seed,
         )
-        best, values = "sft", {"sft": self.value("sft", data)}
+        best, values = SFT, {SFT: self.value(SFT, data)}
         fruitless = 0
         for number in range(1, options.rounds + 1):
-            name = f"round-{number}"
-            if not self.round(name, self.policies[best], data):
+            name = round_name(number)
+            if not self.round(name, self.folder.policy(best), data):
                 break
             self.finished, values[name] = number, self.value(name, data)
             gain = values[name] - values[best]
@@ -119,7 +120,7 @@ class Loop:
         else:
             self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
         if options.final_sft is not None and self.judged:
-            self.consolidate(options.final_sft, self.policies[best], data)
+            self.consolidate(options.final_sft, self.folder.policy(best), data)
             values[FINAL] = self.value(FINAL, data)
             change = f"changed validation from {values[best]:.3f} ({best}) to {values[FINAL]:.3f}"
             best = FINAL if values[FINAL] > values[best] else best
@@ -130,16 +131,16 @@ class Loop:
     def start(self, data: DataSet) -> str:
         """The model that stage 1 starts from: as the options name it, or aligned with the data's captions."""
         options = self.options
-        model = starting_model(options, data, self.to / "model")
+        model = starting_model(options, data, self.folder.model)
         if options.align is None:
             return model
         if data.captions is None:
             raise StllavaError(
                 "align without captions", expected="data with captions", remedy="Set data.captions, or no align."
             )
-        at, root = self.to / "align", data.image_root
-        sft(options.align, model=model, conversations=data.captions, images=root, to=at, seed=options.seed)
-        return str(at)
+        to, root = self.folder.align, data.image_root
+        sft(options.align, model=model, conversations=data.captions, images=root, to=to, seed=options.seed)
+        return str(to)
 
     def round(self, name: str, policy: Path, data: DataSet) -> bool:
         """One round of self-training from `policy`; False, with a sentence, when it made no policy.
@@ -158,18 +159,20 @@ class Loop:
 
     def learn(self, name: str, policy: Path, data: DataSet) -> None:
         """Make the policy of a round from `policy`."""
-        options, at = self.options, self.to / name
+        options, chooses = self.options, self.options.ask.num_descriptions > 1
         seed = int(content_id(options.seed, name)[:8], 16)
-        questions, answers, judgments, pairs = (at / stage for stage in ("ask", "answer", "judge", "pair"))
-        described = self.describe(at / "describe", policy, data, seed) if options.ask.num_descriptions > 1 else None
+        questions, answers = self.folder.stage(name, "ask"), self.folder.stage(name, "answer")
+        judgments, pairs = self.folder.stage(name, "judge"), self.folder.stage(name, "pair")
+        descriptions = self.folder.description_stage(name, "answer"), self.folder.description_stage(name, "judge")
+        described = self.describe(name, policy, data, seed) if chooses else None
         asked = ask(
             options.ask,
             policy=policy,
             images=data.images,
             root=data.image_root,
             to=questions,
-            described=at / "describe" / "answer" if options.ask.num_descriptions > 1 else None,
-            verdicts=at / "describe" / "judge" if options.ask.num_descriptions > 1 else None,
+            described=descriptions[0] if chooses else None,
+            verdicts=descriptions[1] if chooses else None,
             seed=seed,
         )
         answer(
@@ -187,7 +190,7 @@ class Loop:
         valid = judged.measures["verdicts"] / fresh if fresh else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
-        self.judged += [(at / "describe" / "answer", at / "describe" / "judge")] if options.ask.num_descriptions > 1 else []
+        self.judged += [descriptions] if chooses else []
         self.judged.append((answers, judgments))
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         before = self.pairs if options.keep_pairs else []
@@ -204,44 +207,46 @@ class Loop:
             earlier=earlier,
             images=data.image_root,
             conversations=data.conversations,
-            to=at / "dpo",
+            to=self.folder.policy(name),
             seed=seed,
         )
-        self.policies[name] = at / "dpo"
+        self.policies.append(name)
 
-    def describe(self, at: Path, policy: Path, data: DataSet, seed: int) -> Path | None:
+    def describe(self, name: str, policy: Path, data: DataSet, seed: int) -> Path | None:
         """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
         options, root = self.options, data.image_root
         several = options.answer.model_copy(
             update={"num_answers": options.ask.num_descriptions, "sampling": options.ask.description_sampling}
         )
-        request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=at / "ask", seed=seed)
-        answer(several, policy=policy, questions=at / "ask", root=root, to=at / "answer", seed=seed)
-        judge(options.judge, answers=at / "answer", truth=data.truth, root=root, to=at / "judge", seed=seed)
+        stages: tuple[RoundStage, ...] = ("ask", "answer", "judge", "pair")
+        requests, answers, judgments, pairs = (self.folder.description_stage(name, stage) for stage in stages)
+        request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=requests, seed=seed)
+        answer(several, policy=policy, questions=requests, root=root, to=answers, seed=seed)
+        judge(options.judge, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed)
         try:
-            pair(options.pair, answers=at / "answer", judgments=at / "judge", to=at / "pair")
+            pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         except NothingLeftError:
             return None  # The best description is asked about all the same.
-        return at / "pair"
+        return pairs
 
     def consolidate(self, training: SftOptions, policy: Path, data: DataSet) -> None:
         """Train `policy` once more on the labels and on all that the expert found right in the rounds."""
-        at = self.to / FINAL
-        self.policies[FINAL] = at / "sft"
+        self.policies.append(FINAL)
         try:
-            self._consolidate(at, training, policy, data)
+            self.learn_all(training, policy, data)
         except ConflictError:
             # Of fewer rounds than there are now, or with other options: the last step of a run is no loss.
-            for folder in (at, self.to / "evaluate" / FINAL, self.to / "evaluate" / (BLIND + FINAL)):
+            for folder in (self.folder.final, self.folder.evaluations(FINAL), self.folder.evaluations(BLIND + FINAL)):
                 remove_folder(folder)
-            self._consolidate(at, training, policy, data)
+            self.learn_all(training, policy, data)
 
-    def _consolidate(self, at: Path, training: SftOptions, policy: Path, data: DataSet) -> None:
-        consolidate(self.options.pair, conversations=data.conversations, rounds=self.judged, to=at / "consolidate")
-        lessons = at / "consolidate" / "conversations.jsonl"
+    def learn_all(self, training: SftOptions, policy: Path, data: DataSet) -> None:
+        """Gather what the expert found right and train `policy` on it."""
+        to, root = self.folder.final_data, data.image_root
+        consolidate(self.options.pair, conversations=data.conversations, rounds=self.judged, to=to)
+        right = to / "conversations.jsonl"
         seed = int(content_id(self.options.seed, FINAL)[:8], 16)
-        root = data.image_root
-        sft(training, model=str(policy), conversations=lessons, images=root, to=self.policies[FINAL], seed=seed)
+        sft(training, model=str(policy), conversations=right, images=root, to=self.folder.policy(FINAL), seed=seed)
 
     def value(self, name: str, data: DataSet) -> float:
         """The mean of the policy's validation metrics: what rounds are compared by."""
@@ -251,10 +256,10 @@ class Loop:
     def evaluate(self, name: str, samples: Path, data: DataSet, *, blank: bool = False) -> list[Score]:
         """A policy's scores on a benchmark; with `blank`, those of the same policy that is shown black images."""
         shown = BLIND + name if blank else name
-        to = self.to / "evaluate" / shown / samples.stem
+        to = self.folder.evaluation(shown, samples.stem)
         evaluate(
             self.options.evaluate,
-            policy=self.policies[name],
+            policy=self.folder.policy(name),
             samples=samples,
             root=data.image_root,
             to=to,
@@ -266,7 +271,7 @@ class Loop:
 
     def baseline(self, rule: Callable[..., Manifest], name: str, samples: Path, data: DataSet) -> list[Score]:
         """The scores of a baseline that knows only the answers of the validation split."""
-        to = self.to / "evaluate" / name / samples.stem
+        to = self.folder.evaluation(name, samples.stem)
         rule(self.options.evaluate, known=data.validation, samples=samples, to=to)
         return read_records(to, "scores", Score)
 
@@ -279,12 +284,12 @@ class Loop:
         for samples in (*data.benchmarks.values(), data.validation):
             for name in self.policies:
                 scores += self.evaluate(name, samples, data)
-                if name != "sft":
+                if name != SFT:
                     mine, sfts = (
-                        read_records(self.to / "evaluate" / which / samples.stem, "predictions", Prediction)
-                        for which in (name, "sft")
+                        read_records(self.folder.evaluation(policy, samples.stem), "predictions", Prediction)
+                        for policy in (name, SFT)
                     )
-                    differences += compare(mine, sfts, policy=name, against="sft", benchmark=samples.stem)
+                    differences += compare(mine, sfts, policy=name, against=SFT, benchmark=samples.stem)
             if baselines:
                 scores += self.baseline(majority, "majority", samples, data)
                 scores += self.baseline(guess, "random", samples, data)
@@ -310,9 +315,10 @@ class Loop:
         if data.images.stat().st_size:  # None is left to ask about where all are labelled.
             learned["images to ask about"] = read_learned(data.images)
         for number in range(1, self.options.rounds + 1):
-            for stage, what in (("ask", "questions"), ("pair", "pairs")):
-                if (self.to / f"round-{number}" / stage / MANIFEST).is_file():
-                    learned[f"{what} of round {number}"] = read_learned(self.to / f"round-{number}" / stage)
+            name = round_name(number)
+            for what, folder in (("questions", self.folder.stage(name, "ask")), ("pairs", self.folder.stage(name, "pair"))):
+                if (folder / MANIFEST).is_file():
+                    learned[f"{what} of round {number}"] = read_learned(folder)
         return [
             find_overlap(name, read_jsonl(path, Sample), looks=looks, learned=learned, learned_looks=looks)
             for name, path in {"validation": data.validation, **data.benchmarks}.items()

@@ -525,6 +525,8 @@ class Manifest(Record):
     """Wall time of the process that finished the stage, after its last resume."""
     device: str
     """Where it ran."""
+    image_root: str | None = None
+    """What the output's image paths are relative to: absolute, or relative to this folder; None where nobody noted it."""
     digest: str = ""
     """Hash of all the rest, by which a damaged manifest is told; empty where nobody wrote one."""
 

@@ -9,6 +9,7 @@ from stllava.config import RECIPES, RunOptions, load_recipe
 from stllava.errors import StllavaError
 from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
+from stllava.rundir import RunDir
 from stllava.store import Existing
 from stllava.text import show
 
@@ -67,7 +68,7 @@ def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:
     folder = to if to is not None else Path("runs") / f"{slug}-{options.seed}"
     outcome = run(options, to=folder, existing=existing)
     show(table(outcome))
-    show(f"\n{folder / 'report.html'}")
+    show(f"\n{RunDir(folder).page}")
 
 
 def table(outcome: Outcome) -> str:

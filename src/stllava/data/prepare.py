@@ -79,10 +79,11 @@ def prepare(
         _benchmark_names(options)
         inputs = _inputs(options, seed=seed)
         if existing != "replace" and (to / MANIFEST).is_file():
-            manifest = Stage("data", to, options, inputs=inputs, existing=existing).manifest
-            if manifest is not None:
+            stage = Stage("data", to, options, inputs=inputs, existing=existing)
+            if stage.manifest is not None:
                 _refuse_overlap(read_records(to, "overlaps", Overlap), allow_overlap=allow_overlap)
-                return _data_set(options, to, manifest)
+                stage.move_image_root(image_root_of(options, to))
+                return _data_set(options, to, stage.manifest)
         if isinstance(options, PhantomData):
             stage = Stage("data", to, options, inputs=inputs, existing=existing)
             gathered = gather_phantoms(options, seed=seed, to=to)
@@ -105,6 +106,7 @@ def prepare(
             dropped=gathered.dropped,
             measures=_measures(gathered),
             notes=[*gathered.notes, *_overlap_notes(overlaps, standard=isinstance(options, VqaRadData))],
+            image_root=image_root_of(options, to),
         )
         return _data_set(options, to, manifest)
 

@@ -41,6 +41,7 @@ from stllava.report.runs import (
     read_run,
     shared_samples,
 )
+from stllava.rundir import SFT
 from stllava.store import write_whole
 
 Policies = Literal["best", "all"]
@@ -288,7 +289,7 @@ def draw(table: ComparisonTable, reference: str) -> list[tuple[str, Markup]]:
                 found.value,
                 found.low,
                 found.high,
-                None if row.kind == "baseline" else float(row.policy != wording.START),
+                None if row.kind == "baseline" else float(row.policy != SFT),
                 best=row.kind == "best",
             )
             for number, row in numbered

@@ -15,6 +15,7 @@ from stllava.report import wording
 from stllava.report.comparison_tables import interval_text
 from stllava.report.redaction import Secrets, secrets_of
 from stllava.report.run_files import RunFiles
+from stllava.rundir import BLIND, SFT
 
 LANGUAGE = "language"
 """The label by which benchmarks tell the language of a question."""
@@ -102,7 +103,7 @@ def _origin(measured: Measured, base: str | None) -> str:
     run, policy = measured.run, measured.policy
     small = "a small model built from nothing" if run.options.model == "small" else "a model that is not named here"
     begun = f"`{base}`" if base is not None else small
-    place = "the policy before any of its rounds" if policy == wording.START else f"its policy {wording.policy_label(policy)}"
+    place = "the policy before any of its rounds" if policy == SFT else f"its policy {wording.policy_label(policy)}"
     chosen = ", which the validation split chose" if policy == run.outcome.best else ""
     return (
         f"A vision-language model that answers questions about {_subject(run.options)}. stllava made it from {begun} in a run "
@@ -174,9 +175,9 @@ def _scores(measured: Measured) -> list[str]:
 
 def _shown(measured: Measured) -> list[str]:
     """This policy, the one that self-training began with, and their baselines."""
-    policies = list(dict.fromkeys([measured.policy, wording.START]))
-    blind = {wording.BLIND + name for name in policies}
-    return policies + [name for name in measured.run.outcome.baselines if not name.startswith(wording.BLIND) or name in blind]
+    policies = list(dict.fromkeys([measured.policy, SFT]))
+    blind = {BLIND + name for name in policies}
+    return policies + [name for name in measured.run.outcome.baselines if not name.startswith(BLIND) or name in blind]
 
 
 def _table(measured: Measured, scores: Sequence[Score], rule: str) -> str:
@@ -192,14 +193,14 @@ def _table(measured: Measured, scores: Sequence[Score], rule: str) -> str:
 
 
 def _gains(measured: Measured, benchmark: str) -> str:
-    pair = (measured.policy, wording.START, benchmark)
+    pair = (measured.policy, SFT, benchmark)
     rows = [
         f"{wording.metric_label(row.metric)} {wording.points(row.value)} "
         f"[{wording.points(row.low)}, {wording.points(row.high)}]"
         for row in measured.run.outcome.differences
         if (row.policy, row.against, row.benchmark) == pair and row.metric in wording.CHIEF
     ]
-    return f"Paired gains over {wording.START} in points: {'; '.join(rows)}." if rows else ""
+    return f"Paired gains over {SFT} in points: {'; '.join(rows)}." if rows else ""
 
 
 def _limits(measured: Measured) -> list[str]:
@@ -212,7 +213,7 @@ def _limits(measured: Measured) -> list[str]:
         limits.append(f"It was tested in {', '.join(sorted(languages))}; in other languages it was not measured.")
     else:
         limits.append("The language of the test questions is not recorded; in any other it was not measured.")
-    if not any(name.startswith(wording.BLIND) for name in run.outcome.baselines):
+    if not any(name.startswith(BLIND) for name in run.outcome.baselines):
         limits.append("How much of its score the question alone gives away, without the image, was not measured.")
     return [
         *limits,

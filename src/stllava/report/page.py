@@ -24,7 +24,8 @@ from stllava.report.charts import Dot, Line, difference_chart, interval_chart, l
 from stllava.report.disagreements import disagreements
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.rendering import page_environment
-from stllava.report.run_files import ROUND_STAGES, Round, RunFiles, read_run_files
+from stllava.report.run_files import Round, RunFiles, read_run_files
+from stllava.rundir import ROUND_STAGES, SFT, RunDir
 from stllava.store import write_whole
 
 
@@ -87,11 +88,10 @@ class Figure:
 
 def write_report(run: Path) -> Path:
     """Write the run's `summary.json` and `report.html`; returns the path of the page."""
-    files = read_run_files(run)
-    write_whole(run / "summary.json", json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
-    page = run / "report.html"
-    write_whole(page, render(files))
-    return page
+    folder, files = RunDir(run), read_run_files(run)
+    write_whole(folder.summary, json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder.page, render(files))
+    return folder.page
 
 
 def summarize(run: RunFiles) -> dict[str, JsonValue]:
@@ -146,7 +146,7 @@ def render(run: RunFiles) -> str:
         challenger=wording.challenger(run.outcome),
         prompts={name: run.options.evaluate.template(name) for name in names},
         validation=wording.VALIDATION,
-        start=wording.START,
+        start=SFT,
         funnels=funnels,
         widest=max((step.total for _, steps in funnels for step in steps), default=1) or 1,
         measures=measures(run),
@@ -163,7 +163,7 @@ def render(run: RunFiles) -> str:
         started=min(manifest.started for manifest in everything),
         seconds=sum(manifest.seconds for manifest in everything),
         stage_notes=[(name, note) for name, manifest in run.manifests.items() for note in manifest.notes],
-        versions=run.manifests["sft"].versions,
+        versions=run.manifests[SFT].versions,
     )
 
 
@@ -266,7 +266,7 @@ def _largest(causes: Counter[str]) -> tuple[tuple[str, int], ...]:
 
 def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """Every figure the rounds' stages recorded: by stage, one row a figure, one column a round."""
-    made = []
+    figures: list[tuple[str, list[tuple[str, list[str]]]]] = []
     for stage in ROUND_STAGES:
         columns = [part.manifests[stage].measures if stage in part.manifests else {} for part in run.rounds]
         names = dict.fromkeys(name for column in columns for name in column)
@@ -275,15 +275,15 @@ def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
             for name in names
         ]
         if rows:
-            made.append((stage, rows))
-    return made
+            figures.append((stage, rows))
+    return figures
 
 
 def figures(run: RunFiles) -> list[tuple[str, list[Figure]]]:
     """The learning curves: sft's, then dpo's with one line a round."""
     shades = ramp(run.outcome.policies)
     learned = [(part.name, part.manifests["dpo"]) for part in run.rounds if "dpo" in part.manifests]
-    groups = [("sft", _figures([(wording.START, run.manifests["sft"])], shades)), ("dpo", _figures(learned, shades))]
+    groups = [(SFT, _figures([(SFT, run.manifests[SFT])], shades)), ("dpo", _figures(learned, shades))]
     return [(name, group) for name, group in groups if group]
 
 

@@ -7,16 +7,12 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stllava.config import RunOptions, validate
-from stllava.data.prepare import image_root_of
 from stllava.errors import StllavaError
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
-from stllava.report.wording import FINAL
-from stllava.store import CHECK, MANIFEST, PLAN, read_manifest, read_plan, read_records
+from stllava.rundir import FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
+from stllava.store import CHECK, MANIFEST, read_manifest, read_plan, read_records
 
 M = TypeVar("M", bound=BaseModel)
-ROUND_STAGES = ("ask", "answer", "judge", "pair", "dpo")
-JUDGE_CHECK = "judge-check"
-"""The folder of a run in which a check of its expert is looked for."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Round:
     """One round of self-training as far as it went; stages that did not run are absent."""
 
     name: str
-    manifests: dict[str, Manifest]
+    manifests: dict[RoundStage, Manifest]
     questions: tuple[Question, ...]
     answers: tuple[Answers, ...]
     judgments: tuple[Judgment, ...]
@@ -53,42 +49,43 @@ class RunFiles:
         return (*self.outcome.policies, *self.outcome.baselines)
 
 
-def read_run_files(run: Path) -> RunFiles:
+def read_run_files(folder: Path) -> RunFiles:
     """Read a finished run directory; a stage folder without a manifest is refused."""
-    options = validate(RunOptions, read_plan(run), source=str(run / PLAN))
-    outcome = _parse(run / "outcome.json", Outcome)
-    manifests = {name: read_manifest(run / name) for name in ("data", "sft")}
-    before = [name for name in ("model", "align") if (run / name).is_dir() and (name == "model" or options.align is not None)]
-    manifests |= {name: read_manifest(run / name) for name in before}
+    run = RunDir(folder)
+    options = validate(RunOptions, read_plan(folder), source=str(run.plan))
+    outcome = _parse(run.outcome, Outcome)
+    before = [run.model] if run.model.is_dir() else []
+    before += [run.align] if run.align.is_dir() and options.align is not None else []
+    manifests = {run.name_of(at): read_manifest(at) for at in (run.data, run.policy(SFT), *before)}
     # More rounds may have been run, or begun, than this outcome is of.
-    folders = [run / f"round-{number}" for number in range(1, options.rounds + 1)]
-    rounds = tuple(_round(folder, whole=folder.name in outcome.policies) for folder in folders if folder.is_dir())
+    names = [name for name in map(round_name, range(1, options.rounds + 1)) if (folder / name).is_dir()]
+    rounds = tuple(_round(run, name, whole=name in outcome.policies) for name in names)
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
-    final = {f"{FINAL}/{stage}": run / FINAL / stage for stage in ("consolidate", "sft")}
-    manifests |= {name: read_manifest(at) for name, at in final.items() if FINAL in outcome.policies}
+    if FINAL in outcome.policies:
+        manifests |= {run.name_of(at): read_manifest(at) for at in (run.final_data, run.policy(FINAL))}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
     for policy in (*outcome.policies, *outcome.baselines):
-        for folder in sorted(path for path in (run / "evaluate" / policy).glob("*") if path.is_dir()):
-            manifests[f"evaluate/{policy}/{folder.name}"] = read_manifest(folder)
-            records = tuple(read_records(folder, "predictions", Prediction))
-            predictions.setdefault(folder.name, {})[policy] = records
-    checked = run / JUDGE_CHECK
-    check = _parse(checked / CHECK, JudgeCheck) if (checked / MANIFEST).is_file() else None
-    return RunFiles(options, outcome, manifests, rounds, predictions, image_root_of(options.data, run / "data"), check)
+        for evaluation in sorted(path for path in run.evaluations(policy).glob("*") if path.is_dir()):
+            manifests[run.name_of(evaluation)] = read_manifest(evaluation)
+            records = tuple(read_records(evaluation, "predictions", Prediction))
+            predictions.setdefault(evaluation.name, {})[policy] = records
+    checked = (run.judge_check / MANIFEST).is_file()
+    check = _parse(run.judge_check / CHECK, JudgeCheck) if checked else None
+    return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, check)
 
 
-def _round(folder: Path, *, whole: bool) -> Round:
+def _round(run: RunDir, name: str, *, whole: bool) -> Round:
     """A round; of one that made no policy, the stages that were finished."""
-    there = [stage for stage in ROUND_STAGES if (folder / stage / ("" if whole else MANIFEST)).exists()]
-    manifests = {stage: read_manifest(folder / stage) for stage in there}
+    folders = {stage: run.stage(name, stage) for stage in ROUND_STAGES}
+    manifests = {stage: read_manifest(at) for stage, at in folders.items() if (at / ("" if whole else MANIFEST)).exists()}
     return Round(
-        name=folder.name,
+        name=name,
         manifests=manifests,
-        questions=tuple(read_records(folder / "ask", "questions", Question)) if "ask" in manifests else (),
-        answers=tuple(read_records(folder / "answer", "answers", Answers)) if "answer" in manifests else (),
-        judgments=tuple(read_records(folder / "judge", "judgments", Judgment)) if "judge" in manifests else (),
-        preferences=tuple(read_records(folder / "pair", "preferences", Preference)) if "pair" in manifests else (),
+        questions=tuple(read_records(folders["ask"], "questions", Question)) if "ask" in manifests else (),
+        answers=tuple(read_records(folders["answer"], "answers", Answers)) if "answer" in manifests else (),
+        judgments=tuple(read_records(folders["judge"], "judgments", Judgment)) if "judge" in manifests else (),
+        preferences=tuple(read_records(folders["pair"], "preferences", Preference)) if "pair" in manifests else (),
     )
 
 

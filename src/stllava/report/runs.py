@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stllava.errors import StllavaError
 from stllava.records import Manifest, Outcome, Prediction, Score, content_id
-from stllava.report.wording import BLIND, START
+from stllava.rundir import BLIND, SFT, RunDir
 from stllava.store import read_manifest, read_plan, read_records
 
 BEST = "best"
@@ -67,12 +67,13 @@ class Entrant:
 
 def read_run(folder: Path) -> Run:
     """A finished run or the folder of one evaluation; anything else is refused."""
-    if (folder / "outcome.json").is_file():
+    outcome = RunDir(folder).outcome
+    if outcome.is_file():
         return _read_whole_run(folder)
     if not (folder / "scores.jsonl").is_file():
         raise StllavaError(
             f"{folder} is neither a finished run nor an evaluation",
-            expected="a folder with outcome.json (a run) or with scores.jsonl and predictions.jsonl (an evaluation)",
+            expected=f"a folder with {outcome.name} (a run) or with scores.jsonl and predictions.jsonl (an evaluation)",
             remedy="Name a folder that `stllava run` or `stllava evaluate` has finished.",
         )
     found = _read_evaluation(folder)
@@ -81,11 +82,12 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_whole_run(folder: Path) -> Run:
+    run = RunDir(folder)
     try:
-        outcome = Outcome.model_validate_json((folder / "outcome.json").read_bytes())
+        outcome = Outcome.model_validate_json(run.outcome.read_bytes())
     except ValidationError as error:
         raise StllavaError(
-            f"{folder / 'outcome.json'}: {error.errors()[0]['msg']}",
+            f"{run.outcome}: {error.errors()[0]['msg']}",
             expected="the file as `stllava run` wrote it",
             remedy="Restore it, or delete it and run the same command again: finished work is kept.",
         ) from None
@@ -95,7 +97,7 @@ def _read_whole_run(folder: Path) -> Run:
         raise StllavaError(f"{folder}: seed {seed!r} in its plan", expected="a whole number", remedy="Restore plan.json.")
     evaluations: dict[str, dict[str, Evaluation]] = {}
     for policy, benchmark in dict.fromkeys((score.policy, score.benchmark) for score in outcome.scores):
-        evaluations.setdefault(policy, {})[benchmark] = _read_evaluation(folder / "evaluate" / policy / benchmark)
+        evaluations.setdefault(policy, {})[benchmark] = _read_evaluation(run.evaluation(policy, benchmark))
     recipe = content_id(options)
     return Run(folder, outcome.name, seed, recipe, outcome.policies, outcome.baselines, outcome.best, evaluations)
 
@@ -137,12 +139,12 @@ def list_entrants(group: Sequence[Run], label: str) -> list[Entrant]:
     for name in dict.fromkeys(name for run in group for name in run.policies):
         kind: Kind = "best" if not several and name == group[0].best else "policy"
         made.append(Entrant(label, name, kind, tuple((run, name) for run in group if name in run.policies)))
-    if several and any(run.best != START for run in group):
+    if several and any(run.best != SFT for run in group):
         made.append(Entrant(label, BEST, "best", tuple((run, run.best) for run in group)))
     for name in dict.fromkeys(name for run in group for name in run.baselines):
         made.append(Entrant(label, name, "baseline", tuple((run, name) for run in group if name in run.baselines)))
     blind = tuple((run, BLIND + run.best) for run in group if BLIND + run.best in run.baselines)
-    if several and blind and any(run.best != START for run in group):
+    if several and blind and any(run.best != SFT for run in group):
         made.append(Entrant(label, BLIND + BEST, "baseline", blind))
     return made
 

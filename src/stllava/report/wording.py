@@ -3,13 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Score
+from stllava.rundir import BLIND, ROUND, SFT
 
 VALIDATION = "validation"
-START = "sft"
-FINAL = "final"
-"""The policy that comes of consolidating the rounds."""
-BLIND = "blind-"
-"""Before a policy's name: the question-only baseline, the same policy shown black images."""
 UNIT = "\u00a0%"
 VERBS = {"better": "rose", "worse": "fell", "level": "did not measurably change"}
 
@@ -59,7 +55,7 @@ def metric_label(metric: str) -> str:
 
 def policy_label(policy: str) -> str:
     """round-1 becomes round 1 and blind-sft blind sft, kept on one line; other names stay."""
-    return policy.replace("round-", "round\u00a0").replace(BLIND, "blind\u00a0")
+    return policy.replace(ROUND, "round\u00a0").replace(BLIND, "blind\u00a0")
 
 
 def plain(name: str) -> str:
@@ -136,7 +132,7 @@ def judge_gain(difference: Difference) -> str:
 
 def challenger(outcome: Outcome) -> str:
     """The policy whose gain over sft is the headline: the best, or the last one when none beat sft."""
-    return outcome.best if outcome.best != START else outcome.policies[-1]
+    return outcome.best if outcome.best != SFT else outcome.policies[-1]
 
 
 def headline(outcome: Outcome) -> list[Difference]:
@@ -146,7 +142,7 @@ def headline(outcome: Outcome) -> list[Difference]:
         row
         for row in outcome.differences
         if names
-        and (row.benchmark, row.policy, row.against) == (names[0], challenger(outcome), START)
+        and (row.benchmark, row.policy, row.against) == (names[0], challenger(outcome), SFT)
         and row.metric in HEADLINES
     ]
     return sorted(rows, key=lambda row: HEADLINES.index(row.metric))
@@ -165,7 +161,7 @@ def summary(outcome: Outcome, rounds: int) -> str:
     tried = f"{rounds} {'round' if rounds == 1 else 'rounds'} of self-training"
     text = (
         f"After {tried} the validation split chose {policy_label(outcome.best)}."
-        if outcome.best != START
+        if outcome.best != SFT
         else f"{tried} ran without a policy that beats sft on the validation split."
     )
     rows = headline(outcome)

@@ -15,13 +15,13 @@ from stllava.errors import StllavaError
 from stllava.records import Manifest
 from stllava.report.model_card import Measured, write_card
 from stllava.report.run_files import read_run_files
-from stllava.report.wording import FINAL, START
+from stllava.rundir import RunDir
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_manifest, write_whole
 
 if TYPE_CHECKING:
     from stllava.model.load import Policy
 
-OUTCOME, CARD = "outcome.json", "README.md"
+CARD = "README.md"
 Precision = Literal["same", "float32", "bfloat16"]
 
 
@@ -41,11 +41,11 @@ def export(
     """
     from stllava.model.load import fingerprint, load_policy
 
-    run = policy if (policy / OUTCOME).is_file() else run
+    run = policy if RunDir(policy).outcome.is_file() else run
     measured = _measured(policy, run) if run is not None else None
-    source = folder_of(run, measured.policy) if run is not None and measured is not None else policy
+    source = RunDir(run).policy(measured.policy) if run is not None and measured is not None else policy
     with locked(to, policy, run):
-        inputs = {"policy": fingerprint(source)} | ({"run": file_hash(run / OUTCOME)} if run is not None else {})
+        inputs = {"policy": fingerprint(source)} | ({"run": file_hash(RunDir(run).outcome)} if run is not None else {})
         stage = Stage("export", to, ExportOptions(precision=precision), inputs=inputs, existing=existing)
         if stage.manifest is not None:
             return stage.manifest
@@ -57,11 +57,6 @@ def export(
         write_whole(to / CARD, write_card(measured, stage=made_by, custom=custom))
         parameters = float(sum(parameter.numel() for parameter in loaded.model.parameters()))
         return stage.finish(counts_in=1, counts_out=1, measures={"parameters": parameters}, device=str(loaded.device))
-
-
-def folder_of(run: Path, policy: str) -> Path:
-    """Where a run keeps a policy."""
-    return {START: run / "sft", FINAL: run / FINAL / "sft"}.get(policy, run / policy / "dpo")
 
 
 def make_plain(policy: "Policy") -> None:
@@ -91,7 +86,7 @@ def _measured(policy: Path, run: Path) -> Measured:
         return Measured(files, files.outcome.best)
     weights = fingerprint(policy)
     for name in files.outcome.policies:
-        if fingerprint(folder_of(run, name)) == weights:
+        if fingerprint(RunDir(run).policy(name)) == weights:
             return Measured(files, name)
     raise StllavaError(
         f"{policy} is none of the policies of {run}",

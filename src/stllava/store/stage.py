@@ -233,6 +233,7 @@ class Stage:
         curves: Mapping[str, list[tuple[float, float]]] | None = None,
         notes: Sequence[str] = (),
         device: str = "cpu",
+        image_root: Path | None = None,
         files: Sequence[Path] | None = None,
     ) -> Manifest:
         """Write the manifest: from here on the output is whole. It names `files`, or all there are in the folder."""
@@ -256,12 +257,29 @@ class Stage:
             started=self.started,
             seconds=round(time.monotonic() - self._clock, 3),
             device=device,
+            image_root=_noted(image_root, self.to) if image_root is not None else None,
         )
+        self.manifest = self._write_manifest(manifest)
+        shutil.rmtree(self.to / PARTS, ignore_errors=True)
+        return self.manifest
+
+    def move_image_root(self, image_root: Path) -> None:
+        """Note where the images of a finished stage lie now."""
+        noted = _noted(image_root, self.to)
+        if self.manifest is not None and self.manifest.image_root != noted:
+            self.manifest = self._write_manifest(self.manifest.model_copy(update={"image_root": noted}))
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
+        """Write a manifest with the digest by which a damaged one is told."""
         manifest = manifest.model_copy(update={"digest": digest_of(manifest.model_dump_json())})
         write_whole(self.to / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(self.to / PARTS, ignore_errors=True)
-        self.manifest = manifest
         return manifest
+
+
+def _noted(image_root: Path, folder: Path) -> str:
+    """An image root as the manifest in `folder` names it: a run may be moved, and is read from any working directory."""
+    root, here = image_root.absolute(), folder.absolute()
+    return root.relative_to(here).as_posix() if root.is_relative_to(here) else root.as_posix()
 
 
 def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:

@@ -1,0 +1,137 @@
+"""The layout of a run on disk: where its stages, policies and results lie. No path of a run is written out anywhere else.
+
+    run = RunDir(Path("runs/phantom-0"))
+    run.stage("round-1", "ask"), run.policy("round-2"), run.evaluation("round-2", "vqa-rad"), run.image_root
+
+A run directory holds
+
+    data/                                   the data set in one form, with phantoms' images
+    model/  align/                          the starting model, where it is built here; the one that has learned captions
+    sft/                                    policy 0
+    round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
+    round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
+    final/{data,sft}/                       what was found right in all rounds, and the policy that learned it
+    evaluate/<policy>/<benchmark>/          every answer and score
+    judge-check/                            how far the expert can be trusted, where that was measured
+    outcome.json  summary.json  report.html
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stllava.errors import StllavaError
+from stllava.store import MANIFEST, PLAN, read_manifest
+
+RoundStage = Literal["ask", "answer", "judge", "pair", "dpo"]
+ROUND_STAGES: tuple[RoundStage, ...] = ("ask", "answer", "judge", "pair", "dpo")
+"""The stages of a round in their order."""
+
+SFT = "sft"
+"""The policy that the rounds start from."""
+FINAL = "final"
+"""The policy of the last training on all that was found right in the rounds."""
+BLIND = "blind-"
+"""Before a policy's name: the question-only baseline, the same policy shown black images."""
+ROUND = "round-"
+"""Before a round's number: the name of the round and of its policy."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory; nothing is read or written before a path of it is asked for."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """What is being run: every option."""
+        return self.path / PLAN
+
+    @property
+    def outcome(self) -> Path:
+        """What the run came to."""
+        return self.path / "outcome.json"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers of the report, for programs."""
+        return self.path / "summary.json"
+
+    @property
+    def page(self) -> Path:
+        """The report, for readers."""
+        return self.path / "report.html"
+
+    @property
+    def data(self) -> Path:
+        """The data set."""
+        return self.path / "data"
+
+    @property
+    def model(self) -> Path:
+        """The model that training starts from, where the run builds it."""
+        return self.path / "model"
+
+    @property
+    def align(self) -> Path:
+        """That model once it has learned captions, where the run has an alignment stage."""
+        return self.path / "align"
+
+    @property
+    def judge_check(self) -> Path:
+        """Where a check of the run's expert is looked for."""
+        return self.path / "judge-check"
+
+    @property
+    def final(self) -> Path:
+        """What belongs to the policy of the last training."""
+        return self.path / FINAL
+
+    @property
+    def final_data(self) -> Path:
+        """The labels and all that was found right in the rounds: what the last training learns from."""
+        return self.final / "data"
+
+    def stage(self, round_name: str, stage: RoundStage) -> Path:
+        """A stage of a round."""
+        return self.path / round_name / stage
+
+    def description_stage(self, round_name: str, stage: RoundStage) -> Path:
+        """A stage of the descriptions with which a round begins, where the expert chooses among several."""
+        return self.path / round_name / "describe" / stage
+
+    def policy(self, name: str) -> Path:
+        """The folder of a policy by its name: sft, round-1, …, final."""
+        if name == SFT:
+            return self.path / SFT
+        return self.final / SFT if name == FINAL else self.stage(name, "dpo")
+
+    def evaluations(self, policy: str) -> Path:
+        """The evaluations of a policy or baseline, one folder a benchmark."""
+        return self.path / "evaluate" / policy
+
+    def evaluation(self, policy: str, benchmark: str) -> Path:
+        """The answers and scores of a policy or baseline on a benchmark."""
+        return self.evaluations(policy) / benchmark
+
+    def name_of(self, folder: Path) -> str:
+        """What a stage's folder is called in this run: data, round-1/ask, …"""
+        return folder.relative_to(self.path).as_posix()
+
+    @property
+    def image_root(self) -> Path:
+        """What the image paths of the run's records are relative to, as the data stage noted it."""
+        root = read_manifest(self.data).image_root
+        if root is None:
+            raise StllavaError(
+                f"{self.data / MANIFEST} names no image root",
+                expected="the manifest of a run's data stage",
+                remedy="Restore it, or delete it and give the command that made it again: finished work is kept.",
+            )
+        return self.data / root
+
+
+def round_name(number: int) -> str:
+    """The name of a round, and of the policy that comes of it."""
+    return f"{ROUND}{number}"

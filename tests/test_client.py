@@ -18,7 +18,7 @@ from stllava.config import ServerOptions
 from stllava.errors import StllavaError
 from stllava.remote import rate_limiter
 from stllava.remote.address import reach, secrets_pattern
-from stllava.remote.client import CUT_SERVERS_WORDS, MOST_REPLY_BYTES, Client, Fault, NoReplyError
+from stllava.remote.client import CUT_SERVERS_WORDS, MAX_REPLY_BYTES, Client, Fault, NoReplyError
 
 GOOD = response(b'{"choices": []}')
 
@@ -122,12 +122,12 @@ def test_a_small_reply_that_unpacks_to_a_large_one_takes_little_memory(body: byt
     error, _ = failure(whole(response(body, status=status, headers=f"Content-Encoding: {encoding}")), timeout=20.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * MOST_REPLY_BYTES
+    assert peak < 3 * MAX_REPLY_BYTES
     assert str(error).startswith("the reply is larger than 16 MiB" if status[0] == "2" else "status 500")
 
 
 def test_a_reply_that_is_too_large_is_not_asked_for_again() -> None:
-    error, asked = failure(whole(response(b" " * (MOST_REPLY_BYTES + 1))), timeout=20.0, retries=3)
+    error, asked = failure(whole(response(b" " * (MAX_REPLY_BYTES + 1))), timeout=20.0, retries=3)
     assert asked == 1
     assert error.refused
 

@@ -26,7 +26,7 @@ from stllava.errors import StllavaError
 from stllava.experts import build
 from stllava.experts.backends import batch_server
 from stllava.experts.backends.batch_server import BatchBackend
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatServer
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.reply_log import ReplyLog
 from stllava.experts.model.rubric import load_rubric
@@ -134,9 +134,8 @@ def options(**chat: object) -> JudgeOptions:
 def server(monkeypatch: pytest.MonkeyPatch) -> BatchServer:
     """The server of every batch expert."""
     made = BatchServer()
-    monkeypatch.setattr(
-        build, "BatchBackend", partial(BatchBackend, transport=httpx2.MockTransport(made), sleep=lambda _: None)
-    )
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(made)))
+    monkeypatch.setattr(build, "BatchBackend", partial(BatchBackend, sleep=lambda _: None))
     return made
 
 
@@ -146,7 +145,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
     given = write_answers(tmp_path / "answers", many_answers(30))
     root = write_image(tmp_path / "images")
     batched = judge(options(), answers=given, root=root, to=tmp_path / "batched")
-    monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(JudgeServer())))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(JudgeServer())))
     judge(options(batch=False), answers=given, root=root, to=tmp_path / "single")
     mine, single = (judgments_of(tmp_path / name) for name in ("batched", "single"))
     assert {key: one.scores for key, one in mine.items()} == {key: one.scores for key, one in single.items()}
@@ -158,7 +157,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
 
 
 def test_large_work_is_cut_into_several_batches(tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_server, "MOST_REQUESTS", 7)
+    monkeypatch.setattr(batch_server, "MAX_REQUESTS", 7)
     given = write_answers(tmp_path / "answers", many_answers(10))
     judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
     assert len(server.batches) == 3
@@ -210,7 +209,7 @@ def test_requests_that_no_batch_answers_fail_with_their_cause(tmp_path: Path, se
 
 def test_a_server_without_batches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = httpx2.MockTransport(lambda _: httpx2.Response(404, json={"detail": "Not Found"}))
-    monkeypatch.setattr(build, "BatchBackend", partial(BatchBackend, transport=nothing))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=nothing))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match=r"status 404.*OpenAI's /files and /batches"):
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
@@ -242,14 +241,10 @@ def test_a_batch_under_way_counts_against_the_limit_of_the_next_start(tmp_path: 
     with pytest.raises(StoppedError):
         judge(options(**PRICES), answers=write_answers(tmp_path / "answers", many_answers(10)), root=root, to=tmp_path / "out")
     reply_log = ReplyLog(tmp_path / "out", name="expert")
-    backend = BatchBackend(
-        options(**PRICES, max_requests=30).chat,
-        root=root,
-        folder=tmp_path / "out",
-        reply_log=reply_log,
-        transport=httpx2.MockTransport(server),
-        sleep=lambda _: None,
-    )
+    chat = options(**PRICES, max_requests=30).chat
+    transport = httpx2.MockTransport(server)
+    asked = ChatServer(chat, root=root, folder=tmp_path / "out", reply_log=reply_log, transport=transport)
+    backend = BatchBackend(asked, sleep=lambda _: None)
     expert = ModelExpert(
         backend, load_rubric(None, mode="pairwise", structured=False), reply_log=reply_log, options=options(**PRICES)
     )
@@ -280,7 +275,7 @@ def test_an_image_that_no_batch_can_hold_is_told_as_such(tmp_path: Path, server:
 def test_a_server_that_speaks_of_no_files_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: httpx2.Response
 ) -> None:
-    monkeypatch.setattr(build, "BatchBackend", partial(BatchBackend, transport=httpx2.MockTransport(lambda _: reply)))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(lambda _: reply)))
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match="OpenAI's /files and /batches") as caught:
         judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")

@@ -37,7 +37,7 @@ from helpers.judging import (
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
 from stllava.experts import build
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatBackend, ChatServer
 from stllava.experts.model.reply_log import Exchange
 from stllava.remote import rate_limiter
 from stllava.remote.concurrency import for_each
@@ -63,7 +63,7 @@ Use = Callable[[Handler], None]
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Let the stage's server be this function."""
     return lambda handler: monkeypatch.setattr(
-        build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(handler))
+        build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(handler))
     )
 
 
@@ -187,14 +187,14 @@ def test_nothing_is_sent_to_a_remote_host_without_permission(tmp_path: Path) -> 
 )
 def test_what_only_looks_like_this_machine_is_not(tmp_path: Path, url: str) -> None:
     with pytest.raises(StllavaError, match="send_images is false"):
-        ChatBackend(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
+        ChatServer(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:8000/v1", "http://127.9.9.9/v1"]
 )
 def test_loopback_is_this_machine(tmp_path: Path, url: str) -> None:
-    ChatBackend(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
+    ChatServer(ChatOptions(url=url, model="vlm"), root=tmp_path, folder=tmp_path)
 
 
 def test_what_is_sent_are_pixels_and_each_sending_is_noted_before(tmp_path: Path, use: Use) -> None:
@@ -272,7 +272,7 @@ def test_a_key_is_found_nowhere_after_a_failing_run(
 def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EXPERT_KEY", raising=False)
     with pytest.raises(StllavaError, match="EXPERT_KEY is not set"):
-        ChatBackend(ChatOptions(url=URL, key_variable="EXPERT_KEY"), root=tmp_path, folder=tmp_path)
+        ChatServer(ChatOptions(url=URL, key_variable="EXPERT_KEY"), root=tmp_path, folder=tmp_path)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
@@ -386,7 +386,7 @@ def test_requests_stop_before_a_limit_and_go_on_with_a_higher_one(tmp_path: Path
 
 def test_a_limit_on_costs_needs_a_price(tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match="max_cost is set, but no price"):
-        ChatBackend(ChatOptions(url=URL, max_cost=1.0), root=tmp_path, folder=tmp_path)
+        ChatServer(ChatOptions(url=URL, max_cost=1.0), root=tmp_path, folder=tmp_path)
 
 
 def test_a_dry_run_shows_the_first_prompt_and_asks_nothing(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_a_dry_run_shows_the_first_prompt_and_asks_nothing(tmp_path: Path) -> No
 
 def test_a_plan_of_a_server_elsewhere_needs_no_permission_and_can_send_nothing(tmp_path: Path) -> None:
     asked = options(url=REMOTE, key_variable="NO_SUCH_KEY").chat
-    backend = ChatBackend(asked, root=tmp_path, folder=tmp_path, asks=False)
+    backend = ChatBackend(ChatServer(asked, root=tmp_path, folder=tmp_path, asks=False))
     assert backend.name == "vlm at api.example.com"
     with pytest.raises(RuntimeError, match="a plan must ask nothing"):
         backend.ask([], lambda exchange: None)

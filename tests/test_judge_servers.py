@@ -26,7 +26,7 @@ from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts import build
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatServer
 from stllava.records import Sample
 from stllava.remote import rate_limiter
 from stllava.remote.refusals import KINDS, refusal_of
@@ -54,7 +54,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], Counter[str]]:
             asked[prompt_of(json.loads(request.content))] += 1
             return handler(request)
 
-        monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(hear)))
+        monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(hear)))
         return asked
 
     return listen

@@ -17,7 +17,7 @@ from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
 from stllava.errors import StllavaError
 from stllava.experts import build
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatServer
 from stllava.experts.model.reply_log import JudgeRequest, ReplyLog
 from stllava.remote import rate_limiter
 from stllava.stages.judge import judge, plan
@@ -75,7 +75,7 @@ class Meter:
 
 def use(monkeypatch: pytest.MonkeyPatch, server: Meter) -> None:
     """Let the stage's server be this one."""
-    monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(server)))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(server)))
 
 
 def options(**chat: object) -> JudgeOptions:
@@ -139,7 +139,7 @@ def test_a_count_that_cannot_be_costs_the_most_that_it_can(
         return httpx2.Response(200, json=said | {"usage": usage})
 
     most = plan(options(), answers=given, root=root, to=tmp_path / "out").cost
-    monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(reply)))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(reply)))
     manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
     assert most is not None
     assert manifest.measures["cost"] == pytest.approx(most)
@@ -155,7 +155,7 @@ def test_a_thought_that_only_the_total_counts_is_paid_for(tmp_path: Path, monkey
         said = completion(verdict_on(prompt_of(json.loads(request.content))))
         return httpx2.Response(200, json=said | {"usage": {"prompt_tokens": 200, "completion_tokens": 5, "total_tokens": 1205}})
 
-    monkeypatch.setattr(build, "ChatBackend", partial(ChatBackend, transport=httpx2.MockTransport(reply)))
+    monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(reply)))
     manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
     assert manifest.measures["cost"] == pytest.approx(2 * (200 * 3 + 1005 * 7) / 1e6)
 
@@ -200,12 +200,12 @@ def test_replies_that_were_paid_for_are_found_again_by_later_versions() -> None:
 
 def test_what_came_of_a_request_before_its_reply_is_remembered_by_the_reply_log(tmp_path: Path) -> None:
     request = JudgeRequest("0" * 16, "a", (0, 1), 0, "text", (), {})
-    chat = ChatBackend(
+    server = ChatServer(
         options().chat, root=tmp_path, folder=tmp_path, reply_log=(reply_log := ReplyLog(tmp_path, name="expert"))
     )
     useless = json.dumps({"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}).encode()
-    assert chat.keep_fault(request, useless, reserved=0.0) is not None
-    assert chat.keep_fault(request, useless, reserved=0.0) is not None
+    assert server.keep_fault(request, useless, reserved=0.0) is not None
+    assert server.keep_fault(request, useless, reserved=0.0) is not None
     reply_log.close()
     again = ReplyLog(tmp_path, name="expert")
     assert again.cost == pytest.approx(2 * (100 * 3 + 10 * 7) / 1e6)

@@ -18,7 +18,7 @@ from stllava.cli import PrintableFormatter, main, show_crash
 from stllava.commands.flags import tell
 from stllava.config import ChatOptions
 from stllava.experts import build
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatServer
 from stllava.experts.model.reply_log import Exchange
 from stllava.generation import chat
 from stllava.progress import Progress
@@ -145,10 +145,10 @@ def test_a_servers_words_reach_neither_terminal_nor_reply_log_as_escapes(
     def refuse(_: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(500, content=words.encode())
 
-    def make(options: ChatOptions, **more: object) -> ChatBackend:
-        return ChatBackend(options, transport=httpx2.MockTransport(refuse), **more)  # type: ignore[arg-type]
+    def make(options: ChatOptions, **more: object) -> ChatServer:
+        return ChatServer(options, transport=httpx2.MockTransport(refuse), **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build, "ChatBackend", make)
+    monkeypatch.setattr(build, "ChatServer", make)
     given = write_answers(tmp_path / "answers", [answers_of(f"what {number}?", ("a", "b")) for number in range(12)])
     flags = ["--expert", "chat", "--chat.url", "http://127.0.0.1:9/v1", "--chat.retries", "0", "--chat.concurrency", "1"]
     flags += ["--answers", str(given), "--root", str(write_image(tmp_path / "i")), "--to", str(tmp_path / "out")]

@@ -11,7 +11,7 @@ from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.backends.batch_server import BatchBackend
-from stllava.experts.backends.chat_server import ChatBackend
+from stllava.experts.backends.chat_server import ChatBackend, ChatServer
 from stllava.experts.backends.scripted import ScriptedBackend, SimulatedBackend
 from stllava.experts.expert import Expert
 from stllava.experts.model.model_expert import ModelExpert
@@ -111,8 +111,8 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
         from stllava.experts.backends.local_model import LocalBackend
 
         return LocalBackend(options.local, root=inputs.root)
-    kind = BatchBackend if options.chat.batch else ChatBackend
-    return kind(options.chat, root=inputs.root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
+    server = ChatServer(options.chat, root=inputs.root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
+    return BatchBackend(server) if options.chat.batch else ChatBackend(server)
 
 
 def _known(expert: str, truth: Path | None) -> Path:

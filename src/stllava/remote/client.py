@@ -5,10 +5,11 @@ unless the server's words say that it cannot help (`refusals.py`); other statuse
 server's Retry-After holds back every request to it.
 """
 
+import io
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -25,9 +26,9 @@ from stllava.remote.transport import HttpTransport, Transport, ending_at
 from stllava.text import printable
 
 CUT_SERVERS_WORDS = 500
-MOST_REPLY_BYTES = 16 << 20
+MAX_REPLY_BYTES = 16 << 20
 """Of a reply, unpacked: a stream of 50,000 tokens, an event each, is smaller."""
-MOST_ERROR_BYTES = 1 << 16
+MAX_ERROR_BYTES = 1 << 16
 """Of an error, whose first words are shown."""
 
 
@@ -116,24 +117,54 @@ class Client:
         stop: Event | None = None,
         fault: Callable[[bytes], Fault | None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
+        retries: int | None = None,
     ) -> ServerReply:
         """Send a JSON body that holds `images`, worth about so many tokens; raises NoReplyError.
 
         `stop` ends the waiting before and between attempts. `fault` names what makes a reply unusable, so that it is
-        tried again. `sending` is called before every attempt and may refuse it by raising.
+        tried again. `sending` is called before every attempt and may refuse it by raising. `retries` replaces what the
+        options say.
         """
         content = json.dumps(body, ensure_ascii=False).encode()
         headers = self.address.headers | {"Content-Type": "application/json"}
-        return self.send(
-            httpx2.Request("POST", self.address.at(path), content=content, headers=headers),
-            images=images,
-            tokens=tokens,
-            stop=stop,
-            fault=fault,
-            sending=sending,
-        )
+        request = httpx2.Request("POST", self.address.at(path), content=content, headers=headers)
+        return self._send(request, images=images, tokens=tokens, stop=stop, fault=fault, sending=sending, retries=retries)
 
-    def send(
+    def get(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+        max_bytes: int = MAX_REPLY_BYTES,
+    ) -> ServerReply:
+        """Ask for what is at `path`; raises NoReplyError, also for a reply of more than `max_bytes`, unpacked.
+
+        `seconds` replaces the options' timeout.
+        """
+        address = self.address.at(path).copy_merge_params(query or {})
+        request = httpx2.Request("GET", address, headers=self.address.headers)
+        return self._send(request, seconds=seconds, max_bytes=max_bytes)
+
+    def delete(self, path: str) -> ServerReply:
+        """Delete what is at `path`; raises NoReplyError."""
+        return self._send(httpx2.Request("DELETE", self.address.at(path), headers=self.address.headers))
+
+    def upload(
+        self, path: str, name: str, content: bytes, *, fields: Mapping[str, str], images: Sequence[PngImage], seconds: float
+    ) -> ServerReply:
+        """Send `content`, JSON lines that hold `images`, as a file called `name` beside `fields`; raises NoReplyError."""
+        request = httpx2.Request(
+            "POST",
+            self.address.at(path),
+            headers=self.address.headers,
+            data=dict(fields),
+            files={"file": (name, io.BytesIO(content), "application/jsonl")},
+        )
+        request.read()  # Attempts send the same bytes.
+        return self._send(request, images=images, seconds=seconds)
+
+    def _send(
         self,
         request: httpx2.Request,
         *,
@@ -144,12 +175,8 @@ class Client:
         sending: Callable[[], None] = lambda: None,
         retries: int | None = None,
         seconds: float | None = None,
-        most: int = MOST_REPLY_BYTES,
+        max_bytes: int = MAX_REPLY_BYTES,
     ) -> ServerReply:
-        """Send any request, as `post` does; `retries` and `seconds` replace what the options say.
-
-        A reply of more than `most` bytes, unpacked, is refused.
-        """
         limit = self._options.retries if retries is None else retries
         allowed = self._options.timeout if seconds is None else seconds
         stop = stop if stop is not None else Event()
@@ -162,7 +189,7 @@ class Client:
             began = time.monotonic()
             asked = None
             try:
-                status, headers, body = self._exchange(request, allowed, most)
+                status, headers, body = self._exchange(request, allowed, max_bytes)
             except httpx2.RequestError as error:
                 failure, status = self._broken(error, allowed), None
                 refusal = refusal_of(None, failure)
@@ -176,7 +203,7 @@ class Client:
                     failure, meant = f"{found.problem}: {self._words(body)}", found.status
                 elif body is None:
                     raise NoReplyError(
-                        f"the reply is larger than {most >> 20} MiB", attempts=attempts, status=status, refusal=TOO_LARGE
+                        f"the reply is larger than {max_bytes >> 20} MiB", attempts=attempts, status=status, refusal=TOO_LARGE
                     )
                 else:
                     target = (
@@ -193,14 +220,14 @@ class Client:
                 break
         raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
 
-    def _exchange(self, request: httpx2.Request, seconds: float, most: int) -> tuple[int, httpx2.Headers, bytes | None]:
-        """Status, headers and body of a response; None for a body of more than `most` bytes. Errors are cut instead."""
+    def _exchange(self, request: httpx2.Request, seconds: float, max_bytes: int) -> tuple[int, httpx2.Headers, bytes | None]:
+        """Status, headers and body of a response; None for a body of more than `max_bytes` bytes. Errors are cut instead."""
         end = time.monotonic() + seconds
         with ending_at(end):
             response = self._http.send(request, stream=True)
             try:
                 whole = response.status_code == 200
-                room = most if whole else MOST_ERROR_BYTES
+                room = max_bytes if whole else MAX_ERROR_BYTES
                 content = bytearray()
                 for piece in response.iter_bytes():
                     content += piece

@@ -6,7 +6,6 @@ the batches it paid for. A batch whose creation was not recorded, because a kill
 mark it carries. Files on the server are deleted once they are read: they hold images.
 """
 
-import io
 import json
 import logging
 import random
@@ -14,33 +13,29 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
-from threading import Event
+from functools import partial
 from typing import Literal, TypeVar
 
-import httpx2
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from stllava.config import ChatOptions
 from stllava.errors import ItemError, StllavaError
-from stllava.experts.backends.chat_server import ChatBackend
-from stllava.experts.model.reply_log import Exchange, JudgeRequest, ReplyLog, fault
+from stllava.experts.backends.chat_server import ChatServer
+from stllava.experts.model.reply_log import Exchange, JudgeRequest, fault
 from stllava.records import Record, content_id
-from stllava.remote.audit import Audit
 from stllava.remote.batches import BatchLine, BatchPage, RemoteBatch, UploadedFile
-from stllava.remote.client import CUT_SERVERS_WORDS, MOST_REPLY_BYTES, Client, NoReplyError
+from stllava.remote.client import CUT_SERVERS_WORDS, Client, NoReplyError, ServerReply
 from stllava.remote.png import PngImage
 from stllava.remote.rate_limiter import pause
 from stllava.store import EXCHANGES, Log
 from stllava.text import printable
 
-MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000
+MAX_REQUESTS, MAX_BYTES = 50_000, 100_000_000
 """Of one batch; the provider's own limits are 50,000 requests and 200 MB."""
 ROUNDS = 3
 """Times that requests a batch failed to answer are put into another one."""
 MARK = "stllava"
 """Name of the metadata by which a batch is found again."""
-MOST_LINE_BYTES, MOST_FILE_BYTES, FILE_SECONDS = 1 << 20, 1 << 29, 3600.0
+MAX_LINE_BYTES, MAX_FILE_BYTES, FILE_SECONDS = 1 << 20, 1 << 29, 3600.0
 """What a file that comes back may hold, for each request and in all, and how long a file may take to go or come."""
 LOG = logging.getLogger(__name__)
 B = TypeVar("B", bound=BaseModel)
@@ -61,34 +56,34 @@ class BatchState(Record):
     """The server's id of the batch."""
 
 
-class BatchBackend(ChatBackend):
+class BatchBackend:
     """Asks a server through its batch API."""
 
-    def __init__(
-        self,
-        options: ChatOptions,
-        *,
-        root: Path,
-        folder: Path,
-        reply_log: ReplyLog | None = None,
-        asks: bool = True,
-        transport: httpx2.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """As `ChatBackend`; `sleep` waits between two polls."""
-        super().__init__(options, root=root, folder=folder, reply_log=reply_log, asks=asks, transport=transport)
-        self._sleep = sleep
+    def __init__(self, server: ChatServer, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """`sleep` waits between two polls."""
+        self.server, self._sleep = server, sleep
         self._held: dict[str, float] = {}
         self._sent: Counter[str] = Counter()
-        self._log_path = folder / EXCHANGES / f"{reply_log.name if reply_log is not None else 'expert'}-batches.jsonl"
+        name = server.reply_log.name if server.reply_log is not None else "expert"
+        self._log_path = server.folder / EXCHANGES / f"{name}-batches.jsonl"
+
+    @property
+    def name(self) -> str:
+        """Model and host."""
+        return self.server.name
+
+    @property
+    def identity(self) -> dict[str, JsonValue]:
+        """Everything that shapes a reply."""
+        return self.server.identity
+
+    def max_cost(self, request: JudgeRequest) -> float | None:
+        """US dollars that a request costs at most; None where no price is known."""
+        return self.server.max_cost(request)
 
     def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """Send every request in batches, and wait for them; batches under way are collected first."""
-        address, audit = self._address, Audit(self._folder)
-        with (
-            closing(Log(self._log_path)) as log,
-            Client(address, self._options, audit=audit, transport=self._transport) as client,
-        ):
+        with closing(Log(self._log_path)) as log, self.server.connect() as client:
             waiting = {request.id: request for request in requests}
             failures: dict[str, str] = {}
             for turn in range(ROUNDS):
@@ -109,14 +104,14 @@ class BatchBackend(ChatBackend):
                     break
             for request in waiting.values():
                 failure = failures.get(request.id, "no batch answered it")
-                record(self._failure(request, failure, attempts=max(0, self._sent[request.id])))
+                record(self.server.failure(request, failure, attempts=max(0, self._sent[request.id])))
 
     def _hold(self, requests: Iterable[JudgeRequest]) -> None:
         """Reserve what batches cost that are under way since an earlier start."""
         for request in requests:
             if request.id not in self._held:
-                self._held[request.id] = self._budget.max_cost(request.text, len(request.images))
-                self._budget.hold(self._held[request.id])
+                self._held[request.id] = self.server.budget.max_cost(request.text, len(request.images))
+                self.server.budget.hold(self._held[request.id])
 
     def _parts(
         self, requests: list[JudgeRequest], failures: dict[str, str]
@@ -126,15 +121,15 @@ class BatchBackend(ChatBackend):
         size = 0
         for request in requests:
             try:
-                pictures = [self._pictures.get(path) for path in request.images]
+                pictures = [self.server.pictures.get(path) for path in request.images]
             except ItemError as error:
                 failures[request.id] = f"image {error.cause}: {error}"
                 continue  # It stays without an answer, and its failure is told at the end.
-            body = self.body(request, pictures)
+            body = self.server.body(request, pictures)
             line = {"custom_id": request.id, "method": "POST", "url": "/v1/chat/completions", "body": body}
             # ASCII: some readers of JSONL take U+2028 and the like for the end of a line.
             content = json.dumps(line).encode() + b"\n"
-            if part and (len(part) == MOST_REQUESTS or size + len(content) > MOST_BYTES):
+            if part and (len(part) == MAX_REQUESTS or size + len(content) > MAX_BYTES):
                 yield part
                 part, size = [], 0
             part.append((request, content, pictures))
@@ -154,23 +149,20 @@ class BatchBackend(ChatBackend):
         """Upload a part and create its batch, writing down each step before the next."""
         ids = tuple(request.id for request, _, _ in part)
         mark = content_id("batch", list(ids), turn, sum(1 for state in states.values() if state.requests == ids))
-        costs = {request.id: self._budget.max_cost(request.text, len(request.images)) for request, _, _ in part}
-        self._budget.reserve(sum(costs.values()), requests=len(part))
+        costs = {request.id: self.server.budget.max_cost(request.text, len(request.images)) for request, _, _ in part}
+        self.server.budget.reserve(sum(costs.values()), requests=len(part))
         self._held |= costs
         self._sent.update(ids)
         state = BatchState(mark=mark, step="planned", requests=ids)
         log.append(state)
         content = b"".join(line for _, line, _ in part)
         pictures = [picture for _, _, several in part for picture in several]
-        upload = httpx2.Request(
-            "POST",
-            self._address.at("/files"),
-            headers=self._address.headers,
-            data={"purpose": "batch"},
-            files={"file": (f"{mark}.jsonl", io.BytesIO(content), "application/jsonl")},
+        uploaded = self._refusing(
+            lambda: client.upload(
+                "/files", f"{mark}.jsonl", content, fields={"purpose": "batch"}, images=pictures, seconds=FILE_SECONDS
+            )
         )
-        upload.read()
-        file = self._read(UploadedFile, self._send(client, upload, images=pictures, seconds=FILE_SECONDS))
+        file = self._read(UploadedFile, uploaded)
         state = state.model_copy(update={"step": "uploaded", "file": file.id})
         log.append(state.model_copy(update={"requests": ()}))
         states[mark] = self._create(client, log, state)
@@ -184,14 +176,13 @@ class BatchBackend(ChatBackend):
             "metadata": {MARK: state.mark},
         }
         made = ""
-        for attempt in range(self._options.retries + 1):
-            request = httpx2.Request("POST", self._address.at("/batches"), headers=self._address.headers, json=asked)
+        for attempt in range(self.server.options.retries + 1):
             try:
-                made = self._read(RemoteBatch, client.send(request, retries=0).body).id
+                made = self._read(RemoteBatch, client.post("/batches", asked, retries=0).body).id
             except NoReplyError as error:
                 # It may have been created all the same: asked again blindly, it would be paid for twice.
                 made = self._there(client).get(state.mark, "") if not error.refused else ""
-                if not made and (error.refused or attempt == self._options.retries):
+                if not made and (error.refused or attempt == self.server.options.retries):
                     raise self._refusal(error) from None
             if made:
                 break
@@ -228,8 +219,8 @@ class BatchBackend(ChatBackend):
         """All batches that the server knows, newest first."""
         after = ""
         while True:
-            address = self._address.at("/batches").copy_merge_params({"limit": "100"} | ({"after": after} if after else {}))
-            page = self._read(BatchPage, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
+            query = {"limit": "100"} | ({"after": after} if after else {})
+            page = self._read(BatchPage, self._refusing(partial(client.get, "/batches", query=query)))
             yield from page.data
             if not page.has_more or not page.data or page.data[-1].id == after:
                 return
@@ -245,12 +236,11 @@ class BatchBackend(ChatBackend):
         failures: dict[str, str],
     ) -> None:
         """Wait for a batch, hand over its replies, delete its files."""
-        address = self._address.at(f"/batches/{state.batch}")
         while True:
-            batch = self._read(RemoteBatch, self._send(client, httpx2.Request("GET", address, headers=self._address.headers)))
+            batch = self._read(RemoteBatch, self._refusing(partial(client.get, f"/batches/{state.batch}")))
             if batch.status in ("completed", "failed", "expired", "cancelled"):
                 break
-            self._sleep(self._options.poll)
+            self._sleep(self.server.options.poll)
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
                 self._read_lines(client, file, waiting, record, failures)
@@ -272,10 +262,8 @@ class BatchBackend(ChatBackend):
         failures: dict[str, str],
     ) -> None:
         useless: set[str] = set()
-        address = self._address.at(f"/files/{file}/content")
-        download = httpx2.Request("GET", address, headers=self._address.headers)
-        most = min(MOST_FILE_BYTES, (1 + len(waiting)) * 2 * MOST_LINE_BYTES)
-        content = self._send(client, download, seconds=FILE_SECONDS, most=most)
+        most = min(MAX_FILE_BYTES, (1 + len(waiting)) * 2 * MAX_LINE_BYTES)
+        content = self._refusing(partial(client.get, f"/files/{file}/content", seconds=FILE_SECONDS, max_bytes=most))
         for raw in content.split(b"\n"):
             if not raw.strip():
                 continue
@@ -292,49 +280,41 @@ class BatchBackend(ChatBackend):
             body = json.dumps(line.response.body, ensure_ascii=False)
             if request.id in useless and fault(body.encode()) is not None:
                 continue  # The same line again.
-            found = self.keep_fault(request, body.encode(), reserved=self._held.get(request.id, 0.0))
+            found = self.server.keep_fault(request, body.encode(), reserved=self._held.get(request.id, 0.0))
             if found is not None:
                 failures[line.custom_id] = found.problem
                 useless.add(request.id)
                 self._held.pop(request.id, None)
                 self._sent[request.id] -= 1  # It is counted with the reply that was kept.
                 continue
-            hidden = self._address.redact(body)
+            hidden = self.server.address.redact(body)
             sent = max(1, self._sent[request.id])
-            exchange = Exchange.of(request, model=self.name, body=hidden, attempts=sent, cost=self.cost(request, hidden))
+            exchange = Exchange.of(request, model=self.name, body=hidden, attempts=sent, cost=self.server.cost(request, hidden))
             self._settle(request.id, exchange.cost)
             record(exchange)
             del waiting[line.custom_id]
 
     def _settle(self, key: str, cost: float) -> None:
         """Give back what was reserved for a request and count what it cost."""
-        self._budget.settle(self._held.pop(key, 0.0), cost)
+        self.server.budget.settle(self._held.pop(key, 0.0), cost)
 
     def _told(self, error: JsonValue) -> str:
         """An error of a batch in the server's words, short enough to show."""
-        words = " ".join(self._address.redact(json.dumps(error, ensure_ascii=False)).split())
+        words = " ".join(self.server.address.redact(json.dumps(error, ensure_ascii=False)).split())
         return printable(words)[:CUT_SERVERS_WORDS]
 
     def _forget(self, client: Client, file: str) -> None:
         """Delete a file on the server; it may be gone already."""
-        request = httpx2.Request("DELETE", self._address.at(f"/files/{file}"), headers=self._address.headers)
         try:
-            client.send(request)
+            client.delete(f"/files/{file}")
         except NoReplyError as error:
             if error.status != 404:
                 raise self._refusal(error) from None
 
-    def _send(
-        self,
-        client: Client,
-        request: httpx2.Request,
-        *,
-        images: list[PngImage] | None = None,
-        seconds: float | None = None,
-        most: int = MOST_REPLY_BYTES,
-    ) -> bytes:
+    def _refusing(self, send: Callable[[], ServerReply]) -> bytes:
+        """What is sent back; where nothing is, the error says what a server of batches must have."""
         try:
-            return client.send(request, images=images or (), stop=Event(), seconds=seconds, most=most).body
+            return send().body
         except NoReplyError as error:
             raise self._refusal(error) from None
 
@@ -343,15 +323,15 @@ class BatchBackend(ChatBackend):
         try:
             return kind.model_validate_json(body)
         except ValidationError:
-            words = printable(" ".join(self._address.redact(body.decode(errors="replace")).split()))[:CUT_SERVERS_WORDS]
+            words = printable(" ".join(self.server.address.redact(body.decode(errors="replace")).split()))[:CUT_SERVERS_WORDS]
             raise self._refusal(words) from None
 
     def _refusal(self, error: NoReplyError | str) -> StllavaError:
         remedy = error.refusal.remedy if isinstance(error, NoReplyError) else ""
         return StllavaError(
-            f"{self._address.base} ends with {error}"
+            f"{self.server.address.base} ends with {error}"
             if isinstance(error, NoReplyError)
-            else f"{self._address.base} says {error}",
+            else f"{self.server.address.base} says {error}",
             expected="a server with OpenAI's /files and /batches",
             remedy=remedy
             or "Set batch to false, or correct url and key_variable, and give the same command again: every reply is kept.",

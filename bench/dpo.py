@@ -97,9 +97,9 @@ def prepare(work: Path, setting: Setting) -> Figures:
 
 def noted(policy: "Policy", pairs: "list[Preference]", work: Path, setting: Setting) -> "list[Preference]":
     """The pairs with the log-probabilities that the policy would have noted had it said these answers."""
-    from stllava.training.preference_dataset import Choices
+    from stllava.training.preference_dataset import PreferenceDataset
 
-    choices = Choices(policy, pairs, images=work / "images", lessons=None, options=options(setting), seed=0)
+    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=options(setting), seed=0)
     choices.measure_reference(WEIGHTS)
     found = {one.id: one for one in choices.references(WEIGHTS)}
     return [pair.model_copy(update={"reference": found[pair.id]}) for pair in pairs]
@@ -128,12 +128,12 @@ def options(setting: Setting) -> "DpoOptions":
 
 def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
     """One epoch of stllava: the reference, as noted or computed anew, then training."""
-    from stllava.training.preference_dataset import Choices
+    from stllava.training.preference_dataset import PreferenceDataset
     from stllava.tree.guard import check_packing
 
     dpo = options(setting)
     began = time.perf_counter()
-    choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
     planted = time.perf_counter()
     if fault := check_packing(policy, choices.trees):
         sys.exit(fault)

@@ -91,17 +91,17 @@ def conversations(pairs: "list[Preference]") -> "list[Conversation]":
 
 def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Setting, work: Path) -> Clock:
     """The stage's steps, through the code of a run; adapters are left beside the weights, which come from no folder."""
-    from stllava.training.preference_dataset import Choices
-    from stllava.training.sft_dataset import Lessons
+    from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.sft_dataset import SftDataset
     from stllava.training.trainer import Items, fit
 
     clock, (sft, dpo) = Clock(), options(setting)
     if stage == "sft":
         most = min(policy.context, setting.tokens)
-        lessons = Lessons(policy, conversations(pairs), images=work / "images", self_question_ratio=0.5, seed=0, most=most)
+        lessons = SftDataset(policy, conversations(pairs), images=work / "images", self_question_ratio=0.5, seed=0, most=most)
         lessons.learn(sft, work / stage, watch=clock, merge=False)
         return clock
-    choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
     choices.measure_reference("as built")
     watch = choices.watch
 

@@ -25,7 +25,7 @@ from shared.measure import as_json, device_kind, finish_device, spread, write_re
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
-from stllava.training.preference_dataset import Choices
+from stllava.training.preference_dataset import PreferenceDataset
 
 SQUARE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = {"cpu": 8, "cuda": 50}
@@ -92,7 +92,7 @@ def main() -> None:
         policy = load_policy(work / "model")
         pairs = [Preference.model_validate_json(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
         dpo = options(setting)
-        choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+        choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
         choices.measure_reference("")
         model = prepare_model(policy.model, dpo).train()
         groups = optimizer_groups(model, dpo)

@@ -51,7 +51,7 @@ def side(size: Size, model: str) -> Figures:
     from stllava.generation.decoder import LocalSampler
     from stllava.generation.sampler import Prompt
     from stllava.records import Lineage, Message, Preference
-    from stllava.training.preference_dataset import Choices
+    from stllava.training.preference_dataset import PreferenceDataset
 
     shape = SHAPES["small-image"]
     policy = build(model, shape)
@@ -90,7 +90,7 @@ def side(size: Size, model: str) -> Figures:
         ]
         dpo = options(DpoSetting("small-image", model, size.images, 8, False))
         planned = time.perf_counter()
-        choices = Choices(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+        choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
         choices.measure_reference("")
         choices.learn(work / "dpo")
         finish_device()

@@ -41,9 +41,9 @@ from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records
-from stllava.training.sft_dataset import Lessons
-from stllava.training.trainer import FirstGradients
-from stllava.tree.forward import Tree, collate, grow, last_mlp, recomputed, token_log_probabilities
+from stllava.training.sft_dataset import SftDataset
+from stllava.training.trainer import GradientCheck
+from stllava.tree.forward import Tree, activation_checkpointing, build_tree, collate, last_mlp, token_log_probabilities
 
 PARTS = ("language", "projector", "vision")
 RATES = GroupRates(language=4e-4, projector=2e-4, vision=1e-4)
@@ -67,7 +67,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def learn(policy: Policy, phantoms: Path, options: SftOptions, work: Path, *, merge: bool) -> None:
     """One optimizer step on all phantoms."""
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
     lessons.learn(options, work, merge=merge)
 
 
@@ -77,16 +77,16 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached: dict[str, bool] = {}
         self.rates: dict[str, float] = {}
-        check: Callable[..., None] = FirstGradients.on_pre_optimizer_step
+        check: Callable[..., None] = GradientCheck.on_pre_optimizer_step
 
-        def look(callback: FirstGradients, *given: Any, model: nn.Module, optimizer: Any, **named: Any) -> None:
+        def look(callback: GradientCheck, *given: Any, model: nn.Module, optimizer: Any, **named: Any) -> None:
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     self.reached[plain_name(name)] = parameter.grad is not None and bool((parameter.grad != 0).any())
             self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             check(callback, *given, model=model, optimizer=optimizer, **named)
 
-        monkeypatch.setattr(FirstGradients, "on_pre_optimizer_step", look)
+        monkeypatch.setattr(GradientCheck, "on_pre_optimizer_step", look)
 
 
 def test_after_a_step_both_loras_and_the_projector_have_moved_at_their_own_rates_and_all_else_is_bit_identical(
@@ -142,7 +142,7 @@ def batch_of(policy: Policy, phantoms: Path) -> dict[str, Tensor]:
     chains = [
         [Segment(f" {text}?<|end|><|assistant|>", False), Segment("a mass<|end|>", True)] for text in ("what", "is there")
     ]
-    return collate(policy, [grow(policy, prefix, chains)])
+    return collate(policy, [build_tree(policy, prefix, chains)])
 
 
 def test_the_merged_model_says_what_the_adapted_one_says(phantoms: Path) -> None:
@@ -276,7 +276,7 @@ def test_activations_computed_twice_give_the_same_loss_and_gradients(name: str, 
         for said in ("the lung", "no acute finding")
     ]
     text = policy.chat.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
-    tree: Tree = grow(policy, Prefix(str(text), ("one.png",), picture), chains)
+    tree: Tree = build_tree(policy, Prefix(str(text), ("one.png",), picture), chains)
     batch = collate(policy, [tree])
     calls: list[str] = []
     last = last_mlp(policy.model)
@@ -294,7 +294,7 @@ def test_activations_computed_twice_give_the_same_loss_and_gradients(name: str, 
 
     once = step()
     assert sorted(calls) == ["0", "1"]
-    with recomputed(policy.model):
+    with activation_checkpointing(policy.model):
         twice = step()
     assert last is layers[-1].mlp
     assert sorted(calls) == ["0", "0", "1"]
@@ -318,7 +318,7 @@ def test_a_model_without_layers_to_compute_again_is_refused() -> None:
     policy = llava()
     policy.model.get_decoder().layers = nn.ModuleList()
     policy.model.model.vision_tower.encoder.layers = nn.ModuleList()
-    with pytest.raises(StllavaError, match="no layers that can be computed again"), recomputed(policy.model):
+    with pytest.raises(StllavaError, match="no layers that can be computed again"), activation_checkpointing(policy.model):
         pass
 
 

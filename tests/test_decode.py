@@ -13,13 +13,13 @@ from transformers import GenerationConfig
 from stllava.config import SamplingOptions
 from stllava.data.images import open_image
 from stllava.errors import ItemError
-from stllava.generation.decoder import LocalSampler, pick
+from stllava.generation.decoder import LocalSampler, sample_token
 from stllava.generation.sampler import Completion, Prompt, usable
 from stllava.model import load
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import Segment
 from stllava.records import Message
-from stllava.tree.forward import collate, grow, token_log_probabilities
+from stllava.tree.forward import build_tree, collate, token_log_probabilities
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=12)
 WARM = SamplingOptions(temperature=1.5, top_k=50, top_p=0.9, max_new_tokens=8)
@@ -161,7 +161,7 @@ def test_log_probabilities_are_those_of_a_packed_forward(policy: Policy, sampler
         request = sampler.request(one)
         question = Segment(str(policy.tokenizer.decode(list(request.ids))), False)
         assert policy.tokens(question.text) == request.ids
-        tree = grow(policy, request.prefix, [[question, Segment(done.text + request.ending, True)]])
+        tree = build_tree(policy, request.prefix, [[question, Segment(done.text + request.ending, True)]])
         with torch.inference_mode():
             value = float(token_log_probabilities(policy.model, collate(policy, [tree])).sum())
         assert done.log_probability == pytest.approx(value, abs=1e-4)
@@ -170,9 +170,9 @@ def test_log_probabilities_are_those_of_a_packed_forward(policy: Policy, sampler
 def test_top_k_and_top_p_keep_only_the_likeliest() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.15, 0.3, 0.05]])).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    by_k, values = pick(logits, SamplingOptions(temperature=1.0, top_k=2, top_p=1.0), uniform)
-    by_p, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=0.6), uniform)
-    free, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=1.0), uniform)
+    by_k, values = sample_token(logits, SamplingOptions(temperature=1.0, top_k=2, top_p=1.0), uniform)
+    by_p, _ = sample_token(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=0.6), uniform)
+    free, _ = sample_token(logits, SamplingOptions(temperature=1.0, top_k=0, top_p=1.0), uniform)
     assert set(by_k.tolist()) == {0, 2} == set(by_p.tolist())
     torch.testing.assert_close(values.exp(), torch.tensor([0.5, 0.15, 0.3, 0.05])[by_k])
     shares = torch.bincount(free, minlength=4) / len(free)
@@ -183,7 +183,7 @@ def test_top_k_and_top_p_keep_only_the_likeliest() -> None:
 def test_what_has_no_share_is_never_said(uniform: float) -> None:
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]])
     for top_k in (0, 2):
-        token, _ = pick(logits, SamplingOptions(temperature=1.0, top_k=top_k, top_p=1.0), torch.tensor([uniform]))
+        token, _ = sample_token(logits, SamplingOptions(temperature=1.0, top_k=top_k, top_p=1.0), torch.tensor([uniform]))
         assert token.item() in (1, 3)
 
 

@@ -37,7 +37,7 @@ from stllava.stages.dpo import dpo
 from stllava.stages.export import export
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records, to_jsonl, write_whole
-from stllava.tree.forward import collate, grow, token_log_probabilities
+from stllava.tree.forward import build_tree, collate, token_log_probabilities
 from stllava.tree.guard import measure_packing
 
 # Its processor makes arrays of tensors in the old way (transformers 5.23).
@@ -170,7 +170,7 @@ def same(one: Policy, other: Policy, root: Path) -> bool:
 def gap(policy: Policy, root: Path) -> str:
     """Nats a token on average between packed and unpacked, which say of themselves whether the model may be packed."""
     chains = [segments(policy.chat, (Message(role="user", content=text), TALK[1]), images=1) for text in QUESTIONS]
-    tree = grow(policy, Prefix(chains[0][0].text, ("wide.png",), root), [chain[1:] for chain in chains])
+    tree = build_tree(policy, Prefix(chains[0][0].text, ("wide.png",), root), [chain[1:] for chain in chains])
     measured = measure_packing(policy, tree)
     assert (measured.fault is None) == (not policy.family.unpacked), (policy.model.dtype, measured)
     return "refused" if measured.refusal else f"{measured.gap:.0e}"
@@ -379,7 +379,7 @@ def test_what_is_said_later_does_not_change_how_likely_an_answer_was(policy: Pol
     for turns in (TALK[:2], TALK):
         pieces = segments(policy.chat, turns, images=1)
         learned = max(place for place, piece in enumerate(pieces) if piece.learn)
-        tree = grow(policy, Prefix(pieces[0].text, ("wide.png",), tmp_path), [pieces[1 : learned + 1]])
+        tree = build_tree(policy, Prefix(pieces[0].text, ("wide.png",), tmp_path), [pieces[1 : learned + 1]])
         with torch.inference_mode():
             values.append(token_log_probabilities(policy.model, collate(policy, [tree])))
     assert len(values[1]) > len(values[0])

@@ -13,16 +13,16 @@ from torch import Tensor
 from stllava.data.conversations import read_conversations
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
-from stllava.training.sft_dataset import Lessons
+from stllava.training.sft_dataset import SftDataset
 from stllava.tree.forward import (
     TokenLogProbability,
     Tree,
+    build_tree,
     collate,
-    forwards,
-    grow,
     last_mlp,
-    longest,
+    longest_chain,
     path,
+    split_into_forwards,
     token_log_probabilities,
 )
 from stllava.tree.layout import share_rows
@@ -36,7 +36,7 @@ def policy(tiny_model: Path) -> Policy:
 @pytest.fixture
 def trees(policy: Policy, phantoms: Path) -> list[Tree]:
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = Lessons(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=1, most=512)
+    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=1, most=512)
     return [lessons.tree(index, 0) for index in range(4)]
 
 
@@ -45,7 +45,7 @@ def score(policy: Policy, trees: Sequence[Tree], *, packs: bool, most: int = 1 <
     policy.packs = packs
     policy.model.zero_grad()
     values: dict[int, Tensor] = {}
-    for part in forwards(policy, trees, most=most):
+    for part in split_into_forwards(policy, trees, most=most):
         batch = collate(policy, [trees[index] for index in part])
         tokens = token_log_probabilities(policy.model, batch)
         weights = torch.cos(batch["labels"].float())
@@ -95,7 +95,7 @@ def test_random_trees_are_scored_as_their_chains_in_any_order_of_questions(
             for text, answers in questions
             for answer in answers
         ]
-        return grow(policy, prefix, chains)
+        return build_tree(policy, prefix, chains)
 
     packed = score(policy, [planted(asked)], packs=True)
     assert_same(packed, score(policy, [planted(asked)], packs=False))
@@ -108,7 +108,7 @@ def test_random_trees_are_scored_as_their_chains_in_any_order_of_questions(
 def test_forwards_of_few_tokens_give_what_one_forward_gives(policy: Policy, trees: list[Tree]) -> None:
     whole = score(policy, trees, packs=True)
     for most in (300, 600, 1000):
-        assert len(forwards(policy, trees, most=most)) > 1
+        assert len(split_into_forwards(policy, trees, most=most)) > 1
         assert_same(score(policy, trees, packs=True, most=most), whole)
         assert_same(score(policy, trees, packs=False, most=most), whole)
 
@@ -165,4 +165,4 @@ def test_equal_questions_share_their_tokens_and_answers_never_do(trees: list[Tre
 def test_the_longest_chain_is_what_must_fit_the_context(policy: Policy, trees: list[Tree]) -> None:
     for tree in trees:
         chains = [sum(len(tree.nodes[node].ids) for node in path(tree, chain)) for chain in range(len(tree.leaves))]
-        assert longest(policy, tree) == policy.length(tree.prefix) + max(chains)
+        assert longest_chain(policy, tree) == policy.length(tree.prefix) + max(chains)

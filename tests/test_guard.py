@@ -26,7 +26,7 @@ from stllava.model.load import Policy
 from stllava.model.prompt import segments
 from stllava.model.small import IMAGE, TEMPLATE
 from stllava.records import Lineage, Message, Preference
-from stllava.training.preference_dataset import Choices
+from stllava.training.preference_dataset import PreferenceDataset
 from stllava.tree.forward import Tree, collate, path, token_log_probabilities
 from stllava.tree.guard import check_packing, measure_packing
 from stllava.tree.layout import ROOT, Node
@@ -50,7 +50,7 @@ def policy(family: str) -> Policy:
     return made
 
 
-def choices(policy: Policy, phantoms: Path) -> Choices:
+def choices(policy: Policy, phantoms: Path) -> PreferenceDataset:
     pairs = [
         Preference(
             id=f"{index} {number}",
@@ -64,7 +64,9 @@ def choices(policy: Policy, phantoms: Path) -> Choices:
         for index in range(2)
         for number, text in enumerate(QUESTIONS)
     ]
-    return Choices(policy, pairs, images=phantoms / "images", lessons=None, options=DpoOptions(nll=0, replay=0), seed=0)
+    return PreferenceDataset(
+        policy, pairs, images=phantoms / "images", lessons=None, options=DpoOptions(nll=0, replay=0), seed=0
+    )
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ OPTIONS = """
 TWICE = "Found Frame Groups Layout Looks Parts Plan Projection Seen Table Tally _Branch _Question"
 """Classes that still stand twice."""
 OWED = """
-    At Choice Choices FirstGradients Growth GrowingCache Hidden Learned Lessons Looks Lost Made Missed Prefilled Seen Watch
-    Whole additive forwards grow hide longest look_over only pick recomputed together
+    At Hidden Learned Looks Lost Made Missed Seen Whole
+    hide look_over
 """
 """Classes and functions that still have their old names."""
 

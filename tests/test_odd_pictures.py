@@ -20,7 +20,7 @@ from stllava.config import AskOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import ItemError, StllavaError
 from stllava.generation.chat import talk
-from stllava.generation.decoder import Growth, LocalSampler
+from stllava.generation.decoder import LocalSampler, TreeDecoder
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import segments
@@ -28,7 +28,7 @@ from stllava.records import Message
 from stllava.stages.ask import ask
 from stllava.stages.sft import sft
 from stllava.store import to_jsonl, write_whole
-from stllava.tree.forward import Tree, collate, forwards, grow, token_log_probabilities
+from stllava.tree.forward import Tree, build_tree, collate, split_into_forwards, token_log_probabilities
 
 # Its processor makes arrays of tensors in the old way (transformers 5.23).
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -98,7 +98,7 @@ def tree_of(policy: Policy, folder: Path, picture: str) -> Tree:
     """Two short chains about a picture."""
     pieces = segments(policy.chat, TALK, images=1)
     other = segments(policy.chat, (Message(role="user", content="which organ?"), TALK[1]), images=1)
-    return grow(policy, prefix_of(policy, folder, picture), [pieces[1:], other[1:]])
+    return build_tree(policy, prefix_of(policy, folder, picture), [pieces[1:], other[1:]])
 
 
 def values(policy: Policy, trees: list[Tree]) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_pictures_of_two_shapes_in_a_batch_are_each_seen_as_alone(name: str, pac
     policy = built(name)
     policy.packs = packs and not policy.family.unpacked
     trees = [tree_of(policy, tmp_path, picture) for picture in draw(tmp_path, (64, 48), (40, 64))]
-    parts = forwards(policy, trees, most=1 << 16)
+    parts = split_into_forwards(policy, trees, most=1 << 16)
     found = torch.cat([values(policy, [trees[index] for index in part]) for part in parts])
     order = [index for part in parts for index in part]
     assert torch.allclose(found, torch.cat([values(policy, [trees[index]]) for index in order]), atol=1e-4)
@@ -125,17 +125,17 @@ def test_pictures_that_nothing_tells_the_end_of_are_not_joined(tmp_path: Path, m
     policy = FAMILIES["llava"]()
     policy.processor.image_processor.size = {"shortest_edge": 32}
     trees = [tree_of(policy, tmp_path, picture) for picture in draw(tmp_path, (64, 48), (40, 64), (128, 96))]
-    assert sorted(sorted(part) for part in forwards(policy, trees, most=1 << 16)) == [[0, 2], [1]]
+    assert sorted(sorted(part) for part in split_into_forwards(policy, trees, most=1 << 16)) == [[0, 2], [1]]
     seen: list[set[str]] = []
 
-    def note(grown: Growth, branches: Sequence[Any]) -> None:
+    def note(grown: TreeDecoder, branches: Sequence[Any]) -> None:
         together = [one for row in branches for one in (row if isinstance(row, list) else [row])]
         seen.append({grown.requests[one.request].images[0] for one in together})
         raise InterruptedError
 
     monkeypatch.setattr(LocalSampler, "_check_packing", lambda *_, **__: None)
-    for way in ("together", "alone"):
-        monkeypatch.setattr(Growth, way, note)
+    for way in ("decode_packed", "decode_unpacked"):
+        monkeypatch.setattr(TreeDecoder, way, note)
     for policy.packs in (True, False):
         with pytest.raises(InterruptedError):
             LocalSampler(policy, root=tmp_path, tokens=1 << 16).complete(

@@ -23,7 +23,7 @@ from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.projector import PrototypeExtractor, StllavaConfig, StllavaForConditionalGeneration, pool_tokens
 from stllava.model.prompt import segments
 from stllava.records import Message
-from stllava.tree.forward import Tree, collate, grow, token_log_probabilities
+from stllava.tree.forward import Tree, build_tree, collate, token_log_probabilities
 from stllava.tree.guard import check_packing
 
 FORMULAS: tuple[projector.Formula, ...] = ("published", "paper")
@@ -235,7 +235,7 @@ def tree_of(policy: Policy, phantoms: Path) -> Tree:
         for asked, said in talks
     ]
     prefix = Prefix(chains[0][0].text, ("test/00000.png",), phantoms / "images")
-    return grow(policy, prefix, [chain[1:] for chain in chains])
+    return build_tree(policy, prefix, [chain[1:] for chain in chains])
 
 
 @pytest.fixture(params=KINDS)

@@ -41,8 +41,8 @@ from stllava.model.prompt import (
 )
 from stllava.model.template import closing, thinks
 from stllava.records import Message, Role
-from stllava.training.sft_dataset import Lessons
-from stllava.tree.forward import collate, grow, token_log_probabilities
+from stllava.training.sft_dataset import SftDataset
+from stllava.tree.forward import build_tree, collate, token_log_probabilities
 
 PARTS = "{%- for part in message['content'] -%}{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}"
 LAST = (
@@ -204,7 +204,9 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("template", [QWEN3_5, GLM], ids=["qwen3_5", "glm"])
 def test_the_tree_of_a_conversation_with_thoughts_holds_each_answer_as_if_it_stood_alone(template: str, root: Path) -> None:
     policy = thinker(template)
-    lessons = Lessons(policy, [conversation(("a.png",), tuple(TALK))], images=root, self_question_ratio=0.0, seed=0, most=512)
+    lessons = SftDataset(
+        policy, [conversation(("a.png",), tuple(TALK))], images=root, self_question_ratio=0.0, seed=0, most=512
+    )
     tree = lessons.tree(0, 0)
     with torch.inference_mode():
         packed = token_log_probabilities(policy.model, collate(policy, [tree]))
@@ -215,7 +217,7 @@ def test_the_tree_of_a_conversation_with_thoughts_holds_each_answer_as_if_it_sto
                 *(Segment(piece.text, False) for piece in turn.before[1:]),
                 said_in(policy.chat, turn, TALK[index].content),
             ]
-            alone.append(token_log_probabilities(policy.model, collate(policy, [grow(policy, tree.prefix, [chain])])))
+            alone.append(token_log_probabilities(policy.model, collate(policy, [build_tree(policy, tree.prefix, [chain])])))
     assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
 
 
@@ -327,7 +329,7 @@ def test_an_answer_before_a_later_image_is_learned_without_it_and_as_in_the_whol
         Message(role="assistant", content="yes"),
     )
     row = conversation(("a.png", "b.png"), talk)
-    lessons = Lessons(policy, [row], images=root, self_question_ratio=1.0, seed=0, most=512)
+    lessons = SftDataset(policy, [row], images=root, self_question_ratio=1.0, seed=0, most=512)
     assert [len(prefix.images) for prefix, _ in lessons.groups] == [1, 2]
     trees = [lessons.tree(index, 0) for index in range(2)]
     learned = [
@@ -373,7 +375,9 @@ def whole_log_probabilities(policy: Policy, talk: tuple[Message, ...], root: Pat
 def test_places_that_do_not_fit_are_counted(turns: tuple[Message, ...], detail: str, root: Path) -> None:
     policy = thinker(PLAIN)
     good = conversation(("a.png",), (Message(role="user", content="what?"), Message(role="assistant", content="a lung")))
-    lessons = Lessons(policy, [good, conversation(("a.png",), turns)], images=root, self_question_ratio=0.0, seed=0, most=512)
+    lessons = SftDataset(
+        policy, [good, conversation(("a.png",), turns)], images=root, self_question_ratio=0.0, seed=0, most=512
+    )
     assert lessons.dropped == {"image places": 1}
     assert detail in lessons.dropped.examples["image places"]
 
@@ -387,13 +391,13 @@ def test_a_template_that_shows_all_images_first_costs_the_row_that_places_them(r
     policy = thinker(first)
     good = conversation(("a.png",), (Message(role="user", content="what?"), Message(role="assistant", content="a lung")))
     rows = [good, conversation(("a.png", "b.png"), (PAIR, Message(role="assistant", content="no")))]
-    assert Lessons(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped == {"image places": 1}
+    assert SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped == {"image places": 1}
     text = "Is the one older than the other?"
     texts = []
     for offsets in ((), (0, 0), (len(text), len(text))):
         asked = Message(role="user", content=text, image_offsets=offsets)
         rows[1] = conversation(("a.png", "b.png"), (asked, Message(role="assistant", content="no")))
-        assert not Lessons(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped
+        assert not SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped
         texts.append(text_of(segments(policy.chat, rows[1].messages, images=2)))
     assert texts[0] == texts[1] == texts[2]
 

@@ -22,16 +22,16 @@ from helpers.families import FAMILIES
 from stllava.config import DpoOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
-from stllava.generation.cache import Prefilled
-from stllava.generation.decoder import Growth, LocalSampler, _Branch
+from stllava.generation.cache import PrefixCache
+from stllava.generation.decoder import LocalSampler, TreeDecoder, _Branch
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
 from stllava.model.prompt import Segment, segments
 from stllava.model.template import REFUSED, special_tokens
 from stllava.model.tokens import ALIAS, BEGIN, END, _Speller, is_marked, spelled, spellings, tokenize
 from stllava.records import Lineage, Message, Preference
-from stllava.training.preference_dataset import Choices
-from stllava.training.sft_dataset import Lessons
+from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.sft_dataset import SftDataset
 from stllava.tree.forward import collate, token_log_probabilities
 
 # A processor that makes arrays of tensors in the old way (transformers 5.23).
@@ -110,7 +110,7 @@ def test_an_image_place_in_a_text_is_learned_as_text(policy: Policy, root: Path,
     ]
     lead = [Message(role="system", content=odd)] if where == "system message" else []
     plain = conversation(("a.png",), (Message(role="user", content="sure?"), Message(role="assistant", content="yes")))
-    lessons = Lessons(
+    lessons = SftDataset(
         policy, [plain, conversation(("a.png",), (*lead, *turns))], images=root, self_question_ratio=0.0, seed=0, most=512
     )
     if where == "system message" and lessons.dropped:
@@ -143,7 +143,7 @@ def test_the_probability_of_a_spelt_token_is_noted_and_that_of_a_real_one_is_not
 ) -> None:
     policy = built("llava")
     request = LocalSampler(policy, root=root, tokens=4096).request(Prompt((Message(role="user", content="what?"),), ("a.png",)))
-    growth = Growth(policy, [request], sampling=SamplingOptions(), seed=0, prefilled=Prefilled(0))
+    growth = TreeDecoder(policy, [request], sampling=SamplingOptions(), seed=0, prefilled=PrefixCache(0))
     branch, stop = _Branch(0, 0), policy.tokenizer.eos_token_id
     image = id_of(policy.processor.tokenizer, "<image>")
     spelt = spelled(text or "lung", spellings(["<image>", "</s>"]))
@@ -220,7 +220,7 @@ def test_a_rejected_answer_that_was_cut_off_is_learned_without_an_end(policy: Po
     cut = whole.model_copy(update={"rejected_ended": False})
     learned = []
     for pairs in ([whole], [cut], [whole, cut]):
-        made = Choices(policy, pairs, images=root, lessons=None, options=DpoOptions(), seed=0)
+        made = PreferenceDataset(policy, pairs, images=root, lessons=None, options=DpoOptions(), seed=0)
         (tree,), (nodes,) = made.trees, made.pairs
         learned.append([tuple(list(tree.nodes[node].ids) for node in pair) for pair in nodes])
     ((chosen, ended),), ((same, open_ended),), both = learned
@@ -242,9 +242,9 @@ def test_no_chosen_or_rejected_answer_writes_a_special_token(policy: Policy, roo
         margin=0.5,
         lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
     )
-    (tree,) = Choices(policy, [pair], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    (tree,) = PreferenceDataset(policy, [pair], images=root, lessons=None, options=DpoOptions(), seed=0).trees
     plain = pair.model_copy(update={"prompt": (Message(role="user", content="what?"),), "chosen": "lung", "rejected": "none"})
-    (usual,) = Choices(policy, [plain], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    (usual,) = PreferenceDataset(policy, [plain], images=root, lessons=None, options=DpoOptions(), seed=0).trees
     known = {number for number, token in policy.tokenizer.added_tokens_decoder.items() if token.special}
     written = [[token for token in node.ids if token in known] for node in tree.nodes]
     assert written == [[token for token in node.ids if token in known] for node in usual.nodes]

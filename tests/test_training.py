@@ -26,10 +26,10 @@ from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest, seal
-from stllava.training.preference_dataset import Choices
-from stllava.training.sft_dataset import Lessons
+from stllava.training.collapse import CollapseMonitor
+from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import newest_whole_checkpoint
-from stllava.tree.guard import Watch
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
 QUICK = SftOptions(learning_rate=RATES, warmup=0.0, schedule="constant", batch_size=3, save_steps=0)
@@ -178,10 +178,10 @@ def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_mod
         ),
     ]
     policy = load_policy(tiny_model)
-    lessons = Lessons(policy, [*read, *spoiled], images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+    lessons = SftDataset(policy, [*read, *spoiled], images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
     assert lessons.dropped == {"missing": 1, "nothing to learn": 1, "longer than the context": 1}
     with pytest.raises(StllavaError, match="none of 3 conversations can be learned from"):
-        Lessons(policy, spoiled, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+        SftDataset(policy, spoiled, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
 
 
 def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_model: Path, phantoms: Path) -> None:
@@ -189,7 +189,7 @@ def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_
     policy = load_policy(tiny_model)
 
     def learned(seed: int, epoch: int, self_question_ratio: float = 0.5) -> list[bool]:
-        lessons = Lessons(
+        lessons = SftDataset(
             policy, read, images=phantoms / "images", self_question_ratio=self_question_ratio, seed=seed, most=512
         )
         return [node.learn for index in range(6) for node in lessons.tree(index, epoch).nodes]
@@ -221,20 +221,20 @@ def pairs(images: int = 3) -> list[Preference]:
     return made
 
 
-def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> Choices:
+def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> PreferenceDataset:
     policy = load_policy(tiny_model)
     read, _ = read_conversations(phantoms / "conversations.jsonl")
     lessons = (
-        Lessons(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+        SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
         if options.replay > 0
         else None
     )
-    made = Choices(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
+    made = PreferenceDataset(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
     made.measure_reference("the weights")
     return made
 
 
-def step(made: Choices) -> tuple[float, dict[str, float], dict[str, float]]:
+def step(made: PreferenceDataset) -> tuple[float, dict[str, float], dict[str, float]]:
     """Loss, figures and counts of a step of three images."""
     forwards = made.collate([made.item(index, 0) for index in range(3)])
     counts: Counter[str] = Counter()
@@ -286,7 +286,7 @@ def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Pa
         for worse in ("nothing", "an odd thing", pair.rejected)
     ]
     options = DpoOptions(nll=0.5, replay=0)
-    together = Choices(policy, several, images=phantoms / "images", lessons=None, options=options, seed=0)
+    together = PreferenceDataset(policy, several, images=phantoms / "images", lessons=None, options=options, seed=0)
     together.measure_reference("")
     tree, nodes = together.trees[0], together.pairs[0]
     assert len(tree.leaves) == 4 * len({chosen for chosen, _ in nodes})
@@ -316,7 +316,7 @@ def test_what_answer_noted_is_used_as_reference_if_it_is_right(
         for pair in pairs()
     ]
     policy = load_policy(tiny_model)
-    made = Choices(policy, noted, images=phantoms / "images", lessons=None, options=DpoOptions(replay=0), seed=0)
+    made = PreferenceDataset(policy, noted, images=phantoms / "images", lessons=None, options=DpoOptions(replay=0), seed=0)
     said = made.measure_reference("mine")
     assert ("are those that answer noted" in said) == used
     for one in made.references("mine"):
@@ -334,7 +334,7 @@ def test_what_answer_noted_is_used_as_reference_if_it_is_right(
     ids=["chosen answers die out", "the ranking flips", "all is well"],
 )
 def test_a_collapse_stops_the_training(drift: float, accuracies: list[float], fault: str | None) -> None:
-    watch = Watch(first_loss=math.log(2), close=1e-3, collapse=3.0)
+    watch = CollapseMonitor(first_loss=math.log(2), close=1e-3, collapse=3.0)
     steps = [{"chosen_drift": drift, "reward_accuracy": one, "distance": 0.0, "dpo_loss": 0.5} for one in accuracies]
     with nullcontext() if fault is None else pytest.raises(CollapseError, match=fault):
         deque(starmap(watch, enumerate(steps)), maxlen=0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stllava.config import DpoOptions
 from stllava.model.load import load_policy
 from stllava.records import Lineage, Message, Preference
-from stllava.training.preference_dataset import Choices
+from stllava.training.preference_dataset import PreferenceDataset
 
 Gradient = dict[str, Tensor]
 SMOOTHING = 0.2
@@ -95,7 +95,7 @@ def ours(model: Path, root: Path, preferences: list[Preference], options: DpoOpt
     """Our loss of one optimizer step over all pairs, and its gradient."""
     policy = load_policy(model)
     policy.packs = options.pack
-    choices = Choices(policy, preferences, images=root, lessons=None, options=options, seed=0)
+    choices = PreferenceDataset(policy, preferences, images=root, lessons=None, options=options, seed=0)
     choices.measure_reference(weights="")
     disturb(policy.model)
     forwards = choices.collate([choices.item(index, 0) for index in range(len(choices))])

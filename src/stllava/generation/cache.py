@@ -63,7 +63,7 @@ def _with_room(held: Tensor, room: int) -> Tensor:
     return buffer
 
 
-class GrowingCache(Cache):
+class AppendableCache(Cache):
     """A cache of growing layers, whatever windows the model has: what a token sees is said by masks."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ def _taken(buffer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return lines.reshape(*columns.shape, *buffer.shape[2:])
 
 
-class Prefilled:
+class PrefixCache:
     """Prefixes that were computed and are kept, up to a number of tokens, for the next time they are spoken about."""
 
     def __init__(self, room: int) -> None:
@@ -98,7 +98,7 @@ class Prefilled:
         """Drop what is not spoken about now."""
         self.parts = {prefix: part for prefix, part in self.parts.items() if prefix in prefixes}
 
-    def add(self, cache: GrowingCache, rows: Mapping[Prefix, tuple[int, int]]) -> None:
+    def add(self, cache: AppendableCache, rows: Mapping[Prefix, tuple[int, int]]) -> None:
         """Keep the prefixes that stand in these rows, with so many tokens, while there is room."""
         used = sum(len(part[0][0]) for part in self.parts.values())
         for prefix, (row, length) in rows.items():
@@ -107,13 +107,13 @@ class Prefilled:
                 self.parts[prefix] = [[one[row, :length].clone() for one in layer.lines()] for layer in cache.held()]
 
     def joined(
-        self, cache: GrowingCache, new: Sequence[Prefix], wanted: Sequence[Prefix], lengths: Mapping[Prefix, int]
-    ) -> GrowingCache:
+        self, cache: AppendableCache, new: Sequence[Prefix], wanted: Sequence[Prefix], lengths: Mapping[Prefix, int]
+    ) -> AppendableCache:
         """A cache with a row for every wanted prefix: those kept, and the `new` ones that stand in the rows of `cache`."""
         self.add(cache, {prefix: (row, lengths[prefix]) for row, prefix in enumerate(new)})
         fresh = [layer.lines() for layer in cache.held()]
         width = max(lengths[prefix] for prefix in wanted)
-        made = GrowingCache()
+        made = AppendableCache()
         for layer in range(len(fresh) or len(self.parts[wanted[0]])):
             rows = []
             for prefix in wanted:

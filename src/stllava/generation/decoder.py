@@ -19,14 +19,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from stllava.config import GenerationOptions, SamplingOptions
 from stllava.errors import TextError
-from stllava.generation.cache import GrowingCache, Prefilled
+from stllava.generation.cache import AppendableCache, PrefixCache
 from stllava.generation.endpoint import EndpointSampler
 from stllava.generation.sampler import Completion, Prompt, Sampler
 from stllava.model.load import Policy, Prefix, Shapes, load_policy
 from stllava.model.processor import belonging, read_processor
 from stllava.model.prompt import ChatProcessor, OpenTurn, open_turn, said_in, virtual_role
 from stllava.records import content_id
-from stllava.tree.forward import Tree, additive, only
+from stllava.tree.forward import Tree, additive_mask, logits_at
 from stllava.tree.guard import check_packing, check_reach
 from stllava.tree.layout import ROOT, Node, cut_rows, share_branches
 
@@ -87,7 +87,7 @@ class LocalSampler:
         """
         self.policy, self.root, self.blank = policy, root, blank
         self.tokens = tokens // 2 if revisits else tokens
-        self.prefilled = Prefilled(tokens // 2 if revisits else 0)
+        self.prefilled = PrefixCache(tokens // 2 if revisits else 0)
         self.reach = 0
         self.notes: list[str] = []
         self._black: dict[str, Prefix] = {}
@@ -115,14 +115,14 @@ class LocalSampler:
         self._check_packing(requests, new=sampling.max_new_tokens)
         branches = [_Branch(index, number) for index in range(len(requests)) for number in range(k)]
         self.prefilled.keep_only({one.prefix for one in requests})
-        grown = Growth(self.policy, requests, sampling=sampling, seed=seed, prefilled=self.prefilled)
+        grown = TreeDecoder(self.policy, requests, sampling=sampling, seed=seed, prefilled=self.prefilled)
         with torch.inference_mode():
             if self.policy.packs:
                 for batch in self._batches(requests, branches, new=sampling.max_new_tokens):
-                    grown.together(batch)
+                    grown.decode_packed(batch)
             else:
                 for alone in self._one_by_one(requests, branches, new=sampling.max_new_tokens):
-                    grown.alone(alone)
+                    grown.decode_unpacked(alone)
         said = [grown.completion(branch) for branch in branches]
         return [tuple(said[start : start + k]) for start in range(0, len(said), k)]
 
@@ -184,11 +184,11 @@ class LocalSampler:
         return batches
 
 
-class Growth:
+class TreeDecoder:
     """What has been said so far in answer to some requests."""
 
     def __init__(
-        self, policy: Policy, requests: Sequence[Request], *, sampling: SamplingOptions, seed: int, prefilled: Prefilled
+        self, policy: Policy, requests: Sequence[Request], *, sampling: SamplingOptions, seed: int, prefilled: PrefixCache
     ) -> None:
         self.policy, self.requests, self.sampling, self.seed = policy, requests, sampling, seed
         self.prefilled = prefilled
@@ -213,7 +213,7 @@ class Growth:
         except TextError:
             return []
 
-    def alone(self, branches: Sequence[_Branch]) -> None:
+    def decode_unpacked(self, branches: Sequence[_Branch]) -> None:
         """Let transformers' own generate complete branches, a row each: for models whose trees are not packed."""
         requests = [self.requests[branch.request] for branch in branches]
         chains = [(*self.policy.encode(one.prefix).ids, *one.ids) if one.prefix.images else one.ids for one in requests]
@@ -239,7 +239,7 @@ class Growth:
                 logits_processor=LogitsProcessorList([picker]),
             )
 
-    def together(self, rows: Sequence[Sequence[_Branch]]) -> None:
+    def decode_packed(self, rows: Sequence[Sequence[_Branch]]) -> None:
         """Complete rows of branches, every row about one set of images; at the end of the context a branch stops."""
         device = self.policy.device
         cache, seen = self._prefill([self.requests[row[0].request].prefix for row in rows])
@@ -257,7 +257,7 @@ class Growth:
         sees[row, slot] = columns[origin.to(device)]
         alive = torch.arange(len(branches), device=device)
         for step in range(self.sampling.max_new_tokens):
-            token, value = pick(logits, self.sampling, uniform[alive, step])
+            token, value = sample_token(logits, self.sampling, uniform[alive, step])
             self.note([branches[index] for index in alive.tolist()], token, value)
             going = ~torch.isin(token, self.stop) & (position < self.policy.context)
             if step + 1 == self.sampling.max_new_tokens or not bool(going.any()):
@@ -297,22 +297,22 @@ class Growth:
         bits = np.frombuffer(drawn, dtype="<u8").reshape(len(branches), -1)
         return torch.from_numpy((bits >> 11) * 2.0**-53).float().to(self.policy.device)
 
-    def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[GrowingCache, Tensor]:
+    def _prefill(self, prefixes: Sequence[Prefix]) -> tuple[AppendableCache, Tensor]:
         """The cache of each row's prefix, each distinct one computed once, and which of its columns [R, P] hold a token."""
         device = self.policy.device
         if not prefixes[0].images:
-            return GrowingCache(), torch.zeros(len(prefixes), 0, dtype=torch.bool, device=device)
+            return AppendableCache(), torch.zeros(len(prefixes), 0, dtype=torch.bool, device=device)
         distinct = list(dict.fromkeys(prefixes))
         new = [prefix for prefix in distinct if prefix not in self.prefilled]
         lengths = {prefix: self.policy.length(prefix) for prefix in distinct}
-        cache = GrowingCache()
+        cache = AppendableCache()
         if new:
             encoded = [self.policy.encode(prefix) for prefix in new]
             width, pad = max(lengths[prefix] for prefix in new), self.policy.tokenizer.pad_token_id or 0
             first = torch.zeros(1, dtype=torch.long, device=device)
             with (
                 belonging(),
-                only(self.policy.model, first, first),
+                logits_at(self.policy.model, first, first),
             ):  # No logits are needed, and of the last layer keys and values only.
                 self.policy.model(
                     input_ids=torch.tensor([[*one.ids, *[pad] * (width - len(one.ids))] for one in encoded], device=device),
@@ -335,7 +335,7 @@ class Growth:
         there = torch.tensor([lengths[prefix] for prefix in prefixes], device=device)[:, None]
         return cache, torch.arange(max(lengths.values()), device=device) < there
 
-    def _ask(self, cache: GrowingCache, seen: Tensor, asked: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def _ask(self, cache: AppendableCache, seen: Tensor, asked: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Feed every row its prompts side by side: the logits [Q, V] behind each, and the columns [Q, C] that each sees."""
         device = self.policy.device
         width = max(sum(len(self.requests[index].ids) for index in row) for row in asked)
@@ -360,18 +360,20 @@ class Growth:
         logits = self._run(cache, torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), sees, rows, lasts)
         return logits, torch.cat([seen[rows], torch.from_numpy(np.stack(columns)).to(device)], dim=-1)
 
-    def _run(self, cache: GrowingCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def _run(
+        self, cache: AppendableCache, ids: Tensor, positions: Tensor, sees: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
         """One forward behind the cache: logits [A, V] at some places of the tokens [R, L] that see `sees` [R, L, C]."""
         model = self.policy.model
-        mask = additive(sees, model)[:, None]
-        with only(model, rows, columns):
+        mask = additive_mask(sees, model)[:, None]
+        with logits_at(model, rows, columns):
             logits: Tensor = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             ).logits
         return logits[0]
 
 
-def pick(logits: Tensor, sampling: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def sample_token(logits: Tensor, sampling: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """[A] a token for each row of logits [A, V], and its untempered log-probability.
 
     Greedy at temperature 0, else the token at which the cumulated shares of the top-k, top-p part, in the order of the
@@ -418,7 +420,7 @@ def _settings_alone(model: PreTrainedModel, settings: GenerationConfig) -> Itera
 class _Picker(LogitsProcessor):
     """Makes generate say what `pick` picks."""
 
-    def __init__(self, growth: Growth, branches: Sequence[_Branch], width: int) -> None:
+    def __init__(self, growth: TreeDecoder, branches: Sequence[_Branch], width: int) -> None:
         self.growth, self.branches, self.width = growth, branches, width
         self.uniform = growth.uniforms(branches)
         self.open = torch.ones(len(branches), dtype=torch.bool, device=growth.policy.device)
@@ -426,7 +428,7 @@ class _Picker(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores that leave one token to choose."""
-        token, value = pick(scores, self.growth.sampling, self.uniform[:, input_ids.shape[1] - self.width])
+        token, value = sample_token(scores, self.growth.sampling, self.uniform[:, input_ids.shape[1] - self.width])
         going = self.open.nonzero()[:, 0]
         self.growth.note([self.branches[index] for index in going.tolist()], token[going], value[going])
         self.open &= ~torch.isin(token, self.growth.stop) & (self.position < self.growth.policy.context)
@@ -434,7 +436,7 @@ class _Picker(LogitsProcessor):
         return cast(torch.FloatTensor, torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0))
 
 
-def _compact(cache: GrowingCache, sees: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compact(cache: AppendableCache, sees: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Drop rows, slots and columns that no branch needs any more; returns the new sees [R, B, C], rows and slots."""
     rows, row = row.unique(return_inverse=True)
     first = torch.searchsorted(row, torch.arange(len(rows), device=row.device))

@@ -35,8 +35,8 @@ def dpo(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.training.preference_dataset import Choices
-    from stllava.training.sft_dataset import Lessons
+    from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.sft_dataset import SftDataset
     from stllava.training.trainer import without_dropout
     from stllava.tree.guard import check_packing
 
@@ -65,11 +65,11 @@ def dpo(
         loaded.packs = options.pack
         most = min(loaded.context, options.max_tokens_per_forward)
         lessons = (
-            Lessons(loaded, read, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most)
+            SftDataset(loaded, read, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most)
             if read
             else None
         )
-        choices = Choices(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
+        choices = PreferenceDataset(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
         choices.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         unpacked = check_packing(loaded, choices.trees)
         # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.

@@ -32,7 +32,7 @@ def sft(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.training.sft_dataset import Lessons
+    from stllava.training.sft_dataset import SftDataset
     from stllava.tree.guard import check_packing
 
     with locked(to, model, conversations):
@@ -55,7 +55,7 @@ def sft(
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.max_tokens_per_forward)
-        lessons = Lessons(
+        lessons = SftDataset(
             policy, read.records, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most
         )
         dropped.take(lessons.dropped)

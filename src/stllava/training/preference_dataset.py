@@ -17,11 +17,19 @@ from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import REFUSED, RefusedTurnsError, Segment, open_turn, said_in
 from stllava.progress import Progress
 from stllava.records import Preference, Reference, content_id
+from stllava.training.collapse import CollapseMonitor
 from stllava.training.losses import nll, preference_loss
-from stllava.training.sft_dataset import Lessons
+from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import Items, fit
-from stllava.tree.forward import Tree, collate, forwards, grow, longest, some_chains, token_log_probabilities
-from stllava.tree.guard import Watch
+from stllava.tree.forward import (
+    Tree,
+    build_tree,
+    collate,
+    longest_chain,
+    some_chains,
+    split_into_forwards,
+    token_log_probabilities,
+)
 from stllava.tree.layout import cut_branches
 
 Pair = tuple[float, float]
@@ -33,7 +41,7 @@ CLOSE_IN_HALF = 3e-2
 
 
 @dataclass(frozen=True)
-class Choice:
+class PreferenceExample:
     """The pairs about one set of images, and lessons to replay beside them."""
 
     tree: Tree
@@ -56,7 +64,7 @@ class _Branch:
     preferences: list[Preference]
 
 
-class Choices:
+class PreferenceDataset:
     """What dpo learns from, one entry a set of images; where a tree would be too long, several."""
 
     def __init__(
@@ -65,7 +73,7 @@ class Choices:
         preferences: Sequence[Preference],
         *,
         images: Path,
-        lessons: Lessons | None,
+        lessons: SftDataset | None,
         options: DpoOptions,
         seed: int,
     ) -> None:
@@ -73,7 +81,7 @@ class Choices:
         zeros = torch.zeros(4, 1)
         first = float(preference_loss(options.loss, *zeros, beta=options.beta, label_smoothing=options.label_smoothing))
         self.close = CLOSE_PER_TOKEN.get(policy.model.dtype, CLOSE_IN_HALF)
-        self.watch = Watch(first_loss=first, close=self.close, collapse=options.max_chosen_drop)
+        self.watch = CollapseMonitor(first_loss=first, close=self.close, collapse=options.max_chosen_drop)
         self.dropped = Dropped()
         groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
         refusal: RefusedTurnsError | None = None
@@ -83,7 +91,7 @@ class Choices:
                 chains = [_chain(policy, preference, answer, ended=ended) for answer, ended in both]
                 prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
                 tails = [chain[1:] if preference.images else chain for chain in chains]
-                length = longest(policy, grow(policy, prefix, tails))
+                length = longest_chain(policy, build_tree(policy, prefix, tails))
             except ItemError as error:
                 self.dropped.fault(error, of="image")
                 continue
@@ -123,7 +131,7 @@ class Choices:
         most = min(self.policy.context, self.options.max_tokens_per_forward)
         for part in cut_branches(self.policy.length(prefix), lengths, most=most):
             chosen = [branches[index] for index in part]
-            tree = grow(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers])
+            tree = build_tree(self.policy, prefix, [[*one.opening, answer] for one in chosen for answer in one.answers])
             ends = [learned[-1] for learned in tree.leaves]
             nodes, pairs = iter(ends), []
             for branch in chosen:
@@ -140,7 +148,7 @@ class Choices:
         """Find the starting policy's log-probabilities of every answer; `weights` is its fingerprint. Returns how.
 
         Where the policy gave the answers itself, what it noted as it spoke is used, once a sample has been checked; all
-        else is computed, each tree once. The first step checks again, for every answer in it (`Watch`).
+        else is computed, each tree once. The first step checks again, for every answer in it (`CollapseMonitor`).
         """
         noted = [_noted(preferences, weights) for preferences in self.preferences]
         known = [index for index, values in enumerate(noted) if values is not None]
@@ -179,7 +187,7 @@ class Choices:
         found: dict[int, tuple[Pair, ...]] = {}
         trees = [self.trees[index] for index in indices]
         with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
-            for part in forwards(self.policy, trees, most=self.options.max_tokens_per_forward):
+            for part in split_into_forwards(self.policy, trees, most=self.options.max_tokens_per_forward):
                 batch = self._forward([(trees[place], self.pairs[indices[place]], ()) for place in part])
                 batch = {name: value.to(self.policy.device) for name, value in batch.items()}
                 pairs = batch["pairs"]
@@ -206,9 +214,9 @@ class Choices:
         ends = zip(tree.leaves, few.leaves, strict=False)
         return max(abs(values[there[-1]] - known[here[-1]]) / len(tree.nodes[here[-1]].ids) for here, there in ends)
 
-    def item(self, index: int, epoch: int) -> Choice:
+    def item(self, index: int, epoch: int) -> PreferenceExample:
         """The pairs of one set of images; which lessons are replayed beside them is drawn anew each epoch."""
-        return Choice(self.trees[index], self.pairs[index], self.reference[index], self._replay(index, epoch))
+        return PreferenceExample(self.trees[index], self.pairs[index], self.reference[index], self._replay(index, epoch))
 
     def _replay(self, index: int, epoch: int) -> tuple[Tree, ...]:
         """Shuffled lessons dealt in turn, so that each is replayed about as often as any other."""
@@ -219,7 +227,7 @@ class Choices:
         deck = _deck(len(self.lessons.groups), content_id(self.seed, epoch))
         return tuple(self.lessons.tree(deck[place % len(deck)], epoch) for place in taken)
 
-    def collate(self, choices: Sequence[Choice]) -> list[dict[str, Tensor]]:
+    def collate(self, choices: Sequence[PreferenceExample]) -> list[dict[str, Tensor]]:
         """The forwards of one step: trees of pairs and replayed trees, cut at the tokens of a forward.
 
         Adds to `collate`'s keys: pairs [P, 2], the nodes of chosen and rejected; reference [P, 2]; replayed [M].
@@ -229,7 +237,7 @@ class Choices:
         trees = [tree for tree, *_ in parts]
         return [
             self._forward([parts[place] for place in part])
-            for part in forwards(self.policy, trees, most=self.options.max_tokens_per_forward)
+            for part in split_into_forwards(self.policy, trees, most=self.options.max_tokens_per_forward)
         ]
 
     def _forward(self, parts: Sequence[tuple[Tree, Sequence[tuple[int, int]], Sequence[Pair]]]) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import REFUSED, Lesson, RefusedTurnsError, Segment, lessons_of, self_question
 from stllava.records import Conversation, Message, content_id
-from stllava.training.trainer import Items, Watch, fit
-from stllava.tree.forward import Tree, collate, forwards, grow, longest, token_log_probabilities
+from stllava.training.trainer import Items, StepCheck, fit
+from stllava.tree.forward import Tree, build_tree, collate, longest_chain, split_into_forwards, token_log_probabilities
 from stllava.tree.layout import cut_branches
 
 
-class Lessons:
+class SftDataset:
     """All conversations about one set of images become one tree, the images computed once, or several of `most` tokens.
 
     Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context, turns that the
@@ -64,7 +64,7 @@ class Lessons:
             )
 
     def learn(
-        self, options: TrainingOptions, work: Path, *, watch: Watch | None = None, merge: bool = True
+        self, options: TrainingOptions, work: Path, *, watch: StepCheck | None = None, merge: bool = True
     ) -> dict[str, list[tuple[float, float]]]:
         """Train the policy in place; checkpoints go to `work`. Returns the curves."""
         policy = self.policy
@@ -73,7 +73,7 @@ class Lessons:
             Items(len(self.groups), self.tree),
             collate=lambda trees: [
                 collate(policy, [trees[index] for index in part])
-                for part in forwards(policy, trees, most=options.max_tokens_per_forward)
+                for part in split_into_forwards(policy, trees, most=options.max_tokens_per_forward)
             ],
             count=lambda batch: {"tokens": float(len(batch["labels"]))},
             loss=negative_log_likelihood,
@@ -94,7 +94,7 @@ class Lessons:
             turns = [draw.random() < self.self_question_ratio for _ in conversation.messages]
             messages = self_question(conversation.messages, turns)
             chains += self._chains(prefix, conversation, messages)
-        return grow(self.policy, prefix, chains)
+        return build_tree(self.policy, prefix, chains)
 
     def _lessons(self, conversation: Conversation, messages: Sequence[Message]) -> list[Lesson]:
         return lessons_of(self.policy.chat, messages, images=len(conversation.images))
@@ -117,7 +117,7 @@ class Lessons:
         for lesson in self._lessons(conversation, conversation.messages):
             seen = conversation.images[: lesson.images]
             prefix = Prefix(lesson.segments[0].text if seen else "", seen, images)
-            if longest(self.policy, grow(self.policy, prefix, [_behind(lesson)])) > self.policy.context:
+            if longest_chain(self.policy, build_tree(self.policy, prefix, [_behind(lesson)])) > self.policy.context:
                 raise TextError("longer than the context", f"{conversation.id} does not fit into {self.policy.context} tokens")
             prefixes.append(prefix)
         return list(dict.fromkeys(prefixes))

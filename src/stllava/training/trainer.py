@@ -35,7 +35,7 @@ from stllava.model.load import Policy, native_bfloat16
 from stllava.progress import Progress
 from stllava.store import is_sealed, remove_folder, seal
 from stllava.text import show
-from stllava.tree.forward import recomputed
+from stllava.tree.forward import activation_checkpointing
 
 with no_kernels_of_the_hub():
     from transformers import (
@@ -53,7 +53,7 @@ Batch = dict[str, Tensor]
 Counts = Mapping[str, float]
 Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
 """From model, forward and the counts of the whole optimizer step to this forward's share of the loss and of its figures."""
-Watch = Callable[[int, Mapping[str, float]], None]
+StepCheck = Callable[[int, Mapping[str, float]], None]
 """Given the number of optimizer steps done and the figures of the next; raises StllavaError when the run must not go on."""
 POINTS = 120
 CHECKPOINT_WEIGHTS = "weights.safetensors"
@@ -83,7 +83,7 @@ def fit(
     collate: Callable[[Sequence[Item]], list[Batch]],
     count: Callable[[Batch], dict[str, float]],
     loss: Loss,
-    watch: Watch | None = None,
+    watch: StepCheck | None = None,
     options: TrainingOptions,
     seed: int,
     work: Path,
@@ -135,12 +135,12 @@ def fit(
         watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(FirstGradients(shows_images=lambda: trainer.shows_images))
+    trainer.add_callback(GradientCheck(shows_images=lambda: trainer.shows_images))
     resumed = newest_whole_checkpoint(work)
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
-    with recomputed(policy.model) if options.checkpoint_activations else nullcontext():
+    with activation_checkpointing(policy.model) if options.checkpoint_activations else nullcontext():
         trainer.train(resume_from_checkpoint=resumed)
     if merge:
         policy.model = merged(trainer.accelerator.unwrap_model(trainer.model), options, dtype=dtype).eval()
@@ -166,7 +166,7 @@ class TreeTrainer(Trainer):
         options: TrainingOptions,
         loss: Loss,
         count: Callable[[Batch], dict[str, float]],
-        watch: Watch | None,
+        watch: StepCheck | None,
         **arguments: Any,
     ) -> None:
         self.options, self.loss, self.count, self.watch = options, loss, count, watch
@@ -282,7 +282,7 @@ def diverged(what: str, value: float, step: int) -> StllavaError:
     )
 
 
-class FirstGradients(TrainerCallback):
+class GradientCheck(TrainerCallback):
     """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros.
 
     What is seen of images can only be told in a step that shows some: with text alone in the first steps, the check waits.

@@ -35,7 +35,7 @@ class Tree:
     """For each chain the tree was grown from, the indices of its learned nodes."""
 
 
-def grow(policy: Policy, prefix: Prefix, chains: Sequence[Sequence[Segment]]) -> Tree:
+def build_tree(policy: Policy, prefix: Prefix, chains: Sequence[Sequence[Segment]]) -> Tree:
     """A tree of chains of segments behind one prefix; equal beginnings that are not learned are shared."""
     nodes: list[Node] = []
     shared: dict[tuple[int, str], int] = {}
@@ -78,12 +78,12 @@ def some_chains(tree: Tree, most: int) -> Tree:
     return Tree(tree.prefix, tuple(nodes), leaves)
 
 
-def longest(policy: Policy, tree: Tree) -> int:
+def longest_chain(policy: Policy, tree: Tree) -> int:
     """Tokens of the tree's longest chain, prefix included."""
     return depth(_rooted(policy, tree.prefix, tree.nodes))
 
 
-def forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[int]]:
+def split_into_forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[int]]:
     """The trees, by index, cut into forwards of at most `most` tokens with little padding; what cannot be joined is apart."""
     alike: dict[Shapes, list[int]] = {}
     for index, tree in enumerate(trees):
@@ -91,7 +91,7 @@ def forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[i
     cut = []
     for together in alike.values():
         some = [trees[index] for index in together]
-        lengths = [_tokens(policy, tree) if policy.packs else longest(policy, tree) for tree in some]
+        lengths = [_tokens(policy, tree) if policy.packs else longest_chain(policy, tree) for tree in some]
         chains = None if policy.packs else [len(tree.leaves) for tree in some]
         cut += [[together[place] for place in part] for part in cut_forwards(lengths, most=most, chains=chains)]
     return cut
@@ -164,15 +164,15 @@ def token_log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tenso
     inputs = {name: value for name, value in batch.items() if name not in READ_ONLY}
     plain = cast(PreTrainedModel, extract_model_from_parallel(model))
     if "spans" in batch:
-        inputs["attention_mask"] = additive(inputs["attention_mask"], plain)
+        inputs["attention_mask"] = additive_mask(inputs["attention_mask"], plain)
     parts = by_parts(plain, batch.get("spans"), inputs["attention_mask"])
-    with belonging(), only(plain, batch["rows"], batch["columns"]), parts as told:
+    with belonging(), logits_at(plain, batch["rows"], batch["columns"]), parts as told:
         logits: Tensor = model(**inputs, **told, use_cache=False).logits
     scored: Tensor = TokenLogProbability.apply(logits[0], batch["labels"])  # type: ignore[no-untyped-call]
     return scored
 
 
-def additive(sees: Tensor, model: PreTrainedModel) -> Tensor:
+def additive_mask(sees: Tensor, model: PreTrainedModel) -> Tensor:
     """A mask to add to attention scores, in the precision the model computes in."""
     kind = sees.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
@@ -180,7 +180,7 @@ def additive(sees: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 @contextmanager
-def only(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def logits_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Compute logits [1, M, V] at M places of the tokens only, and the last layer's MLP only where they need it."""
     flat: Tensor | None = None
     shape: torch.Size | None = None
@@ -222,7 +222,7 @@ def last_mlp(model: PreTrainedModel) -> nn.Module | None:
 
 
 @contextmanager
-def recomputed(model: PreTrainedModel) -> Iterator[None]:
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Keep of each layer its input only while it learns, and compute the rest again in the backward pass.
 
     A forward's hooks and its way to attend are gone by then. So a layer attends the second time as it did the first, and

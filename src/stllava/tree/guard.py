@@ -1,4 +1,4 @@
-"""Guards: whether a model can be packed, and whether learning from preferences goes where it should.
+"""Guards: whether a model can be packed.
 
 Packing is tried on the model itself, for not every architecture computes a tree as it does a chain: positions along
 several axes, windows shorter than a chain, attention that runs both ways among image tokens and layers that carry a state
@@ -9,8 +9,7 @@ by about as much as the model's own results differ when every layer rounds anoth
 may not change at all with the words of another prompt beside it.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -20,9 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stllava.errors import CollapseError, StllavaError
 from stllava.model.load import Policy
-from stllava.tree.forward import Tree, collate, longest, some_chains, token_log_probabilities
+from stllava.tree.forward import Tree, collate, longest_chain, some_chains, token_log_probabilities
 from stllava.tree.layout import ROOT, Node
 
 CHAINS = 2
@@ -43,50 +41,6 @@ STATELESS = frozenset(
 """Kinds of layers, by the names in transformers' configurations, that read other tokens by masked attention or not at all."""
 LAYER_KINDS = ("layer_types", "layers_block_type", "block_types")
 """What configurations call the list of their layers' kinds."""
-
-
-WINDOW = 10
-"""Steps whose mean is looked at for signs of a collapse."""
-GOOD, FLIPPED = 0.7, 0.5
-
-
-class Watch:
-    """Stops learning from preferences that starts from another reference, or under which chosen answers die out."""
-
-    def __init__(self, *, first_loss: float, close: float, collapse: float) -> None:
-        """Expect `first_loss` and answers that moved less than `close` at first; `collapse` is in nats a token."""
-        self.first_loss, self.close, self.collapse = first_loss, close, collapse
-        self.drifts: deque[float] = deque(maxlen=WINDOW)
-        self.accuracies: deque[float] = deque(maxlen=WINDOW)
-        self.best = -inf
-
-    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
-        """Look at the figures of a step; raises StllavaError when it must not go on."""
-        if step == 0 and figures["distance"] > self.close:
-            raise StllavaError(
-                f"the first loss is {figures['dpo_loss']:.4f}: answers are {figures['distance']:.2g} nats a token from the "
-                "reference before anything was learned",
-                expected=f"the reference to be the starting policy, and so a first loss of {self.first_loss:.4f}",
-                remedy="Start from the policy that the reference was measured on; switch dropout off in its configuration.",
-            )
-        self.drifts.append(figures["chosen_drift"])
-        self.accuracies.append(figures["reward_accuracy"])
-        if len(self.drifts) < WINDOW or self.collapse == 0:
-            return
-        drift, accuracy = (sum(values) / WINDOW for values in (self.drifts, self.accuracies))
-        self.best = max(self.best, accuracy)
-        if drift < -self.collapse:
-            raise CollapseError(
-                f"after {step + 1} steps chosen answers are {-drift:.1f} nats a token less likely than under the reference",
-                expected=f"a fall of {self.collapse:g} at most",
-                remedy="Anchor them: a higher nll or replay, a lower learning rate, fewer epochs.",
-            )
-        if self.best >= GOOD and accuracy < FLIPPED:
-            raise CollapseError(
-                f"after {step + 1} steps {accuracy:.0%} of the pairs are ranked rightly, and it was {self.best:.0%}",
-                expected="a ranking that does not turn round",
-                remedy="Use a lower learning rate or fewer epochs.",
-            )
 
 
 @dataclass(frozen=True)
@@ -128,9 +82,9 @@ def check_packing(policy: Policy, trees: Sequence[Tree]) -> str | None:
     """Score a few chains of the longest tree packed and unpacked; where they differ, do not pack. Returns why not."""
     if not policy.packs:
         return None
-    tree = max(trees, key=lambda tree: longest(policy, tree))
+    tree = max(trees, key=lambda tree: longest_chain(policy, tree))
     fault = _states(policy.model)
-    if fault is None and (far := check_reach(policy, longest(policy, tree))):
+    if fault is None and (far := check_reach(policy, longest_chain(policy, tree))):
         return far
     return _unpack(policy, fault or _kinds(policy, tree) or measure_packing(policy, tree).fault)
 

@@ -278,7 +278,7 @@ def test_a_broken_or_unfinished_run_is_refused_by_name(one: Path, tmp_path: Path
     with pytest.raises(StllavaError, match=r"evaluate/sft/vqa-rad has no manifest\.json"):
         make_comparison([tmp_path / "a"])
     (tmp_path / "a" / "outcome.json").write_text('{"name": 1')
-    with pytest.raises(StllavaError, match=r"outcome\.json: .*; expected the file as"):
+    with pytest.raises(StllavaError, match=r"outcome\.json is damaged: .*; expected the file as"):
         make_comparison([tmp_path / "a"])
 
 

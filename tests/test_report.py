@@ -348,7 +348,7 @@ def test_a_directory_that_is_no_finished_run_is_refused(tmp_path: Path, name: st
 def test_a_broken_outcome_is_refused_by_name(tmp_path: Path) -> None:
     built = build(tmp_path / "run", images=1, rounds=1)
     (built.run / "outcome.json").write_text('{"name": 1')
-    with pytest.raises(StllavaError, match=r"outcome\.json: .*expected the file as"):
+    with pytest.raises(StllavaError, match=r"outcome\.json is damaged: .*expected the file as"):
         write_report(built.run)
 
 

@@ -16,6 +16,10 @@ class ConflictError(StllavaError):
     """A folder that holds the output of other work; nothing of it was touched."""
 
 
+class FormatError(StllavaError):
+    """A folder or file that another version of stllava wrote."""
+
+
 class NothingLeftError(StllavaError):
     """A stage of which nothing came; a run that has learned something before keeps that."""
 

@@ -29,8 +29,8 @@ from stllava.store import (
     Existing,
     Stage,
     locked,
+    read_formatted,
     read_jsonl,
-    read_record,
     read_records,
     remove_folder,
     warn_of_losses,
@@ -52,7 +52,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
         stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)
         if stage.manifest is not None:
             warn_of_losses(to)
-            return read_record(folder.outcome, Outcome)
+            return read_formatted(folder.outcome, Outcome)
         loop = Loop(options, folder)
         outcome = loop.turn()
         stage.write_plan()

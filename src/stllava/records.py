@@ -18,6 +18,10 @@ QuestionKind = Literal["open", "closed"]
 MatchKind = Literal["triplet", "same question", "near question", "near image"]
 
 
+FORMAT = 2
+"""The form in which runs and stages are written; what has another one is refused (`store.read_formatted`)."""
+
+
 def content_id(*parts: JsonValue) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of the parts' canonical JSON."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -527,6 +531,8 @@ class Manifest(Record):
     """Where it ran."""
     image_root: str | None = None
     """What the output's image paths are relative to: absolute, or relative to this folder; None where nobody noted it."""
+    format: int = FORMAT
+    """The form in which the stage is written."""
     digest: str = ""
     """Hash of all the rest, by which a damaged manifest is told; empty where nobody wrote one."""
 
@@ -552,3 +558,5 @@ class Outcome(Record):
     """Paired gains over the sft policy."""
     overlaps: tuple[Overlap, ...] = ()
     """What labelled data, self-made questions and pairs have in common with validation and each benchmark."""
+    format: int = FORMAT
+    """The form in which the run is written."""

@@ -2,17 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from stllava.config import RunOptions, validate
 from stllava.errors import StllavaError
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
 from stllava.rundir import FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
-from stllava.store import CHECK, MANIFEST, read_manifest, read_plan, read_records
-
-M = TypeVar("M", bound=BaseModel)
+from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def read_run_files(folder: Path) -> RunFiles:
     """Read a finished run directory; a stage folder without a manifest is refused."""
     run = RunDir(folder)
     options = validate(RunOptions, read_plan(folder), source=str(run.plan))
-    outcome = _parse(run.outcome, Outcome)
+    outcome = read_outcome(run)
     before = [run.model] if run.model.is_dir() else []
     before += [run.align] if run.align.is_dir() and options.align is not None else []
     manifests = {run.name_of(at): read_manifest(at) for at in (run.data, run.policy(SFT), *before)}
@@ -71,7 +66,7 @@ def read_run_files(folder: Path) -> RunFiles:
             records = tuple(read_records(evaluation, "predictions", Prediction))
             predictions.setdefault(evaluation.name, {})[policy] = records
     checked = (run.judge_check / MANIFEST).is_file()
-    check = _parse(run.judge_check / CHECK, JudgeCheck) if checked else None
+    check = read_record(run.judge_check / CHECK, JudgeCheck) if checked else None
     return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, check)
 
 
@@ -89,19 +84,12 @@ def _round(run: RunDir, name: str, *, whole: bool) -> Round:
     )
 
 
-def _parse(path: Path, kind: type[M]) -> M:
-    if not path.is_file():
+def read_outcome(run: RunDir) -> Outcome:
+    """What a finished run came to."""
+    if not run.outcome.is_file():
         raise StllavaError(
-            f"no file {path}",
+            f"no file {run.outcome}",
             expected="the directory of a finished run",
             remedy="Run `stllava run` to the end first: it goes on where it stopped.",
         )
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StllavaError(
-            f"{path}: {first['msg']}{''.join(f' at {part!r}' for part in first['loc'][-1:])}",
-            expected="the file as `stllava run` wrote it",
-            remedy="Restore it, or delete it and run the same command again: finished work is kept.",
-        ) from None
+    return read_formatted(run.outcome, Outcome)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from stllava.errors import StllavaError
-from stllava.records import Manifest, Outcome, Prediction, Score, content_id
+from stllava.records import Manifest, Prediction, Score, content_id
+from stllava.report.run_files import read_outcome
 from stllava.rundir import BLIND, SFT, RunDir
 from stllava.store import read_manifest, read_plan, read_records
 
@@ -83,14 +82,7 @@ def read_run(folder: Path) -> Run:
 
 def _read_whole_run(folder: Path) -> Run:
     run = RunDir(folder)
-    try:
-        outcome = Outcome.model_validate_json(run.outcome.read_bytes())
-    except ValidationError as error:
-        raise StllavaError(
-            f"{run.outcome}: {error.errors()[0]['msg']}",
-            expected="the file as `stllava run` wrote it",
-            remedy="Restore it, or delete it and run the same command again: finished work is kept.",
-        ) from None
+    outcome = read_outcome(run)
     options = read_plan(folder)
     seed = options.pop("seed")
     if not isinstance(seed, int):

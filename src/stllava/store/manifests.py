@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from stllava.errors import StllavaError
-from stllava.records import Manifest, Record, content_id
+from stllava.errors import FormatError, StllavaError
+from stllava.records import FORMAT, Manifest, Outcome, Record, content_id
 from stllava.store.disk import file_hash
 from stllava.store.jsonl import RecordStream, damaged, read_jsonl, read_record
 from stllava.store.names import MANIFEST, PLAN
@@ -20,6 +20,8 @@ from stllava.store.names import MANIFEST, PLAN
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
+READ_BY: dict[JsonValue, str] = {1: "0.1.0"}
+"""The version that reads an earlier form."""
 SMALL_BYTES = 1 << 24
 """A file of more is not read again where nobody wrote to it since its manifest."""
 
@@ -33,13 +35,60 @@ class Plan(Record):
     """Its options, all of them."""
     inputs: dict[str, str]
     """Hash of each input by name."""
+    format: int = FORMAT
+    """The form in which the stage is written."""
+
+
+F = TypeVar("F", Manifest, Plan, Outcome)
+
+
+def read_formatted(path: Path, kind: type[F]) -> F:
+    """The manifest, plan or outcome in a file; one that another version wrote is refused by naming that version.
+
+    That comes before all else: names of stages and options have changed between versions.
+    """
+    written = path.read_bytes()
+    try:
+        said = json.loads(written)
+    except ValueError:
+        said = None  # It is damaged, which is said below.
+    if isinstance(said, dict) and _is_of_another_version(said, kind) and not _is_damaged(written, said):
+        raise _other_version(path, said.get("format", 1))
+    return read_record(path, kind)
+
+
+def _other_version(path: Path, number: JsonValue) -> FormatError:
+    """The error of a file in another form."""
+    if number not in READ_BY:
+        return FormatError(
+            f"{path} is in form {number}, of a later stllava",
+            expected=f"form {FORMAT} or an earlier one",
+            remedy="Update stllava.",
+        )
+    return FormatError(
+        f"{path} is in the form of stllava {READ_BY[number]}",
+        expected=f"form {FORMAT}, which this version writes",
+        remedy=f"Use stllava {READ_BY[number]} for it, or begin again in another folder.",
+    )
+
+
+def _is_of_another_version(said: dict[str, JsonValue], kind: type[Record]) -> bool:
+    """Whether another version wrote a JSON object; one whose keys nobody wrote is damaged rather than old."""
+    if "format" not in said:
+        return said.keys() <= kind.model_fields.keys()
+    return type(said["format"]) is int and said["format"] != FORMAT
+
+
+def _is_damaged(written: bytes, said: dict[str, JsonValue]) -> bool:
+    """Whether something that has a digest is not what the digest is of."""
+    return bool(said.get("digest")) and said["digest"] != digest_of(written)
 
 
 def read_plan(folder: Path) -> dict[str, JsonValue]:
     """The options with which a stage was started."""
     if not (folder / PLAN).is_file():
         raise StllavaError(f"{folder} has no {PLAN}", expected="the folder of a run or stage", remedy="Check the path.")
-    return read_record(folder / PLAN, Plan).config
+    return read_formatted(folder / PLAN, Plan).config
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -57,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
             expected="the folder of a finished stage",
             remedy=again if folder.is_dir() else f"Check the path: there is no such folder in {Path.cwd()}.",
         )
-    manifest = read_record(folder / MANIFEST, Manifest)
+    manifest = read_formatted(folder / MANIFEST, Manifest)
     if manifest.digest and manifest.digest != digest_of((folder / MANIFEST).read_bytes()):
         raise damaged(folder / MANIFEST, "it does not hold what its digest is of")
     return manifest

@@ -14,13 +14,13 @@ from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
 from stllava.dropped import LET_PASS, Dropped
-from stllava.errors import ConflictError, NothingLeftError, StllavaError
+from stllava.errors import ConflictError, FormatError, NothingLeftError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record
 from stllava.store.disk import file_hash, write_whole
 from stllava.store.finished import chunk_id, read_chunk, write_chunk
 from stllava.store.jsonl import read_record
-from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_manifest, versions
+from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_formatted, read_manifest, versions
 from stllava.store.names import AUDIT, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Stage:
         plan: Plan | StllavaError | None = None
         if (self.to / PLAN).is_file():
             try:
-                plan = read_record(self.to / PLAN, Plan)
+                plan = read_formatted(self.to / PLAN, Plan)
             except StllavaError as error:
                 plan = error
         if (self.to / MANIFEST).is_file():
@@ -111,6 +111,8 @@ class Stage:
             if plan != made:
                 write_whole(self.to / PLAN, made.model_dump_json(indent=1) + "\n")
             return made, finished
+        if isinstance(plan, FormatError):
+            raise plan
         if isinstance(plan, StllavaError):
             raise StllavaError(
                 f"{self.to / PLAN} is damaged, and nothing else says what was begun there",

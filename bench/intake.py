@@ -36,7 +36,7 @@ from pydantic import JsonValue
 
 from shared.measure import as_json, cores, report_side, run_side, spread, write_result
 from stllava.config import IntakeOptions
-from stllava.intake.convert import Parts, made_of
+from stllava.intake.convert import Toolbox, default_toolbox
 from stllava.intake.readers.dicom.pixels import QUICKEST
 from stllava.intake.readers.frame import Facts, Frame
 from stllava.intake.readers.photograph import read_photograph
@@ -127,10 +127,10 @@ def read(path: Path) -> Iterator[Frame]:
         yield Frame(frame.pixels, Facts(modality="CT"), frame.identity, burned="no")
 
 
-def parts(options: IntakeOptions) -> Parts:
-    """The package's own parts with that reader."""
-    own = made_of(options)
-    return Parts(own.recognise, {**own.readers, "photograph": read}, own.looks)
+def toolbox(options: IntakeOptions) -> Toolbox:
+    """The package's own toolbox with that reader."""
+    own = default_toolbox(options)
+    return Toolbox(own.recognise, {**own.readers, "photograph": read}, own.masker)
 
 
 class Memory(threading.Thread):
@@ -180,7 +180,7 @@ def side(name: str, kind: str, work: Path, workers: int) -> None:
     began = time.perf_counter()
     if name == "import":
         options = IntakeOptions(workers=workers, chunk=CHUNK)
-        manifest = import_images(options, source=source, to=to, salt=work / "keys" / "salt", existing="resume", make=parts)
+        manifest = import_images(options, source=source, to=to, salt=work / "keys" / "salt", existing="resume", make=toolbox)
         if manifest.counts_out != manifest.counts_in:
             raise SystemExit(f"the import lost pictures: {manifest.dropped}")
     else:

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from stllava.data.phantom.draw import draw, make_truth
 from stllava.errors import StllavaError
 from stllava.intake.deidentify import burned_text, ocr_engine, text_reader
-from stllava.intake.deidentify.burned_text import Box, BurnedOptions, find_text, mask, treat
-from stllava.intake.deidentify.text_reader import Map, Place, is_marker
+from stllava.intake.deidentify.burned_text import Box, BurnedOptions, find_text, mask, mask_text
+from stllava.intake.deidentify.text_reader import Map, TextRegion, is_marker
 from stllava.intake.pages.review import Change, write_sheets
 from stllava.intake.readers.frame import Facts, Frame
 
@@ -95,17 +95,17 @@ def test_a_unique_name_in_five_sizes_and_places_is_masked_or_kept_back() -> None
     seen = []
     for index in range(COUNT):
         pixels, ink = written(index, SIDE)
-        treated = treat(frame(pixels), BurnedOptions())
+        result = mask_text(frame(pixels), BurnedOptions())
         covered = np.zeros(ink.shape, dtype=np.bool_)
-        for box in treated.boxes:
+        for box in result.boxes:
             covered[box.top : box.bottom, box.left : box.right] = True
         # One letter of the shortest name is more than 8 % of its ink.
-        hidden = treated.frame is None or (ink & covered).sum() >= 0.98 * ink.sum()
+        hidden = result.frame is None or (ink & covered).sum() >= 0.98 * ink.sum()
         if not hidden:
-            seen.append((index, SIZES[index % 5], treated.reason))
-        if treated.frame is not None:
-            assert not treated.frame.pixels[covered].any()
-            np.testing.assert_array_equal(treated.frame.pixels[~covered], pixels[~covered])
+            seen.append((index, SIZES[index % 5], result.reason))
+        if result.frame is not None:
+            assert not result.frame.pixels[covered].any()
+            np.testing.assert_array_equal(result.frame.pixels[~covered], pixels[~covered])
     print(f"{COUNT - len(seen)} of {COUNT} hidden; seen: {seen}")  # noqa: T201 - the figure for the docs
     assert len(seen) <= 0.02 * COUNT
 
@@ -117,9 +117,9 @@ def test_pictures_without_text_stay_as_they_are(side: int) -> None:
     count = COUNT if COUNT > 20 else 4
     for index in range(count):
         pixels = ground(index, side)
-        treated = treat(frame(pixels), BurnedOptions())
-        if treated.action != "passed":
-            changed.append((index, treated.action, treated.boxes))
+        result = mask_text(frame(pixels), BurnedOptions())
+        if result.action != "passed":
+            changed.append((index, result.action, result.boxes))
     print(f"{len(changed)} of {count} of {side} pixels changed without need: {changed}")  # noqa: T201
     assert len(changed) <= 0.05 * count
 
@@ -128,13 +128,13 @@ def test_a_place_read_as_a_side_marker_stays_only_by_option(monkeypatch: pytest.
     pixels = np.full((100, 100), 90, dtype=np.uint8)
     marker, name = Box(0, 0, 10, 10, marker=True), Box(50, 50, 90, 60)
     scripted(monkeypatch, [[(marker, "L"), (name, "DOE")], [(marker, "L")]])
-    kept = treat(frame(pixels), BurnedOptions(keep_markers=True))
+    kept = mask_text(frame(pixels), BurnedOptions(keep_markers=True))
     assert kept.boxes == (name,)
     assert kept.frame is not None
     assert kept.frame.pixels[5, 5] == 90
     assert not kept.frame.pixels[50:60, 50:90].any()
     scripted(monkeypatch, [[(marker, "L"), (name, "DOE")], []])
-    assert treat(frame(pixels), BurnedOptions()).boxes == (marker, name)
+    assert mask_text(frame(pixels), BurnedOptions()).boxes == (marker, name)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_only_sides_views_and_short_numbers_are_markers(text: str, marker: bool)
 
 def padded(left: int, top: int, right: int, bottom: int) -> Box:
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
-    return burned_text._padded(Place(corners, marker=False), height=200, width=200)
+    return burned_text._padded(TextRegion(corners, marker=False), height=200, width=200)
 
 
 def test_a_box_near_the_border_reaches_it() -> None:
@@ -172,20 +172,20 @@ def test_a_line_is_covered_one_letter_beyond_both_ends() -> None:
 
 def test_letters_that_come_back_after_masking_keep_the_picture_out(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = scripted(monkeypatch, [[(Box(1, 1, 5, 5), "DOE")]])
-    treated = treat(frame(np.zeros((50, 50), dtype=np.uint8)), BurnedOptions())
-    assert (treated.frame, treated.action, len(looks)) == (None, "quarantined", burned_text.ROUNDS)
+    result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8)), BurnedOptions())
+    assert (result.frame, result.action, len(looks)) == (None, "quarantined", burned_text.ROUNDS)
 
 
 def test_what_the_file_calls_burned_is_never_passed_on_the_finders_word(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [[]])
     pixels = np.zeros((50, 50), dtype=np.uint8)
-    assert treat(frame(pixels, flag="yes"), BurnedOptions()).action == "quarantined"
-    assert treat(frame(pixels, flag="likely"), BurnedOptions()).action == "passed"
+    assert mask_text(frame(pixels, flag="yes"), BurnedOptions()).action == "quarantined"
+    assert mask_text(frame(pixels, flag="likely"), BurnedOptions()).action == "passed"
 
 
 def test_a_picture_full_of_text_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [[(Box(0, 0, 50, 30), "a page")], []])
-    assert treat(frame(np.zeros((50, 50), dtype=np.uint8)), BurnedOptions()).action == "quarantined"
+    assert mask_text(frame(np.zeros((50, 50), dtype=np.uint8)), BurnedOptions()).action == "quarantined"
 
 
 @pytest.mark.parametrize(
@@ -202,16 +202,16 @@ def test_only_ct_and_mr_slices_without_a_mark_are_not_looked_at(
 ) -> None:
     looks = scripted(monkeypatch, [[]])
     options = BurnedOptions.model_validate({"look": look})
-    treated = treat(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag, modality=modality), options)
+    result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag, modality=modality), options)
     assert bool(looks) == looked
-    assert treated.action == "passed"
-    assert treated.reason.startswith("looked at" if looked else "not looked at")
+    assert result.action == "passed"
+    assert result.reason.startswith("looked at" if looked else "not looked at")
 
 
 @pytest.mark.parametrize(("flag", "action"), [("yes", "quarantined"), ("likely", "quarantined"), ("unknown", "passed")])
 def test_rules_alone_keep_back_what_is_or_may_be_burned(flag: str, action: str) -> None:
-    treated = treat(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag), BurnedOptions(look="rules"))
-    assert treated.action == action
+    result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag), BurnedOptions(look="rules"))
+    assert result.action == action
 
 
 def test_a_missing_finder_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

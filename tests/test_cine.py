@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.intake_parts import CINE, FAST, brought, cine
+from helpers.intake_parts import CINE, FAST, cine, import_folder
 from stllava import progress
 from stllava.data.image_set import read_imported
-from stllava.intake.convert import Seen, convert
+from stllava.intake.convert import FrameFindings, convert
 from stllava.intake.deidentify import burned_text
-from stllava.intake.deidentify.allowlist import hidden_id
+from stllava.intake.deidentify.pseudonyms import hidden_id
 from stllava.intake.workers import Job, Note
 
 SIDE = 128
@@ -45,7 +45,7 @@ def looks(folder: Path) -> list[tuple[int, int]]:
 def test_frames_of_one_file_share_the_look_at_what_stays_the_same(tmp_path: Path) -> None:
     for name in ("one", "two"):
         still(tmp_path, name)
-    brought(tmp_path, make=cine)
+    import_folder(tmp_path, make=cine)
     rows = read_imported(tmp_path / "data")
     assert {row.masked for row in rows} == {((40, 100, 60, 110),)}
     seen = looks(tmp_path)
@@ -58,8 +58,8 @@ def begin(folder: Path) -> "subprocess.Popen[bytes]":
     """An import of the folder in a process of its own."""
     call = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from intake_parts import FAST, brought, cine\n"
-        "if __name__ == '__main__': brought(Path(sys.argv[1]), FAST.model_copy(update={'seconds': 60.0}), make=cine)"
+        "from helpers.intake_parts import FAST, import_folder, cine\n"
+        "if __name__ == '__main__': import_folder(Path(sys.argv[1]), FAST.model_copy(update={'seconds': 60.0}), make=cine)"
     )
     command = [sys.executable, "-c", call, str(folder), *sys.path]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -76,22 +76,22 @@ def wait_for(done: Callable[[], bool]) -> None:
 def test_nothing_that_was_looked_at_is_looked_at_again_after_a_kill(tmp_path: Path) -> None:
     still(tmp_path, "Doe")
     options = FAST.model_copy(update={"seconds": 60.0})
-    brought(tmp_path, options, make=cine, to="whole")
+    import_folder(tmp_path, options, make=cine, to="whole")
     once = looks(tmp_path)
     (tmp_path / "looks").unlink()
-    kept = tmp_path / "data" / "parts" / "looked" / "00000000.jsonl"
+    kept = tmp_path / "data" / "parts" / "findings" / "00000000.jsonl"
     (tmp_path / "stop").write_text("12")
     with begin(tmp_path) as process:
         wait_for(lambda: kept.is_file() and len(kept.read_bytes().splitlines()) == 12)
         process.kill()
     (tmp_path / "stop").unlink()
     first = json.loads(kept.read_text().splitlines()[0])
-    assert first["looked"] == [[{"left": 40, "top": 100, "right": 60, "bottom": 110, "marker": False}], []]
+    assert first["findings"] == [[{"left": 40, "top": 100, "right": 60, "bottom": 110, "marker": False}], []]
     assert b"Doe" not in kept.read_bytes()
     assert hashlib.sha256((tmp_path / "in" / "Doe.png").read_bytes()).hexdigest().encode() not in kept.read_bytes()
     with kept.open("a") as file:
         file.write('damaged\n{"number": 0, "source": "torn')
-    manifest = brought(tmp_path, options, make=cine)
+    manifest = import_folder(tmp_path, options, make=cine)
     assert looks(tmp_path) == once, "each frame was looked at once in both goes together"
     whole, killed = (
         {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -107,9 +107,9 @@ def test_what_was_kept_of_other_bytes_is_not_believed(tmp_path: Path, monkeypatc
     still(tmp_path)
     path = tmp_path / "in" / "cine.png"
     of = hidden_id(b"salt", "source", hashlib.sha256(path.read_bytes()).hexdigest())
-    work = partial(convert, options=FAST, salt=b"salt", to=tmp_path / "data", parts=cine(FAST))
+    work = partial(convert, options=FAST, salt=b"salt", to=tmp_path / "data", toolbox=cine(FAST))
     for source, looked_at in ((of, CINE - 1), ("another", CINE)):
-        note = Seen(number=0, source=source, place=0, looked=((),)).model_dump_json()
+        note = FrameFindings(number=0, source=source, index=0, findings=((),)).model_dump_json()
         said = list(work(Job(0, path, path.stat().st_size, notes=(note,))))
         assert len([one for one in said if isinstance(one, Note)]) == looked_at
 
@@ -120,7 +120,7 @@ def test_a_line_of_progress_comes_by_picture_and_while_one_is_looked_at(
     still(tmp_path)
     (tmp_path / "slow").write_text("0.1")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.02)
-    brought(tmp_path, make=cine)
+    import_folder(tmp_path, make=cine)
     lines = [line for line in capsys.readouterr().err.splitlines() if " 0/1 files" in line]
     counts = [int(found[1]) for line in lines if (found := re.search(r"· (\d+) pictures", line))]
     assert len(set(counts)) > CINE // 2, lines

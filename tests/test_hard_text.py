@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stllava.data.phantom.draw import draw, make_truth
-from stllava.intake.deidentify.burned_text import BurnedOptions, mask, treat
+from stllava.intake.deidentify.burned_text import BurnedOptions, mask, mask_text
 from stllava.intake.deidentify.codes import find_codes
 from stllava.intake.readers.frame import Facts, Frame
 
@@ -196,12 +196,12 @@ def planted(kind: str, index: int) -> Planted:
 
 def hidden(drawn: Planted) -> bool:
     """Whether 90 of 100 pixels of what was drawn are black now, or the picture was left out."""
-    treated = treat(Frame(drawn.pixels, Facts(modality="US")), BurnedOptions())
-    if treated.frame is None:
+    result = mask_text(Frame(drawn.pixels, Facts(modality="US")), BurnedOptions())
+    if result.frame is None:
         return True
-    covered = mask(np.ones_like(drawn.pixels), treated.boxes) == 0
-    assert not treated.frame.pixels[covered].any()
-    np.testing.assert_array_equal(treated.frame.pixels[~covered], drawn.pixels[~covered])
+    covered = mask(np.ones_like(drawn.pixels), result.boxes) == 0
+    assert not result.frame.pixels[covered].any()
+    np.testing.assert_array_equal(result.frame.pixels[~covered], drawn.pixels[~covered])
     return float((drawn.ink & covered).sum()) >= 0.9 * float(drawn.ink.sum())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.intake_parts import FAST, brought
+from helpers.intake_parts import FAST, import_folder
 from stllava.config import EvaluateOptions, ImportedData, RunOptions, SamplingOptions, SftOptions
 from stllava.data.image_set import Imported, read_imported
 from stllava.data.prepare import prepare
@@ -28,7 +28,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     for number in range(30):
         Image.fromarray(random.integers(0, 256, (40, 40), dtype=np.uint8)).save(folder / "in" / f"patient{number}_.png")
-    brought(folder, FAST.model_copy(update={"splits": SPLITS, "chunk": 30}))
+    import_folder(folder, FAST.model_copy(update={"splits": SPLITS, "chunk": 30}))
     return folder / "data"
 
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from helpers.intake_parts import FAST, brought, parts
+from helpers.intake_parts import FAST, import_folder, toolbox
 from stllava.config import IntakeOptions
 from stllava.data.folder import images_in
 from stllava.data.image_set import Imported, LeftOut, is_imported, read_imported, training
 from stllava.data.likeness import NEAR
 from stllava.errors import StllavaError
 from stllava.intake.encode import png
-from stllava.intake.quality import Index, fault, pixel_digest
+from stllava.intake.quality import CopyIndex, fault, pixel_digest
 from stllava.intake.run import import_images
-from stllava.intake.splits import Groups, split_of
+from stllava.intake.splits import UnionFind, split_of
 from stllava.intake.walk import walk
 from stllava.store import read_jsonl
 
@@ -53,7 +53,7 @@ def private_name(folder: Path, number: int) -> str:
 def test_the_written_pixels_are_those_that_were_read_and_the_line_tells_of_them(tmp_path: Path) -> None:
     pixels = noise(1)
     save(tmp_path / "in" / "Doe_study_20200101_a.png", pixels)
-    manifest = brought(tmp_path)
+    manifest = import_folder(tmp_path)
     (row,) = read_imported(tmp_path / "data")
     assert (np.asarray(Image.open(tmp_path / "data" / row.path)) == pixels).all()
     assert (row.width, row.height, row.modality, row.body_part, row.interval) == (SIDE, SIDE, "CR", "chest", 0)
@@ -66,7 +66,7 @@ def test_no_byte_of_the_output_holds_a_name_a_path_or_a_day(tmp_path: Path) -> N
         save(tmp_path / "in" / "Zaphodson family" / f"Zaphodson_st{number}_2019030{number + 1}_x.png", noise(number))
     (tmp_path / "in" / "Zaphodson letter.txt").write_text("of Zaphodson")
     save(tmp_path / "in" / "breaks.Zaphodson.png", noise(9))
-    brought(tmp_path)
+    import_folder(tmp_path)
     written = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert len(written) > 6
     for path in written:
@@ -77,7 +77,7 @@ def test_no_byte_of_the_output_holds_a_name_a_path_or_a_day(tmp_path: Path) -> N
 def test_days_become_intervals_from_the_patients_first_study(tmp_path: Path) -> None:
     for patient, study, day in (("a", "1", "20200228"), ("a", "2", "20200301"), ("b", "3", "20210101"), ("b", "4", "bad")):
         save(tmp_path / "in" / f"{patient}_{study}_{day}_.png", noise(int(study)))
-    brought(tmp_path)
+    import_folder(tmp_path)
     found = sorted((row.patient, row.interval or 0, row.interval is None) for row in read_imported(tmp_path / "data"))
     first, other = sorted({patient for patient, *_ in found})
     assert {tuple(at[1:] for at in found if at[0] == one) for one in (first, other)} == {
@@ -102,7 +102,7 @@ def test_every_file_that_is_no_use_is_named_with_its_cause_and_the_rest_comes_in
     (source / "self").symlink_to(source / "self")
     good = save(source / "good_1_.png", noise(5))
     (source / "copy_2_.png").write_bytes(good.read_bytes())
-    manifest = brought(tmp_path)
+    manifest = import_folder(tmp_path)
     causes = {private_name(tmp_path, row.number): row.cause for row in left_out(tmp_path)}
     kept = causes.pop("copy_2_.png", None) or causes.pop("good_1_.png")
     assert kept == "duplicate"
@@ -130,16 +130,16 @@ def test_every_file_that_is_no_use_is_named_with_its_cause_and_the_rest_comes_in
 def test_a_missing_reader_stops_the_import_with_its_remedy(tmp_path: Path) -> None:
     save(tmp_path / "in" / "lacks.png", noise(1))
     with pytest.raises(StllavaError, match="Install it"):
-        brought(tmp_path)
+        import_folder(tmp_path)
 
 
 def test_a_killed_import_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     for number in range(60):
         save(tmp_path / "in" / f"p{number % 9}_s{number % 20}_2020010{number % 9 + 1}_{number}.png", noise(number % 50, 256))
-    brought(tmp_path, to="whole")
+    import_folder(tmp_path, to="whole")
     call = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from intake_parts import brought\nif __name__ == '__main__': brought(Path(sys.argv[1]))"
+        "from helpers.intake_parts import import_folder\nif __name__ == '__main__': import_folder(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", call, str(tmp_path), *sys.path]
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_a_killed_import_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> Non
     assert not (tmp_path / "data" / "manifest.json").exists()
     (tmp_path / "data" / "images" / "00").mkdir(parents=True, exist_ok=True)
     (tmp_path / "data" / "images" / "00" / ".torn.png.1.draft").touch()
-    manifest = brought(tmp_path)
+    manifest = import_folder(tmp_path)
     one, other = (
         {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         for root in (tmp_path / "whole", tmp_path / "data")
@@ -168,16 +168,16 @@ def test_a_killed_import_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> Non
 def test_one_worker_and_three_give_the_same_lists(tmp_path: Path) -> None:
     for number in range(9):
         save(tmp_path / "in" / f"p{number}__.png", noise(number))
-    brought(tmp_path, FAST.model_copy(update={"workers": 1}), to="one")
-    brought(tmp_path, FAST.model_copy(update={"workers": 3}), to="three")
+    import_folder(tmp_path, FAST.model_copy(update={"workers": 1}), to="one")
+    import_folder(tmp_path, FAST.model_copy(update={"workers": 3}), to="three")
     assert (tmp_path / "one" / "images.jsonl").read_bytes() == (tmp_path / "three" / "images.jsonl").read_bytes()
 
 
 def test_other_options_than_the_unfinished_ones_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(1))
-    brought(tmp_path)
+    import_folder(tmp_path)
     with pytest.raises(StllavaError, match="smallest was 32, now 16"):
-        brought(tmp_path, FAST.model_copy(update={"smallest": 16}))
+        import_folder(tmp_path, FAST.model_copy(update={"smallest": 16}))
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_other_options_than_the_unfinished_ones_are_refused(tmp_path: Path) -> N
 def test_source_output_and_salt_lie_apart(to: str, salt: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(StllavaError, match="lies inside"):
-        import_images(FAST, source=tmp_path / "in", to=tmp_path / to, salt=tmp_path / salt, existing="resume", make=parts)
+        import_images(FAST, source=tmp_path / "in", to=tmp_path / to, salt=tmp_path / salt, existing="resume", make=toolbox)
 
 
 def test_no_patient_is_in_two_splits_and_the_shares_are_roughly_kept(tmp_path: Path) -> None:
     for number in range(90):
         save(tmp_path / "in" / f"p{number % 30}_s{number}_.png", noise(number, 33))
-    manifest = brought(tmp_path, FAST.model_copy(update={"chunk": 30, "splits": {"train": 0.5, "test": 0.5}}))
+    manifest = import_folder(tmp_path, FAST.model_copy(update={"chunk": 30, "splits": {"train": 0.5, "test": 0.5}}))
     rows = read_imported(tmp_path / "data")
     assert len({(row.patient, row.split) for row in rows}) == 30
     assert {row.split for row in rows} == {"train", "test"}
@@ -205,7 +205,7 @@ def test_a_near_copy_is_named_or_left_out_and_stays_with_its_like(choice: str, k
     pixels = np.asarray(Image.fromarray(noise(1, 48)).resize((96, 96), Image.Resampling.BICUBIC))
     save(tmp_path / "in" / "p1_.png", pixels)
     save(tmp_path / "in" / "p2_.png", (pixels * 0.97).astype(np.uint8))
-    brought(tmp_path, FAST.model_copy(update={"near_duplicates": choice}))
+    import_folder(tmp_path, FAST.model_copy(update={"near_duplicates": choice}))
     rows = read_imported(tmp_path / "data")
     assert len(rows) == kept == len(list((tmp_path / "data" / "images").rglob("*.png")))
     assert [row.near for row in rows[1:]] == ([rows[0].id] if choice == "mark" else [None])[: kept - 1]
@@ -218,7 +218,7 @@ def test_the_card_counts_what_there_is_and_adds_no_picture_file(tmp_path: Path) 
     for number in range(7):
         save(tmp_path / "in" / f"p{number}_.png", noise(number))
     (tmp_path / "in" / "x.txt").write_text("x")
-    brought(tmp_path)
+    import_folder(tmp_path)
     text, page = ((tmp_path / "data" / name).read_text() for name in ("README.md", "card.html"))
     assert "| CR | 7 |" in text
     assert "| not-an-image | 1 |" in text
@@ -239,7 +239,7 @@ def test_every_level_of_png_gives_the_pixels_back(level: int, shape: tuple[int, 
 
 def test_jpeg_is_written_when_asked_for(tmp_path: Path) -> None:
     save(tmp_path / "in" / "p_.png", noise(1))
-    brought(tmp_path, FAST.model_copy(update={"format": "jpeg"}))
+    import_folder(tmp_path, FAST.model_copy(update={"format": "jpeg"}))
     (row,) = read_imported(tmp_path / "data")
     with Image.open(tmp_path / "data" / row.path) as image:
         assert image.format == "JPEG"
@@ -272,11 +272,11 @@ def test_links_out_of_the_folder_are_left_out_and_said_or_followed_when_asked_fo
     (tmp_path / "in" / "folder").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "sibling").symlink_to("p1_.png")
     (tmp_path / "in" / "gone").symlink_to("nowhere")
-    kept = brought(tmp_path)
+    kept = import_folder(tmp_path)
     assert kept.counts_out == 1
     assert kept.dropped == {"link-out-of-folder": 2, "broken-link": 1, "duplicate": 1}
     assert any("Links out of the folder that were not followed: 2;" in note for note in kept.notes)
-    followed = brought(tmp_path, FAST.model_copy(update={"links": "anywhere"}), to="all")
+    followed = import_folder(tmp_path, FAST.model_copy(update={"links": "anywhere"}), to="all")
     assert followed.counts_out == 3
     assert not any("Links out" in note for note in followed.notes)
 
@@ -285,7 +285,7 @@ def test_names_that_are_not_utf8_come_in(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     data = save(tmp_path / "x.png", noise(1)).read_bytes()
     Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff\xfe.png")).write_bytes(data)
-    assert brought(tmp_path).counts_out == 1
+    assert import_folder(tmp_path).counts_out == 1
 
 
 @settings(max_examples=25)
@@ -301,10 +301,10 @@ def test_the_index_finds_exactly_the_near_pairs_that_comparing_all_finds(copies:
         pictures.append(bases[base] ^ mask)
     pictures.append(None)
     with tempfile.TemporaryDirectory() as folder:
-        with Index(Path(folder)) as index:
+        with CopyIndex(Path(folder)) as index:
             for number, picture in enumerate(pictures):
                 index.add(number.to_bytes(16), picture)
-        found = index.likes().tolist()
+        found = index.near_copies().tolist()
     wanted = []
     for at, one in enumerate(pictures):
         near = (
@@ -318,7 +318,7 @@ def test_the_index_finds_exactly_the_near_pairs_that_comparing_all_finds(copies:
 
 def test_the_index_tells_the_first_of_equal_pictures(tmp_path: Path) -> None:
     digests = [pixel_digest(noise(seed)) for seed in (1, 2, 1, 3, 2, 1)]
-    with Index(tmp_path) as index:
+    with CopyIndex(tmp_path) as index:
         for digest in digests:
             index.add(digest, None)
     assert index.copies().tolist() == [0, 1, 0, 3, 1, 0]
@@ -337,14 +337,14 @@ def test_a_colour_picture_with_one_lively_channel_is_no_fault_and_a_few_specks_a
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=10), st.randoms())
 def test_groups_do_not_depend_on_the_order_in_which_ties_are_met(ties: list[list[str]], random: object) -> None:
-    one, other = Groups(), Groups()
+    one, other = UnionFind(), UnionFind()
     for tie in ties:
-        one.tie(tie)
+        one.union_all(tie)
     for tie in reversed(ties):
-        other.tie(tie[::-1])
-    assert [one.head(member) for member in "abcdefgh"] == [other.head(member) for member in "abcdefgh"]
+        other.union_all(tie[::-1])
+    assert [one.find(member) for member in "abcdefgh"] == [other.find(member) for member in "abcdefgh"]
     for tie in ties:
-        assert len({one.head(member) for member in tie}) == 1
+        assert len({one.find(member) for member in tie}) == 1
 
 
 def test_splits_take_their_shares_of_many_groups_and_an_empty_share_nothing() -> None:
@@ -361,7 +361,7 @@ def test_shares_that_do_not_sum_to_one_are_refused() -> None:
 
 def test_a_row_of_the_set_survives_its_file(tmp_path: Path) -> None:
     save(tmp_path / "in" / "p_s_20200101_.png", noise(1))
-    brought(tmp_path)
+    import_folder(tmp_path)
     line = (tmp_path / "data" / "images.jsonl").read_text()
     assert Imported.model_validate_json(line).model_dump_json() + "\n" == line
 
@@ -369,10 +369,10 @@ def test_a_row_of_the_set_survives_its_file(tmp_path: Path) -> None:
 def test_of_an_imported_set_the_pictures_to_learn_from_are_listed(tmp_path: Path) -> None:
     for number in range(12):
         save(tmp_path / "in" / f"patient{number}_.png", noise(number))
-    brought(tmp_path, FAST.model_copy(update={"splits": {"train": 0.5, "test": 0.5}}))
+    import_folder(tmp_path, FAST.model_copy(update={"splits": {"train": 0.5, "test": 0.5}}))
     rows = {row.path: row.split for row in read_imported(tmp_path / "data")}
     assert set(rows.values()) == {"train", "test"}
     learned = sorted(f"data/{path}" for path, split in rows.items() if split == "train")
     assert [image.path for image in images_in(tmp_path, Path("data"))] == learned
-    brought(tmp_path, FAST.model_copy(update={"splits": {"all": 1.0}}), to="whole")
+    import_folder(tmp_path, FAST.model_copy(update={"splits": {"all": 1.0}}), to="whole")
     assert len(images_in(tmp_path, Path("whole"))) == len(images_in(tmp_path / "whole", None)) == 12

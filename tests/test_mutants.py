@@ -36,8 +36,8 @@ import tifffile  # noqa: E402
 from helpers.planted import Names, noise, write_slide  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
 from stllava.data.image_set import LeftOut, read_imported  # noqa: E402
-from stllava.intake.convert import Parts, made_of  # noqa: E402
-from stllava.intake.deidentify.allowlist import hidden_id  # noqa: E402
+from stllava.intake.convert import Toolbox, default_toolbox  # noqa: E402
+from stllava.intake.deidentify.pseudonyms import hidden_id  # noqa: E402
 from stllava.intake.readers.frame import Frame  # noqa: E402
 from stllava.intake.run import import_images  # noqa: E402
 from stllava.store import read_jsonl  # noqa: E402
@@ -347,9 +347,9 @@ def write_oddities(folder: Path) -> dict[Path, str]:
     return {folder / name: cause for name, cause in named.items()}
 
 
-def timed(options: IntakeOptions, *, log: Path) -> Parts:
+def timed(options: IntakeOptions, *, log: Path) -> Toolbox:
     """The real readers, each of which notes the seconds of work that a file took."""
-    parts = made_of(options)
+    toolbox = default_toolbox(options)
 
     def read(reader: Callable[[Path], Iterable[Frame]], path: Path) -> Iterator[Frame]:
         spent, frames = 0.0, iter(reader(path))
@@ -367,7 +367,7 @@ def timed(options: IntakeOptions, *, log: Path) -> Parts:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([round(spent, 3), path.name]) + "\n")
 
-    return replace(parts, readers={kind: partial(read, reader) for kind, reader in parts.readers.items()})
+    return replace(toolbox, readers={kind: partial(read, reader) for kind, reader in toolbox.readers.items()})
 
 
 @contextmanager

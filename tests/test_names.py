@@ -20,11 +20,10 @@ FUNCTIONS = "additive forwards grow hearing hide know longest look_over only pic
 OPTIONS = """
     alike borrow collapse consolidate denials describe describe_also description descriptions free k least most sq_r tokens
 """
-TWICE = "Found Frame Groups Layout Looks Parts Plan Projection Seen Table Tally _Branch _Question"
+TWICE = "Frame Layout Plan _Branch _Question"
 """Classes that still stand twice."""
 OWED = """
-    At Hidden Learned Looks Lost Made Missed Seen Whole
-    hide look_over
+    Learned Looks Seen
 """
 """Classes and functions that still have their old names."""
 

@@ -22,11 +22,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from helpers.intake_parts import brought
+from helpers.intake_parts import import_folder
 from stllava.config import IntakeOptions
 from stllava.data.image_set import Imported, read_imported
-from stllava.intake.convert import made_of
-from stllava.intake.patients import Patients, folder_of, hide, name_key, number_key, number_of
+from stllava.intake.convert import default_toolbox
+from stllava.intake.deidentify.pseudonyms import pseudonymise
+from stllava.intake.deidentify.spelling import name_key, number_key, number_of
+from stllava.intake.patients import Patients, folder_of
 from stllava.intake.readers.dicom.stack import read_slice
 from stllava.intake.readers.frame import Identity
 
@@ -158,7 +160,7 @@ def test_of_a_hundred_patients_spelt_as_exports_do_none_is_on_two_sides_and_all_
     kinds = people()
     assert len(kinds) == 100
     write(tmp_path / "in", kinds)
-    manifest = brought(tmp_path, DICOMS, make=made_of)
+    manifest = import_folder(tmp_path, DICOMS, make=default_toolbox)
     assert manifest.counts_out == sum(len(person.files) for person in kinds)
     ids, sides, days = (defaultdict[int, set[object]](set) for _ in range(3))
     for row in read_imported(tmp_path / "data"):
@@ -237,7 +239,7 @@ def test_any_text_has_a_key_that_is_its_own_key(text: str) -> None:
 
 def settled(*identities: Identity) -> list[str]:
     """The patients of files, one after the other."""
-    hidden = [hide(identity, SALT, source=str(at)) for at, identity in enumerate(identities)]
+    hidden = [pseudonymise(identity, SALT, source=str(at)) for at, identity in enumerate(identities)]
     patients = Patients()
     for who in hidden:
         patients.add(who)
@@ -287,7 +289,7 @@ def test_a_new_study_does_not_change_a_patients_id_and_so_not_his_split() -> Non
     for number in range(30):
         first = Identity(patient=f"p{number}", study=f"1.{number}")
         more = [Identity(patient=f"P{number}", study=f"1.{number}.{at}", series=f"2.{number}.{at}") for at in range(5)]
-        assert settled(first)[0] == settled(*more, first)[0] == hide(first, SALT, source="x").patient
+        assert settled(first)[0] == settled(*more, first)[0] == pseudonymise(first, SALT, source="x").patient
 
 
 @given(st.permutations(range(7)))
@@ -331,7 +333,9 @@ def test_pictures_that_say_nothing_go_by_folder_and_the_card_says_so(
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(at).integers(0, 256, (40, 40), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / name)
-    manifest = brought(tmp_path, DICOMS.model_copy(update={"unnamed": unnamed, "look_for_text": "rules"}), make=made_of)
+    manifest = import_folder(
+        tmp_path, DICOMS.model_copy(update={"unnamed": unnamed, "look_for_text": "rules"}), make=default_toolbox
+    )
     rows = read_imported(tmp_path / "data")
     assert manifest.measures["patients"] == len({row.patient for row in rows}) == patients
     assert len({(row.patient, row.split) for row in rows}) == patients
@@ -343,7 +347,7 @@ def test_pictures_that_say_nothing_go_by_folder_and_the_card_says_so(
 
 def test_a_set_that_can_hardly_be_split_says_so(tmp_path: Path) -> None:
     write(tmp_path / "in", [several("1", "01", "001"), several("2")])
-    manifest = brought(tmp_path, DICOMS, make=made_of)
+    manifest = import_folder(tmp_path, DICOMS, make=default_toolbox)
     assert any("3 of 4 pictures must stay in one split" in note for note in manifest.notes)
 
 

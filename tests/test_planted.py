@@ -33,7 +33,7 @@ import tifffile  # noqa: E402
 from helpers.planted import NUMBERS, PERSONS, Names, cut, plant  # noqa: E402
 from stllava.config import IntakeOptions  # noqa: E402
 from stllava.data.image_set import Imported, LeftOut, read_imported  # noqa: E402
-from stllava.intake.deidentify.allowlist import hidden_id  # noqa: E402
+from stllava.intake.deidentify.pseudonyms import hidden_id  # noqa: E402
 from stllava.intake.run import import_images  # noqa: E402
 from stllava.records import Manifest  # noqa: E402
 from stllava.store import read_jsonl  # noqa: E402
@@ -48,7 +48,7 @@ SIDE = int(os.environ.get("STLLAVA_BURNED_SIDE", "256"))
 _DEPTH = 3
 
 
-def brought(folder: Path, source: Path, options: IntakeOptions) -> Manifest:
+def import_folder(folder: Path, source: Path, options: IntakeOptions) -> Manifest:
     """Import with the real readers and a salt that is the same each time."""
     salt = folder / "keys" / "salt"
     salt.parent.mkdir(exist_ok=True)
@@ -175,7 +175,7 @@ def test_a_name_planted_anywhere_comes_out_nowhere(
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     options = IntakeOptions(format=picture, look_for_text="rules", workers=2, seconds=120, near_duplicates="ignore")
-    manifest = brought(tmp_path, source, options)
+    manifest = import_folder(tmp_path, source, options)
     rows = read_imported(tmp_path / "data")
     written = {row.source for row in rows}
     assert [path.name for path in paths if hidden_source(path) not in written] == []
@@ -201,7 +201,7 @@ def test_a_name_planted_anywhere_comes_out_nowhere(
 def test_what_is_told_of_a_planted_file_is_harmless_and_true(tmp_path: Path) -> None:
     names = Names()
     paths = plant(tmp_path / "in", names)
-    brought(tmp_path, tmp_path / "in", IntakeOptions(look_for_text="rules", workers=2, seconds=120))
+    import_folder(tmp_path, tmp_path / "in", IntakeOptions(look_for_text="rules", workers=2, seconds=120))
     rows: dict[str, list[Imported]] = {}
     for row in read_imported(tmp_path / "data"):
         rows.setdefault(row.source, []).append(row)
@@ -330,7 +330,7 @@ def test_names_burned_into_pictures_of_any_kind_are_hidden(tmp_path: Path) -> No
         pixels, ink, what = burned(index)
         drawn.append((keep(pixels, tmp_path / "in", index), pixels, ink, what))
     options = IntakeOptions(look_for_text="all", workers=2, seconds=300, chunk=4, near_duplicates="ignore")
-    brought(tmp_path, tmp_path / "in", options)
+    import_folder(tmp_path, tmp_path / "in", options)
     masked, kept_back, seen = outcome(tmp_path / "data", drawn)
     print(f"{masked} masked, {kept_back} kept back, {len(seen)} seen of {len(drawn)}: {seen}")  # noqa: T201
     assert len(seen) <= 0.02 * len(drawn)

@@ -13,17 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stllava.errors import ItemError, StllavaError
-from stllava.intake.deidentify.allowlist import (
-    allow,
-    check_clean,
-    day_number,
-    hidden_id,
-    image_id,
-    leaks,
-    needles,
-    open_salt,
-    plain_day,
-)
+from stllava.intake.deidentify.allowlist import allow
+from stllava.intake.deidentify.leaks import check_clean, leaks, needles
+from stllava.intake.deidentify.pseudonyms import day_number, hidden_id, image_id, open_salt
+from stllava.intake.deidentify.spelling import plain_day
 from stllava.intake.readers.frame import Facts
 
 SALT, OTHER = bytes(range(32)), bytes(32)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from helpers.intake_parts import SLICES, brought_slices
+from helpers.intake_parts import SLICES, import_slices
 from stllava.config import IntakeOptions
 from stllava.data.image_set import Imported, LeftOut, read_imported
 from stllava.errors import ItemError
 from stllava.intake.readers.dicom.read import DicomOptions
-from stllava.intake.readers.dicom.stack import MARKS, Projection, read_slice
+from stllava.intake.readers.dicom.stack import MARKS, MaximumProjection, read_slice
 from stllava.intake.series import Slices, Stacks
 from stllava.records import Manifest
 from stllava.store import read_jsonl
@@ -109,12 +109,12 @@ def names(folder: Path) -> dict[str, str]:
 
 def test_the_middle_and_every_nth_are_chosen_by_position_not_by_name_or_number(tmp_path: Path) -> None:
     values = stack(tmp_path / "in" / "a", 7)
-    manifest = brought_slices(tmp_path, MIDDLE)
+    manifest = import_slices(tmp_path, MIDDLE)
     ((row, pixels),) = pictures(tmp_path)
     assert (pixels == shown(values[3])).all()
     assert row.frame == 3
     assert (manifest.counts_in, manifest.counts_out, manifest.measures["files not chosen"]) == (7, 1, 6)
-    manifest = brought_slices(tmp_path, SLICES.model_copy(update={"frames": "every", "step": 3}), to="every")
+    manifest = import_slices(tmp_path, SLICES.model_copy(update={"frames": "every", "step": 3}), to="every")
     found = {row.frame: pixels for row, pixels in pictures(tmp_path, "every")}
     assert found.keys() == {0, 3, 6}
     assert all((pixels == shown(values[place])).all() for place, pixels in found.items() if place is not None)
@@ -125,7 +125,7 @@ def test_the_middle_and_every_nth_are_chosen_by_position_not_by_name_or_number(t
 
 def test_all_slices_stay_and_nothing_is_said_of_a_choice_where_none_is_asked_for(tmp_path: Path) -> None:
     stack(tmp_path / "in" / "a", 3)
-    manifest = brought_slices(tmp_path, SLICES)
+    manifest = import_slices(tmp_path, SLICES)
     assert manifest.counts_out == 3
     assert not [name for name in manifest.measures if name.startswith("files")]
     (files,) = (tmp_path / "keys").glob("*.files.jsonl")
@@ -147,7 +147,7 @@ def test_a_projection_is_the_greatest_rescaled_value_of_all_files_through_the_wi
             WindowCenter=400 if place == 2 else 1,
             WindowWidth=700 if place == 2 else 2,
         )
-    manifest = brought_slices(tmp_path, MIP)
+    manifest = import_slices(tmp_path, MIP)
     ((row, pixels),) = pictures(tmp_path)
     greatest = np.max([values[place] * slopes[place] - 100 for place in range(5)], axis=0)
     assert (pixels == shown(greatest, 400, 700)).all()
@@ -174,7 +174,7 @@ def test_stacks_of_one_series_localizers_views_and_volumes_in_one_file_are_kept_
     ]
     for view in views:
         assert read_slice(view, coloured=True) is None
-    manifest = brought_slices(tmp_path, MIDDLE.model_copy(update={"near_duplicates": "ignore"}))
+    manifest = import_slices(tmp_path, MIDDLE.model_copy(update={"near_duplicates": "ignore"}))
     found = [pixels for _, pixels in pictures(tmp_path)]
     single = [pydicom.dcmread(path).pixel_array for path in (chosen, localizer, other)]
     wanted = [axial[2], *single, noise(42, 4)[2], noise(44), noise(45)]
@@ -193,7 +193,7 @@ def test_files_in_trouble_are_named_and_the_projection_is_made_of_the_rest(tmp_p
     cut = source / "cut"
     cut.write_bytes(cut.read_bytes()[:-200])
     (source / "broken").write_bytes(cut.read_bytes()[:600])
-    manifest = brought_slices(tmp_path, MIP.model_copy(update={"seconds": 4}))
+    manifest = import_slices(tmp_path, MIP.model_copy(update={"seconds": 4}))
     assert names(tmp_path) == {
         "hangs-pixels": "too-slow",
         "hangs-header": "too-slow",
@@ -214,7 +214,7 @@ def test_of_a_projection_that_is_kept_out_every_file_is_named(tmp_path: Path) ->
         name = "crashes-picture" if at == 1 else f"other{at}"
         make(tmp_path / "in" / name, noise(at), ImagePositionPatient=[0, 0, at], SeriesInstanceUID="1.2.3.9")
     last = [make(tmp_path / "in" / f"z{at}", noise(at), ImagePositionPatient=[0, 0, at], PatientID="p9") for at in range(2)]
-    manifest = brought_slices(tmp_path, MIP)
+    manifest = import_slices(tmp_path, MIP)
     assert manifest.dropped == {"blank": 3, "crashed": 3}
     assert names(tmp_path) == dict.fromkeys("012", "blank") | dict.fromkeys(("crashes-picture", "other0", "other2"), "crashed")
     assert sorted((row.number, row.frame) for row in left_out(tmp_path) if row.cause == "blank") == [
@@ -226,7 +226,7 @@ def test_of_a_projection_that_is_kept_out_every_file_is_named(tmp_path: Path) ->
 
 
 def test_a_projection_is_as_doubtful_as_its_worst_file_and_knows_the_texts_of_all(tmp_path: Path) -> None:
-    projection = Projection(DicomOptions())
+    projection = MaximumProjection(DicomOptions())
     for at, fields in enumerate(
         ({}, {"BurnedInAnnotation": "YES", "ImageComments": "Zaphodson"}, {"BurnedInAnnotation": "NO"})
     ):
@@ -247,12 +247,12 @@ def test_a_projection_is_as_doubtful_as_its_worst_file_and_knows_the_texts_of_al
 
 def same_after_kill(folder: Path, options: IntakeOptions) -> Manifest:
     """Import at once, and killed once a part is there and resumed; the same bytes must come of both."""
-    brought_slices(folder, options, to="whole")
+    import_slices(folder, options, to="whole")
     call = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[3:]\n"
-        "from intake_parts import IntakeOptions, brought_slices\n"
+        "from helpers.intake_parts import IntakeOptions, import_slices\n"
         "options = IntakeOptions.model_validate_json(sys.argv[2])\n"
-        "if __name__ == '__main__': brought_slices(Path(sys.argv[1]), options)"
+        "if __name__ == '__main__': import_slices(Path(sys.argv[1]), options)"
     )
     command = [sys.executable, "-c", call, str(folder), options.model_dump_json(), *sys.path]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -261,8 +261,8 @@ def same_after_kill(folder: Path, options: IntakeOptions) -> Manifest:
         process.kill()
     assert not (folder / "data" / "manifest.json").exists()
     listed = {path: path.read_bytes() for path in (folder / "keys").glob("*.files.jsonl")}
-    manifest = brought_slices(folder, options)
-    brought_slices(folder, options)
+    manifest = import_slices(folder, options)
+    import_slices(folder, options)
     assert {path: path.read_bytes() for path in (folder / "keys").glob("*.files.jsonl")} == listed
     one, other = (
         {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -393,5 +393,5 @@ def test_pydicoms_own_series_are_thinned_to_one_slice_each(tmp_path: Path) -> No
             turned = tuple(f"{float(cosine):.3f}" for cosine in data.get("ImageOrientationPatient", ()))
             found[(data.SeriesInstanceUID, *turned, str("LOCALIZER" in data.get("ImageType", ())))] += 1
     assert max(found.values()) > 2
-    manifest = brought_slices(tmp_path, MIDDLE.model_copy(update={"smallest": 1, "links": "anywhere"}))
+    manifest = import_slices(tmp_path, MIDDLE.model_copy(update={"smallest": 1, "links": "anywhere"}))
     assert manifest.measures["files not chosen"] == sum(found.values()) - len(found)

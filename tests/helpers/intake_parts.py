@@ -17,9 +17,9 @@ import numpy as np
 from stllava.config import IntakeOptions
 from stllava.data.images import open_image
 from stllava.errors import ItemError, StllavaError
-from stllava.intake.convert import MakeParts, Parts, Projection, made_of
+from stllava.intake.convert import MakeToolbox, Projection, Toolbox, default_toolbox
 from stllava.intake.deidentify import burned_text
-from stllava.intake.deidentify.burned_text import Box, BurnedOptions, Looked, Looker, Treated
+from stllava.intake.deidentify.burned_text import Box, BurnedOptions, Findings, FrameMasker, MaskResult
 from stllava.intake.deidentify.text_reader import Map, Pixels
 from stllava.intake.readers.dicom.stack import Slice
 from stllava.intake.readers.frame import Facts, Frame, Identity
@@ -60,20 +60,20 @@ def kind(path: Path) -> str | None:
 class Passing:
     """Passes everything."""
 
-    def treat(self, frame: Frame, looked: Looked | None = None) -> Treated:
-        return Treated(frame, "passed", "for the tests")
+    def mask(self, frame: Frame, findings: Findings | None = None) -> MaskResult:
+        return MaskResult(frame, "passed", "for the tests")
 
 
-def parts(options: IntakeOptions) -> Parts:
+def toolbox(options: IntakeOptions) -> Toolbox:
     """The tests' own reader and no search for text."""
-    return Parts(kind, {"photograph": read}, Passing)
+    return Toolbox(kind, {"photograph": read}, Passing)
 
 
 CINE = 30
 """Frames of a `cine` file."""
 
 
-def cine(options: IntakeOptions) -> Parts:
+def cine(options: IntakeOptions) -> Toolbox:
     """A reader of files of 30 frames whose upper half changes, and a finder of white squares that notes each look it ended.
 
     In the folder above the source, a file `stop` holds the frame at which the finder waits until it is gone, and `slow` the
@@ -104,10 +104,10 @@ def cine(options: IntakeOptions) -> Parts:
         return [Box(int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)] if len(rows) else []
 
     burned_text.find_text = find_text  # type: ignore[assignment]
-    return Parts(kind, {"photograph": frames}, functools.partial(Looker, BurnedOptions()))
+    return Toolbox(kind, {"photograph": frames}, functools.partial(FrameMasker, BurnedOptions()))
 
 
-def brought(folder: Path, options: IntakeOptions = FAST, *, to: str = "data", make: MakeParts = parts) -> Manifest:
+def import_folder(folder: Path, options: IntakeOptions = FAST, *, to: str = "data", make: MakeToolbox = toolbox) -> Manifest:
     return import_images(
         options, source=folder / "in", to=folder / to, salt=folder / "keys" / "salt", existing="resume", make=make
     )
@@ -138,11 +138,11 @@ class _Troubled:
         return self._real.frame(total=total)
 
 
-def sliced(options: IntakeOptions) -> Parts:
+def sliced(options: IntakeOptions) -> Toolbox:
     """The package's readers, in trouble at the header or the pixels of files whose names say so."""
     # Loaded here, it takes no time of the first file, which short limits have little of.
     importlib.import_module("pydicom.pixels.decoders")
-    real = made_of(options)
+    real = default_toolbox(options)
 
     def look(path: Path) -> Slice | None:
         _trouble(path, "header")
@@ -154,4 +154,4 @@ def sliced(options: IntakeOptions) -> Parts:
     return replace(real, slices={"dicom": look}, projections={"dicom": begin})
 
 
-brought_slices = functools.partial(brought, make=sliced)
+import_slices = functools.partial(import_folder, make=sliced)

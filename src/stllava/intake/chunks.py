@@ -1,9 +1,9 @@
 """The importer's chunks of files: which are still to be read, and what is kept of each when it is done.
 
-Reads the private list of files, in which `series.py` has noted its choice of slices; writes `parts/<chunk>.jsonl`, a line a
-picture (`+` and a `Made`) or a file left out (`-` and a `LeftOut`). A part counts as done when every picture it names is
-there in its size. Until then `parts/looked/<chunk>.jsonl` holds a `Seen` for every picture that was looked at, so that
-looking, which costs seconds, is not done again after a kill.
+Reads the private list of files, in which `series.py` has noted its choice of slices; writes `parts/<chunk>.jsonl`,
+a line for each picture (`+` and a `WrittenImage`) or file left out (`-` and a `LeftOut`). A part counts as done when every
+picture it names is there in its size. Until then `parts/findings/<chunk>.jsonl` holds a `FrameFindings` for every picture that
+was looked at, so that looking, which costs seconds, is not done again after a kill.
 """
 
 import json
@@ -17,15 +17,15 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from stllava.data.image_set import LeftOut
-from stllava.intake.convert import Made, Missed, Seen
-from stllava.intake.workers import Job, Lost, Note, Piece
+from stllava.intake.convert import FrameFindings, SkippedImage, WrittenImage
+from stllava.intake.workers import Job, Note, Piece, WorkerLoss
 from stllava.progress import Progress
 from stllava.store import PARTS, Log, write_whole
 
 NOT_CHOSEN, PROJECTED = "not-chosen", "projected"
 """What the list says of a file that is not read for itself: another of its stack was chosen, or it is part of a projection."""
-_MADE, _MISSED = "+", "-"
-_MADE_BEGINS = '{"row":{"id":'
+_WRITTEN, _SKIPPED = "+", "-"
+_WRITTEN_BEGINS = '{"row":{"id":'
 
 
 @dataclass
@@ -44,22 +44,22 @@ class Chunks:
     pictures: int = 0
     """Written so far, those of an earlier start among them."""
     _at_work: dict[int, tuple[int, list[LeftOut]]] = field(default_factory=dict)
-    _looked: dict[int, Log] = field(default_factory=dict)
+    _findings: dict[int, Log] = field(default_factory=dict)
 
     def __enter__(self) -> "Chunks":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for log in self._looked.values():
+        for log in self._findings.values():
             log.close()
 
-    def heard(self, key: int, said: str | Note) -> None:
+    def on_message(self, key: int, message: str | Note) -> None:
         """Count a picture, or keep what was found in one until its chunk is done."""
-        if isinstance(said, Note):
-            if key not in self._looked:
-                self._looked[key] = Log(self._looked_path(key))
-            self._looked[key].append(Seen.model_validate_json(said.text))
-        elif said.startswith(_MADE_BEGINS):
+        if isinstance(message, Note):
+            if key not in self._findings:
+                self._findings[key] = Log(self._findings_path(key))
+            self._findings[key].append(FrameFindings.model_validate_json(message.text))
+        elif message.startswith(_WRITTEN_BEGINS):
             self.pictures += 1
             self._advance(0)
 
@@ -67,7 +67,7 @@ class Chunks:
         """Show the progress if it is time; returns the seconds until it is time again."""
         return self.progress.tick()
 
-    def todo(self, said: TextIO) -> Iterator[tuple[int, list[Job]]]:
+    def pending(self, detail_log: TextIO) -> Iterator[tuple[int, list[Job]]]:
         """Every chunk with a file to be read that is not done yet; the others are done on the way."""
         with self.files.open(encoding="ascii") as file:
             for key in count():
@@ -75,7 +75,7 @@ class Chunks:
                 if not listed:
                     return
                 if self._is_done(key):
-                    self._looked_path(key).unlink(missing_ok=True)
+                    self._findings_path(key).unlink(missing_ok=True)
                     self.progress.resumed += len(listed)
                     self._advance(len(listed))
                     continue
@@ -90,36 +90,36 @@ class Chunks:
                 if jobs:
                     yield key, jobs
                 else:
-                    self.keep(key, [], said)
+                    self.keep(key, [], detail_log)
 
-    def keep(self, key: int, pieces: list[Piece], said: TextIO) -> None:
-        """Keep what came of a chunk, the details in the private list `said` alone."""
+    def keep(self, key: int, pieces: list[Piece], detail_log: TextIO) -> None:
+        """Keep what came of a chunk, the details in the private list `detail_log` alone."""
         files, left = self._at_work.pop(key)
-        lines = [_MISSED + row.model_dump_json() for row in left]
+        lines = [_SKIPPED + row.model_dump_json() for row in left]
         for piece in pieces:
-            if isinstance(piece, str) and piece.startswith(_MADE_BEGINS):
-                lines.append(_MADE + piece)
+            if isinstance(piece, str) and piece.startswith(_WRITTEN_BEGINS):
+                lines.append(_WRITTEN + piece)
                 continue
-            if isinstance(piece, Lost):
+            if isinstance(piece, WorkerLoss):
                 row = LeftOut(number=piece.number, source=None, frame=None, cause=piece.cause)
-                missed = Missed(row=row, detail=piece.detail)
+                skipped = SkippedImage(row=row, detail=piece.detail)
             else:
-                missed = Missed.model_validate_json(piece)
-            lines.append(_MISSED + missed.row.model_dump_json())
-            said.write(missed.model_dump_json() + "\n")
-        said.flush()
+                skipped = SkippedImage.model_validate_json(piece)
+            lines.append(_SKIPPED + skipped.row.model_dump_json())
+            detail_log.write(skipped.model_dump_json() + "\n")
+        detail_log.flush()
         write_whole(self._part(key), "".join(f"{line}\n" for line in lines))
-        if key in self._looked:
-            self._looked.pop(key).close()
-        self._looked_path(key).unlink(missing_ok=True)
+        if key in self._findings:
+            self._findings.pop(key).close()
+        self._findings_path(key).unlink(missing_ok=True)
         self._advance(files)
 
-    def rows(self) -> Iterator[Made | LeftOut]:
+    def rows(self) -> Iterator[WrittenImage | LeftOut]:
         """Everything that is kept, chunk by chunk."""
         for part in sorted((self.to / PARTS).glob("*.jsonl")):
             with part.open(encoding="utf-8") as file:
                 for line in file:
-                    yield (Made if line[0] == _MADE else LeftOut).model_validate_json(line[1:])
+                    yield (WrittenImage if line[0] == _WRITTEN else LeftOut).model_validate_json(line[1:])
 
     def paths(self) -> Iterator[tuple[int, Path]]:
         """The number and path of every file of the list."""
@@ -135,26 +135,26 @@ class Chunks:
 
     def projected(self) -> int:
         """How many files went into maximum intensity projections."""
-        return sum(row.files for row in self.rows() if isinstance(row, Made) and row.files is not None)
+        return sum(row.files for row in self.rows() if isinstance(row, WrittenImage) and row.files is not None)
 
     def _part(self, key: int) -> Path:
         return self.to / PARTS / f"{key:08d}.jsonl"
 
-    def _looked_path(self, key: int) -> Path:
-        return self.to / PARTS / "looked" / f"{key:08d}.jsonl"
+    def _findings_path(self, key: int) -> Path:
+        return self.to / PARTS / "findings" / f"{key:08d}.jsonl"
 
     def _notes(self, key: int) -> dict[int, list[str]]:
         """By file what was kept of pictures that were looked at before a kill."""
         notes = defaultdict[int, list[str]](list)
-        if self._looked_path(key).is_file():
-            log = self._looked[key] = Log(self._looked_path(key))
+        if self._findings_path(key).is_file():
+            log = self._findings[key] = Log(self._findings_path(key))
             for _, line in log.lines():
                 try:
-                    seen = Seen.model_validate_json(line)
+                    findings = FrameFindings.model_validate_json(line)
                 except ValidationError:
                     # A damaged line costs another look at that picture, no more.
                     continue
-                notes[seen.number].append(seen.model_dump_json())
+                notes[findings.number].append(findings.model_dump_json())
         return notes
 
     def _advance(self, files: int) -> None:
@@ -165,9 +165,9 @@ class Chunks:
         if not part.is_file():
             return False
         with part.open(encoding="utf-8") as file:
-            made = [Made.model_validate_json(line[1:]) for line in file if line[0] == _MADE]
-        done = all(_has_size(self.to / one.row.path, one.size) for one in made)
-        self.pictures += len(made) if done else 0
+            images = [WrittenImage.model_validate_json(line[1:]) for line in file if line[0] == _WRITTEN]
+        done = all(_has_size(self.to / image.row.path, image.size) for image in images)
+        self.pictures += len(images) if done else 0
         return done
 
 
@@ -178,7 +178,7 @@ def read_listed(line: str) -> tuple[Job, str | None]:
         return Job(number, Path(path), size), cause
     if isinstance(chosen[0], int):
         return Job(number, Path(path), size, chosen[0]), cause
-    stack = (Job(other, Path(where), large, place) for place, (other, where, large) in enumerate(chosen[0]))
+    stack = (Job(other, Path(where), large, stack_index) for stack_index, (other, where, large) in enumerate(chosen[0]))
     return Job(number, Path(path), size, stack=tuple(stack)), cause
 
 

@@ -22,14 +22,15 @@ from stllava.data.image_set import Imported, LeftOut
 from stllava.data.images import MAX_PIXELS
 from stllava.data.likeness import picture_hash
 from stllava.errors import ItemError, StllavaError
-from stllava.intake.deidentify.allowlist import allow, check_clean, day_number, day_shift, hidden_id, image_id
-from stllava.intake.deidentify.burned_text import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Looked, Treated
+from stllava.intake.deidentify.allowlist import allow
+from stllava.intake.deidentify.burned_text import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Findings, MaskResult
+from stllava.intake.deidentify.leaks import check_clean
+from stllava.intake.deidentify.pseudonyms import Pseudonyms, day_number, day_shift, hidden_id, image_id, pseudonymise
 from stllava.intake.encode import encoded
-from stllava.intake.patients import Hidden, hide
 from stllava.intake.quality import fault, pixel_digest
 from stllava.intake.readers.dicom.stack import Slice
 from stllava.intake.readers.frame import Frame
-from stllava.intake.workers import At, Job, Note, Said, Work
+from stllava.intake.workers import Heartbeat, Job, Message, Note, Work
 from stllava.records import Record
 
 TEXT = "burned-in-text"
@@ -46,22 +47,22 @@ class Projection(Protocol):
         """The picture of the files taken so far, of a stack of `total`."""
 
 
-class Looks(Protocol):
+class TextMasker(Protocol):
     """What treats the frames of one file in their order, and may remember the earlier ones."""
 
-    def treat(self, frame: Frame, looked: Looked | None = None) -> Treated:
-        """Black out text, or keep the picture back; `looked` is what was found in the frame when it was looked at."""
+    def mask(self, frame: Frame, findings: Findings | None = None) -> MaskResult:
+        """Black out text, or keep the picture back; `findings` is what was found in the frame when it was looked at."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class Toolbox:
     """How files become frames, and what happens to text in them."""
 
     recognise: Callable[[Path], str | None]
     """The kind of a file by its content; None of what is no image."""
     readers: Mapping[str, Callable[[Path], Iterable[Frame]]]
     """How each kind is read."""
-    looks: Callable[[], Looks]
+    masker: Callable[[], TextMasker]
     """Called for each file: what looks for text in its frames, which share what stays the same."""
     slices: Mapping[str, Callable[[Path], Slice | None]] = field(default_factory=dict)
     """How the header of each kind whose series come as one file a slice is read; None of a file that is no slice."""
@@ -69,11 +70,11 @@ class Parts:
     """How the files of a stack of each such kind become one picture."""
 
 
-MakeParts = Callable[[IntakeOptions], Parts]
+MakeToolbox = Callable[[IntakeOptions], Toolbox]
 """Called in each worker; a function of a module, since it is pickled."""
 
 
-def made_of(options: IntakeOptions) -> Parts:
+def default_toolbox(options: IntakeOptions) -> Toolbox:
     """The readers and the finder of text that the package has; each imports its library at the first file it needs it for."""
     from stllava.intake.deidentify import burned_text
     from stllava.intake.readers import nifti, photograph, recognise, tiff
@@ -94,18 +95,18 @@ def made_of(options: IntakeOptions) -> Parts:
         "photograph": photograph.read_photograph,
     }
     slices = {"dicom": partial(stack.read_slice, coloured=options.frames != "mip")}
-    projections = {"dicom": partial(stack.Projection, dicoms)}
-    return Parts(recognise.recognise, readers, partial(burned_text.Looker, text), slices, projections)
+    projections = {"dicom": partial(stack.MaximumProjection, dicoms)}
+    return Toolbox(recognise.recognise, readers, partial(burned_text.FrameMasker, text), slices, projections)
 
 
-class Made(Record):
+class WrittenImage(Record):
     """A picture that was written, with what only the whole set can say still open."""
 
     row: Imported
     """Its line, but for near copy, split and interval, and with the patient that its file alone says."""
     number: int
     """Place of its file among all."""
-    place: int
+    index: int
     """Its place in what was read of the file."""
     digest: str
     """`pixel_digest` in hexadecimal."""
@@ -115,7 +116,7 @@ class Made(Record):
     """Of its file, in bytes."""
     day: int | None
     """Of its study, moved by a secret number of days that is the hidden patient's own."""
-    who: Hidden
+    pseudonyms: Pseudonyms
     """Whom it is of, as far as its file alone says."""
     withheld: dict[str, int]
     """Facts that the allow-list did not let through, by name."""
@@ -123,7 +124,7 @@ class Made(Record):
     """How many files it is the projection of; None of a picture of one file."""
 
 
-class Missed(Record):
+class SkippedImage(Record):
     """A file or picture that was not written."""
 
     row: LeftOut
@@ -132,132 +133,133 @@ class Missed(Record):
     """What is wrong, which may name the file: for the private list only."""
 
 
-class Seen(Record):
+class FrameFindings(Record):
     """What was found in a picture by looking, kept until its file is done: places, and nothing of the text."""
 
     number: int
     """Place of its file among all, or of the first of its stack."""
     source: str
     """The hidden id of the bytes that were looked at."""
-    place: int
+    index: int
     """Its place in what was read of the file."""
-    looked: Looked
-    """As `Treated` has it."""
+    findings: Findings
+    """As `MaskResult` has it."""
 
 
-def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeParts) -> Work:
+def worker(options: IntakeOptions, salt: bytes, to: Path, make: MakeToolbox) -> Work:
     """What a worker does with each file."""
     # Pillow itself would refuse smaller pictures than the options allow.
     Image.MAX_IMAGE_PIXELS = max(options.largest, MAX_PIXELS)
-    parts = make(options)
-    one = partial(convert, options=options, salt=salt, to=to, parts=parts)
-    many = partial(project, options=options, salt=salt, to=to, parts=parts)
-    return lambda job: many(job) if job.stack else one(job)
+    toolbox = make(options)
+    convert_file = partial(convert, options=options, salt=salt, to=to, toolbox=toolbox)
+    project_stack = partial(project, options=options, salt=salt, to=to, toolbox=toolbox)
+    return lambda job: project_stack(job) if job.stack else convert_file(job)
 
 
-def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[Said]:
-    """Write the pictures of a file; yields JSON of a `Made` or `Missed` for each, and of a `Missed` where it ends early.
+def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, toolbox: Toolbox) -> Iterator[Message]:
+    """Write the pictures of a file; yields JSON of a `WrittenImage` or `SkippedImage` for each.
 
-    Before and after a picture is looked at it says so, since that may take longer than decoding.
+    Where the file ends early, a last `SkippedImage` says so. Before and after a picture is looked at there is a `Heartbeat`,
+    since that may take longer than decoding.
     """
     source: str | None = None
     try:
         source = _digest(job.path)
-        kind = parts.recognise(job.path)
+        kind = toolbox.recognise(job.path)
         if kind is None:
             raise ItemError("not-an-image", "no known image format")
-        count, looks = 0, _Recalling(parts.looks(), job, hidden_id(salt, "source", source))
-        for place, frame in enumerate(parts.readers[kind](job.path)):
+        count, masker = 0, _RememberingMasker(toolbox.masker(), job, hidden_id(salt, "source", source))
+        for index, frame in enumerate(toolbox.readers[kind](job.path)):
             count += 1
-            if job.place is not None:
-                frame = replace(frame, facts=replace(frame.facts, frame=job.place))
-            yield _reading(frame, (job.number,), job.size)
+            if job.stack_index is not None:
+                frame = replace(frame, facts=replace(frame.facts, frame=job.stack_index))
+            yield _heartbeat(frame, (job.number,), job.size)
             try:
                 _check_use(frame, options)
-                treated = looks.treat(frame, place)
-                yield from looks.notes(treated, place)
-                made = _write(frame, treated, job, place, source=source, salt=salt, options=options, to=to)
-                yield made.model_dump_json()
+                result = masker.mask(frame, index)
+                yield from masker.notes(result, index)
+                written = _write(frame, result, job, index, source=source, salt=salt, options=options, to=to)
+                yield written.model_dump_json()
             except ItemError as error:
-                yield _missed(job, source, place, error.cause, str(error), salt)
-            yield At((job.number,), job.size)
+                yield _skipped(job, source, index, error.cause, str(error), salt)
+            yield Heartbeat((job.number,), job.size)
         if not count:
             raise ItemError("no-picture", f"a file of kind {kind} without a picture")
     except StllavaError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged file does to a decoder is counted, and told in the private list
-        yield _missed(job, source, None, *_told(error, options), salt)
+        yield _skipped(job, source, None, *_cause(error, options), salt)
 
 
-def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, parts: Parts) -> Iterator[Said]:
-    """Write the one picture of a stack's files; yields JSON of a `Missed` for each that cannot be used, then of a `Made`.
+def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, toolbox: Toolbox) -> Iterator[Message]:
+    """Write the one picture of a stack's files.
 
-    The picture's source is the hash of the files' hashes in their order. Where the picture itself is kept out, so is each
-    of its files.
+    Yields JSON of a `SkippedImage` for each that cannot be used, then of a `WrittenImage`. The picture's source is the hash of
+    the files' hashes in their order. Where the picture itself is kept out, so is each of its files.
     """
     projection: Projection | None = None
     used: list[tuple[Job, str]] = []
     for file in job.tried():
-        yield At((file.number,), file.size)
+        yield Heartbeat((file.number,), file.size)
         source: str | None = None
         try:
             source = _digest(file.path)
             if projection is None:
-                begin = parts.projections.get(parts.recognise(file.path) or "")
+                begin = toolbox.projections.get(toolbox.recognise(file.path) or "")
                 if begin is None:
                     raise ItemError("changed", "the file is no longer the slice that it was")
                 projection = begin()
-            projection.add(file.path, off=abs((file.place or 0) - len(job.stack) // 2))
+            projection.add(file.path, off=abs((file.stack_index or 0) - len(job.stack) // 2))
             used.append((file, source))
         except StllavaError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            yield _missed(file, source, None, *_told(error, options), salt)
+            yield _skipped(file, source, None, *_cause(error, options), salt)
     if projection is None or not used:
         return
-    yield At(tuple(file.number for file, _ in used), sum(file.size for file, _ in used))
+    yield Heartbeat(tuple(file.number for file, _ in used), sum(file.size for file, _ in used))
     whole = hashlib.sha256("".join(source for _, source in used).encode()).hexdigest()
     first = min((file for file, _ in used), key=lambda file: file.number)
     try:
         frame = projection.frame(total=len(job.stack))
-        yield _reading(frame, tuple(file.number for file, _ in used), 0)
+        yield _heartbeat(frame, tuple(file.number for file, _ in used), 0)
         _check_use(frame, options)
-        looks = _Recalling(parts.looks(), job, hidden_id(salt, "source", whole))
-        treated = looks.treat(frame, 0)
-        yield from looks.notes(treated, 0)
-        made = _write(frame, treated, first, 0, source=whole, salt=salt, options=options, to=to)
-        yield made.model_copy(update={"files": len(used)}).model_dump_json()
+        masker = _RememberingMasker(toolbox.masker(), job, hidden_id(salt, "source", whole))
+        result = masker.mask(frame, 0)
+        yield from masker.notes(result, 0)
+        written = _write(frame, result, first, 0, source=whole, salt=salt, options=options, to=to)
+        yield written.model_copy(update={"files": len(used)}).model_dump_json()
     except StllavaError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        yield _missed(first, whole, 0, *_told(error, options), salt)
+        yield _skipped(first, whole, 0, *_cause(error, options), salt)
         for file, source in used:
             if file is not first:
-                yield _missed(file, source, None, *_told(error, options), salt)
+                yield _skipped(file, source, None, *_cause(error, options), salt)
 
 
-class _Recalling:
+class _RememberingMasker:
     """Looks for text in the frames of one file, but for those whose finds are in the job's notes."""
 
-    def __init__(self, looks: Looks, job: Job, source: str) -> None:
-        self._looks, self._number, self._source = looks, job.number, source
-        seen = map(Seen.model_validate_json, job.notes)
+    def __init__(self, masker: TextMasker, job: Job, source: str) -> None:
+        self._masker, self._number, self._source = masker, job.number, source
+        notes = map(FrameFindings.model_validate_json, job.notes)
         # A stack that has lost a file since is another picture.
-        self._known = {one.place: one.looked for one in seen if one.source == source}
+        self._known = {kept.index: kept.findings for kept in notes if kept.source == source}
 
-    def treat(self, frame: Frame, place: int) -> Treated:
-        """What becomes of the frame at that place."""
-        return self._looks.treat(frame, self._known.get(place))
+    def mask(self, frame: Frame, index: int) -> MaskResult:
+        """What becomes of the frame at that index."""
+        return self._masker.mask(frame, self._known.get(index))
 
-    def notes(self, treated: Treated, place: int) -> Iterator[Note]:
+    def notes(self, result: MaskResult, index: int) -> Iterator[Note]:
         """What is to be kept of that; nothing of what was not looked at, or is kept already."""
-        if treated.looked and place not in self._known:
-            seen = Seen(number=self._number, source=self._source, place=place, looked=treated.looked)
-            yield Note(seen.model_dump_json())
+        if result.findings and index not in self._known:
+            note = FrameFindings(number=self._number, source=self._source, index=index, findings=result.findings)
+            yield Note(note.model_dump_json())
 
 
-def _reading(frame: Frame, numbers: tuple[int, ...], size: int) -> At:
-    return At(numbers, size, LOAD_SECONDS + SECONDS_A_MEGAPIXEL * frame.pixels.shape[0] * frame.pixels.shape[1] / 1e6)
+def _heartbeat(frame: Frame, numbers: tuple[int, ...], size: int) -> Heartbeat:
+    return Heartbeat(numbers, size, LOAD_SECONDS + SECONDS_A_MEGAPIXEL * frame.pixels.shape[0] * frame.pixels.shape[1] / 1e6)
 
 
 def _digest(path: Path) -> str:
@@ -265,7 +267,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _told(error: Exception, options: IntakeOptions) -> tuple[str, str]:
+def _cause(error: Exception, options: IntakeOptions) -> tuple[str, str]:
     """The cause and detail of what kept a file or picture out."""
     if isinstance(error, ItemError):
         return error.cause, str(error)
@@ -274,11 +276,11 @@ def _told(error: Exception, options: IntakeOptions) -> tuple[str, str]:
     return "unreadable", f"{type(error).__name__}: {error}"
 
 
-def _missed(job: Job, source: str | None, place: int | None, cause: str, detail: str, salt: bytes) -> str:
+def _skipped(job: Job, source: str | None, index: int | None, cause: str, detail: str, salt: bytes) -> str:
     hidden = None if source is None else hidden_id(salt, "source", source)
-    row = LeftOut(number=job.number, source=hidden, frame=place, cause=cause)
+    row = LeftOut(number=job.number, source=hidden, frame=index, cause=cause)
     # A file name that is not UTF-8 would not go into JSON.
-    return Missed(row=row, detail=detail.encode(errors="backslashreplace").decode()).model_dump_json()
+    return SkippedImage(row=row, detail=detail.encode(errors="backslashreplace").decode()).model_dump_json()
 
 
 def _check_use(frame: Frame, options: IntakeOptions) -> None:
@@ -289,20 +291,20 @@ def _check_use(frame: Frame, options: IntakeOptions) -> None:
 
 
 def _write(
-    frame: Frame, treated: Treated, job: Job, place: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path
-) -> Made:
+    frame: Frame, result: MaskResult, job: Job, index: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path
+) -> WrittenImage:
     """Write what a frame became, or raise the `ItemError` that keeps it out."""
-    if treated.frame is None:
-        raise ItemError(TEXT, treated.reason)
-    if treated.boxes and options.text == "quarantine":
+    if result.frame is None:
+        raise ItemError(TEXT, result.reason)
+    if result.boxes and options.text == "quarantine":
         raise ItemError(TEXT, "text was found, and the options leave such pictures out")
-    pixels, who = treated.frame.pixels, frame.identity
-    hidden = hide(who, salt, source=source)
-    allowed = allow(treated.frame.facts, frame.labels, series=hidden.series)
+    pixels, identity = result.frame.pixels, frame.identity
+    pseudonyms = pseudonymise(identity, salt, source=source)
+    allowed = allow(result.frame.facts, frame.labels, series=pseudonyms.series)
     facts = allowed.facts
     image = Image.fromarray(pixels)
     data = encoded(pixels, options)
-    name = image_id(salt, source, frame=place)
+    name = image_id(salt, source, frame=index)
     row = Imported(
         id=name,
         path=f"images/{name[:2]}/{name}.{'png' if options.format == 'png' else 'jpg'}",
@@ -314,32 +316,32 @@ def _write(
         laterality=facts.laterality,
         labels=allowed.labels,
         source=hidden_id(salt, "source", source),
-        patient=hidden.patient,
-        study=hidden.study,
-        series=hidden.series,
+        patient=pseudonyms.patient,
+        study=pseudonyms.study,
+        series=pseudonyms.series,
         frame=facts.frame,
         done=facts.done,
-        masked=tuple((box.left, box.top, box.right, box.bottom) for box in treated.boxes),
+        masked=tuple((box.left, box.top, box.right, box.bottom) for box in result.boxes),
         content=hashlib.sha256(data).hexdigest(),
         split="",
         interval=None,
     )
-    told = json.dumps([facts.modality, facts.body_part, facts.view, facts.laterality, facts.done, allowed.labels])
+    line = json.dumps([facts.modality, facts.body_part, facts.view, facts.laterality, facts.done, allowed.labels])
     # A number stands in many a header by chance, and the allow-list has let short ones through only.
-    check_clean(re.sub(r"\d+", "", told).encode(), who.texts, what="the line of a picture")
-    check_clean(data, who.texts, what="a picture")
+    check_clean(re.sub(r"\d+", "", line).encode(), identity.texts, what="the line of a picture")
+    check_clean(data, identity.texts, what="a picture")
     picture = picture_hash(image)
     _put(to / row.path, data)
-    day = day_number(who.date)
-    return Made(
+    day = day_number(identity.date)
+    return WrittenImage(
         row=row,
         number=job.number,
-        place=place,
+        index=index,
         digest=pixel_digest(pixels).hex(),
         picture=None if picture is None else f"{picture:x}",
         size=len(data),
-        day=None if day is None else day + day_shift(salt, hidden.patient),
-        who=hidden,
+        day=None if day is None else day + day_shift(salt, pseudonyms.patient),
+        pseudonyms=pseudonyms,
         withheld=dict(sorted(allowed.dropped.items())),
     )
 

@@ -1,6 +1,6 @@
 """Finds pictures that are no use: blank, near-constant, tiny, huge, and copies of earlier ones, exact or nearly.
 
-Reads pixels. `Index` keeps 144 bytes a picture in files of its folder, so that a million pictures take little memory:
+Reads pixels. `CopyIndex` keeps 144 bytes a picture in files of its folder, so that a million pictures take little memory:
 copies are found by sorting one column at a time, never by comparing all pairs.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from stllava.config import IntakeOptions
 from stllava.data.likeness import NEAR
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 _DIGEST, _PICTURE = 16, 128
 _PAIRS = 1 << 15
@@ -55,7 +55,7 @@ def pixel_digest(pixels: npt.NDArray[np.uint8]) -> bytes:
     return blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=_DIGEST).digest()
 
 
-class Index:
+class CopyIndex:
     """What pictures look like, in files that grow by 144 bytes a picture; use as a context manager while adding."""
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Index:
         self._plain: list[int] = []
         self.count = 0
 
-    def __enter__(self) -> "Index":
+    def __enter__(self) -> "CopyIndex":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -81,8 +81,8 @@ class Index:
             self._plain.append(self.count)
         self.count += 1
 
-    def copies(self) -> Places:
-        """Of every picture the place of the first one with the same pixels, which may be its own."""
+    def copies(self) -> Indices:
+        """Of every picture the index of the first one with the same pixels, which may be its own."""
         if not self.count:
             return np.arange(0)
         digests = np.fromfile(self._paths[0], dtype=f"V{_DIGEST}").view(">u8").reshape(-1, 2)
@@ -94,8 +94,8 @@ class Index:
         first[order] = order[np.maximum.accumulate(np.where(fresh, np.arange(self.count), 0))]
         return first
 
-    def likes(self, *, distance: int = NEAR) -> Places:
-        """Of every picture the place of the first other one before it within `distance` bits, -1 where there is none.
+    def near_copies(self, *, distance: int = NEAR) -> Indices:
+        """Of every picture the index of the first other one before it within `distance` bits, -1 where there is none.
 
         Plain pictures are like none. Every pair is found: of `distance` + 1 bands of bits, one at least is the same. A
         band takes bits from everywhere, since the lowest frequencies of one body region have few different signs.
@@ -106,11 +106,11 @@ class Index:
         pictures = np.memmap(self._paths[1], dtype=np.uint8, mode="r", shape=(self.count, _PICTURE))
         textured = np.ones(self.count, dtype=bool)
         textured[self._plain] = False
-        places = np.flatnonzero(textured)
+        indices = np.flatnonzero(textured)
         for band in range(distance + 1):
-            keys = _band(pictures, places, range(band, 8 * _PICTURE, distance + 1))
+            keys = _band(pictures, indices, range(band, 8 * _PICTURE, distance + 1))
             for one, other in _pairs(keys):
-                low, high = np.minimum(places[one], places[other]), np.maximum(places[one], places[other])
+                low, high = np.minimum(indices[one], indices[other]), np.maximum(indices[one], indices[other])
                 closer = low < nearest[high]
                 low, high = low[closer], high[closer]
                 near = _SET[pictures[low] ^ pictures[high]].sum(axis=1, dtype=np.int64) <= distance
@@ -119,16 +119,16 @@ class Index:
         return nearest
 
 
-def _band(pictures: npt.NDArray[np.uint8], places: Places, bits: range) -> npt.NDArray[np.uint64]:
-    """Some bits of every picture at `places` as one number each; of more than 64 bits the first 64 count."""
-    keys = np.zeros(len(places), dtype=np.uint64)
+def _band(pictures: npt.NDArray[np.uint8], indices: Indices, bits: range) -> npt.NDArray[np.uint64]:
+    """Some bits of every picture at `indices` as one number each; of more than 64 bits the first 64 count."""
+    keys = np.zeros(len(indices), dtype=np.uint64)
     for bit in bits[:64]:
-        keys = keys << np.uint64(1) | (pictures[places, bit // 8] >> (7 - bit % 8) & 1).astype(np.uint64)
+        keys = keys << np.uint64(1) | (pictures[indices, bit // 8] >> (7 - bit % 8) & 1).astype(np.uint64)
     return keys
 
 
-def _pairs(keys: npt.NDArray[np.uint64]) -> Iterator[tuple[Places, Places]]:
-    """Places of every two equal keys, in pieces."""
+def _pairs(keys: npt.NDArray[np.uint64]) -> Iterator[tuple[Indices, Indices]]:
+    """Indices of every two equal keys, in pieces."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.arange(len(keys))

@@ -26,13 +26,13 @@ from stllava.config import IntakeOptions
 from stllava.data.image_set import STAGE, Imported, LeftOut
 from stllava.errors import StllavaError
 from stllava.intake.chunks import Chunks
-from stllava.intake.convert import TEXT, MakeParts, made_of, worker
-from stllava.intake.deidentify.allowlist import hidden_id, open_salt
+from stllava.intake.convert import TEXT, MakeToolbox, default_toolbox, worker
 from stllava.intake.deidentify.burned_text import Box
-from stllava.intake.finalise import Whole, look_over
-from stllava.intake.pages.dataset_card import Tally, write_card
+from stllava.intake.deidentify.pseudonyms import hidden_id, open_salt
+from stllava.intake.finalise import ImageSet, finalise
+from stllava.intake.pages.dataset_card import SetStatistics, write_card
 from stllava.intake.pages.review import Change, write_sheets
-from stllava.intake.series import choose_slices, looker
+from stllava.intake.series import choose_slices, header_reader
 from stllava.intake.walk import walk
 from stllava.intake.workers import work_through
 from stllava.progress import Progress
@@ -49,7 +49,7 @@ def import_images(
     to: Path,
     salt: Path,
     existing: Existing = "resume",
-    make: MakeParts = made_of,
+    make: MakeToolbox = default_toolbox,
 ) -> Manifest:
     """Write the image set of a tree and return its manifest; `make` gives the readers and what guards the output.
 
@@ -77,7 +77,7 @@ def import_images(
         else:
             if options.frames != "all":
                 chosen = listed.with_name(f"{listed.name}.chosen")
-                look = partial(looker, options, make)
+                look = partial(header_reader, options, make)
                 with _private(chosen, "w") as file:
                     choose_slices(listed, file, options, setup=look, count=count, workers=workers, memory=memory)
                 chosen.replace(listed)
@@ -87,14 +87,14 @@ def import_images(
         setup = partial(worker, options, secret, to, make)
         with (
             Progress(STAGE, count, unit="files") as progress,
-            _private(details, "a" if resumed else "w") as said,
+            _private(details, "a" if resumed else "w") as detail_log,
             Chunks(to, files, options.chunk, progress) as chunks,
         ):
-            todo = chunks.todo(said)
+            pending = chunks.pending(detail_log)
             for key, pieces in work_through(
-                todo, setup, workers=workers, seconds=options.seconds, memory=memory, listener=chunks
+                pending, setup, workers=workers, seconds=options.seconds, memory=memory, listener=chunks
             ):
-                chunks.keep(key, pieces, said)
+                chunks.keep(key, pieces, detail_log)
         return _finish(stage, options, chunks, count, source=source, secret=secret)
 
 
@@ -136,37 +136,41 @@ def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int,
 
 def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int, *, source: Path, secret: bytes) -> Manifest:
     """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
-    whole = look_over(chunks, options, source=source, to=stage.to, salt=secret)
-    tally = Tally()
+    image_set = finalise(chunks, options, source=source, to=stage.to, salt=secret)
+    statistics = SetStatistics()
 
     def pictures() -> Iterator[Imported]:
-        for row in whole.rows():
-            tally.add(row)
+        for row in image_set.rows():
+            statistics.add(row)
             yield row
 
     def left() -> Iterator[LeftOut]:
-        for row in whole.left_out():
-            tally.leave(row)
+        for row in image_set.left_out():
+            statistics.add_left_out(row)
             yield row
 
     stage.write_records("images", pictures())
-    tally.tell(whole.patients, whole.groups)
+    statistics.count_patients(image_set.patients, image_set.groups)
     stage.write_records("left_out", left())
-    for path in whole.spare():
+    for path in image_set.spare():
         (stage.to / path).unlink(missing_ok=True)
     for draft in (stage.to / "images").glob("*/.*.draft"):
         draft.unlink()
     chosen, notes = _chosen(chunks, options)
-    card = write_card(stage.to, tally, options=options, files=count)
-    sheets = write_sheets(_changes(whole, stage.to), stage.to)
+    card = write_card(stage.to, statistics, options=options, files=count)
+    sheets = write_sheets(_changes(image_set, stage.to), stage.to)
     # The pictures were written unsynced; the manifest says that they are there.
     os.sync()
     return stage.finish(
         counts_in=count,
-        counts_out=tally.count,
-        dropped=tally.causes,
-        measures={**tally.measures(), **{f"withheld {name}": float(n) for name, n in sorted(whole.withheld.items())}, **chosen},
-        notes=[*tally.notes(), *notes],
+        counts_out=statistics.count,
+        dropped=statistics.causes,
+        measures={
+            **statistics.measures(),
+            **{f"withheld {name}": float(n) for name, n in sorted(image_set.withheld.items())},
+            **chosen,
+        },
+        notes=[*statistics.notes(), *notes],
         files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],
     )
 
@@ -183,14 +187,14 @@ def _chosen(chunks: Chunks, options: IntakeOptions) -> tuple[dict[str, float], l
     return counts, notes
 
 
-def _changes(whole: Whole, to: Path) -> Iterator[Change]:
+def _changes(image_set: ImageSet, to: Path) -> Iterator[Change]:
     """What a human should look at: pictures with text blacked out as they were written, and those that were kept back."""
-    for row in whole.rows():
+    for row in image_set.rows():
         if row.masked:
             boxes = tuple(Box(*box) for box in row.masked)
             with Image.open(to / row.path) as image:
                 yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
-    for left in whole.left_out():
+    for left in image_set.left_out():
         # Of a projection that was kept back every file is named; none of them is a picture.
         if left.cause == TEXT and left.frame is not None:
             yield Change(f"{left.source}, picture {left.frame}", "quarantined", "it holds text, or may")

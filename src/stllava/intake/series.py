@@ -1,6 +1,6 @@
 """Chooses among the files of a series that come as one file a slice: the middle, every n-th, or all as one projection.
 
-    choose_slices(listed, file, options, setup=partial(looker, options, make), count=count, workers=2, memory=4 << 30)
+    choose_slices(listed, file, options, setup=partial(header_reader, options, make), count=count, workers=2, memory=4 << 30)
 
 Reads the headers of the files of a private list, in workers, and no pixels; writes the list anew with what was chosen. A
 stack is what can be laid on top of each other: single-frame files of one patient and series with the same rows, columns,
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from stllava.config import IntakeOptions
 from stllava.errors import StllavaError
 from stllava.intake.chunks import NOT_CHOSEN, PROJECTED, read_listed
-from stllava.intake.convert import MakeParts, Parts
+from stllava.intake.convert import MakeToolbox, Toolbox
 from stllava.intake.readers.dicom.stack import MARKS, normal
-from stllava.intake.workers import Job, Lost, Note, Work, work_through
+from stllava.intake.workers import Job, Note, Work, WorkerLoss, work_through
 from stllava.progress import Progress
 
 Numbers = NDArray[np.int64]
@@ -42,15 +42,15 @@ SAME_PLACE = 1e-3
 _CAUSES = (None, NOT_CHOSEN, PROJECTED)
 
 
-def looker(options: IntakeOptions, make: MakeParts) -> Work:
+def header_reader(options: IntakeOptions, make: MakeToolbox) -> Work:
     """What a worker does with each file to see where it lies."""
-    return partial(_look, parts=make(options))
+    return partial(_read_header, toolbox=make(options))
 
 
-def _look(job: Job, *, parts: Parts) -> Iterator[str]:
+def _read_header(job: Job, *, toolbox: Toolbox) -> Iterator[str]:
     """JSON of number, stack, name and the rest of the `Slice` of a file that is one; nothing of any other."""
     try:
-        read = parts.slices.get(parts.recognise(job.path) or "")
+        read = toolbox.slices.get(toolbox.recognise(job.path) or "")
         found = None if read is None else read(job.path)
     except StllavaError:
         raise
@@ -82,7 +82,7 @@ class Slices:
     known_marks: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def add(self, line: str) -> None:
-        """Keep what was seen of a file, as `looker` says it."""
+        """Keep what was seen of a file, as `header_reader` says it."""
         number, stack, name, orientation, position, instance, marks = json.loads(line)
         self.numbers.append(number)
         self.stacks.append(stack)
@@ -116,8 +116,8 @@ class Stacks:
         for rows in np.split(order, bounds) if len(order) else ():
             for alike in self._by_orientation(rows):
                 rest, copies = self._sorted(alike)
-                for one in self._passes(rest):
-                    yield self.numbers[one], copies
+                for stack in self._passes(rest):
+                    yield self.numbers[stack], copies
                     copies = copies[:0]
 
     def _by_orientation(self, rows: Numbers) -> Iterator[Numbers]:
@@ -185,7 +185,7 @@ class _Headers:
 
     progress: Progress
 
-    def heard(self, key: int, said: str | Note) -> None:
+    def on_message(self, key: int, message: str | Note) -> None:
         """Nothing is shown of a header by itself."""
 
     def tick(self) -> float:
@@ -206,7 +206,7 @@ def choose_slices(
             chunks, setup, workers=workers, seconds=options.seconds, memory=memory, listener=headers
         ):
             for piece in pieces:
-                if isinstance(piece, Lost):
+                if isinstance(piece, WorkerLoss):
                     choice.lost[piece.number] = piece.cause
                 else:
                     found.add(piece)
@@ -271,14 +271,14 @@ def _write(listed: Path, to: TextIO, choice: _Choice) -> None:
             if cause is None and place < 0 and stack is None:
                 to.write(line.decode("ascii"))
                 continue
-            one = json.loads(line)
-            one[4] = cause
+            entry = json.loads(line)
+            entry[4] = cause
             if stack is not None:
                 files = []
                 for other in stack:
                     again.seek(starts[other])
                     files.append(json.loads(again.readline())[:3])
-                one.append(files)
+                entry.append(files)
             elif place >= 0:
-                one.append(place)
-            to.write(json.dumps(one) + "\n")
+                entry.append(place)
+            to.write(json.dumps(entry) + "\n")

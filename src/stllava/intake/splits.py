@@ -9,24 +9,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 
-class Groups:
+class UnionFind:
     """Who belongs together; a union-find over hidden ids, whose memory grows with patients and studies, not pictures."""
 
     def __init__(self) -> None:
         self._above: dict[str, str] = {}
 
-    def tie(self, members: Sequence[str]) -> None:
+    def union_all(self, members: Sequence[str]) -> None:
         """Put all members, of which there is one at least, into one group."""
         for other in members[1:]:
-            self.join(members[0], other)
+            self.union(members[0], other)
 
-    def join(self, one: str, other: str) -> None:
+    def union(self, one: str, other: str) -> None:
         """Put two members into one group, whose head is the smallest member."""
-        low, high = sorted((self.head(one), self.head(other)))
+        low, high = sorted((self.find(one), self.find(other)))
         if low != high:
             self._above[high] = low
 
-    def head(self, member: str) -> str:
+    def find(self, member: str) -> str:
         """The smallest member of the member's group, whatever the order of joining was."""
         top = member
         while (above := self._above.get(top)) is not None:

@@ -17,7 +17,7 @@ CAUSES = (OUTSIDE, "linked-twice", "broken-link", "not-a-file", "no-permission",
 
 
 @dataclass(frozen=True)
-class Found:
+class TreeEntry:
     """One entry of the tree that is no folder, or a folder that could not be listed."""
 
     path: Path
@@ -30,7 +30,7 @@ class Found:
     """One of `CAUSES` when it is known to be unusable without opening it."""
 
 
-def walk(root: Path, *, outside: bool = False) -> Iterator[Found]:
+def walk(root: Path, *, outside: bool = False) -> Iterator[TreeEntry]:
     """Every file below `root`, folder by folder, sorted by the bytes of the names; a root that cannot be listed is refused.
 
     Links are followed inside the tree, and out of it only if `outside`.
@@ -48,25 +48,25 @@ def walk(root: Path, *, outside: bool = False) -> Iterator[Found]:
         yield from _link(link, seen, links, within=within)
 
 
-def _folder(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[Found]:
+def _folder(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[TreeEntry]:
     """The files of a real folder and the folders in it; folders are stacked, since trees may be deeper than Python's stack."""
     stack = [folder]
     while stack:
-        here = stack.pop()
+        current = stack.pop()
         try:
-            state = here.stat()
+            state = current.stat()
             if (state.st_dev, state.st_ino) in seen:
-                yield _unusable(here, "linked-twice")
+                yield _unusable(current, "linked-twice")
                 continue
             seen.add((state.st_dev, state.st_ino))
-            with os.scandir(here) as listing:
+            with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            yield _unusable(here, _cause(error))
+            yield _unusable(current, _cause(error))
             continue
         folders = []
         for entry in entries:
-            path = here / entry.name
+            path = current / entry.name
             try:
                 if entry.is_symlink():
                     links.append(path)
@@ -79,7 +79,7 @@ def _folder(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iter
         stack += reversed(folders)
 
 
-def _link(link: Path, seen: set[tuple[int, int]], links: list[Path], *, within: Path | None) -> Iterator[Found]:
+def _link(link: Path, seen: set[tuple[int, int]], links: list[Path], *, within: Path | None) -> Iterator[TreeEntry]:
     """What a link leads to, unless it was listed already or leads out of the folder `within`."""
     try:
         state = link.stat()
@@ -95,19 +95,19 @@ def _link(link: Path, seen: set[tuple[int, int]], links: list[Path], *, within: 
         yield _file(link, state)
 
 
-def _file(path: Path, state: os.stat_result) -> Found:
+def _file(path: Path, state: os.stat_result) -> TreeEntry:
     """A file as found; pipes, sockets and devices are named, since opening one could wait forever."""
     if not stat.S_ISREG(state.st_mode):
         return _unusable(path, "not-a-file")
     if state.st_size == 0:
-        return Found(path, 0, state.st_mtime_ns, "empty")
+        return TreeEntry(path, 0, state.st_mtime_ns, "empty")
     readable = os.access(path, os.R_OK)
-    return Found(path, state.st_size, state.st_mtime_ns, None if readable else "no-permission")
+    return TreeEntry(path, state.st_size, state.st_mtime_ns, None if readable else "no-permission")
 
 
 def _cause(error: OSError) -> str:
     return "no-permission" if isinstance(error, PermissionError) else "unreachable"
 
 
-def _unusable(path: Path, cause: str) -> Found:
-    return Found(path, 0, 0, cause)
+def _unusable(path: Path, cause: str) -> TreeEntry:
+    return TreeEntry(path, 0, 0, cause)

@@ -39,10 +39,10 @@ class Job:
     """Where it is."""
     size: int
     """In bytes."""
-    place: int | None = None
+    stack_index: int | None = None
     """Where in a stack it lies, from 0; None of a file by itself."""
     stack: "tuple[Job, ...]" = ()
-    """All files that become one picture, in order of place, this one among them; empty of a job of one file."""
+    """All files that become one picture, in their order in it, this one among them; empty of a job of one file."""
     lost: frozenset[int] = frozenset()
     """Numbers of the stack's files that are no longer tried."""
 
@@ -55,7 +55,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class At:
+class Heartbeat:
     """What a worker says as it goes on within a job of several files."""
 
     numbers: tuple[int, ...]
@@ -67,7 +67,7 @@ class At:
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkerLoss:
     """What a worker did not live to say."""
 
     number: int
@@ -86,16 +86,16 @@ class Note:
     """In the words of the work, which is given them back in `Job.notes`."""
 
 
-Said = str | At | Note
-_KINDS = {str: "piece", At: "at", Note: "note"}
-Work = Callable[[Job], Iterator[Said]]
-Piece = str | Lost
+Message = str | Heartbeat | Note
+_KINDS = {str: "piece", Heartbeat: "heartbeat", Note: "note"}
+Work = Callable[[Job], Iterator[Message]]
+Piece = str | WorkerLoss
 
 
 class Listener(Protocol):
     """Who hears of the work while it goes on."""
 
-    def heard(self, key: int, said: str | Note) -> None:
+    def on_message(self, key: int, message: str | Note) -> None:
         """A piece or a note came of the chunk of that key."""
 
     def tick(self) -> float:
@@ -116,7 +116,7 @@ class _Worker:
     key: int = -1
     left: list[Job] = field(default_factory=list)
     job: Job | None = None
-    at: At = field(default_factory=lambda: At((), 0))
+    heartbeat: Heartbeat = field(default_factory=lambda: Heartbeat((), 0))
     pieces: list[Piece] = field(default_factory=list)
     begun: int = 0
     """Pieces of the jobs before the one it is at."""
@@ -148,15 +148,15 @@ def work_through(
                 return
             rest = min(listener.tick(), min(worker.deadline for worker in crew) - time.monotonic())
             ready = wait([worker.line for worker in crew], timeout=max(0.0, rest))
-            for place, worker in enumerate(list(crew)):
-                lost = _hear(worker, seconds, listener) if worker.line in ready else _overdue(worker)
-                if lost is not None:
+            for i, worker in enumerate(list(crew)):
+                loss = _hear(worker, seconds, listener) if worker.line in ready else _overdue(worker)
+                if loss is not None:
                     failed_starts = failed_starts + 1 if worker.job is None else 0
                     if failed_starts >= STARTS:
-                        raise RuntimeError(f"workers end before they begin: {lost.detail}")
+                        raise RuntimeError(f"workers end before they begin: {loss.detail}")
                     _end(worker)
-                    jobs, pieces = _behind(worker, lost)
-                    crew[place] = _start(setup, memory, key=worker.key, jobs=jobs, pieces=pieces)
+                    jobs, pieces = _remaining(worker, loss)
+                    crew[i] = _start(setup, memory, key=worker.key, jobs=jobs, pieces=pieces)
             for worker in list(crew):
                 if worker.job is None and not worker.left:
                     yield worker.key, worker.pieces
@@ -193,45 +193,45 @@ def _give(worker: _Worker, key: int, jobs: list[Job], pieces: list[Piece]) -> No
         return
 
 
-def _hear(worker: _Worker, seconds: float, listener: Listener) -> Lost | None:
+def _hear(worker: _Worker, seconds: float, listener: Listener) -> WorkerLoss | None:
     """Take one message of a worker; what was lost when it has died instead."""
     try:
         kind, piece = worker.line.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join(START_SECONDS)
-        return Lost(-1, "crashed", f"exit code {worker.process.exitcode}")
+        return WorkerLoss(-1, "crashed", f"exit code {worker.process.exitcode}")
     if kind == "stop":
         raise StoppedError(piece)
     if kind == "begin":
         worker.job = worker.left.pop(0)
         files = worker.job.tried()
-        worker.at = At(tuple(file.number for file in files), sum(file.size for file in files))
+        worker.heartbeat = Heartbeat(tuple(file.number for file in files), sum(file.size for file in files))
         worker.begun = len(worker.pieces)
-    elif kind == "at":
-        worker.at = piece
+    elif kind == "heartbeat":
+        worker.heartbeat = piece
     elif kind == "note":
-        listener.heard(worker.key, piece)
+        listener.on_message(worker.key, piece)
     elif kind == "piece":
         worker.pieces.append(piece)
-        listener.heard(worker.key, piece)
+        listener.on_message(worker.key, piece)
     else:
         worker.job = None
-    more = worker.at.size / SLOW_BYTES + worker.at.seconds
+    more = worker.heartbeat.size / SLOW_BYTES + worker.heartbeat.seconds
     worker.deadline = time.monotonic() + (seconds + more if worker.job else START_SECONDS)
     return None
 
 
-def _overdue(worker: _Worker) -> Lost | None:
+def _overdue(worker: _Worker) -> WorkerLoss | None:
     """Kill a worker whose time is up."""
     late = time.monotonic() - worker.deadline
     if late < 0 or (worker.job is None and not worker.left):
         return None
     worker.process.kill()
     worker.process.join()
-    return Lost(-1, "too-slow", "nothing came of it in time")
+    return WorkerLoss(-1, "too-slow", "nothing came of it in time")
 
 
-def _behind(worker: _Worker, lost: Lost) -> tuple[list[Job], list[Piece]]:
+def _remaining(worker: _Worker, loss: WorkerLoss) -> tuple[list[Job], list[Piece]]:
     """Where a fresh worker goes on after one was lost: behind its file, or with the rest of that file's stack.
 
     A stack is begun again, so what was said of it is dropped; where all of it was in hand nothing of it is tried again.
@@ -239,8 +239,8 @@ def _behind(worker: _Worker, lost: Lost) -> tuple[list[Job], list[Piece]]:
     job = worker.job
     if job is None:
         return worker.left, worker.pieces
-    named = [replace(lost, number=number) for number in worker.at.numbers]
-    rest = replace(job, lost=job.lost | set(worker.at.numbers))
+    named = [replace(loss, number=number) for number in worker.heartbeat.numbers]
+    rest = replace(job, lost=job.lost | set(worker.heartbeat.numbers))
     if len(named) == 1 and rest.tried() and job.stack:
         return [rest, *worker.left], [*worker.pieces[: worker.begun], *named]
     return worker.left, [*worker.pieces, *named]

@@ -1,7 +1,7 @@
 """Finds text and codes burned into pixels and blacks them out, or keeps the picture back: it is never passed unsaid.
 
 Reads and writes nothing. `text_reader.py` says where text is and `codes.py` where codes are; what they say is forgotten.
-A `Looker` goes through the pictures of one file: what has not changed since it was looked at is not looked at again, and
+A `FrameMasker` goes through the pictures of one file: what has not changed since it was looked at is not looked at again, and
 what was found there is blacked out in every picture that shows it.
 
 Measured by `tests/test_burned.py` and `tests/test_hard_text.py`, which draw their pictures. Letters under 10 pixels,
@@ -19,7 +19,7 @@ from pydantic import Field
 
 from stllava.config.base import Options, Share
 from stllava.intake.deidentify.codes import find_codes
-from stllava.intake.deidentify.text_reader import Map, Pixels, Place, read_places, standing_out
+from stllava.intake.deidentify.text_reader import Map, Pixels, TextRegion, read_regions, standing_out
 from stllava.intake.readers.frame import Frame
 
 Action = Literal["passed", "masked", "quarantined"]
@@ -69,12 +69,12 @@ class Box:
     """Whether it reads as a side or view marker or a scale number."""
 
 
-Looked = tuple[tuple[Box, ...], ...]
+Findings = tuple[tuple[Box, ...], ...]
 """What was found in a picture, round by round, the last one having found nothing unless the picture was kept back."""
 
 
 @dataclass(frozen=True)
-class Treated:
+class MaskResult:
     """What became of a frame."""
 
     frame: Frame | None
@@ -84,7 +84,7 @@ class Treated:
     """Why, in words that hold nothing of the text."""
     boxes: tuple[Box, ...] = ()
     """What was blacked out."""
-    looked: Looked = ()
+    findings: Findings = ()
     """What was found on looking; empty of what was not looked at."""
 
 
@@ -98,7 +98,7 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map |
     if not there.any():
         return []
     height, width = there.shape
-    places = read_places(
+    regions = read_regions(
         pixels,
         there,
         legible=options.legible,
@@ -106,7 +106,7 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map |
         faint=options.faint,
         markers=options.keep_markers,
     )
-    found = {_padded(place, height=height, width=width) for place in places}
+    found = {_padded(region, height=height, width=width) for region in regions}
     markers = [box for box in found if box.marker]
     # The letters of a marker have the pattern of a small code.
     spots = [Box(*spot) for spot in find_codes(pixels, there)]
@@ -116,12 +116,12 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map |
     )
 
 
-def treat(frame: Frame, options: BurnedOptions) -> Treated:
+def mask_text(frame: Frame, options: BurnedOptions) -> MaskResult:
     """Mask, keep back or pass a frame by itself, with the reason; raises `StllavaError` when it must look and cannot."""
-    return Looker(options).treat(frame)
+    return FrameMasker(options).mask(frame)
 
 
-class Looker:
+class FrameMasker:
     """Treats the pictures of one file in their order."""
 
     def __init__(self, options: BurnedOptions) -> None:
@@ -132,18 +132,18 @@ class Looker:
         self._stuck: list[Box] = []
         """What letters were still found in after all rounds."""
 
-    def treat(self, frame: Frame, looked: Looked | None = None) -> Treated:
-        """Mask, keep back or pass the next frame, with the reason; `looked` is what was found in it when it was looked at.
+    def mask(self, frame: Frame, findings: Findings | None = None) -> MaskResult:
+        """Mask, keep back or pass the next frame, with the reason; `findings` is what was found in it when it was looked at.
 
         Raises `StllavaError` when it must look and cannot.
         """
         marked = {"yes": "the file says that text is burned in", "likely": "this kind of image often has text burned in"}
         if self._options.look == "rules":
             if frame.burned in marked:
-                return Treated(None, "quarantined", f"{marked[frame.burned]}, and only rules were asked for")
-            return Treated(frame, "passed", "not looked at: only rules were asked for")
+                return MaskResult(None, "quarantined", f"{marked[frame.burned]}, and only rules were asked for")
+            return MaskResult(frame, "passed", "not looked at: only rules were asked for")
         if self._options.look == "doubtful" and frame.burned == "no" and frame.facts.modality in PRIMARY:
-            return Treated(frame, "passed", f"not looked at: {frame.facts.modality} slice without a mark of burned-in text")
+            return MaskResult(frame, "passed", f"not looked at: {frame.facts.modality} slice without a mark of burned-in text")
         same = self._unchanged(frame.pixels)
         # A box is dropped when all of what it covered has changed; then what took its place is looked at.
         masked = [box for box in self._covered if _meets(box, same)]
@@ -152,8 +152,8 @@ class Looker:
         rounds: list[tuple[Box, ...]] = []
         where = None if not same.any() else _around(~same)
         while not stuck:
-            past = looked is not None and len(rounds) < len(looked)
-            found = looked[len(rounds)] if past and looked else tuple(find_text(pixels, self._options, where))
+            past = findings is not None and len(rounds) < len(findings)
+            found = findings[len(rounds)] if past and findings else tuple(find_text(pixels, self._options, where))
             rounds.append(found)
             boxes = [box for box in found if not (self._options.keep_markers and box.marker)]
             if not boxes:
@@ -165,21 +165,21 @@ class Looker:
             pixels = mask(pixels, boxes)
             where = _around(_cover(boxes, same.shape))
         self._remember(frame.pixels, same, masked, stuck)
-        return replace(self._judged(frame, pixels, masked, stuck), looked=tuple(rounds))
+        return replace(self._result(frame, pixels, masked, stuck), findings=tuple(rounds))
 
-    def _judged(self, frame: Frame, pixels: Pixels, masked: list[Box], stuck: list[Box]) -> Treated:
+    def _result(self, frame: Frame, pixels: Pixels, masked: list[Box], stuck: list[Box]) -> MaskResult:
         if stuck:
-            return Treated(None, "quarantined", f"letters are still found after {ROUNDS} rounds of masking")
+            return MaskResult(None, "quarantined", f"letters are still found after {ROUNDS} rounds of masking")
         if not masked:
             if frame.burned == "yes":
-                return Treated(None, "quarantined", "the file says that text is burned in, and none was found to mask")
-            return Treated(frame, "passed", "looked at: no text found")
+                return MaskResult(None, "quarantined", "the file says that text is burned in, and none was found to mask")
+            return MaskResult(frame, "passed", "looked at: no text found")
         covered = float(_cover(masked, pixels.shape[:2]).mean())
         if covered > self._options.most:
-            return Treated(None, "quarantined", f"text covers {covered:.0%} of the picture")
+            return MaskResult(None, "quarantined", f"text covers {covered:.0%} of the picture")
         facts = replace(frame.facts, done=(*frame.facts.done, f"burned-in text masked ({len(masked)})"))
         reason = f"text found in {len(masked)} places"
-        return Treated(replace(frame, pixels=pixels, facts=facts), "masked", reason, tuple(masked))
+        return MaskResult(replace(frame, pixels=pixels, facts=facts), "masked", reason, tuple(masked))
 
     def _unchanged(self, pixels: Pixels) -> Map:
         """Which pixels lie in squares that show what was looked at before."""
@@ -204,9 +204,9 @@ def mask(pixels: Pixels, boxes: Sequence[Box]) -> Pixels:
     return copy
 
 
-def counts(treated: Mapping[str, int]) -> str:
+def counts(actions: Mapping[str, int]) -> str:
     """One line for a report: how many frames were passed, masked and kept back."""
-    return ", ".join(f"{treated[action]:,} {action}" for action in ("passed", "masked", "quarantined") if action in treated)
+    return ", ".join(f"{actions[action]:,} {action}" for action in ("passed", "masked", "quarantined") if action in actions)
 
 
 def _cover(boxes: Sequence[Box], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -246,10 +246,10 @@ def _overlap(box: Box, other: Box) -> bool:
     return across > 0 and down > 0 and 2 * across * down >= (box.right - box.left) * (box.bottom - box.top)
 
 
-def _padded(place: Place, *, height: int, width: int) -> Box:
+def _padded(region: TextRegion, *, height: int, width: int) -> Box:
     """The upright box round a place and a rim, out to the border where that is nearer than a letter."""
-    left, top = place.corners.min(axis=0).clip(0, [width, height])
-    right, bottom = place.corners.max(axis=0).clip(0, [width, height])
+    left, top = region.corners.min(axis=0).clip(0, [width, height])
+    right, bottom = region.corners.max(axis=0).clip(0, [width, height])
     letter = min(right - left, bottom - top, 64.0)
     rim = 2 + 0.2 * letter
     # The first or last letter of a line may be lost in a bright edge: one more is covered at both ends.
@@ -264,7 +264,7 @@ def _padded(place: Place, *, height: int, width: int) -> Box:
     def high(value: float, end: int) -> int:
         return end if value + rim > end - letter else int(value + rim) + 1
 
-    return Box(low(left), low(top), high(right, width), high(bottom, height), place.marker)
+    return Box(low(left), low(top), high(right, width), high(bottom, height), region.marker)
 
 
 def _holds(outer: Box, inner: Box) -> bool:

@@ -1,6 +1,6 @@
 """Reads text in pixels: where it stands, whether lying, upright, mirrored, cut by the border, or as large as the picture.
 
-Reads and writes nothing. What is read is used here and forgotten: a `Place` says where text is, not what it says.
+Reads and writes nothing. What is read is used here and forgotten: a `TextRegion` says where text is, not what it says.
 
 A first look costs milliseconds and decides where the reader is needed: nowhere that is flat. What it is given to read are the
 rectangles round everything else, at the picture's own scale, at twice that, reduced until the largest letters are of a
@@ -54,7 +54,7 @@ _MARKER = re.compile(r"L|R|LT|RT|PA|AP|LAT|LL|RL|RAO|LAO|RPO|LPO|MLO|CC|[AHFPSI]
 
 
 @dataclass(frozen=True)
-class Place:
+class TextRegion:
     """Where text stands."""
 
     corners: Corners
@@ -102,13 +102,15 @@ def is_marker(text: str) -> bool:
     return _MARKER.fullmatch(text.strip().upper()) is not None
 
 
-def read_places(pixels: Pixels, where: Map, *, legible: float, fine_up_to: int, faint: bool, markers: bool) -> list[Place]:
+def read_regions(
+    pixels: Pixels, where: Map, *, legible: float, fine_up_to: int, faint: bool, markers: bool
+) -> list[TextRegion]:
     """Every place with text that lies, in part at least, where the map says.
 
     `legible` is the least confidence of the reader for what is no plain line; whether `markers` are told apart from text costs
     reading every line. Pictures whose longer side is up to `fine_up_to` are read twice as large as well; `faint`: levelled too.
     """
-    found: list[Place] = []
+    found: list[TextRegion] = []
     height, width = where.shape
     for view in _views(pixels, where, fine_up_to=fine_up_to, faint=faint) if where.any() else ():
         for corner, tile in view.tiles():
@@ -232,14 +234,14 @@ def _spans(side: int) -> list[tuple[int, int]]:
 
 def _read(
     tile: Pixels,
-    known: list[Place],
+    known: list[TextRegion],
     corner: NDArray[np.float64],
     view: View,
     *,
     shape: tuple[int, int],
     legible: float,
     markers: bool,
-) -> list[Place]:
+) -> list[TextRegion]:
     """The places with text in one tile; what lies within known text or is a plain line need not be read to be text."""
     picture = np.ascontiguousarray(tile[:, :, ::-1])
     boxes, scores = detect(picture)
@@ -247,21 +249,21 @@ def _read(
     largest = max(LARGE, min(shape) / 8)
     lines = [_is_line(at, score, largest=largest) or _is_cut(at, shape) for at, score in zip(shifted, scores, strict=True)]
     plain = [_inside(at, known) or (line and not markers) for at, line in zip(shifted, lines, strict=True)]
-    found = [Place(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
+    found = [TextRegion(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
     least = max(legible, REDUCED) if view.halved else legible
     doubtful = [number for number, sure in enumerate(plain) if not sure]
     unread: list[int] = []
     for number, (text, confidence) in zip(doubtful, read(picture, boxes, doubtful), strict=True):
         if _is_text(shifted[number], text, confidence, score=scores[number], least=least, largest=largest):
-            found.append(Place(shifted[number], is_marker(text)))
+            found.append(TextRegion(shifted[number], is_marker(text)))
         elif lines[number]:
-            found.append(Place(shifted[number], marker=False))
+            found.append(TextRegion(shifted[number], marker=False))
         elif _longer(shifted[number]) > 1.3:
             unread.append(number)
     for number, (text, confidence) in zip(unread, read(picture, boxes, unread, mirrored=True), strict=True):
         # A stroke or two are read out of anything that is turned about.
         if _letters(text) > 2 and confidence >= least:
-            found.append(Place(shifted[number], marker=False))
+            found.append(TextRegion(shifted[number], marker=False))
     return found
 
 
@@ -305,12 +307,12 @@ def _is_cut(corners: Corners, shape: tuple[int, int]) -> bool:
     return over and float(size.max()) > 1.5 * float(size.min())
 
 
-def _inside(corners: Corners, known: list[Place]) -> bool:
+def _inside(corners: Corners, known: list[TextRegion]) -> bool:
     """Whether a place lies, but for a rest, within text that was read and is no marker."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     area = float(np.prod(high - low))
-    for place in known:
-        common = np.minimum(high, place.corners.max(axis=0)) - np.maximum(low, place.corners.min(axis=0))
-        if not place.marker and (common > 0).all() and float(np.prod(common)) >= 0.8 * area:
+    for region in known:
+        common = np.minimum(high, region.corners.max(axis=0)) - np.maximum(low, region.corners.min(axis=0))
+        if not region.marker and (common > 0).all() and float(np.prod(common)) >= 0.8 * area:
             return True
     return False

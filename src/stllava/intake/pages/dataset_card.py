@@ -15,12 +15,13 @@ from PIL import Image
 from stllava.config import IntakeOptions
 from stllava.data.image_set import Imported, LeftOut
 from stllava.data.images import jpeg_uri
-from stllava.intake.patients import TOLD, Patients, Told
-from stllava.intake.splits import Groups
+from stllava.intake.deidentify.pseudonyms import IDENTIFIED_BY, IdentifiedBy
+from stllava.intake.patients import Patients
+from stllava.intake.splits import UnionFind
 from stllava.intake.walk import OUTSIDE
 from stllava.store import write_whole
 
-_WAYS: Mapping[Told, str] = {
+_WAYS: Mapping[IdentifiedBy, str] = {
     "PatientID and issuer": "PatientID and its issuer",
     "PatientID": "PatientID",
     "name": "the name, having no number",
@@ -34,7 +35,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass
-class Tally:
+class SetStatistics:
     """What is counted while the set is written; memory does not grow with it, but for patients and studies."""
 
     count: int = 0
@@ -48,7 +49,7 @@ class Tally:
     """Split of every patient."""
     pictures: Counter[str] = field(default_factory=Counter)
     """Of every patient."""
-    told: Counter[Told] = field(default_factory=Counter)
+    identified_by: Counter[IdentifiedBy] = field(default_factory=Counter)
     """Patients by what they were told apart by."""
     joined: int = 0
     """Hidden ids that turned out to be of a patient with another one."""
@@ -79,17 +80,17 @@ class Tally:
         self.masked += bool(row.masked)
         self.near += row.near is not None
 
-    def tell(self, patients: Patients, groups: Groups) -> None:
+    def count_patients(self, patients: Patients, groups: UnionFind) -> None:
         """Count what the patients of the set were told apart by, when all its pictures are counted."""
-        told = patients.told()
-        self.told.update(told[patient] for patient in self.patients)
+        evidence = patients.identified_by()
+        self.identified_by.update(evidence[patient] for patient in self.patients)
         self.joined = patients.joined
         sizes = Counter[str]()
         for patient, pictures in self.pictures.items():
-            sizes[groups.head(patient)] += pictures
+            sizes[groups.find(patient)] += pictures
         self.largest = max(sizes.values(), default=0)
 
-    def leave(self, row: LeftOut) -> None:
+    def add_left_out(self, row: LeftOut) -> None:
         """Count what was left out."""
         self.causes[row.cause] += 1
 
@@ -97,7 +98,11 @@ class Tally:
         """Figures for the manifest."""
         return {
             "patients": float(len(self.patients)),
-            **{f"patients told by {told}": float(self.told[told]) for told in TOLD if self.told[told]},
+            **{
+                f"patients told by {evidence}": float(self.identified_by[evidence])
+                for evidence in IDENTIFIED_BY
+                if self.identified_by[evidence]
+            },
             "ids joined": float(self.joined),
             "studies": float(len(self.studies)),
             "masked": float(self.masked),
@@ -112,26 +117,31 @@ class Tally:
         if not self.count:
             return ["No file of the folder gave a picture; left_out.jsonl has every cause.", *out]
         return [
-            *self._told(),
+            *self._patient_notes(),
             *out,
             f"{self.masked} of {self.count} pictures had text blacked out: look at them before they are shared.",
             "Faces that a head volume would show are not removed.",
         ]
 
-    def _told(self) -> Iterator[str]:
+    def _patient_notes(self) -> Iterator[str]:
         """Sentences on how patients were told apart, and where that may have gone wrong."""
-        ways = ", ".join(f"{self.told[told]:,} by {_WAYS[told]}" for told in TOLD if self.told[told])
+        ways = ", ".join(
+            f"{self.identified_by[evidence]:,} by {_WAYS[evidence]}"
+            for evidence in IDENTIFIED_BY
+            if self.identified_by[evidence]
+        )
         yield (
             f"Patients were told apart: {ways}. Numbers are compared without case, padding and leading zeros; different ones "
             "that share a study or a series are one patient, and files without a number go to whom study, accession number, "
             f"frame of reference or name point ({self.joined:,} ids were joined so). A name never tells patients apart."
         )
-        if self.told["folder"]:
+        if self.identified_by["folder"]:
             yield (
-                f"Folders taken for one patient each, since their files say nothing of whom they are: {self.told['folder']:,}. "
+                "Folders taken for one patient each, since their files say nothing of whom they are: "
+                f"{self.identified_by['folder']:,}. "
                 "Where folders are no patients, give --unnamed file; a person's pictures may then be on two sides."
             )
-        if unsure := self.told["study"] + self.told["file"]:
+        if unsure := self.identified_by["study"] + self.identified_by["file"]:
             yield (
                 f"Patients known by a single study or file alone: {unsure:,}. Whether several of them are one person cannot be "
                 "told from here, and such a person may be on two sides."
@@ -143,12 +153,13 @@ class Tally:
             )
 
 
-def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) -> list[Path]:
+def write_card(to: Path, statistics: SetStatistics, *, options: IntakeOptions, files: int) -> list[Path]:
     """Write the card in both forms; returns their paths."""
-    tables = list(_tables(tally, options))
+    tables = list(_tables(statistics, options))
     words = [
-        f"{tally.count} pictures of {len(tally.patients)} patients in {len(tally.studies)} studies, from {files} files.",
-        *tally.notes(),
+        f"{statistics.count} pictures of {len(statistics.patients)} patients in {len(statistics.studies)} studies, "
+        f"from {files} files.",
+        *statistics.notes(),
         "`images.jsonl` has a line for each picture, `left_out.jsonl` one for each file or picture that is not here.",
     ]
     text = ["# Imported image set", *words]
@@ -160,8 +171,8 @@ def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) ->
     for title, rows in tables:
         cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{n}</td></tr>" for name, n in rows)
         body += f"<h2>{html.escape(title)}</h2><table>{cells}</table>"
-    if tally.shown:
-        picture = jpeg_uri(_contact(to, _spread(tally.shown)), quality=80)
+    if statistics.shown:
+        picture = jpeg_uri(_contact(to, _spread(statistics.shown)), quality=80)
         body += f'<h2>Some of them</h2><img alt="{SHOWN} pictures at most" src="{picture}">'
     style = "body{font:16px sans-serif;max-width:50rem;margin:2rem auto}td{padding:.1rem 1rem .1rem 0}img{max-width:100%}"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Imported image set</title><style>{style}</style>'
@@ -169,19 +180,25 @@ def write_card(to: Path, tally: Tally, *, options: IntakeOptions, files: int) ->
     return [readme, page]
 
 
-def _tables(tally: Tally, options: IntakeOptions) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+def _tables(statistics: SetStatistics, options: IntakeOptions) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """Titles with their rows, the most frequent first."""
-    people = Counter(tally.patients.values())
+    people = Counter(statistics.patients.values())
     splits = [
-        (f"{name} ({people[name]} patients, asked {share:.0%})", tally.splits[name]) for name, share in options.splits.items()
+        (f"{name} ({people[name]} patients, asked {share:.0%})", statistics.splits[name])
+        for name, share in options.splits.items()
     ]
     yield "Splits", splits
-    named = {"Modalities": tally.modalities, "Body parts": tally.body_parts, "Views": tally.views, "Sizes": tally.sizes}
+    named = {
+        "Modalities": statistics.modalities,
+        "Body parts": statistics.body_parts,
+        "Views": statistics.views,
+        "Sizes": statistics.sizes,
+    }
     for title, counts in named.items():
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         rest = sum(n for _, n in ordered[LISTED:])
         yield title, [*ordered[:LISTED], *([("others", rest)] if rest else [])]
-    yield "Left out", sorted(tally.causes.items(), key=lambda item: (-item[1], item[0]))
+    yield "Left out", sorted(statistics.causes.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _size(width: int, height: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stllava.intake.deidentify.allowlist import plain_day
+from stllava.intake.deidentify.spelling import plain_day
 from stllava.intake.readers.dicom import windows
 from stllava.intake.readers.frame import Facts, Identity
 

@@ -26,7 +26,7 @@ QUICKEST = "pylibjpeg"
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredPixels:
     """A data set that holds pixels, and how they are kept."""
 
     data: "Dataset"
@@ -44,7 +44,7 @@ class Picture:
     """Unused low bits of old files whose values are justified to the left."""
 
 
-def check_kind(picture: Picture) -> None:
+def check_kind(picture: StoredPixels) -> None:
     """Raise `ItemError` for pixels that nothing here can turn into a picture, before they are decoded."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID, JPEG2000TransferSyntaxes
@@ -67,7 +67,7 @@ def check_kind(picture: Picture) -> None:
         )
 
 
-def encoded(picture: Picture, path: Path, wanted: range) -> Iterator[tuple[int, bytes]]:
+def encoded(picture: StoredPixels, path: Path, wanted: range) -> Iterator[tuple[int, bytes]]:
     """Place and stored bytes of each wanted frame, read one by one; raises `ItemError` where the pixels end too early."""
     from pydicom.encaps import generate_frames
     from pydicom.uid import UID
@@ -96,7 +96,7 @@ def encoded(picture: Picture, path: Path, wanted: range) -> Iterator[tuple[int, 
             yield index, found
 
 
-def _frame_bytes(picture: Picture) -> int:
+def _frame_bytes(picture: StoredPixels) -> int:
     """Bytes of one uncompressed frame."""
     bits = int(picture.options["bits_allocated"])
     size = picture.rows * picture.columns * picture.samples * bits
@@ -107,7 +107,7 @@ def _frame_bytes(picture: Picture) -> int:
     return size // 3 * 2 if picture.colour == "YBR_FULL_422" else size
 
 
-def decode(picture: Picture, source: bytes) -> windows.Values:
+def decode(picture: StoredPixels, source: bytes) -> windows.Values:
     """Stored values of one frame, [H, W] or [H, W, 3], colours as RGB."""
     from pydicom.encaps import encapsulate
     from pydicom.uid import UID, RLELossless
@@ -158,7 +158,7 @@ def _decoded(syntax: str, source: bytes, given: dict[str, Any]) -> NDArray[Any]:
     return decoder.as_array(source, index=0, validate=True, raw=False, **given)[0]
 
 
-def _check_runs(picture: Picture, source: bytes) -> None:
+def _check_runs(picture: StoredPixels, source: bytes) -> None:
     """Raise `ItemError` unless the frame has as many byte planes as its values have bytes, one after the other."""
     planes = picture.samples * ((int(picture.options["bits_allocated"]) + 7) // 8)
     count, *starts = struct.unpack("<16I", source[:64].ljust(64, b"\0"))
@@ -197,7 +197,7 @@ def _frame_header(source: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def shown_in(picture: Picture, stored: windows.Values) -> NDArray[np.bool_]:
+def shown_in(picture: StoredPixels, stored: windows.Values) -> NDArray[np.bool_]:
     """Where there is a picture, [H, W]: not where padding lies around it (PS3.3 C.7.5.1.1.2)."""
     padding = windows.number(picture.data.get("PixelPaddingValue"))
     if padding is None or picture.keyword != "PixelData":
@@ -207,7 +207,7 @@ def shown_in(picture: Picture, stored: windows.Values) -> NDArray[np.bool_]:
     return (stored < low) | (stored > high)
 
 
-def paint(picture: Picture, stored: windows.Values) -> NDArray[np.uint8]:
+def paint(picture: StoredPixels, stored: windows.Values) -> NDArray[np.uint8]:
     """Palette numbers [H, W] as RGB [H, W, 3]."""
     data = picture.data
     if "SegmentedRedPaletteColorLookupTableData" in data:

@@ -27,7 +27,7 @@ from stllava.data.images import MAX_PIXELS
 from stllava.errors import ItemError, StllavaError
 from stllava.intake.readers.dicom import windows
 from stllava.intake.readers.dicom.header import faults, read_burned, read_facts, read_identity
-from stllava.intake.readers.dicom.pixels import Picture, check_kind, decode, encoded, paint, shown_in
+from stllava.intake.readers.dicom.pixels import StoredPixels, check_kind, decode, encoded, paint, shown_in
 from stllava.intake.readers.frame import Facts, Frame
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def guarded() -> Iterator[None]:
         log.setLevel(level)
 
 
-def open_picture(path: Path, options: DicomOptions) -> Picture:
+def open_picture(path: Path, options: DicomOptions) -> StoredPixels:
     data = read_data(path)
     keyword = next((name for name in _PIXELS if name in data), None)
     named = str(data.get("SOPClassUID", ""))
@@ -132,7 +132,7 @@ def open_picture(path: Path, options: DicomOptions) -> Picture:
         high = int(data.get("HighBit", given["bits_stored"] - 1))
         if given["bits_stored"] <= high < given["bits_allocated"]:
             shift = high + 1 - given["bits_stored"]
-    picture = Picture(
+    picture = StoredPixels(
         data=data,
         keyword=keyword,
         little=bool(little),
@@ -202,7 +202,7 @@ def _wanted(frames: int, options: DicomOptions) -> range:
     return range(0, frames, options.step if options.frames == "every" else 1)
 
 
-def _project(picture: Picture, path: Path, options: DicomOptions) -> tuple[NDArray[np.uint8], Facts]:
+def _project(picture: StoredPixels, path: Path, options: DicomOptions) -> tuple[NDArray[np.uint8], Facts]:
     """The greatest measured value at every place, as one picture."""
     check_grey(picture)
     greatest: NDArray[np.float64] | None = None
@@ -214,13 +214,13 @@ def _project(picture: Picture, path: Path, options: DicomOptions) -> tuple[NDArr
     return pixels, replace(facts, frame=None, done=(f"maximum of {picture.frames} frames", *facts.done))
 
 
-def check_grey(picture: Picture) -> None:
+def check_grey(picture: StoredPixels) -> None:
     """Raise `ItemError` for colours."""
     if picture.samples == 3 or picture.colour == "PALETTE COLOR":
         raise ItemError("unsupported", "colours have no maximum intensity projection")
 
 
-def measured_values(picture: Picture, source: bytes, index: int) -> tuple[NDArray[np.float64], str]:
+def measured_values(picture: StoredPixels, source: bytes, index: int) -> tuple[NDArray[np.float64], str]:
     """The measured values of a frame, without end below 0 where there is no picture, and the name of the measure."""
     stored = decode(picture, source)
     measure, name = windows.modality(picture.data, index, little=picture.little)
@@ -228,7 +228,7 @@ def measured_values(picture: Picture, source: bytes, index: int) -> tuple[NDArra
 
 
 def finish(
-    picture: Picture, stored: windows.Values, index: int, *, options: DicomOptions, projected: bool = False
+    picture: StoredPixels, stored: windows.Values, index: int, *, options: DicomOptions, projected: bool = False
 ) -> tuple[NDArray[np.uint8], Facts]:
     """Stored (or `projected`: measured) values as an 8-bit picture, and what may be told of it."""
     data, little = picture.data, picture.little

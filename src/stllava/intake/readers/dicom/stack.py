@@ -1,7 +1,7 @@
 """The single-frame files of a DICOM series: where each lies by its header alone, and many of them as one projection.
 
     read_slice(path, coloured=True)             # a `Slice`, or None
-    projection = Projection(DicomOptions())
+    projection = MaximumProjection(DicomOptions())
     projection.add(path, off=0)
     frame = projection.frame(total=1)
 
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stllava.errors import ItemError
-from stllava.intake.patients import number_key
+from stllava.intake.deidentify.spelling import number_key
 from stllava.intake.readers.dicom import windows
 from stllava.intake.readers.dicom.header import Burned, read_burned, read_identity
-from stllava.intake.readers.dicom.pixels import Picture, encoded
+from stllava.intake.readers.dicom.pixels import StoredPixels, encoded
 from stllava.intake.readers.dicom.read import (
     NO_PICTURES,
     DicomOptions,
@@ -133,13 +133,13 @@ def normal(orientation: Sequence[float]) -> NDArray[np.float64]:
     return np.cross(orientation[:3], orientation[3:])
 
 
-class Projection:
+class MaximumProjection:
     """The greatest measured values of single-frame files of one size, of which one is in memory at a time."""
 
     def __init__(self, options: DicomOptions) -> None:
         self._options = options
         self._greatest: NDArray[np.float64] | None = None
-        self._middle: tuple[int, Picture, Identity] | None = None
+        self._middle: tuple[int, StoredPixels, Identity] | None = None
         self._texts: set[str] = set()
         self._measures: set[str] = set()
         self._burned = 0

@@ -52,7 +52,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Table:
+class LookupTable:
     """A lookup table: values up to `first` take the first entry, those beyond its end the last."""
 
     entries: NDArray[np.uint16]
@@ -91,7 +91,7 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def read_table(descriptor: object, data: object, *, little: bool) -> Table:
+def read_table(descriptor: object, data: object, *, little: bool) -> LookupTable:
     """A table of its descriptor (entries, first value mapped, bits) and data; raises `ItemError` where they disagree."""
     if not _many(descriptor) or len(parts := [int(str(part)) for part in descriptor]) != 3:
         raise ItemError("damaged", "a lookup table has no descriptor of three numbers")
@@ -107,7 +107,7 @@ def read_table(descriptor: object, data: object, *, little: bool) -> Table:
         entries = np.array([int(str(entry)) & 0xFFFF for entry in data] if _many(data) else [], dtype=np.uint16)
     if len(entries) < length or not 1 <= bits <= 16:
         raise ItemError("damaged", f"a lookup table of {length} entries has {len(entries)}")
-    return Table(entries[:length].astype(np.uint16), first, bits)
+    return LookupTable(entries[:length].astype(np.uint16), first, bits)
 
 
 def modality(data: "Dataset", frame: int, *, little: bool) -> tuple[Callable[[Values], Values], str]:
@@ -131,7 +131,7 @@ def modality(data: "Dataset", frame: int, *, little: bool) -> tuple[Callable[[Va
     return lambda values: values.astype(np.float64) * slope + intercept, name
 
 
-def voi(data: "Dataset", frame: int, *, little: bool) -> Table | Window | None:
+def voi(data: "Dataset", frame: int, *, little: bool) -> LookupTable | Window | None:
     """The file's own choice of greys, the first where there are several; None where it has none that can be used."""
     if tables := data.get("VOILUTSequence"):
         return read_table(tables[0].get("LUTDescriptor"), tables[0].get("LUTData"), little=little)
@@ -147,8 +147,8 @@ def voi(data: "Dataset", frame: int, *, little: bool) -> Table | Window | None:
 
 
 def choose(
-    choice: WindowChoice, own: Table | Window | None, *, hounsfield: bool, body_part: str
-) -> tuple[Table | Window | None, str]:
+    choice: WindowChoice, own: LookupTable | Window | None, *, hounsfield: bool, body_part: str
+) -> tuple[LookupTable | Window | None, str]:
     """The table or window to use, and its name; None for the range of the values.
 
     A preset is for Hounsfield units only: other pictures go by `auto`, as a tree of files holds both. `auto` is the
@@ -160,7 +160,7 @@ def choose(
     if preset is not None and hounsfield:
         centre, width = PRESETS[preset]
         return Window(centre, width), f"window {preset} ({centre:g}, {width:g})"
-    if isinstance(own, Table):
+    if isinstance(own, LookupTable):
         return own, "the file's VOI table"
     if own is not None:
         return own, f"the file's window {own.curve} ({own.centre:g}, {own.width:g})"
@@ -184,13 +184,13 @@ def to_bytes(light: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def to_grey(
-    values: Values, measure: Callable[[Values], Values], *, choice: Table | Window, inverted: bool
+    values: Values, measure: Callable[[Values], Values], *, choice: LookupTable | Window, inverted: bool
 ) -> NDArray[np.uint8]:
     """Stored values [H, W] as greys: measured, through the window or table, turned round where `inverted`."""
 
     def grey(some: Values) -> NDArray[np.uint8]:
         measured = measure(some)
-        if isinstance(choice, Table):
+        if isinstance(choice, LookupTable):
             light = np.minimum(choice.apply(measured) / ((1 << choice.bits) - 1), 1.0)
         else:
             light = to_unit(measured, choice)

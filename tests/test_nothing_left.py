@@ -30,6 +30,7 @@ from stllava.records import (
     Question,
     Sample,
     Sampling,
+    VerdictCause,
 )
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
@@ -199,7 +200,7 @@ def test_answer_says_when_the_expert_could_judge_nothing(work: Path, tiny_model:
     ids=["ties", "small margins", "no verdicts"],
 )
 def test_judgments_that_make_no_pair_are_no_success(
-    scores: tuple[float, float] | None, cause: str | None, told: str, tmp_path: Path
+    scores: tuple[float, float] | None, cause: VerdictCause | None, told: str, tmp_path: Path
 ) -> None:
     given = [
         Answers(

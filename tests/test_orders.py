@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
@@ -15,7 +16,7 @@ from stllava.experts.model.ordering import aggregate, distinct, orders
 from stllava.experts.model.rubric import Mode
 from stllava.experts.model.verdict_parser import ParsedReply
 from stllava.experts.panel import Panel
-from stllava.records import Answers
+from stllava.records import Answers, Judgment
 from stllava.stages.judge import judge
 from stllava.stages.pair import pairs_of
 
@@ -180,3 +181,11 @@ def test_a_panel_needs_several_single_experts(tmp_path: Path, members: int, comp
     given = write_answers(tmp_path / "answers", many_answers(1))
     with pytest.raises(StllavaError, match=complaint):
         judge(JudgeOptions(expert="panel", panel=(path,) * members), answers=given, to=tmp_path / "out")
+
+
+def test_a_cause_that_no_expert_gives_is_refused() -> None:
+    judged = {"id": "j", "answers_id": "a", "scores": None, "reason": "", "expert": "e", "prompt_hash": "h"}
+    for cause in ("abstained", "unparsed", "refused", "failed"):
+        assert Judgment.model_validate({**judged, "cause": cause}).cause == cause
+    with pytest.raises(ValidationError, match="'abstained', 'unparsed', 'refused' or 'failed'"):
+        Judgment.model_validate({**judged, "cause": "abstain"})

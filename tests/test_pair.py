@@ -1,6 +1,7 @@
 """pair: which answers become preferences, and what the manifest says of them."""
 
 import random
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.data.balance import Taught, denying, unbalanced
-from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling
-from stllava.stages.pair import contests, nearly_the_same, pair, pairs_of, unbalanced_length
+from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling, VerdictCause
+from stllava.stages.pair import REMEDIES, contests, nearly_the_same, pair, pairs_of, unbalanced_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -35,7 +36,7 @@ def answered(completions: tuple[str, ...], name: str = "a") -> Answers:
     )
 
 
-def judged(scores: tuple[float, ...] | None, cause: str | None = None, name: str = "a") -> Judgment:
+def judged(scores: tuple[float, ...] | None, cause: VerdictCause | None = None, name: str = "a") -> Judgment:
     return Judgment(id=f"j-{name}", answers_id=name, scores=scores, cause=cause, reason="", expert="e", prompt_hash="h")
 
 
@@ -79,7 +80,7 @@ def run_pair(options: PairOptions, rounds: list[Marked], to: Path) -> tuple[Mani
     ids=["abstained", "refused", "tie", "close", "short"],
 )
 def test_what_has_no_clear_winner_never_becomes_a_pair(
-    scores: tuple[float, ...] | None, cause: str | None, expected: str, options: PairOptions
+    scores: tuple[float, ...] | None, cause: VerdictCause | None, expected: str, options: PairOptions
 ) -> None:
     assert pairs_of(answered(("yes", "no", "maybe")), judged(scores, cause), options=options) == expected
 
@@ -361,3 +362,9 @@ def test_denials_are_kept_to_their_share() -> None:
     assert denying(given, most=1.0) == set()
     assert denying(given, most=0.0) == {"d0", "d1", "d2", "d3", "d4"}
     assert denying(given, most=0.2) == {"d2", "d3", "d4"}
+
+
+def test_what_is_to_be_done_where_no_pair_was_made_names_options_that_there_are() -> None:
+    named = re.findall(r"(?:Raise|Lower) (?:the )?(\w+)", " ".join(REMEDIES.values()))
+    assert len(named) == 4
+    assert {*named} <= PairOptions.model_fields.keys()

@@ -15,6 +15,8 @@ from stllava.thoughts import final_answer
 
 Role = Literal["system", "user", "virtual_user", "assistant"]
 QuestionKind = Literal["open", "closed"]
+VerdictCause = Literal["abstained", "unparsed", "refused", "failed"]
+"""Why an expert gives no verdict: it will not say, its words cannot be read, it or its provider declines, no reply came."""
 MatchKind = Literal["triplet", "same question", "near question", "near image"]
 
 
@@ -176,7 +178,7 @@ class Comparison(Record):
     """Place of the other, behind the first one's."""
     winner: int | None
     """Place of the better one; None for a tie and where there is no verdict."""
-    cause: str | None = None
+    cause: VerdictCause | None = None
     """Why there is no verdict; None when there is one, a tie among them."""
     flipped: bool = False
     """Whether another order made the other one win: it counts as a tie."""
@@ -191,8 +193,8 @@ class Judgment(Keyed):
     """The answers judged."""
     scores: tuple[float, ...] | None
     """One score per completion from 0 to 1, higher is better; None when there is no verdict."""
-    cause: str | None
-    """Why there is no verdict (abstained, unparsed, refused, failed); None when there is one."""
+    cause: VerdictCause | None
+    """Why there is no verdict; None when there is one."""
     reason: str
     """The expert's grounds in words."""
     expert: str

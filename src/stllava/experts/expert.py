@@ -6,7 +6,7 @@ from typing import Protocol
 
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts.model.verdict_parser import RAISE
-from stllava.records import Answers, Comparison
+from stllava.records import Answers, Comparison, VerdictCause
 from stllava.remote.refusals import advice
 from stllava.text import printable
 
@@ -14,14 +14,14 @@ UNREADABLE = 12
 """So many replies without one verdict, the first ones of a start, end the asking."""
 SHOWN_OF_A_REPLY = 200
 """Characters of a reply that is shown as an example."""
-_CAUSES = {
+_CAUSES: Mapping[VerdictCause, str] = {
     "unparsed": "no verdict could be read from the reply",
     "refused": "the model or its provider declined",
     "failed": "no usable reply came",
     "abstained": "it was said that this cannot be judged",
 }
 """What each cause means."""
-_REMEDIES = {
+_REMEDIES: Mapping[VerdictCause, str] = {
     "unparsed": "Name a model that can follow the rubric, bring a rubric of your own, or set structured the other way",
     "refused": "Name a model or a provider that answers medical questions",
     "failed": "Correct what the failure names",
@@ -36,8 +36,8 @@ class Verdict:
 
     scores: tuple[float, ...] | None
     """One per completion from 0 to 1, higher is better; None when there is no verdict."""
-    cause: str | None
-    """Why there is no verdict: abstained, unparsed, refused or failed; None when there is one."""
+    cause: VerdictCause | None
+    """Why there is no verdict; None when there is one."""
     reason: str
     """The expert's grounds in words."""
     comparisons: tuple[Comparison, ...] = ()
@@ -94,7 +94,7 @@ class RuleJudge:
 
 
 def no_verdict(
-    expert: str, subject: str, causes: Mapping[str, int], examples: Mapping[str, str], *, ended: bool
+    expert: str, subject: str, causes: Mapping[VerdictCause, int], examples: Mapping[VerdictCause, str], *, ended: bool
 ) -> StllavaError:
     """The error of an expert without a verdict: the commonest cause, an example of it and what helps.
 
@@ -104,12 +104,10 @@ def no_verdict(
     cause = max(causes, key=lambda one: causes[one])
     example = shown(examples.get(cause, ""))
     cut = RAISE in examples.get(cause, "")
-    remedy = (
-        f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES.get(cause, "Use another expert")
-    )
+    remedy = f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES[cause]
     count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
     return (NothingLeftError if ended else StllavaError)(
-        f"{expert} gave no verdict on {subject}; {count} {_CAUSES.get(cause, cause)} ({cause}), such as “{example}”",
+        f"{expert} gave no verdict on {subject}; {count} {_CAUSES[cause]} ({cause}), such as “{example}”",
         expected="verdicts",
         remedy=f"{remedy}; then give the command again: replies are kept, and none is paid for twice.",
     )

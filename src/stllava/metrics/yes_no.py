@@ -33,8 +33,8 @@ class YesNoAnswer(NamedTuple):
 
     answer: Answer | None
     """yes or no; None when it is not to be read as either."""
-    cause: str
-    """Why not: empty, both words, hedged, double negation, affirms and denies, neither; an empty string with an answer."""
+    cause: Literal["", "empty", "both words", "hedged", "double negation", "affirms and denies", "neither"]
+    """Why not; an empty string with an answer."""
 
 
 @dataclass

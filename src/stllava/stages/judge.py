@@ -24,7 +24,7 @@ from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
-from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Vote, content_id
+from stllava.records import Answers, JudgeCheck, Judgment, Manifest, VerdictCause, Vote, content_id
 from stllava.remote.refusals import advice
 from stllava.store import (
     CHECK,
@@ -152,7 +152,7 @@ class Tally:
     """Counts judgments as they pass by."""
 
     judged: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
+    causes: Counter[VerdictCause] = field(default_factory=Counter)
     scores: int = 0
     total: float = 0.0
     compared: int = 0
@@ -162,7 +162,7 @@ class Tally:
     usage: Counter[str] = field(default_factory=Counter)
     agreements: int = 0
     agreement: float = 0.0
-    examples: dict[str, str] = field(default_factory=dict)
+    examples: dict[VerdictCause, str] = field(default_factory=dict)
 
     def count(self, judgments: Iterator[Judgment]) -> Iterator[Judgment]:
         """The judgments, one by one."""

@@ -12,33 +12,48 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Literal
 
 from stllava.config import PairOptions
 from stllava.data.balance import Taught, denying, unbalanced
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, content_id
+from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, VerdictCause, content_id
 from stllava.store import Existing, Stage, locked, nothing_left, output_hash, read_records
 from stllava.thoughts import final_answer
 
+PairCause = (
+    VerdictCause
+    | Literal[
+        "wrong number of scores",
+        "tie",
+        "chosen answer cut off",
+        "chosen answer too bad",
+        "margin too small",
+        "same text",
+        "empty answer chosen",
+        "nearly the same text",
+    ]
+)
+"""Why a judgment makes no pair."""
 REMEDIES = {
     "abstained": "The expert knows nothing of these questions: choose another expert, or give it more to know (judge's truth).",
     "unparsed": "The expert's replies cannot be read: see `stllava judge --help` for its options, or choose a better one.",
     "tie": (
         "To the expert all answers are equally right or wrong: train the policy longer in sft, answer with a higher "
-        "sampling.temperature or more answers (k), or judge with mode pairwise."
+        "sampling.temperature or more answers (num_answers), or judge with mode pairwise."
     ),
-    "same text": "All answers say the same: answer with a higher sampling.temperature or more answers (k).",
+    "same text": "All answers say the same: answer with a higher sampling.temperature or more answers (num_answers).",
     "margin too small": "Lower the margin, or judge with mode pairwise.",
-    "nearly the same text": "Raise alike, or answer with a higher sampling.temperature.",
-    "chosen answer too bad": "Lower least.",
+    "nearly the same text": "Raise max_similarity, or answer with a higher sampling.temperature.",
+    "chosen answer too bad": "Lower min_chosen_score.",
     "chosen answer cut off": (
         "The policy does not come to an end: raise answer's sampling.max_new_tokens, or train it longer in sft."
     ),
     "empty answer chosen": "The policy says nothing: train it longer in sft.",
     "surplus of yes or no": "Only one of yes and no was ever chosen: ask more questions, or set balance to false.",
-    "surplus of denials": "Raise denials.",
+    "surplus of denials": "Raise max_denial_share.",
     "surplus of one length": "Ask more questions, or set balance_length to false.",
 }
 """What to do where no pair was made, by the commonest cause."""
@@ -107,7 +122,7 @@ def remedy_of(dropped: Dropped) -> str:
     return REMEDIES.get(commonest, "Look at the counts of ask, answer and judge: they say where the pairs were lost.")
 
 
-def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | str:
+def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | PairCause:
     """The pairs that a judgment makes of its answers, those that differ most first, or the cause why there is none.
 
     Two texts make one pair at most, however often they were given. Final answers are compared, behind thoughts. One that
@@ -129,11 +144,11 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     if options.pairs == "extremes":
         ranked = ranked[:1]
     made: dict[frozenset[str], Preference] = {}
-    causes: list[str] = []
+    causes: list[PairCause] = []
     for one in ranked:
         both = frozenset((texts[one.chosen], texts[one.rejected]))
-        cause = "chosen answer too bad" if scores[one.chosen] < options.min_chosen_score else None
-        cause = cause or _fault(texts, one, margin=options.margin, alike=options.max_similarity)
+        bad = scores[one.chosen] < options.min_chosen_score
+        cause = "chosen answer too bad" if bad else _fault(texts, one, margin=options.margin, alike=options.max_similarity)
         if cause is not None:
             causes.append(cause)
         elif both not in made:
@@ -187,7 +202,7 @@ def nearly_the_same(one: str, other: str, *, alike: float) -> bool:
     return matched.real_quick_ratio() >= alike and matched.quick_ratio() >= alike and matched.ratio() >= alike
 
 
-def _fault(texts: Sequence[str], contest: Contest, *, margin: float, alike: float) -> str | None:
+def _fault(texts: Sequence[str], contest: Contest, *, margin: float, alike: float) -> PairCause | None:
     """Why two answers are no pair."""
     chosen, rejected = texts[contest.chosen], texts[contest.rejected]
     if contest.gap < margin:

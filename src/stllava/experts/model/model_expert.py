@@ -17,7 +17,7 @@ from stllava.experts.model.rubric import Mode, Rubric
 from stllava.experts.model.verdict_parser import RAISE, ParsedReply, parse_scores, parse_verdict
 from stllava.metrics.robust import normalise
 from stllava.progress import Progress
-from stllava.records import Answers, Context, content_id
+from stllava.records import Answers, Context, VerdictCause, content_id
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class FirstReplies:
         self._expert = expert
         self.readable = False
         """Whether a verdict was read."""
-        self._causes: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}
+        self._causes: Counter[VerdictCause] = Counter()
+        self._examples: dict[VerdictCause, str] = {}
 
     def count(self, parsed: ParsedReply, words: str) -> None:
         """Take a reply with what it says; raises StllavaError where it is one too many. An abstention could be read."""

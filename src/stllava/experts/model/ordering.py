@@ -9,7 +9,7 @@ from itertools import combinations
 
 from stllava.experts.model.rubric import Mode
 from stllava.experts.model.verdict_parser import MOST_POINTS, ParsedReply
-from stllava.records import Comparison
+from stllava.records import Comparison, VerdictCause
 
 Order = tuple[int, ...]
 """Places of completions, first shown first."""
@@ -21,7 +21,7 @@ class Aggregated:
 
     scores: tuple[float, ...] | None
     """One per completion, from 0 to 1; None when there is no verdict."""
-    cause: str | None
+    cause: VerdictCause | None
     """Why there is none."""
     comparisons: tuple[Comparison, ...]
     """Of every two different texts."""
@@ -110,5 +110,5 @@ def _means(replies: Sequence[tuple[Order, ParsedReply]]) -> dict[int, float]:
     return {place: sum(given) / len(given) / MOST_POINTS for place, given in marks.items()}
 
 
-def _commonest(causes: Sequence[str]) -> str:
+def _commonest(causes: Sequence[VerdictCause]) -> VerdictCause:
     return max(sorted(set(causes)), key=causes.count) if causes else "failed"

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Literal
 
 from stllava.experts.model.json_objects import json_objects
+from stllava.records import VerdictCause
 from stllava.thoughts import without_thought
 
-Cause = Literal["unparsed", "abstained", "refused", "failed"]
 Scores = tuple[float, ...]
 FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 MOST_POINTS = 10.0
@@ -33,7 +33,7 @@ class ParsedReply:
 
     scores: Scores | None
     """One an answer, higher is better; of two that were compared 1 and 0, or ½ each for a tie. None: no verdict."""
-    cause: Cause | None
+    cause: VerdictCause | None
     """Why there is no verdict; None when there is one."""
     reason: str
     """The model's grounds, in its words; what is wrong with a reply that breaks off."""
@@ -86,7 +86,7 @@ def _read(
         found = found or alone(words.strip(_AROUND))
     if found is None:
         return ParsedReply(None, _silence(said), said.strip())
-    cause: Cause | None = "abstained" if found == "abstain" else "refused" if _is_refusal(grounds) else None
+    cause: VerdictCause | None = "abstained" if found == "abstain" else "refused" if _is_refusal(grounds) else None
     reason = grounds if value is not None and end == len(words) and grounds else said.strip()
     return ParsedReply(None if found == "abstain" or cause else found, cause, reason)
 
@@ -358,7 +358,7 @@ _FORMS_REASONS = ("…", "...")
 _ENDS = 1_000
 
 
-def _silence(words: str) -> Cause:
+def _silence(words: str) -> VerdictCause:
     """What words without a verdict are."""
     ends = " ".join((words if len(words) <= 2 * _ENDS else f"{words[:_ENDS]} … {words[-_ENDS:]}").replace("’", "'").split())
     if _REFUSAL.search(ends):

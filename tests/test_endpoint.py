@@ -476,7 +476,7 @@ def test_stages_leave_out_what_the_server_refuses(
     assert (scored.counts_out, scored.dropped) == (2, {cause: 1})
     predicted = predict(how, policy=tiny_model, questions=tmp_path / "test.jsonl", root=root, to=tmp_path / "predictions")
     assert (predicted.counts_out, predicted.dropped) == (2, {cause: 1})
-    replies = read_records(tmp_path / "predictions", "predictions", Reply)
+    replies = read_records(tmp_path / "predictions", "replies", Reply)
     assert [(one.question, one.cause) for one in replies] == [("rib?", None), ("bone?", cause), ("lung?", None)]
     asking = AskOptions(endpoint=here, description_prompt="bone?")
     with pytest.raises(StllavaError, match=f"1 of 1 images cannot be used: 1 × {cause}"):

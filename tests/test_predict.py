@@ -1,11 +1,13 @@
 """predict: a line for every question, answered as evaluate would, or with the cause why not."""
 
+import ast
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import stllava
 from stllava.commands import talking
 from stllava.config import EvaluateOptions, SamplingOptions
 from stllava.errors import StllavaError
@@ -37,10 +39,10 @@ def test_short_rows_and_samples_get_the_answers_of_an_evaluation(
     wanted = [one.completion for one in read_records(tmp_path / "evaluated", "predictions", Prediction)]
     for name, questions in (("full", tmp_path / "test.jsonl"), ("bare", short)):
         predict(OPTIONS, policy=tiny_model, root=root, questions=questions, to=tmp_path / name)
-        replies = read_records(tmp_path / name, "predictions", Reply)
+        replies = read_records(tmp_path / name, "replies", Reply)
         assert [one.answer for one in replies] == wanted
         assert [(one.image, one.question) for one in replies] == [(one.image, one.question) for one in samples]
-    assert [one.id for one in read_records(tmp_path / "full", "predictions", Reply)] == [one.id for one in samples]
+    assert [one.id for one in read_records(tmp_path / "full", "replies", Reply)] == [one.id for one in samples]
 
 
 def test_a_question_that_cannot_be_asked_keeps_its_line_and_says_why(
@@ -50,7 +52,7 @@ def test_a_question_that_cannot_be_asked_keeps_its_line_and_says_why(
     lost = [{"image": "gone.png", "question": "what?"}, {"image": "../up.png", "question": "what?"}]
     path = rows(tmp_path / "q.jsonl", lost[0], good, lost[1])
     manifest = predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out")
-    replies = read_records(tmp_path / "out", "predictions", Reply)
+    replies = read_records(tmp_path / "out", "replies", Reply)
     assert [one.cause for one in replies] == ["image missing", None, "image outside-root"]
     assert [one.answer is None for one in replies] == [True, False, True]
     assert manifest.dropped == {"image missing": 1, "image outside-root": 1}
@@ -67,7 +69,7 @@ def test_a_question_that_spells_a_special_token_is_asked_as_it_stands(
     told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told")
     scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored")
     assert (told.counts_out, scored.counts_out) == (3, 3)
-    assert read_records(tmp_path / "told", "predictions", Reply)[1].question == text
+    assert read_records(tmp_path / "told", "replies", Reply)[1].question == text
 
 
 def test_a_question_longer_than_the_context_costs_that_question(
@@ -79,7 +81,7 @@ def test_a_question_longer_than_the_context_costs_that_question(
     told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told")
     scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored")
     assert told.dropped == scored.dropped == {"longer than the context": 1}
-    causes = [one.cause for one in read_records(tmp_path / "told", "predictions", Reply)]
+    causes = [one.cause for one in read_records(tmp_path / "told", "replies", Reply)]
     assert causes == [None, "longer than the context", None]
 
 
@@ -90,7 +92,7 @@ def test_the_words_choices_and_log_probability_of_an_answer_are_told(
     options = OPTIONS.model_copy(update={"prompt": "{question} Be brief.", "sampling": SamplingOptions(max_new_tokens=60)})
     root = phantoms / "images"
     predict(options, policy=tiny_model, questions=rows(tmp_path / "q.jsonl", row), root=root, to=tmp_path / "out")
-    (told,) = read_records(tmp_path / "out", "predictions", Reply)
+    (told,) = read_records(tmp_path / "out", "replies", Reply)
     assert told.prompt == "which?\nA. left\nB. right Be brief."
     assert told.choices == ("left", "right")
     assert told.log_probability is None or told.log_probability < 0
@@ -137,7 +139,7 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
     assert not (tmp_path / "killed" / MANIFEST).exists()
     answer(to=tmp_path / "killed")
     assert len(calls) == 4  # chunks of 5, 5 and 2: one done, one killed, two made
-    assert (tmp_path / "killed" / "predictions.jsonl").read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    assert (tmp_path / "killed" / "replies.jsonl").read_bytes() == (tmp_path / "whole" / "replies.jsonl").read_bytes()
 
 
 def test_the_command_takes_the_stages_flags(
@@ -171,7 +173,7 @@ def test_a_table_is_asked_and_scored_as_the_same_samples_are(
     assert manifest.dropped == {"empty text": 1}
     assert any("test.csv is in UTF-16" in note for note in manifest.notes)
     told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.csv", to=tmp_path / "asked")
-    replies = read_records(tmp_path / "asked", "predictions", Reply)
+    replies = read_records(tmp_path / "asked", "replies", Reply)
     assert [(one.question, one.answer) for one in replies[:-1]] == [(asked, said) for asked, _, said in found["test.jsonl"]]
     assert (told.counts_in, told.counts_out) == (13, 13)
 
@@ -182,5 +184,19 @@ def test_an_empty_question_is_not_asked_and_a_number_is_an_id(
     image = samples[0].image
     path = rows(tmp_path / "q.jsonl", {"id": 7, "image": image, "question": "what?"}, {"image": image, "question": " \n"})
     predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out")
-    replies = read_records(tmp_path / "out", "predictions", Reply)
+    replies = read_records(tmp_path / "out", "replies", Reply)
     assert [(one.id if one.answer is not None else one.cause) for one in replies] == ["7", "empty text"]
+
+
+def test_a_file_of_one_name_holds_records_of_one_kind() -> None:
+    stages = Path(stllava.__file__).parent / "stages"
+    kinds: dict[str, set[str]] = {}
+    for path in sorted(stages.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "write_records":
+                name = ast.literal_eval(node.args[0])
+                kinds.setdefault(name, set()).add(path.stem)
+    assert kinds.pop("answers") == {"answer", "evaluate"}, "both hold Answers, for judge to read"
+    assert {name: stages for name, stages in kinds.items() if len(stages) > 1} == {}
+    assert kinds["predictions"] == {"evaluate"}
+    assert kinds["replies"] == {"predict"}

@@ -1,7 +1,7 @@
 """Answers to questions of your own, for use: one question a line, no targets, no scores.
 
 Reads a JSONL of `{"image", "question"}` rows, with `id` and `choices` where you have them, or of Sample records, whose
-targets are not looked at; or a table (CSV, TSV, JSON) with these columns. Writes `predictions.jsonl`: a line for every
+targets are not looked at; or a table (CSV, TSV, JSON) with these columns. Writes `replies.jsonl`: a line for every
 question in their order, with the answer or why there is none.
 """
 
@@ -137,7 +137,7 @@ def predict(
         )
         order = {row.id: place for place, row in enumerate(rows)}
         replies.sort(key=lambda one: order[one.id])
-        stage.write_records("predictions", replies)
+        stage.write_records("replies", replies)
         return stage.finish(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),

@@ -98,10 +98,10 @@ def prepare(work: Path, setting: Setting) -> Figures:
 def noted(policy: "Policy", pairs: "list[Preference]", work: Path, setting: Setting) -> "list[Preference]":
     """The pairs with the log-probabilities that the policy would have noted had it said these answers."""
     from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.references import measure_reference
 
-    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=options(setting), seed=0)
-    choices.measure_reference(WEIGHTS)
-    found = {one.id: one for one in choices.references(WEIGHTS)}
+    dataset = PreferenceDataset(policy, pairs, images=work / "images", max_tokens=options(setting).max_tokens_per_forward)
+    found = {one.id: one for one in measure_reference(dataset, policy, weights=WEIGHTS).records(dataset)}
     return [pair.model_copy(update={"reference": found[pair.id]}) for pair in pairs]
 
 
@@ -129,26 +129,28 @@ def options(setting: Setting) -> "DpoOptions":
 def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
     """One epoch of stllava: the reference, as noted or computed anew, then training."""
     from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.preference_steps import PreferenceSteps, fit_preferences
+    from stllava.training.references import measure_reference
     from stllava.tree.guard import check_packing
 
     dpo = options(setting)
     began = time.perf_counter()
-    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
+    dataset = PreferenceDataset(policy, pairs, images=work / "images", max_tokens=dpo.max_tokens_per_forward)
     planted = time.perf_counter()
-    if fault := check_packing(policy, choices.trees):
+    if fault := check_packing(policy, dataset.trees):
         sys.exit(fault)
     checked = time.perf_counter()
-    choices.measure_reference(WEIGHTS if name == "ours" else "other weights")
+    references = measure_reference(dataset, policy, weights=WEIGHTS if name == "ours" else "other weights")
     finish_device()
     referred = time.perf_counter()
-    curves = choices.learn(work / "ours")
+    curves = fit_preferences(PreferenceSteps(policy, dataset, references, None, dpo, 0), work / "ours")
     finish_device()
     ended = time.perf_counter()
     return {
         "seconds": ended - began - (checked - planted),
         "reference_seconds": referred - checked,
         "check_seconds": checked - planted,
-        "pairs": float(len(pairs) - choices.dropped.total()),
+        "pairs": float(len(pairs) - dataset.dropped.total()),
         "steps": curves["loss"][-1][0],
         "first_loss": curves["loss"][0][1],
     }

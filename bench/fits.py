@@ -92,36 +92,21 @@ def conversations(pairs: "list[Preference]") -> "list[Conversation]":
 def learn(stage: str, policy: "Policy", pairs: "list[Preference]", setting: Setting, work: Path) -> Clock:
     """The stage's steps, through the code of a run; adapters are left beside the weights, which come from no folder."""
     from stllava.training.preference_dataset import PreferenceDataset
-    from stllava.training.sft_dataset import SftDataset
-    from stllava.training.trainer import Items, fit
+    from stllava.training.preference_steps import PreferenceSteps, fit_preferences
+    from stllava.training.references import measure_reference
+    from stllava.training.sft_dataset import SftDataset, fit_conversations
 
     clock, (sft, dpo) = Clock(), options(setting)
     if stage == "sft":
         most = min(policy.context, setting.tokens)
-        lessons = SftDataset(policy, conversations(pairs), images=work / "images", self_question_ratio=0.5, seed=0, most=most)
-        lessons.learn(sft, work / stage, watch=clock, merge=False)
+        lessons = SftDataset(
+            policy, conversations(pairs), images=work / "images", self_question_ratio=0.5, seed=0, max_tokens=most
+        )
+        fit_conversations(lessons, sft, work / stage, watch=clock, merge=False)
         return clock
-    choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
-    choices.measure_reference("as built")
-    watch = choices.watch
-
-    def both(step: int, figures: Mapping[str, float]) -> None:
-        clock(step, figures)
-        watch(step, figures)
-
-    fit(
-        policy,
-        Items(len(choices), choices.item),
-        collate=choices.collate,
-        count=choices.count,
-        loss=choices.loss,
-        watch=both,
-        options=dpo,
-        seed=0,
-        work=work / stage,
-        label=stage,
-        merge=False,
-    )
+    pairs_of_images = PreferenceDataset(policy, pairs, images=work / "images", max_tokens=dpo.max_tokens_per_forward)
+    references = measure_reference(pairs_of_images, policy, weights="as built")
+    fit_preferences(PreferenceSteps(policy, pairs_of_images, references, None, dpo, 0), work / stage, watch=clock, merge=False)
     return clock
 
 

@@ -26,6 +26,8 @@ from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
 from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.preference_steps import PreferenceSteps
+from stllava.training.references import measure_reference
 
 SQUARE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = {"cpu": 8, "cuda": 50}
@@ -92,19 +94,19 @@ def main() -> None:
         policy = load_policy(work / "model")
         pairs = [Preference.model_validate_json(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
         dpo = options(setting)
-        choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
-        choices.measure_reference("")
+        dataset = PreferenceDataset(policy, pairs, images=work / "images", max_tokens=dpo.max_tokens_per_forward)
+        steps = PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights=""), None, dpo, 0)
         model = prepare_model(policy.model, dpo).train()
         groups = optimizer_groups(model, dpo)
         optimizer = torch.optim.AdamW(groups, fused=True)
 
         def step() -> float:
             began = time.perf_counter()
-            forwards = choices.collate([choices.item(index, 0) for index in range(len(choices))])
+            forwards = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
             count = {"pairs": float(len(pairs)), "chosen_tokens": 0.0, "replayed_tokens": 0.0}
             for batch in forwards:
                 moved = {name: value.to(policy.device) for name, value in batch.items()}
-                choices.loss(model, moved, count)[0].backward()
+                steps.loss(model, moved, count)[0].backward()
             optimizer.step()
             optimizer.zero_grad()
             finish_device()
@@ -113,7 +115,7 @@ def main() -> None:
         operations = Operations(policy.model)
         step()
         linear = operations.count
-        batches = choices.collate([choices.item(index, 0) for index in range(len(choices))])
+        batches = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
         needed = linear + sum(attended(policy, batch) for batch in batches)
         rates, seconds = [], []
         for _ in range(asked.repeats):

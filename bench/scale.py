@@ -52,6 +52,8 @@ def side(size: Size, model: str) -> Figures:
     from stllava.generation.sampler import Prompt
     from stllava.records import Lineage, Message, Preference
     from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.preference_steps import PreferenceSteps, fit_preferences
+    from stllava.training.references import measure_reference
 
     shape = SHAPES["small-image"]
     policy = build(model, shape)
@@ -90,9 +92,9 @@ def side(size: Size, model: str) -> Figures:
         ]
         dpo = options(DpoSetting("small-image", model, size.images, 8, False))
         planned = time.perf_counter()
-        choices = PreferenceDataset(policy, pairs, images=work / "images", lessons=None, options=dpo, seed=0)
-        choices.measure_reference("")
-        choices.learn(work / "dpo")
+        dataset = PreferenceDataset(policy, pairs, images=work / "images", max_tokens=dpo.max_tokens_per_forward)
+        references = measure_reference(dataset, policy, weights="")
+        fit_preferences(PreferenceSteps(policy, dataset, references, None, dpo, 0), work / "dpo")
         finish_device()
         learned = time.perf_counter()
     return {

@@ -41,7 +41,7 @@ from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records
-from stllava.training.sft_dataset import SftDataset
+from stllava.training.sft_dataset import SftDataset, fit_conversations
 from stllava.training.trainer import GradientCheck
 from stllava.tree.forward import Tree, activation_checkpointing, build_tree, collate, last_mlp, token_log_probabilities
 
@@ -67,8 +67,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def learn(policy: Policy, phantoms: Path, options: SftOptions, work: Path, *, merge: bool) -> None:
     """One optimizer step on all phantoms."""
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
-    lessons.learn(options, work, merge=merge)
+    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, max_tokens=512)
+    fit_conversations(lessons, options, work, merge=merge)
 
 
 class Seen:

@@ -36,7 +36,7 @@ def policy(tiny_model: Path) -> Policy:
 @pytest.fixture
 def trees(policy: Policy, phantoms: Path) -> list[Tree]:
     read, _ = read_conversations(phantoms / "conversations.jsonl")
-    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=1, most=512)
+    lessons = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=1, max_tokens=512)
     return [lessons.tree(index, 0) for index in range(4)]
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from helpers.architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
-from stllava.config import DpoOptions, SamplingOptions
+from stllava.config import SamplingOptions
 from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
@@ -27,6 +27,7 @@ from stllava.model.prompt import segments
 from stllava.model.small import IMAGE, TEMPLATE
 from stllava.records import Lineage, Message, Preference
 from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.references import measure_reference
 from stllava.tree.forward import Tree, collate, path, token_log_probabilities
 from stllava.tree.guard import check_packing, measure_packing
 from stllava.tree.layout import ROOT, Node
@@ -50,7 +51,7 @@ def policy(family: str) -> Policy:
     return made
 
 
-def choices(policy: Policy, phantoms: Path) -> PreferenceDataset:
+def dataset_of(policy: Policy, phantoms: Path) -> PreferenceDataset:
     pairs = [
         Preference(
             id=f"{index} {number}",
@@ -64,9 +65,7 @@ def choices(policy: Policy, phantoms: Path) -> PreferenceDataset:
         for index in range(2)
         for number, text in enumerate(QUESTIONS)
     ]
-    return PreferenceDataset(
-        policy, pairs, images=phantoms / "images", lessons=None, options=DpoOptions(nll=0, replay=0), seed=0
-    )
+    return PreferenceDataset(policy, pairs, images=phantoms / "images", max_tokens=16384)
 
 
 @torch.inference_mode()
@@ -88,12 +87,12 @@ def own_way(policy: Policy, tree: Tree, chain: int) -> float:
 def test_each_family_is_packed_where_that_is_right_and_scored_as_its_own_forward_does(
     family: str, policy: Policy, phantoms: Path
 ) -> None:
-    made = choices(policy, phantoms)
+    made = dataset_of(policy, phantoms)
     fault = check_packing(policy, made.trees)
     assert (fault is None) == policy.packs == PACKED[family]
     assert fault is None or fault.endswith("which takes longer.")
-    made.measure_reference("")
-    for tree, pairs, reference in zip(made.trees, made.pairs, made.reference, strict=True):
+    references = measure_reference(made, policy, weights="")
+    for tree, pairs, reference in zip(made.trees, made.pairs, references.values, strict=True):
         chains = {learned[-1]: chain for chain, learned in enumerate(tree.leaves)}
         for nodes, values in zip(pairs, reference, strict=True):
             assert values == pytest.approx([own_way(policy, tree, chains[node]) for node in nodes], abs=1e-4)
@@ -102,7 +101,7 @@ def test_each_family_is_packed_where_that_is_right_and_scored_as_its_own_forward
 def test_a_packed_tree_of_a_model_that_must_not_be_packed_would_be_wrong(family: str, policy: Policy, phantoms: Path) -> None:
     if family == "qwen2_vl":
         pytest.skip("a packed batch lacks what Qwen2-VL asks for, and its forward refuses it")
-    made = choices(policy, phantoms)
+    made = dataset_of(policy, phantoms)
     batch = collate(policy, made.trees[:1])
     with torch.inference_mode():
         tokens = token_log_probabilities(policy.model, batch)
@@ -144,7 +143,7 @@ def test_each_family_speaks_as_its_own_generate_and_one_prompt_does_not_touch_an
 
 def test_a_window_that_holds_every_chain_does_not_matter(phantoms: Path) -> None:
     policy = ARCHITECTURES["sliding"]()
-    made = choices(policy, phantoms)
+    made = dataset_of(policy, phantoms)
     tree = made.trees[0]
     longest = policy.length(tree.prefix) + max(
         sum(len(tree.nodes[n].ids) for n in path(tree, c)) for c in range(len(tree.leaves))
@@ -237,7 +236,7 @@ def test_what_is_measured_tells_rounding_from_a_wrong_packing_by_itself(
     language: str, dtype: torch.dtype, phantoms: Path
 ) -> None:
     policy = llava_with(language, dtype)
-    found = measure_packing(policy, choices(policy, phantoms).trees[0])
+    found = measure_packing(policy, dataset_of(policy, phantoms).trees[0])
     assert policy.packs
     if language in RIGHT:
         assert found.fault is None
@@ -276,7 +275,7 @@ def test_one_prompt_is_enough_to_find_a_state_that_nothing_names(dtype: torch.dt
 def test_every_family_is_packed_or_not_whatever_the_precision(family: str, dtype: torch.dtype, phantoms: Path) -> None:
     policy = ARCHITECTURES[family]()
     cast(nn.Module, policy.model).to(dtype)
-    made = choices(policy, phantoms)
+    made = dataset_of(policy, phantoms)
     assert (measure_packing(policy, made.trees[0]).fault is None) == PACKED[family]
     assert (check_packing(policy, made.trees) is None) == PACKED[family]
 

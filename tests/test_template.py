@@ -205,7 +205,7 @@ def root(tmp_path: Path) -> Path:
 def test_the_tree_of_a_conversation_with_thoughts_holds_each_answer_as_if_it_stood_alone(template: str, root: Path) -> None:
     policy = thinker(template)
     lessons = SftDataset(
-        policy, [conversation(("a.png",), tuple(TALK))], images=root, self_question_ratio=0.0, seed=0, most=512
+        policy, [conversation(("a.png",), tuple(TALK))], images=root, self_question_ratio=0.0, seed=0, max_tokens=512
     )
     tree = lessons.tree(0, 0)
     with torch.inference_mode():
@@ -329,7 +329,7 @@ def test_an_answer_before_a_later_image_is_learned_without_it_and_as_in_the_whol
         Message(role="assistant", content="yes"),
     )
     row = conversation(("a.png", "b.png"), talk)
-    lessons = SftDataset(policy, [row], images=root, self_question_ratio=1.0, seed=0, most=512)
+    lessons = SftDataset(policy, [row], images=root, self_question_ratio=1.0, seed=0, max_tokens=512)
     assert [len(prefix.images) for prefix, _ in lessons.groups] == [1, 2]
     trees = [lessons.tree(index, 0) for index in range(2)]
     learned = [
@@ -376,7 +376,7 @@ def test_places_that_do_not_fit_are_counted(turns: tuple[Message, ...], detail: 
     policy = thinker(PLAIN)
     good = conversation(("a.png",), (Message(role="user", content="what?"), Message(role="assistant", content="a lung")))
     lessons = SftDataset(
-        policy, [good, conversation(("a.png",), turns)], images=root, self_question_ratio=0.0, seed=0, most=512
+        policy, [good, conversation(("a.png",), turns)], images=root, self_question_ratio=0.0, seed=0, max_tokens=512
     )
     assert lessons.dropped == {"image places": 1}
     assert detail in lessons.dropped.examples["image places"]
@@ -391,13 +391,13 @@ def test_a_template_that_shows_all_images_first_costs_the_row_that_places_them(r
     policy = thinker(first)
     good = conversation(("a.png",), (Message(role="user", content="what?"), Message(role="assistant", content="a lung")))
     rows = [good, conversation(("a.png", "b.png"), (PAIR, Message(role="assistant", content="no")))]
-    assert SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped == {"image places": 1}
+    assert SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, max_tokens=512).dropped == {"image places": 1}
     text = "Is the one older than the other?"
     texts = []
     for offsets in ((), (0, 0), (len(text), len(text))):
         asked = Message(role="user", content=text, image_offsets=offsets)
         rows[1] = conversation(("a.png", "b.png"), (asked, Message(role="assistant", content="no")))
-        assert not SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, most=512).dropped
+        assert not SftDataset(policy, rows, images=root, self_question_ratio=0.0, seed=0, max_tokens=512).dropped
         texts.append(text_of(segments(policy.chat, rows[1].messages, images=2)))
     assert texts[0] == texts[1] == texts[2]
 

@@ -19,7 +19,7 @@ from transformers.utils import chat_template_utils
 
 from helpers.architectures import TEXTS, id_of
 from helpers.families import FAMILIES
-from stllava.config import DpoOptions, SamplingOptions
+from stllava.config import SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
 from stllava.generation.cache import PrefixCache
@@ -111,7 +111,7 @@ def test_an_image_place_in_a_text_is_learned_as_text(policy: Policy, root: Path,
     lead = [Message(role="system", content=odd)] if where == "system message" else []
     plain = conversation(("a.png",), (Message(role="user", content="sure?"), Message(role="assistant", content="yes")))
     lessons = SftDataset(
-        policy, [plain, conversation(("a.png",), (*lead, *turns))], images=root, self_question_ratio=0.0, seed=0, most=512
+        policy, [plain, conversation(("a.png",), (*lead, *turns))], images=root, self_question_ratio=0.0, seed=0, max_tokens=512
     )
     if where == "system message" and lessons.dropped:
         # Some templates take no system message; some processors cannot tell such a text from the token.
@@ -220,7 +220,7 @@ def test_a_rejected_answer_that_was_cut_off_is_learned_without_an_end(policy: Po
     cut = whole.model_copy(update={"rejected_ended": False})
     learned = []
     for pairs in ([whole], [cut], [whole, cut]):
-        made = PreferenceDataset(policy, pairs, images=root, lessons=None, options=DpoOptions(), seed=0)
+        made = PreferenceDataset(policy, pairs, images=root, max_tokens=16384)
         (tree,), (nodes,) = made.trees, made.pairs
         learned.append([tuple(list(tree.nodes[node].ids) for node in pair) for pair in nodes])
     ((chosen, ended),), ((same, open_ended),), both = learned
@@ -242,9 +242,9 @@ def test_no_chosen_or_rejected_answer_writes_a_special_token(policy: Policy, roo
         margin=0.5,
         lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
     )
-    (tree,) = PreferenceDataset(policy, [pair], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    (tree,) = PreferenceDataset(policy, [pair], images=root, max_tokens=16384).trees
     plain = pair.model_copy(update={"prompt": (Message(role="user", content="what?"),), "chosen": "lung", "rejected": "none"})
-    (usual,) = PreferenceDataset(policy, [plain], images=root, lessons=None, options=DpoOptions(), seed=0).trees
+    (usual,) = PreferenceDataset(policy, [plain], images=root, max_tokens=16384).trees
     known = {number for number, token in policy.tokenizer.added_tokens_decoder.items() if token.special}
     written = [[token for token in node.ids if token in known] for node in tree.nodes]
     assert written == [[token for token in node.ids if token in known] for node in usual.nodes]

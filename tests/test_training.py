@@ -5,6 +5,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest, seal
 from stllava.training.collapse import CollapseMonitor
+from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.preference_steps import PreferenceSteps
+from stllava.training.references import measure_reference
 from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import newest_whole_checkpoint
 
@@ -178,10 +182,10 @@ def test_conversations_that_cannot_be_learned_from_are_counted_by_cause(tiny_mod
         ),
     ]
     policy = load_policy(tiny_model)
-    lessons = SftDataset(policy, [*read, *spoiled], images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+    lessons = SftDataset(policy, [*read, *spoiled], images=phantoms / "images", self_question_ratio=0.5, seed=0, max_tokens=512)
     assert lessons.dropped == {"missing": 1, "nothing to learn": 1, "longer than the context": 1}
     with pytest.raises(StllavaError, match="none of 3 conversations can be learned from"):
-        SftDataset(policy, spoiled, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+        SftDataset(policy, spoiled, images=phantoms / "images", self_question_ratio=0.5, seed=0, max_tokens=512)
 
 
 def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_model: Path, phantoms: Path) -> None:
@@ -190,7 +194,7 @@ def test_virtual_user_turns_are_drawn_anew_each_epoch_and_alike_for_a_seed(tiny_
 
     def learned(seed: int, epoch: int, self_question_ratio: float = 0.5) -> list[bool]:
         lessons = SftDataset(
-            policy, read, images=phantoms / "images", self_question_ratio=self_question_ratio, seed=seed, most=512
+            policy, read, images=phantoms / "images", self_question_ratio=self_question_ratio, seed=seed, max_tokens=512
         )
         return [node.learn for index in range(6) for node in lessons.tree(index, epoch).nodes]
 
@@ -221,25 +225,24 @@ def pairs(images: int = 3) -> list[Preference]:
     return made
 
 
-def choices(tiny_model: Path, phantoms: Path, options: DpoOptions) -> PreferenceDataset:
+def steps_of(tiny_model: Path, phantoms: Path, options: DpoOptions) -> PreferenceSteps:
     policy = load_policy(tiny_model)
     read, _ = read_conversations(phantoms / "conversations.jsonl")
     lessons = (
-        SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, most=512)
+        SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.5, seed=0, max_tokens=512)
         if options.replay > 0
         else None
     )
-    made = PreferenceDataset(policy, pairs(), images=phantoms / "images", lessons=lessons, options=options, seed=0)
-    made.measure_reference("the weights")
-    return made
+    dataset = PreferenceDataset(policy, pairs(), images=phantoms / "images", max_tokens=options.max_tokens_per_forward)
+    return PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights="mine"), lessons, options, 0)
 
 
-def step(made: PreferenceDataset) -> tuple[float, dict[str, float], dict[str, float]]:
+def step(made: PreferenceSteps) -> tuple[float, dict[str, float], dict[str, float]]:
     """Loss, figures and counts of a step of three images."""
-    forwards = made.collate([made.item(index, 0) for index in range(3)])
+    forwards = made.collate([made.example(index, 0) for index in range(3)])
     counts: Counter[str] = Counter()
     for batch in forwards:
-        counts.update(made.count(batch))
+        counts.update(counts_of(batch))
     shares = [made.loss(made.policy.model, batch, counts) for batch in forwards]
     figures = {name: sum(figures[name] for _, figures in shares) for name in shares[0][1]}
     return sum(float(loss.detach()) for loss, _ in shares), figures, dict(counts)
@@ -247,22 +250,22 @@ def step(made: PreferenceDataset) -> tuple[float, dict[str, float], dict[str, fl
 
 @pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
 def test_the_first_dpo_loss_is_log_2(tiny_model: Path, phantoms: Path, tokens: int) -> None:
-    plain = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=tokens))
+    plain = steps_of(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=tokens))
     loss, figures, _ = step(plain)
     assert loss == pytest.approx(math.log(2), abs=1e-5)
     assert figures["reward_margin"] == pytest.approx(0, abs=1e-4)
-    plain.watch(0, figures)
+    plain.monitor()(0, figures)
 
 
 @pytest.mark.parametrize("tokens", [150, 16384], ids=["several forwards", "one forward"])
 def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phantoms: Path, tokens: int) -> None:
     options = DpoOptions(nll=0.7, replay=0.3, replay_images=2, batch_size=3, max_tokens_per_forward=tokens)
-    anchored = choices(tiny_model, phantoms, options)
+    anchored = steps_of(tiny_model, phantoms, options)
     chosen = sum(len(anchored.policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
     parts = []
     for nll, replay in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.3)):
-        anchored.options = anchored.options.model_copy(update={"nll": nll, "replay": replay})
-        loss, figures, counts = step(anchored)
+        weighed = options.model_copy(update={"nll": nll, "replay": replay})
+        loss, figures, counts = step(replace(anchored, options=weighed))
         parts.append(loss)
     assert counts["pairs"] == 12
     assert counts["chosen_tokens"] == chosen
@@ -271,11 +274,11 @@ def test_the_anchored_loss_is_the_sum_of_its_three_parts(tiny_model: Path, phant
 
 
 def test_a_reference_of_other_weights_is_refused_before_the_first_step(tiny_model: Path, phantoms: Path) -> None:
-    strange = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
-    strange.reference = [tuple((chosen - 1.0, rejected + 1.0) for chosen, rejected in one) for one in strange.reference]
-    _, figures, _ = step(strange)
+    strange = steps_of(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
+    moved = tuple(tuple((chosen - 1.0, rejected + 1.0) for chosen, rejected in tree) for tree in strange.references.values)
+    _, figures, _ = step(replace(strange, references=replace(strange.references, values=moved)))
     with pytest.raises(StllavaError, match="first loss"):
-        strange.watch(0, figures)
+        strange.monitor()(0, figures)
 
 
 def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Path) -> None:
@@ -286,42 +289,45 @@ def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Pa
         for worse in ("nothing", "an odd thing", pair.rejected)
     ]
     options = DpoOptions(nll=0.5, replay=0)
-    together = PreferenceDataset(policy, several, images=phantoms / "images", lessons=None, options=options, seed=0)
-    together.measure_reference("")
-    tree, nodes = together.trees[0], together.pairs[0]
+    dataset = PreferenceDataset(policy, several, images=phantoms / "images", max_tokens=options.max_tokens_per_forward)
+    references = measure_reference(dataset, policy, weights="")
+    tree, nodes = dataset.trees[0], dataset.pairs[0]
     assert len(tree.leaves) == 4 * len({chosen for chosen, _ in nodes})
-    assert len(nodes) == len(together.references("")) / len(together.trees) == 12
-    _, figures, counts = step(together)
+    assert len(nodes) == len(references.records(dataset)) / len(dataset) == 12
+    _, figures, counts = step(PreferenceSteps(policy, dataset, references, None, options, 0))
     assert counts["pairs"] == 36
     assert counts["chosen_tokens"] == sum(len(policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
     assert figures["dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_a_tree_longer_than_a_forward_is_cut_between_questions(tiny_model: Path, phantoms: Path) -> None:
-    whole = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
-    cut = choices(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=60))
-    assert len(cut.trees) > len(whole.trees) == 3
-    assert sorted(one.id for one in cut.references("")) == sorted(one.id for one in whole.references(""))
-    values = [{one.id: (one.chosen, one.rejected) for one in made.references("")} for made in (cut, whole)]
-    assert all(values[0][key] == pytest.approx(value, abs=1e-4) for key, value in values[1].items())
+    whole = steps_of(tiny_model, phantoms, DpoOptions(nll=0, replay=0))
+    cut = steps_of(tiny_model, phantoms, DpoOptions(nll=0, replay=0, max_tokens_per_forward=60))
+    assert len(cut.dataset) > len(whole.dataset) == 3
+    few, all_at_once = (
+        {one.id: (one.chosen, one.rejected) for one in made.references.records(made.dataset)} for made in (cut, whole)
+    )
+    assert sorted(few) == sorted(all_at_once)
+    assert all(few[key] == pytest.approx(value, abs=1e-4) for key, value in all_at_once.items())
 
 
 @pytest.mark.parametrize(("off", "used"), [(0.0, True), (5.0, False)], ids=["right", "wrong"])
 def test_what_answer_noted_is_used_as_reference_if_it_is_right(
     tiny_model: Path, phantoms: Path, off: float, used: bool
 ) -> None:
-    measured = {one.id: one for one in choices(tiny_model, phantoms, DpoOptions(replay=0)).references("mine")}
+    known = steps_of(tiny_model, phantoms, DpoOptions(replay=0))
+    measured = {one.id: one for one in known.references.records(known.dataset)}
     noted = [
         pair.model_copy(update={"reference": measured[pair.id].model_copy(update={"chosen": measured[pair.id].chosen + off})})
         for pair in pairs()
     ]
     policy = load_policy(tiny_model)
-    made = PreferenceDataset(policy, noted, images=phantoms / "images", lessons=None, options=DpoOptions(replay=0), seed=0)
-    said = made.measure_reference("mine")
-    assert ("are those that answer noted" in said) == used
-    for one in made.references("mine"):
+    dataset = PreferenceDataset(policy, noted, images=phantoms / "images", max_tokens=16384)
+    references = measure_reference(dataset, policy, weights="mine")
+    assert ("are those that answer noted" in references.note) == used
+    for one in references.records(dataset):
         assert one.chosen == pytest.approx(measured[one.id].chosen, abs=1e-4)
-    assert "computed for 3 trees" in made.measure_reference("other weights")
+    assert "computed for 3 trees" in measure_reference(dataset, policy, weights="other weights").note
 
 
 @pytest.mark.parametrize(
@@ -334,7 +340,7 @@ def test_what_answer_noted_is_used_as_reference_if_it_is_right(
     ids=["chosen answers die out", "the ranking flips", "all is well"],
 )
 def test_a_collapse_stops_the_training(drift: float, accuracies: list[float], fault: str | None) -> None:
-    watch = CollapseMonitor(first_loss=math.log(2), close=1e-3, collapse=3.0)
+    watch = CollapseMonitor(first_loss=math.log(2), close=1e-3, max_chosen_drop=3.0)
     steps = [{"chosen_drift": drift, "reward_accuracy": one, "distance": 0.0, "dpo_loss": 0.5} for one in accuracies]
     with nullcontext() if fault is None else pytest.raises(CollapseError, match=fault):
         deque(starmap(watch, enumerate(steps)), maxlen=0)

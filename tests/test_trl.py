@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from stllava.config import DpoOptions
 from stllava.model.load import load_policy
 from stllava.records import Lineage, Message, Preference
+from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.preference_steps import PreferenceSteps
+from stllava.training.references import measure_reference
 
 Gradient = dict[str, Tensor]
 SMOOTHING = 0.2
@@ -95,14 +98,14 @@ def ours(model: Path, root: Path, preferences: list[Preference], options: DpoOpt
     """Our loss of one optimizer step over all pairs, and its gradient."""
     policy = load_policy(model)
     policy.packs = options.pack
-    choices = PreferenceDataset(policy, preferences, images=root, lessons=None, options=options, seed=0)
-    choices.measure_reference(weights="")
+    dataset = PreferenceDataset(policy, preferences, images=root, max_tokens=options.max_tokens_per_forward)
+    steps = PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights=""), None, options, 0)
     disturb(policy.model)
-    forwards = choices.collate([choices.item(index, 0) for index in range(len(choices))])
-    counts = [choices.count(batch) for batch in forwards]
+    forwards = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
+    counts = [counts_of(batch) for batch in forwards]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
     assert (len(forwards) > 1) == (options.max_tokens_per_forward < 1000)
-    loss = torch.stack([choices.loss(policy.model, batch, totals)[0] for batch in forwards]).sum()
+    loss = torch.stack([steps.loss(policy.model, batch, totals)[0] for batch in forwards]).sum()
     loss.backward()
     return float(loss.detach()), gradient(policy.model)
 

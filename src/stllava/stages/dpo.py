@@ -36,6 +36,8 @@ def dpo(
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
     from stllava.training.preference_dataset import PreferenceDataset
+    from stllava.training.preference_steps import PreferenceSteps, fit_preferences
+    from stllava.training.references import measure_reference
     from stllava.training.sft_dataset import SftDataset
     from stllava.training.trainer import without_dropout
     from stllava.tree.guard import check_packing
@@ -64,27 +66,28 @@ def dpo(
         device = str(loaded.device)
         loaded.packs = options.pack
         most = min(loaded.context, options.max_tokens_per_forward)
-        lessons = (
-            SftDataset(loaded, read, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most)
+        replay = (
+            SftDataset(loaded, read, images=images, self_question_ratio=options.self_question_ratio, seed=seed, max_tokens=most)
             if read
             else None
         )
-        choices = PreferenceDataset(loaded, pairs, images=images, lessons=lessons, options=options, seed=seed)
-        choices.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
-        unpacked = check_packing(loaded, choices.trees)
+        dataset = PreferenceDataset(loaded, pairs, images=images, max_tokens=options.max_tokens_per_forward)
+        dataset.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
+        unpacked = check_packing(loaded, dataset.trees)
         # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.
         start = weights if options.lora.quantise == "none" else f"{weights} in {options.lora.quantise}"
-        reference = choices.measure_reference(start)
-        stage.write_records("references", choices.references(start))
-        curves = choices.learn(to / PARTS / "training")
+        references = measure_reference(dataset, loaded, weights=start)
+        stage.write_records("references", references.records(dataset))
+        steps = PreferenceSteps(loaded, dataset, references, replay, options, seed)
+        curves = fit_preferences(steps, to / PARTS / "training")
         loaded.save(to)
         return stage.finish(
             counts_in=len(pairs),
-            counts_out=len(pairs) - choices.dropped.total(),
-            dropped=choices.dropped,
-            measures={"images": float(len(choices)), "replayed_images": float(len(lessons.groups) if lessons else 0)},
+            counts_out=len(pairs) - dataset.dropped.total(),
+            dropped=dataset.dropped,
+            measures={"images": float(len(dataset)), "replayed_images": float(len(replay.groups) if replay else 0)},
             curves=curves,
-            notes=[*([unpacked] if unpacked else []), reference],
+            notes=[*([unpacked] if unpacked else []), references.note],
             device=device,
         )
 

@@ -32,7 +32,7 @@ def sft(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.training.sft_dataset import SftDataset
+    from stllava.training.sft_dataset import SftDataset, fit_conversations
     from stllava.tree.guard import check_packing
 
     with locked(to, model, conversations):
@@ -55,19 +55,19 @@ def sft(
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.max_tokens_per_forward)
-        lessons = SftDataset(
-            policy, read.records, images=images, self_question_ratio=options.self_question_ratio, seed=seed, most=most
+        dataset = SftDataset(
+            policy, read.records, images=images, self_question_ratio=options.self_question_ratio, seed=seed, max_tokens=most
         )
-        dropped.take(lessons.dropped)
+        dropped.take(dataset.dropped)
         dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
-        unpacked = check_packing(policy, [lessons.tree(index, 0) for index in range(len(lessons.groups))])
-        curves = lessons.learn(options, to / PARTS / "training")
+        unpacked = check_packing(policy, [dataset.tree(index, 0) for index in range(len(dataset.groups))])
+        curves = fit_conversations(dataset, options, to / PARTS / "training")
         policy.save(to)
         return stage.finish(
             counts_in=total,
             counts_out=total - dropped.total(),
             dropped=dropped,
-            measures={"images": float(len(lessons.groups))},
+            measures={"images": float(len(dataset.groups))},
             curves=curves,
             notes=[*read.notes, *([unpacked] if unpacked else [])],
             device=device,

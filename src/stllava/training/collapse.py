@@ -14,9 +14,12 @@ GOOD, FLIPPED = 0.7, 0.5
 class CollapseMonitor:
     """Stops learning from preferences that starts from another reference, or under which chosen answers die out."""
 
-    def __init__(self, *, first_loss: float, close: float, collapse: float) -> None:
-        """Expect `first_loss` and answers that moved less than `close` at first; `collapse` is in nats a token."""
-        self.first_loss, self.close, self.collapse = first_loss, close, collapse
+    def __init__(self, *, first_loss: float, close: float, max_chosen_drop: float) -> None:
+        """Expect `first_loss`, and answers that moved less than `close`, before anything is learned.
+
+        `close` and `max_chosen_drop` are in nats a token; a drop of 0 never stops.
+        """
+        self.first_loss, self.close, self.max_chosen_drop = first_loss, close, max_chosen_drop
         self.drifts: deque[float] = deque(maxlen=WINDOW)
         self.accuracies: deque[float] = deque(maxlen=WINDOW)
         self.best = -inf
@@ -32,14 +35,14 @@ class CollapseMonitor:
             )
         self.drifts.append(figures["chosen_drift"])
         self.accuracies.append(figures["reward_accuracy"])
-        if len(self.drifts) < WINDOW or self.collapse == 0:
+        if len(self.drifts) < WINDOW or self.max_chosen_drop == 0:
             return
         drift, accuracy = (sum(values) / WINDOW for values in (self.drifts, self.accuracies))
         self.best = max(self.best, accuracy)
-        if drift < -self.collapse:
+        if drift < -self.max_chosen_drop:
             raise CollapseError(
                 f"after {step + 1} steps chosen answers are {-drift:.1f} nats a token less likely than under the reference",
-                expected=f"a fall of {self.collapse:g} at most",
+                expected=f"a fall of {self.max_chosen_drop:g} at most",
                 remedy="Anchor them: a higher nll or replay, a lower learning rate, fewer epochs.",
             )
         if self.best >= GOOD and accuracy < FLIPPED:

@@ -18,7 +18,7 @@ from stllava.tree.layout import cut_branches
 
 
 class SftDataset:
-    """All conversations about one set of images become one tree, the images computed once, or several of `most` tokens.
+    """All conversations about one set of images become one tree, the images computed once, or several of `max_tokens` tokens.
 
     Conversations that cannot be learned from (unusable image, nothing to learn, longer than the context, turns that the
     chat template refuses) are left out and counted in `dropped`.
@@ -32,7 +32,7 @@ class SftDataset:
         images: Path,
         self_question_ratio: float,
         seed: int,
-        most: int,
+        max_tokens: int,
     ) -> None:
         self.policy, self.self_question_ratio, self.seed = policy, self_question_ratio, seed
         self.dropped = Dropped()
@@ -52,7 +52,7 @@ class SftDataset:
         self.groups = [
             (prefix, [together[index] for index in part])
             for prefix, together in groups.items()
-            for part in cut_branches(policy.length(prefix), [self._tokens(prefix, one) for one in together], most=most)
+            for part in cut_branches(policy.length(prefix), [self._tokens(prefix, one) for one in together], most=max_tokens)
         ]
         if not self.groups and refusal is not None:
             raise refusal
@@ -62,28 +62,6 @@ class SftDataset:
                 expected="conversations with an answer to learn, usable images, within the model's context",
                 remedy="Check the conversations and the image root.",
             )
-
-    def learn(
-        self, options: TrainingOptions, work: Path, *, watch: StepCheck | None = None, merge: bool = True
-    ) -> dict[str, list[tuple[float, float]]]:
-        """Train the policy in place; checkpoints go to `work`. Returns the curves."""
-        policy = self.policy
-        return fit(
-            policy,
-            Items(len(self.groups), self.tree),
-            collate=lambda trees: [
-                collate(policy, [trees[index] for index in part])
-                for part in split_into_forwards(policy, trees, most=options.max_tokens_per_forward)
-            ],
-            count=lambda batch: {"tokens": float(len(batch["labels"]))},
-            loss=negative_log_likelihood,
-            watch=watch,
-            options=options,
-            seed=self.seed,
-            work=work,
-            label="sft",
-            merge=merge,
-        )
 
     def tree(self, index: int, epoch: int) -> Tree:
         """The tree of one set of images, its virtual-user turns drawn anew each epoch."""
@@ -126,6 +104,37 @@ class SftDataset:
 def _behind(lesson: Lesson) -> tuple[Segment, ...]:
     """What a lesson reads behind its images."""
     return lesson.segments[1:] if lesson.images else lesson.segments
+
+
+def fit_conversations(
+    dataset: SftDataset, options: TrainingOptions, work: Path, *, watch: StepCheck | None = None, merge: bool = True
+) -> dict[str, list[tuple[float, float]]]:
+    """Train the data set's policy in place on conversations; checkpoints go to `work`. Returns the curves.
+
+    Args:
+        dataset: What is learned, and by whom.
+        options: Rates, batch size and the like.
+        work: Folder of the checkpoints; a whole one in it is resumed.
+        watch: Called with every step's figures.
+        merge: Merge adapters into the policy's weights at the end.
+    """
+    policy = dataset.policy
+    return fit(
+        policy,
+        Items(len(dataset.groups), dataset.tree),
+        collate=lambda trees: [
+            collate(policy, [trees[index] for index in part])
+            for part in split_into_forwards(policy, trees, most=options.max_tokens_per_forward)
+        ],
+        count=lambda batch: {"tokens": float(len(batch["labels"]))},
+        loss=negative_log_likelihood,
+        watch=watch,
+        options=options,
+        seed=dataset.seed,
+        work=work,
+        label="sft",
+        merge=merge,
+    )
 
 
 def negative_log_likelihood(

@@ -1,0 +1,122 @@
+"""The reference of dpo: the starting policy's log-probabilities of every answer, found once before training.
+
+Where the policy gave the answers itself, `answer` noted their log-probabilities as it spoke. These are used once a sample
+of them has been checked against a packed forward; everything else is computed, each tree once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from stllava.model.load import Policy
+from stllava.progress import Progress
+from stllava.records import Preference, Reference
+from stllava.training.objective import sum_by_leaf
+from stllava.training.preference_dataset import PreferenceDataset, collate_pairs, without_pairs
+from stllava.tree.forward import collate, some_chains, split_into_forwards, token_log_probabilities
+
+LogProbabilities = tuple[float, float]
+"""Summed log-probabilities, in nats, of a chosen and a rejected answer."""
+CHECKED_SHARE, MOST_CHECKED, CHECKED_ANSWERS = 8, 8, 2
+"""One tree in eight, eight at most, two answers of each, are checked before noted log-probabilities are used."""
+CLOSE = {torch.float32: 1e-3}
+CLOSE_IN_HALF = 3e-2
+"""Nats a token by which an unmoved policy may differ from its reference, by precision."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the starting policy gives to the answers of every pair."""
+
+    weights: str
+    """The fingerprint of that policy."""
+    values: tuple[tuple[LogProbabilities, ...], ...]
+    """By tree, then by pair."""
+    note: str
+    """How they were found, in a sentence."""
+
+    def records(self, dataset: PreferenceDataset) -> list[Reference]:
+        """The reference of every pair of the data set it was measured on."""
+        return [
+            Reference(id=preference.id, policy=self.weights, chosen=chosen, rejected=rejected)
+            for preferences, values in zip(dataset.preferences, self.values, strict=True)
+            for preference, (chosen, rejected) in zip(preferences, values, strict=True)
+        ]
+
+
+def close_of(policy: Policy) -> float:
+    """By how many nats a token an unmoved policy may differ from its reference."""
+    return CLOSE.get(policy.model.dtype, CLOSE_IN_HALF)
+
+
+def measure_reference(dataset: PreferenceDataset, policy: Policy, *, weights: str) -> References:
+    """The log-probabilities of every answer under `policy`, whose fingerprint is `weights`, as noted or computed here."""
+    noted = [_noted(preferences, weights) for preferences in dataset.preferences]
+    known = [index for index, values in enumerate(noted) if values is not None]
+    step = max(CHECKED_SHARE, len(known) // MOST_CHECKED)
+    gaps = [_gap(dataset, policy, index, noted[index] or ()) for index in known[::step][:MOST_CHECKED]]
+    gap, close = max(gaps, default=0.0), close_of(policy)
+    used = {index: values for index, values in enumerate(noted) if values is not None} if gap <= close else {}
+    rest = [index for index in range(len(dataset)) if index not in used]
+    measured = dict(zip(rest, _compute(dataset, policy, rest), strict=True))
+    values = tuple(used[index] if index in used else measured[index] for index in range(len(dataset)))
+    if not known:
+        note = f"The reference's log-probabilities were computed for {len(dataset)} trees before training."
+    elif not used:
+        note = (
+            f"The reference's log-probabilities were computed again: those noted by answer differ by {gap:.2g} per token, "
+            f"more than {close:.2g}."
+        )
+    else:
+        note = (
+            f"The reference's log-probabilities of {len(used)} of {len(dataset)} trees are those that answer noted "
+            f"(a sample is {gap:.1e} per token off at most); the others were computed before training."
+        )
+    return References(weights, values, note)
+
+
+def _noted(preferences: Sequence[Preference], weights: str) -> tuple[LogProbabilities, ...] | None:
+    """What the policy with these weights noted of every pair of a tree, or None where something is missing."""
+    references = [preference.reference for preference in preferences]
+    if any(reference is None or reference.policy != weights for reference in references):
+        return None
+    return tuple((reference.chosen, reference.rejected) for reference in references if reference is not None)
+
+
+def _gap(dataset: PreferenceDataset, policy: Policy, index: int, noted: Sequence[LogProbabilities]) -> float:
+    """Largest difference per token between what was noted of a tree's first answers and a packed forward."""
+    tree = dataset.trees[index]
+    known = {
+        node: value
+        for nodes, pair in zip(dataset.pairs[index], noted, strict=True)
+        for node, value in zip(nodes, pair, strict=True)
+    }
+    few = some_chains(tree, CHECKED_ANSWERS)
+    policy.model.eval()
+    batch = {name: value.to(policy.device) for name, value in collate(policy, [few]).items()}
+    with torch.inference_mode():
+        values: list[float] = sum_by_leaf(token_log_probabilities(policy.model, batch), batch["leaf"]).tolist()
+    ends = zip(tree.leaves, few.leaves, strict=False)
+    return max(abs(values[there[-1]] - known[here[-1]]) / len(tree.nodes[here[-1]].ids) for here, there in ends)
+
+
+def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int]) -> list[tuple[LogProbabilities, ...]]:
+    """Log-probabilities of the pairs of some trees under the policy as it is."""
+    if not indices:
+        return []
+    policy.model.eval()
+    found: dict[int, tuple[LogProbabilities, ...]] = {}
+    trees = [dataset.trees[index] for index in indices]
+    with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
+        for part in split_into_forwards(policy, trees, most=dataset.max_tokens):
+            batch = collate_pairs(policy, [(trees[place], dataset.pairs[indices[place]], ()) for place in part])
+            batch = {name: value.to(policy.device) for name, value in batch.items()}
+            sums = sum_by_leaf(token_log_probabilities(policy.model, without_pairs(batch)), batch["leaf"])
+            values = sums[batch["pairs"]].tolist()
+            ends = torch.tensor([0, *(len(dataset.pairs[indices[place]]) for place in part)]).cumsum(0).tolist()
+            for place, (start, end) in zip(part, pairwise(ends), strict=True):
+                found[place] = tuple((chosen, rejected) for chosen, rejected in values[start:end])
+            progress.advance(len(part))
+    return [found[place] for place in range(len(trees))]

@@ -3,16 +3,19 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import TINY
-from stllava.config import RunOptions
+from stllava import pipeline
+from stllava.config import JudgeOptions, RunOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
-from stllava.records import Outcome
+from stllava.records import Answers, Manifest, Outcome, Question
 from stllava.report.run_files import read_run_files
-from stllava.store import EXCHANGES, MANIFEST, read_manifest
+from stllava.stages.judge import judge
+from stllava.store import EXCHANGES, MANIFEST, read_manifest, read_records
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
 TAUGHT = {"epochs": 40, "batch_size": 4, "save_steps": 0, "learning_rate": RATES}
@@ -52,7 +55,7 @@ def contents(folder: Path) -> dict[str, str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one round, with a last step of learning all that was found right."""
     to = tmp_path_factory.mktemp("whole") / "run"
-    run(options(consolidate=TAUGHT | {"epochs": 1}), to=to)
+    run(options(final_sft=TAUGHT | {"epochs": 1}), to=to)
     return to
 
 
@@ -64,7 +67,7 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_rounds_and_is_then_what_it_would_have_been(copied: Path, tmp_path: Path) -> None:
-    longer = options(consolidate=TAUGHT | {"epochs": 1}, rounds=2, name="longer")
+    longer = options(final_sft=TAUGHT | {"epochs": 1}, rounds=2, name="longer")
     outcome = run(longer, to=copied)
     assert outcome.policies == ("sft", "round-1", "round-2", "final")
     assert outcome == run(longer, to=tmp_path / "anew")
@@ -76,7 +79,7 @@ def test_a_finished_run_goes_on_with_more_rounds_and_is_then_what_it_would_have_
 @pytest.mark.slow
 def test_a_finished_run_is_given_another_name_and_fewer_baselines_without_any_stage_done_again(copied: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")}
-    renamed = run(options(consolidate=TAUGHT | {"epochs": 1}, name="renamed", baselines=False), to=copied)
+    renamed = run(options(final_sft=TAUGHT | {"epochs": 1}, name="renamed", baselines=False), to=copied)
     assert renamed.name == read_run_files(copied).outcome.name == "renamed"
     assert renamed.baselines == ()
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*/manifest.json")} == times
@@ -85,8 +88,8 @@ def test_a_finished_run_is_given_another_name_and_fewer_baselines_without_any_st
 @pytest.mark.slow
 def test_an_extension_that_changes_what_is_there_is_refused_and_the_run_stays_finished(copied: Path) -> None:
     before = contents(copied)
-    given = options(consolidate=TAUGHT | {"epochs": 1})
-    for changed in (given.model_copy(update={"seed": 1}), options(consolidate=None, pair={"margin": 0.7})):
+    given = options(final_sft=TAUGHT | {"epochs": 1})
+    for changed in (given.model_copy(update={"seed": 1}), options(final_sft=None, pair={"margin": 0.7})):
         with pytest.raises(ConflictError, match=r"seed was 0, now 1|pair\.balance was false, now true"):
             run(changed, to=copied)
     assert (copied / MANIFEST).is_file()
@@ -99,7 +102,7 @@ def test_a_finished_run_says_what_was_lost_of_its_stages_and_does_nothing_unaske
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (copied / "sft" / "model.safetensors").unlink()
-    outcome = run(options(consolidate=TAUGHT | {"epochs": 1}), to=copied)
+    outcome = run(options(final_sft=TAUGHT | {"epochs": 1}), to=copied)
     assert outcome.policies == ("sft", "round-1", "final")
     assert "sft/model.safetensors is gone. To have that stage done again, delete" in caplog.text
     assert not (copied / "sft" / "model.safetensors").exists()
@@ -112,7 +115,7 @@ def test_what_is_lost_of_a_finished_run_is_made_again(name: str, copied: Path) -
     (copied / name).unlink()
     if "/" in name:
         (copied / MANIFEST).unlink()
-    run(options(consolidate=TAUGHT | {"epochs": 1}), to=copied)
+    run(options(final_sft=TAUGHT | {"epochs": 1}), to=copied)
     assert (copied / name).is_file()
     assert contents(copied) == before
     assert read_manifest(copied).outputs
@@ -161,6 +164,27 @@ def test_an_expert_that_knows_nothing_of_the_images_is_refused_before_stage_1(
     with pytest.raises(StllavaError, match=told):
         run(options(data=data, judge=judge, allow_overlap=True), to=tmp_path)
     assert not (tmp_path / "sft").exists()
+
+
+@pytest.mark.slow
+def test_an_expert_that_abstains_on_every_description_ends_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge_stories(judging: JudgeOptions, *, to: Path, **given: Any) -> Manifest:
+        # The oracle understands no request for a story; everything else is judged as the options say.
+        return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given)
+
+    monkeypatch.setattr(pipeline, "judge", judge_stories)
+    stories = {"description_prompt": "Tell me a story.", "num_descriptions": 2}
+    short = {"ask": {**options().ask.model_dump(), **stories}, "baselines": False}
+    outcome = run(options(**short), to=tmp_path)
+    assert "round-1" in outcome.policies
+    assert any("abstained on all 8 requests for a description" in note for note in outcome.notes)
+    counted = read_manifest(tmp_path / "round-1" / "describe" / "judge").measures
+    assert (counted["verdicts"], counted["no_verdict_abstained"]) == (0, 8)
+    given = read_records(tmp_path / "round-1" / "describe" / "answer", "answers", Answers)
+    told = {one.images[0]: one.final_answers[0] for one in given}
+    asked = read_records(tmp_path / "round-1" / "ask", "questions", Question)
+    assert asked
+    assert all(one.description == told[one.images[0]] for one in asked)
 
 
 def test_a_run_without_rounds_needs_no_expert(tmp_path: Path) -> None:

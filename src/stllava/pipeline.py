@@ -222,7 +222,12 @@ class Loop:
         requests, answers, judgments, pairs = (self.folder.description_stage(name, stage) for stage in stages)
         request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=requests, seed=seed)
         answer(several, policy=policy, questions=requests, root=root, to=answers, seed=seed)
-        judge(options.judge, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed)
+        judged = judge(options.judge, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed, may_abstain=True)
+        if not judged.measures["verdicts"]:
+            self.notes.append(
+                f"{name}: the expert abstained on all {judged.counts_in} requests for a description; questions follow from "
+                "the first description of each image."
+            )
         try:
             pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         except NothingLeftError:

@@ -67,6 +67,14 @@ def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
     return {image: text for image, (_, text) in best.items()}
 
 
+def first_descriptions(answers: Path) -> dict[str, str]:
+    """The description of each image that was given first."""
+    first: dict[str, str] = {}
+    for told in read_records(answers, "answers", Answers):
+        first.setdefault(told.images[0], told.final_answers[0])
+    return first
+
+
 def ask(
     options: AskOptions,
     *,
@@ -82,7 +90,8 @@ def ask(
     """Let `policy` ask about `images` (a folder, or a list: text, CSV, JSON) under `root`; write questions to `to`.
 
     `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
-    them: the best is what the policy is said to have told; it describes itself only images that have none.
+    them: the best is what the policy is said to have told, or the first where no description at all has a verdict; it
+    describes itself only images that have none.
     """
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, complete_usable, usable
@@ -100,7 +109,7 @@ def ask(
         inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
         told: dict[str, str] = {}
         if described is not None and verdicts is not None:
-            told = best_descriptions(described, verdicts)
+            told = best_descriptions(described, verdicts) or first_descriptions(described)
             inputs |= {"described": output_hash(described), "verdicts": output_hash(verdicts)}
         stage = Stage("ask", to, options, inputs=inputs, existing=existing, items="images")
         if stage.manifest is not None:

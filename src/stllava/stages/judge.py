@@ -50,12 +50,14 @@ def judge(
     root: Path | None = None,
     to: Path,
     seed: int = 0,
+    may_abstain: bool = False,
     existing: Existing = "resume",
 ) -> Manifest:
     """Let an expert judge the folder `answers`.
 
     `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
-    know; a model sees the images under `root`.
+    know; a model sees the images under `root`. An expert that abstains on everything ends the stage with an error
+    unless it `may_abstain`.
     """
     with locked(to, answers, truth):
         inputs = {"answers": output_hash(answers), "truth": _hash(truth), "seed": str(seed)} | _others(options)
@@ -66,7 +68,7 @@ def judge(
         with expert_of(options, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
             stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
-        tally.check(options, expert=expert.name)
+        tally.check(options, expert=expert.name, may_abstain=may_abstain)
         return stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
@@ -188,9 +190,10 @@ class Tally:
                 self.agreement += judgment.agreement
             yield judgment
 
-    def check(self, options: JudgeOptions, *, expert: str) -> None:
+    def check(self, options: JudgeOptions, *, expert: str, may_abstain: bool) -> None:
         """Stop where there is no verdict at all, where too many requests failed, or where the order decides too often."""
-        if self.judged and self.causes.total() == self.judged:
+        abstained = may_abstain and self.causes["abstained"] == self.judged
+        if self.judged and self.causes.total() == self.judged and not abstained:
             raise no_verdict(expert, f"any of {self.judged} questions", self.causes, self.examples, ended=True)
         failed = self.causes["failed"]
         if failed > options.max_failed * self.judged:

@@ -17,7 +17,7 @@ from stllava.commands.importing import import_command
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.exchange import chosen_answers, import_conversations, import_preferences, to_llava, to_trl
-from stllava.data.exchange.columns import LAYOUTS, Layout, layout_of, preference_of
+from stllava.data.exchange.columns import LAYOUTS, ColumnLayout, layout_of, preference_of
 from stllava.data.exchange.incoming import Missing
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Message, Preference, content_id
@@ -149,7 +149,7 @@ SPELLINGS: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_one_pair_in_every_published_spelling_is_the_same_record(layout: Layout, root: Path) -> None:
+def test_one_pair_in_every_published_spelling_is_the_same_record(layout: ColumnLayout, root: Path) -> None:
     row = SPELLINGS[layout.name]
     assert layout_of(row, source=Path("x")) == layout
     made = preference_of(row, layout, root=root, origin="here")

@@ -119,7 +119,7 @@ def test_a_folder_of_the_hubs_cache_names_its_snapshot_and_that_loads(tiny_model
     assert load_policy(snapshot).context
 
 
-@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "runs/mine/sft"])
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "runs/mine/sft", "polciy"])
 def test_a_path_that_leads_nowhere_is_no_name_on_the_hub(name: str) -> None:
     with pytest.raises(StllavaError, match="there is no such folder"):
         load_policy(name)

@@ -80,13 +80,13 @@ def _check_name(path: Path | str) -> None:
     """Refuse what can only be a path and leads to no folder, which transformers would take for a name on the hub."""
     place = Path(path).expanduser()
     # Beside a folder of its owner's name, a name of the hub is far more likely a mistyped path.
-    meant_for_hub = HUB.fullmatch(str(path)) is not None and not place.exists()
-    if place.is_dir() or (meant_for_hub and (len(place.parts) == 1 or not place.parent.is_dir())):
+    meant_for_hub = HUB.fullmatch(str(path)) is not None and len(place.parts) == 2 and not place.exists()
+    if place.is_dir() or (meant_for_hub and not place.parent.is_dir()):
         return
     where = "" if place.is_absolute() else f" (looked for in {Path.cwd()})"
     raise StllavaError(
         f"{path} does not load: {'it is a file, not a folder' if place.exists() else f'there is no such folder{where}'}",
-        expected="the folder of a model (config.json, safetensors, tokenizer, processor), or its name on the hub",
+        expected="the folder of a model (config.json, safetensors, tokenizer, processor), or its name on the hub, owner/name",
         remedy="Name the folder itself; GGUF and other single files are not read." if place.exists() else "Check the path.",
     )
 

@@ -18,8 +18,8 @@ from stllava.model.template import (
     SWITCH,
     Around,
     ChatProcessor,
-    Frame,
     RefusedTurnsError,
+    TurnFrame,
     as_told,
     asks_as_here,
     closing,
@@ -157,7 +157,7 @@ def said_in(processor: ChatProcessor, turn: OpenTurn, text: str, *, ended: bool 
     return Segment(turn.blank + spelled(text, spellings_of(processor)) + (turn.ending if ended else ""), True)
 
 
-def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> Frame:
+def _frame(processor: ChatProcessor, messages: Sequence[Message], images: int) -> TurnFrame:
     """The frame of a conversation whose images the template shows where they stand, or before a turn that they stand behind.
 
     Half of LLaVA's own questions have the image behind them, and LLaVA itself puts it first; a template that shows a turn's

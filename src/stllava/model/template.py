@@ -70,7 +70,7 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Frame:
+class TurnFrame:
     """What a chat template writes around the texts of a conversation."""
 
     texts: tuple[Around, ...]
@@ -86,7 +86,7 @@ class Frame:
 
 
 @lru_cache(maxsize=1024)
-def frame_of(processor: ChatProcessor, layout: Layout) -> Frame:
+def frame_of(processor: ChatProcessor, layout: Layout) -> TurnFrame:
     """What the chat template writes around the texts of a conversation with this layout."""
     told = as_told(processor, layout)
     roles = [role for role, _ in layout]
@@ -126,7 +126,7 @@ def frame_of(processor: ChatProcessor, layout: Layout) -> Frame:
             begins[place + 1] = gaps[place + 1][len(closed) :]
     between = [len(images) for images in "".join(shapes).split(TEXT)]
     in_order = [gap.count(processor.image_token) for gap in gaps] == between
-    return Frame(tuple(texts), tuple(openings), begins[-1], lasting, in_order)
+    return TurnFrame(tuple(texts), tuple(openings), begins[-1], lasting, in_order)
 
 
 def _opened(processor: ChatProcessor, told: Layout, before: str) -> tuple[str, str]:

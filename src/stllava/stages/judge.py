@@ -78,7 +78,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Plan:
+class JudgePlan:
     """What judging would take."""
 
     prompt: str
@@ -89,7 +89,7 @@ class Plan:
     """US dollars they cost at most, by the prices in the options; None where an expert is asked whose price is not given."""
 
 
-def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, root: Path | None = None, to: Path) -> Plan:
+def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, root: Path | None = None, to: Path) -> JudgePlan:
     """What judging the folder `answers` into `to` would still take; asks nothing and writes nothing."""
     with TemporaryDirectory() as spare:
         folder = to if (to / EXCHANGES).is_dir() else Path(spare)
@@ -103,7 +103,7 @@ def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, roo
                     for request in member.missing(one):
                         prompt, requests, most = prompt or request.text, requests + 1, member.max_cost(request)
                         cost = None if cost is None or most is None else cost + most
-        return Plan(prompt, requests, cost)
+        return JudgePlan(prompt, requests, cost)
 
 
 def check(

@@ -20,7 +20,7 @@ PairNodes = tuple[int, int]
 
 
 @dataclass
-class _Branch:
+class _AnsweredPrompt:
     """A question's answers and the preferences between them."""
 
     opening: list[Segment]
@@ -51,9 +51,9 @@ class PreferenceDataset:
 
     def _group(
         self, policy: Policy, preferences: Sequence[Preference], images: Path
-    ) -> dict[Prefix, dict[tuple[Segment, ...], _Branch]]:
+    ) -> dict[Prefix, dict[tuple[Segment, ...], _AnsweredPrompt]]:
         """The usable preferences by their images, then by their question."""
-        groups: dict[Prefix, dict[tuple[Segment, ...], _Branch]] = {}
+        groups: dict[Prefix, dict[tuple[Segment, ...], _AnsweredPrompt]] = {}
         refusal: RefusedTurnsError | None = None
         for preference in preferences:
             try:
@@ -74,7 +74,7 @@ class PreferenceDataset:
                 self.dropped.fault(TextError("longer than the context", detail))
                 continue
             opening = tails[0][:-1]
-            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _Branch(opening, {}, [], []))
+            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _AnsweredPrompt(opening, {}, [], []))
             branch.answers |= dict.fromkeys((tails[0][-1], tails[1][-1]))
             branch.pairs.append((tails[0][-1], tails[1][-1]))
             branch.preferences.append(preference)
@@ -88,7 +88,7 @@ class PreferenceDataset:
             )
         return groups
 
-    def _plant(self, policy: Policy, prefix: Prefix, branches: Sequence[_Branch]) -> None:
+    def _plant(self, policy: Policy, prefix: Prefix, branches: Sequence[_AnsweredPrompt]) -> None:
         """Build the tree of a set of images, or several, each within the context and the tokens of a forward."""
         lengths = [sum(len(policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers)) for branch in branches]
         for part in cut_branches(policy.length(prefix), lengths, most=min(policy.context, self.max_tokens)):

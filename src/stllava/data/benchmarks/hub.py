@@ -27,7 +27,7 @@ class _Picture(BaseModel):
     content: bytes | None = Field(default=None, alias="bytes")
 
 
-class _Question(BaseModel):
+class _HubRow(BaseModel):
     """The columns that are used."""
 
     model_config = ConfigDict(extra="ignore")
@@ -85,7 +85,7 @@ def _path(picture: _Picture | None) -> str:
     return f"{IMAGES}/{hashlib.sha256(picture.content).hexdigest()[:16]}{suffix}"
 
 
-def _questions(path: Path) -> Iterator[_Question]:
+def _questions(path: Path) -> Iterator[_HubRow]:
     """The rows of a parquet file, a few in memory at a time."""
     try:
         from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
@@ -93,7 +93,7 @@ def _questions(path: Path) -> Iterator[_Question]:
         raise StllavaError(
             f"{path} is parquet, and pyarrow is not installed", expected="pyarrow", remedy="Run: pip install 'stllava[hub]'"
         ) from None
-    columns = list(_Question.model_fields)
+    columns = list(_HubRow.model_fields)
     try:
         with parquet.ParquetFile(path) as file:
             lacking = [name for name in columns if name not in file.schema_arrow.names]
@@ -107,6 +107,6 @@ def _questions(path: Path) -> Iterator[_Question]:
             for batch in file.iter_batches(batch_size=_AT_ONCE, columns=columns):
                 for raw in batch.to_pylist():
                     number += 1
-                    yield checked(path, number, raw, _Question)
+                    yield checked(path, number, raw, _HubRow)
     except (ArrowException, OSError) as error:
         raise StllavaError(f"{path}: {error}", expected="a whole parquet file", remedy="Fetch that file again.") from error

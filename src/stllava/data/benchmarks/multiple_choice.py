@@ -20,7 +20,7 @@ _PMC_COLUMNS = ("Figure_path", "Question", "Choice A", "Choice B", "Choice C", "
 _OMNI_SPLITS = {"open-access": "Open-access", "restricted-access": "Restricted-access"}
 
 
-class _Question(BaseModel):
+class _MultipleChoiceRow(BaseModel):
     """The keys that are used of a row of OmniMedVQA; one of its files says modality."""
 
     model_config = ConfigDict(extra="ignore")
@@ -59,7 +59,7 @@ def find_omnimedvqa(folder: Path) -> Found:
     files: list[Path] = []
     for split, name in _OMNI_SPLITS.items():
         paths = sorted((folder / "QA_information" / name).glob("*.json"))
-        rows = [_omni_row(row) for path in paths for row in json_rows(path, _Question)]
+        rows = [_omni_row(row) for path in paths for row in json_rows(path, _MultipleChoiceRow)]
         if rows:
             splits[split] = samples_of("omnimedvqa", split, rows)
             files += paths
@@ -81,7 +81,7 @@ def _pmc_row(row: dict[str, str], images: str) -> Row:
     return Row(image, row["Question"], (right,), "closed", choices=choices)
 
 
-def _omni_row(row: _Question) -> Row:
+def _omni_row(row: _MultipleChoiceRow) -> Row:
     options = (row.option_A, row.option_B, row.option_C, row.option_D)
     choices = tuple(option.strip() for option in options if option and option.strip())
     letter = dict(zip(LETTERS, options, strict=False)).get(row.gt_answer.strip().upper())

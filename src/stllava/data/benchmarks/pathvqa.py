@@ -17,7 +17,7 @@ from stllava.errors import StllavaError
 _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 
 
-class _Question(BaseModel):
+class _PathVqaRow(BaseModel):
     """The keys that are used of a row."""
 
     model_config = ConfigDict(extra="ignore")
@@ -53,7 +53,7 @@ def find_pathvqa(folder: Path) -> Found:
 def _rows(path: Path, name: str) -> list[Row]:
     rows = []
     for number, raw in enumerate(_load(path), 1):
-        row = checked(path, number, raw, _Question)
+        row = checked(path, number, raw, _PathVqaRow)
         image, targets = row.image.strip(), (str(row.answer).strip(),)
         rows.append(Row(f"images/{name}/{image}.jpg" if image else "", row.question.strip(), targets, told_kind(targets)))
     return rows

@@ -16,7 +16,7 @@ Language = Literal["en", "zh", "both"]
 _FILES = {"train": "train", "validate": "validation", "validation": "validation", "test": "test"}
 
 
-class _Question(BaseModel):
+class _SlakeRow(BaseModel):
     """The keys that are used of a row."""
 
     model_config = ConfigDict(extra="ignore")
@@ -49,7 +49,7 @@ def find_slake(folder: Path, language: Language) -> Found:
 
 def _rows(path: Path, language: Language) -> list[Row]:
     rows = []
-    for number, row in enumerate(json_rows(path, _Question), 1):
+    for number, row in enumerate(json_rows(path, _SlakeRow), 1):
         spoken = row.q_lang.strip().lower()
         if spoken not in ("en", "zh"):
             raise bad_row(path, number, f"q_lang is {row.q_lang!r}", expected="en or zh")

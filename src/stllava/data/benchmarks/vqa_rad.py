@@ -35,7 +35,7 @@ class VqaRad:
     """451 questions on 203 images when published, 202 of them also in train."""
 
 
-class _Question(BaseModel):
+class _VqaRadRow(BaseModel):
     """The keys that are used of a row."""
 
     model_config = ConfigDict(extra="ignore")
@@ -65,7 +65,7 @@ def vqa_rad_files(folder: Path, *, split: Split = "standard") -> dict[str, Path]
 def read_vqa_rad(folder: Path, *, split: Split = "standard") -> VqaRad:
     """Train and test of a folder that holds them and images/; the image files are not opened."""
     rows = {
-        name: [_row(path, number, row, images="images") for number, row in enumerate(json_rows(path, _Question), 1)]
+        name: [_row(path, number, row, images="images") for number, row in enumerate(json_rows(path, _VqaRadRow), 1)]
         for name, path in vqa_rad_files(folder, split=split).items()
     }
     return VqaRad(**{name: samples_of("vqa-rad", name, some) for name, some in rows.items()})
@@ -89,7 +89,7 @@ def find_vqa_rad(folder: Path) -> Found:
 def _split_public(path: Path) -> dict[str, tuple[Sample, ...]]:
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     images = first_folder(path.parent, _IMAGES)
-    for number, row in enumerate(json_rows(path, _Question), 1):
+    for number, row in enumerate(json_rows(path, _VqaRadRow), 1):
         split = _SPLITS.get((row.phrase_type or "").strip().lower())
         if split is None:
             raise bad_row(path, number, f"phrase_type is {row.phrase_type!r}", expected=f"one of {', '.join(_SPLITS)}")
@@ -97,7 +97,7 @@ def _split_public(path: Path) -> dict[str, tuple[Sample, ...]]:
     return {split: samples_of("vqa-rad", split, some) for split, some in rows.items()}
 
 
-def _row(path: Path, number: int, row: _Question, *, images: str) -> Row:
+def _row(path: Path, number: int, row: _VqaRadRow, *, images: str) -> Row:
     labels = {
         "location": row.image_organ,
         "content": (row.question_type or "").upper(),

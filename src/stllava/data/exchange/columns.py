@@ -35,7 +35,7 @@ _RATED = 4.0
 """From the worst rating, 1, to the best, 5."""
 
 
-class Layout(NamedTuple):
+class ColumnLayout(NamedTuple):
     """Where a data set keeps a pair."""
 
     name: str
@@ -96,28 +96,28 @@ def _rating(annotations: object) -> float | None:
 
 
 LAYOUTS = (
-    Layout("STLLaVA-Med, as its DPO training reads it", None, "chosen_conversations", "reject_conversations"),
-    Layout("STLLaVA-Med, as its judge writes it", "q", "p", "r"),
-    Layout("torchtune, xtuner", None, "chosen_conversations", "rejected_conversations"),
-    Layout("POVID, CSR", None, "conversations", "rejected_conversations"),
-    Layout("LLaVA-RLHF", "conversations", "output_1", "output_2", winner="preference"),
-    Layout("LLaVA with two answers", "conversations", "chosen", "rejected"),
-    Layout("LLaMA-Factory, OpenAI's turns", "messages", "chosen", "rejected"),
-    Layout("LLaMA-Factory, Alpaca", "instruction", "chosen", "rejected"),
-    Layout("ms-swift, rejected_messages", None, "messages", "rejected_messages"),
-    Layout("ms-swift, rejected_response", "messages", "messages", "rejected_response"),
-    Layout("ms-swift, query and response", "query", "response", "rejected_response"),
-    Layout("VLFeedback", "prompt", "chosen", "rejected", packed=("prompt", "completions"), unpack=_vlfeedback),
-    Layout("TRL", "prompt", "chosen", "rejected"),
-    Layout("RLAIF-V", "question", "chosen", "rejected"),
-    Layout("TRL, the prompt inside the answers", None, "chosen", "rejected"),
-    Layout("RLHF-V", "question", "chosen", "rejected", packed=("ds_name", "text"), unpack=_rlhf_v),
+    ColumnLayout("STLLaVA-Med, as its DPO training reads it", None, "chosen_conversations", "reject_conversations"),
+    ColumnLayout("STLLaVA-Med, as its judge writes it", "q", "p", "r"),
+    ColumnLayout("torchtune, xtuner", None, "chosen_conversations", "rejected_conversations"),
+    ColumnLayout("POVID, CSR", None, "conversations", "rejected_conversations"),
+    ColumnLayout("LLaVA-RLHF", "conversations", "output_1", "output_2", winner="preference"),
+    ColumnLayout("LLaVA with two answers", "conversations", "chosen", "rejected"),
+    ColumnLayout("LLaMA-Factory, OpenAI's turns", "messages", "chosen", "rejected"),
+    ColumnLayout("LLaMA-Factory, Alpaca", "instruction", "chosen", "rejected"),
+    ColumnLayout("ms-swift, rejected_messages", None, "messages", "rejected_messages"),
+    ColumnLayout("ms-swift, rejected_response", "messages", "messages", "rejected_response"),
+    ColumnLayout("ms-swift, query and response", "query", "response", "rejected_response"),
+    ColumnLayout("VLFeedback", "prompt", "chosen", "rejected", packed=("prompt", "completions"), unpack=_vlfeedback),
+    ColumnLayout("TRL", "prompt", "chosen", "rejected"),
+    ColumnLayout("RLAIF-V", "question", "chosen", "rejected"),
+    ColumnLayout("TRL, the prompt inside the answers", None, "chosen", "rejected"),
+    ColumnLayout("RLHF-V", "question", "chosen", "rejected", packed=("ds_name", "text"), unpack=_rlhf_v),
 )
 """The layouts that are known, the first that fits first. What STLLaVA-Med reads and writes is in its published code
 (train_dpo.py, llava/eval/eval_gpt4v_review.py); its file on the hub, ZachSun/STLLaVA-Med-DPO, could not be tried here."""
 
 
-def layout_of(row: Row, *, source: Path) -> Layout:
+def layout_of(row: Row, *, source: Path) -> ColumnLayout:
     """The first layout whose columns a row has; refused with the columns found where there is none."""
     for layout in LAYOUTS:
         if set(layout.columns) <= set(row):
@@ -130,7 +130,7 @@ def layout_of(row: Row, *, source: Path) -> Layout:
     )
 
 
-def preference_of(row: Row, layout: Layout, *, root: Path, origin: str, told: Counter[str] | None = None) -> Preference:
+def preference_of(row: Row, layout: ColumnLayout, *, root: Path, origin: str, told: Counter[str] | None = None) -> Preference:
     """The pair of a row; `origin` says where its verdict stands. Without a column margin, the margin is 1.
 
     What is read though it is not quite what it seems is counted in `told`, as by `messages_of`.

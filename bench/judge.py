@@ -124,7 +124,7 @@ def side(comparisons: int, url: str, at_once: int) -> Figures:
         options = JudgeOptions(expert="chat", mode="pairwise", chat=chat, max_flips=1.0)
         before = forget_peak()
         began = time.perf_counter()
-        manifest = judge(options, answers=work / "answers", root=work / "images", to=work / "judgments")
+        manifest = judge(options, answers=work / "answers", root=work / "images", to=work / "judgments").manifest
         seconds = time.perf_counter() - began
         return {
             "comparisons": float(comparisons),

@@ -402,7 +402,7 @@ def test_the_reference_of_a_dpo_on_4_bits_is_the_policy_in_4_bits(tiny_model: Pa
     stage.finish(counts_in=2, counts_out=2)
     options = DpoOptions(learning_rate=RATES, lora=IN_4_BITS.lora, replay=0, save_steps=0)
     to = tmp_path / "dpo"
-    manifest = dpo(options, policy=tiny_model, preferences=tmp_path / "pair", images=phantoms / "images", to=to)
+    manifest = dpo(options, policy=tiny_model, preferences=tmp_path / "pair", images=phantoms / "images", to=to).manifest
     assert manifest.curves["distance"][0][1] < 1e-3
     assert all(one.policy.endswith(" in 4bit") for one in read_records(to, "references", Reference))
     assert load_policy(to).model.dtype == torch.float32

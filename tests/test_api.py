@@ -24,7 +24,7 @@ stllava.ask(stllava.AskOptions(questions=3), policy=home / "sft", images=home, r
 stllava.answer(stllava.AnswerOptions(k=4), policy=home / "sft", questions=home / "ask", root=home, to=home / "answer")
 stllava.judge(stllava.JudgeOptions(expert="reference"), answers=home / "answer", truth=home / "r.jsonl", to=home / "judge")
 stllava.pair(stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", to=home / "pair")
-stllava.consolidate(
+stllava.final_data(
     stllava.PairOptions(), conversations=home / "c.jsonl", rounds=[(home / "answer", home / "judge")], to=home / "found"
 )
 stllava.dpo(stllava.DpoOptions(), policy=home / "sft", preferences=home / "pair", images=home, to=home / "dpo")

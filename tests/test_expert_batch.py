@@ -144,7 +144,7 @@ def test_batches_give_the_verdicts_of_single_requests_and_leave_no_file_behind(
 ) -> None:
     given = write_answers(tmp_path / "answers", many_answers(30))
     root = write_image(tmp_path / "images")
-    batched = judge(options(), answers=given, root=root, to=tmp_path / "batched")
+    batched = judge(options(), answers=given, root=root, to=tmp_path / "batched").manifest
     monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(JudgeServer())))
     judge(options(batch=False), answers=given, root=root, to=tmp_path / "single")
     mine, single = (judgments_of(tmp_path / name) for name in ("batched", "single"))
@@ -201,7 +201,7 @@ def test_requests_that_no_batch_answers_fail_with_their_cause(tmp_path: Path, se
         return polled(one)
 
     server.polled = break_first  # type: ignore[method-assign]
-    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_failed"] == 1
     [failed] = [one for one in judgments_of(tmp_path / "out").values() if one.scores is None]
     assert "no" in failed.raw[0]
@@ -228,7 +228,7 @@ PRICES = {"input_price": 3.0, "output_price": 7.0, "image_tokens": 200, "max_tok
 def test_replies_of_a_batch_that_cannot_be_used_are_paid_for_too(tmp_path: Path, server: BatchServer) -> None:
     given = write_answers(tmp_path / "answers", many_answers(10))
     server.useless = {0, 3, 4}
-    manifest = judge(options(**PRICES), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    manifest = judge(options(**PRICES), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out").manifest
     assert Counter(server.lines.values()) == {1: 17, 2: 3}
     assert manifest.measures["verdicts"] == 10
     assert manifest.measures["requests"] == 23
@@ -257,7 +257,7 @@ def test_a_batch_under_way_counts_against_the_limit_of_the_next_start(tmp_path: 
 def test_an_image_that_no_batch_can_hold_is_told_as_such(tmp_path: Path, server: BatchServer) -> None:
     several = [*many_answers(30), answers_of("what?", ("a", "b"), image="gone.png")]
     given = write_answers(tmp_path / "answers", several)
-    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out").manifest
     [failed] = [one for one in judgments_of(tmp_path / "out").values() if one.scores is None]
     assert failed.raw[0].startswith("image missing")
     assert manifest.measures["requests"] == 60

@@ -86,7 +86,7 @@ def test_against_a_faulty_server_every_comparison_ends_judged_or_with_a_cause_an
     use(calm := JudgeServer())
     judge(options(), answers=given, root=root, to=tmp_path / "calm")
     use(faulty := JudgeServer(share=0.3))
-    manifest = judge(options(retries=8), answers=given, root=root, to=tmp_path / "faulty")
+    manifest = judge(options(retries=8), answers=given, root=root, to=tmp_path / "faulty").manifest
     truth, found = labels(tmp_path / "calm"), judgments_of(tmp_path / "faulty")
     assert set(faulty.faults) == {"", *FAULTS}
     assert len(found) == len(truth) == 2000
@@ -302,7 +302,7 @@ def test_a_refused_item_among_answered_ones_fails_alone(tmp_path: Path, use: Use
         return server(request)
 
     use(handler)
-    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_failed"] == 1
     [failed] = [one for one in judgments_of(tmp_path / "out").values() if one.scores is None]
     assert "the image is not allowed" in failed.raw[0]
@@ -324,7 +324,7 @@ def test_a_refused_item_does_not_block_a_resumed_stage(tmp_path: Path, use: Use)
     reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
     reply_log.write_bytes(b"".join(reply_log.read_bytes().splitlines(keepends=True)[2:]))
     use(handler)
-    manifest = judge(options(concurrency=1), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(concurrency=1), answers=given, root=root, to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_failed"] == 1
 
 
@@ -378,7 +378,7 @@ def test_requests_stop_before_a_limit_and_go_on_with_a_higher_one(tmp_path: Path
     with pytest.raises(StllavaError, match="max_requests 35 is reached"):
         judge(options(**prices, max_requests=35), answers=given, root=root, to=tmp_path / "out")
     assert server.asked.total() == 35
-    manifest = judge(options(**prices, max_cost=1.0), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(**prices, max_cost=1.0), answers=given, root=root, to=tmp_path / "out").manifest
     assert server.asked.total() == 60
     assert manifest.measures["cost"] == pytest.approx(60 * a_request)
     assert (manifest.measures["prompt_tokens"], manifest.measures["completion_tokens"]) == (6000, 1200)
@@ -456,7 +456,7 @@ def test_equal_texts_are_not_asked_about(tmp_path: Path, use: Use) -> None:
 def test_a_bad_image_fails_its_questions_alone(tmp_path: Path, use: Use) -> None:
     given = write_answers(tmp_path / "answers", [*many_answers(30), answers_of("what?", ("a", "b"), image="gone.png")])
     use(JudgeServer())
-    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_failed"] == 1
     assert "image missing" in judgments_of(tmp_path / "out")[answers_of("what?", ("a", "b"), image="gone.png").id].raw[0]
 

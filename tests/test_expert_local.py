@@ -31,7 +31,7 @@ def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Pa
     folder, to = write_answers(tmp_path / "answers", given), tmp_path / "out"
     local = LocalExpertOptions(model=str(model), max_new_tokens=6)
     options = JudgeOptions(expert="local", mode="pairwise", local=local, max_failed=0.5)
-    manifest = judge(options, answers=folder, root=phantoms / "images", to=to)
+    manifest = judge(options, answers=folder, root=phantoms / "images", to=to).manifest
     reply_log = to / EXCHANGES / "expert.jsonl"
     exchanges = read_jsonl(reply_log, Exchange)[: 2 * len(images)]
     assert {one.order for one in exchanges} == {(0, 1), (1, 0)}
@@ -43,7 +43,7 @@ def test_a_local_model_is_asked_once_in_both_orders(tmp_path: Path, phantoms: Pa
     assert not (to / AUDIT).exists()
     before = reply_log.read_bytes()
     (to / "manifest.json").unlink()
-    again = judge(options, answers=write_answers(tmp_path / "answers", given), root=phantoms / "images", to=to)
+    again = judge(options, answers=write_answers(tmp_path / "answers", given), root=phantoms / "images", to=to).manifest
     assert again.outputs == manifest.outputs
     assert reply_log.read_bytes()[: len(before)] == before
     assert len(reply_log.read_bytes().splitlines()) == len(before.splitlines()) + 2, "only the missing image is asked again"

@@ -215,9 +215,9 @@ def test_a_policy_that_is_not_the_runs_is_refused(run: Path, tiny_model: Path, t
 
 
 def test_a_runs_policy_is_known_by_its_weights_and_made_once(run: Path, exported: Path, tmp_path: Path) -> None:
-    made = export(run / "sft", to=tmp_path / "given", run=run)
+    made = export(run / "sft", to=tmp_path / "given", run=run).manifest
     assert (tmp_path / "given" / "README.md").read_text() == (exported / "README.md").read_text()
-    assert export(run / "sft", to=tmp_path / "given", run=run) == made
+    assert export(run / "sft", to=tmp_path / "given", run=run).manifest == made
     with pytest.raises(StllavaError, match="precision"):
         export(run / "sft", to=tmp_path / "given", run=run, precision="bfloat16")
 

@@ -195,9 +195,9 @@ def go(name: str, folder: Path) -> Row:
         conversations=folder / "labels.jsonl",
         images=folder,
         to=folder / "sft",
-    )
+    ).manifest
     asking = AskOptions(questions=2, sampling=SHORT, description_sampling=SHORT)
-    asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked")
+    asked = ask(asking, policy=folder / "sft", images=folder, root=folder, to=folder / "asked").manifest
     write_questions(folder / "questions", "p")
     answered = answer(
         AnswerOptions(num_answers=2, sampling=SHORT),
@@ -205,7 +205,7 @@ def go(name: str, folder: Path) -> Row:
         questions=folder / "questions",
         root=folder,
         to=folder / "answers",
-    )
+    ).manifest
     write_preferences(folder / "pairs", read_records(folder / "answers", "answers", Answers))
     preferred = dpo(
         DpoOptions.model_validate(shared | {"self_question_ratio": 1.0, "replay_images": 2}),
@@ -214,8 +214,8 @@ def go(name: str, folder: Path) -> Row:
         images=folder,
         conversations=folder / "labels.jsonl",
         to=folder / "dpo",
-    )
-    exported = export(folder / "dpo", to=folder / "exported")
+    ).manifest
+    exported = export(folder / "dpo", to=folder / "exported").manifest
     last, again = load_policy(folder / "dpo"), load_policy(folder / "exported")
     plain = AutoModelForImageTextToText.from_pretrained(folder / "exported").eval()
     kept = same(again, last, folder) and same(Policy(plain, again.processor), last, folder)

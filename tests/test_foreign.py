@@ -435,7 +435,7 @@ def test_dpo_learns_from_an_imported_folder(tiny_model: Path, root: Path, tmp_pa
     import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "pairs")
     manifest = dpo(
         DpoOptions(replay=0, epochs=1), policy=tiny_model, preferences=tmp_path / "pairs", images=root, to=tmp_path / "policy"
-    )
+    ).manifest
     assert (manifest.counts_in, manifest.counts_out) == (2, 2)
 
 

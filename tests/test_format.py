@@ -60,7 +60,7 @@ def test_a_run_of_another_version_is_refused_by_every_command_that_reads_one(tmp
     uses: tuple[Callable[[], object], ...] = (
         lambda: write_report(made.run),
         lambda: compare_runs([made.run], to=tmp_path / "tables"),
-        lambda: export(made.run, to=tmp_path / "model"),
+        lambda: export(made.run, to=tmp_path / "model").manifest,
         lambda: run(RunOptions(name="phantom <demo>", data=PhantomData()), to=made.run),
     )
     for use in uses:

@@ -129,7 +129,7 @@ def test_an_expert_that_the_order_decides_stops_the_stage(tmp_path: Path, asked:
         judge(biased, answers=answers, truth=truths, root=tmp_path, to=tmp_path / "out")
     manifest = judge(
         biased.model_copy(update={"max_flips": 1.0}), answers=answers, truth=truths, root=tmp_path, to=tmp_path / "out"
-    )
+    ).manifest
     assert manifest.measures["flip_share"] > 0.5
 
 

@@ -131,7 +131,7 @@ def test_a_context_that_some_requests_exceed_fails_these_alone_and_once(
     status: int, body: JsonValue, use: Use, given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     asked = use(refusing(status, body, places=range(2)))  # The very first ones.
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_failed"] == 2
     assert manifest.measures["verdicts"] == 38
     assert set(asked.values()) == {1}
@@ -169,7 +169,7 @@ def test_a_filter_that_refuses_by_status_refuses_that_question_and_is_not_asked_
     use: Use, given: tuple[Path, Path], tmp_path: Path
 ) -> None:  # compl-ai/compl-ai#20
     asked = use(refusing(400, AZURE_FILTER, places=range(1)))
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_refused"] == 1
     assert "no_verdict_failed" not in manifest.measures
     judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
@@ -239,7 +239,7 @@ def test_a_request_that_is_too_large_fails_alone_and_too_many_name_max_side(
     status: int, body: JsonValue, use: Use, given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     asked = use(refusing(status, body, places=range(1)))
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "few")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "few").manifest
     assert manifest.measures["no_verdict_failed"] == 1
     assert set(asked.values()) == {1}
     use(refusing(status, body, places=range(20)))
@@ -256,7 +256,7 @@ def test_a_busy_server_that_says_so_inside_a_200_is_asked_again(use: Use, given:
         return good(request)
 
     asked = use(handle)
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["verdicts"] == 40
     assert set(asked.values()) == {2}
 
@@ -329,7 +329,7 @@ def test_a_server_that_streams_though_told_not_to_is_read(use: Use, given: tuple
         return httpx2.Response(200, content=f": OPENROUTER PROCESSING\n\n{said}".encode(), headers={"Content-Type": STREAM})
 
     use(stream)
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["verdicts"] == 40
     assert manifest.measures["prompt_tokens"] == 80 * 9
 
@@ -344,7 +344,7 @@ def test_a_reply_without_text_that_ended_by_length_is_not_asked_again_at_the_sam
         return saying(text, finish="length")(request) if next(turns) % 4 == 3 else good(request)
 
     asked = use(handle)
-    manifest = judge(options(max_cost=1.0, input_price=1.0), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(max_cost=1.0, input_price=1.0), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["no_verdict_unparsed"] > 0
     judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
     assert set(asked.values()) == {1}
@@ -379,7 +379,7 @@ def test_a_stopped_judge_goes_on_once_the_server_is_repaired_and_pays_for_nothin
     with pytest.raises(StllavaError, match="no verdict on its first 12 replies"):
         judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
     later = use(good)
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert not set(first) & set(later)
     assert manifest.measures["verdicts"] == 34
     assert manifest.measures["no_verdict_unparsed"] == 6
@@ -392,7 +392,7 @@ def test_a_judge_that_read_verdicts_before_is_not_stopped_by_a_dozen_without(
     with pytest.raises(StllavaError, match="max_requests"):
         judge(options(max_requests=40), answers=given[0], root=given[1], to=tmp_path / "out")
     asked = use(saying("Hard to say."))
-    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert asked.total() == 40
     assert manifest.measures["verdicts"] == 20
 
@@ -484,12 +484,12 @@ def test_a_damaged_line_among_paid_replies_is_told_and_no_other_reply_is_paid_fo
     damage: Callable[[bytes], bytes], use: Use, given: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     use(good)
-    whole = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    whole = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
     lines = reply_log.read_bytes().splitlines(keepends=True)
     reply_log.write_bytes(b"".join([*lines[:20], damage(lines[20]), *lines[21:]]))
     asked = use(good)
-    again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
+    again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace").manifest
     assert again.measures["verdicts"] == whole.measures["verdicts"] == 40
     lost = 2 if damage(b"{}\n") == b"{}" else 1
     assert asked.total() == lost
@@ -508,11 +508,11 @@ def test_the_order_of_a_reply_logs_lines_and_odd_line_breaks_in_replies_change_n
         return httpx2.Response(200, json=completion(said))
 
     use(odd)
-    first = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
+    first = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     reply_log = tmp_path / "out" / EXCHANGES / "expert.jsonl"
     reply_log.write_bytes(b"".join(reversed(reply_log.read_bytes().splitlines(keepends=True))))
     asked = use(odd)
-    again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace")
+    again = judge(options(), answers=given[0], root=given[1], to=tmp_path / "out", existing="replace").manifest
     assert asked.total() == 0
     assert again.outputs == first.outputs
 
@@ -521,7 +521,7 @@ def test_faults_of_every_other_kind_leave_the_others_alone(use: Use, given: tupl
     use(faulty := JudgeServer(share=0.3))
     manifest = judge(
         options(retries=8, extra={"reasoning_effort": "low"}), answers=given[0], root=given[1], to=tmp_path / "out"
-    )
+    ).manifest
     assert manifest.measures["verdicts"] + manifest.measures.get("no_verdict_refused", 0) == 40
     assert all(body["reasoning_effort"] == "low" for body in faulty.bodies)
     assert all(one.cause in (None, "refused") for one in judgments_of(tmp_path / "out").values())
@@ -534,7 +534,7 @@ def test_a_judge_that_stopped_goes_on_in_the_same_folder_with_other_options(
     with pytest.raises(StllavaError, match="Raise max_tokens"):
         judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
     asked = use(good)
-    manifest = judge(options(max_tokens=4000), answers=given[0], root=given[1], to=tmp_path / "out")
+    manifest = judge(options(max_tokens=4000), answers=given[0], root=given[1], to=tmp_path / "out").manifest
     assert manifest.measures["verdicts"] == 40
     assert asked.total() == 80
 

@@ -106,7 +106,7 @@ def test_billed_but_useless_replies_count_to_the_cent_and_no_limit_is_passed(
         assert server.billed / 1e6 <= limit
         assert spent(tmp_path / "out") == pytest.approx(server.billed / 1e6, abs=1e-9)
         assert limit - server.billed / 1e6 < 8 * 0.002, "no more is held back than requests in flight may cost"
-    manifest = judge(options(max_cost=10.0), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(max_cost=10.0), answers=given, root=root, to=tmp_path / "out").manifest
     assert set(server.sent) == {"", *USELESS}
     assert server.billed > 1.2 * calm.billed, "useless replies were billed"
     assert manifest.measures["cost"] == pytest.approx(server.billed / 1e6, abs=1e-9)
@@ -140,7 +140,7 @@ def test_a_count_that_cannot_be_costs_the_most_that_it_can(
 
     most = plan(options(), answers=given, root=root, to=tmp_path / "out").cost
     monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(reply)))
-    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out").manifest
     assert most is not None
     assert manifest.measures["cost"] == pytest.approx(most)
     assert manifest.measures["verdicts"] == 10
@@ -156,7 +156,7 @@ def test_a_thought_that_only_the_total_counts_is_paid_for(tmp_path: Path, monkey
         return httpx2.Response(200, json=said | {"usage": {"prompt_tokens": 200, "completion_tokens": 5, "total_tokens": 1205}})
 
     monkeypatch.setattr(build, "ChatServer", partial(ChatServer, transport=httpx2.MockTransport(reply)))
-    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(), answers=given, root=root, to=tmp_path / "out").manifest
     assert manifest.measures["cost"] == pytest.approx(2 * (200 * 3 + 1005 * 7) / 1e6)
 
 
@@ -179,7 +179,7 @@ def test_without_a_price_no_cost_is_told(
 ) -> None:
     given, root = write_answers(tmp_path / "answers", many_answers(3)), write_image(tmp_path / "images")
     use(monkeypatch, Meter())
-    manifest = judge(options(input_price=0, output_price=0), answers=given, root=root, to=tmp_path / "out")
+    manifest = judge(options(input_price=0, output_price=0), answers=given, root=root, to=tmp_path / "out").manifest
     assert "cost" not in manifest.measures
     assert "$" not in capsys.readouterr().err
 

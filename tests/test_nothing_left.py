@@ -81,23 +81,25 @@ def work(tmp_path: Path, phantoms: Path) -> Path:
 
 
 STAGES: dict[str, Callable[[Path, Path, Path, Path], Manifest]] = {
-    "ask": lambda work, model, root, _: ask(
-        AskOptions(), policy=model, images=work / "images.jsonl", root=root, to=work / "to"
+    "ask": lambda work, model, root, _: (
+        ask(AskOptions(), policy=model, images=work / "images.jsonl", root=root, to=work / "to").manifest
     ),
-    "answer": lambda work, model, root, _: answer(
-        AnswerOptions(), policy=model, questions=work / "questions", root=root, to=work / "to"
+    "answer": lambda work, model, root, _: (
+        answer(AnswerOptions(), policy=model, questions=work / "questions", root=root, to=work / "to").manifest
     ),
-    "evaluate": lambda work, model, root, _: evaluate(
-        EvaluateOptions(), policy=model, samples=work / "samples.jsonl", root=root, to=work / "to"
+    "evaluate": lambda work, model, root, _: (
+        evaluate(EvaluateOptions(), policy=model, samples=work / "samples.jsonl", root=root, to=work / "to").manifest
     ),
-    "predict": lambda work, model, root, _: predict(
-        EvaluateOptions(), policy=model, questions=work / "samples.jsonl", root=root, to=work / "to"
+    "predict": lambda work, model, root, _: (
+        predict(EvaluateOptions(), policy=model, questions=work / "samples.jsonl", root=root, to=work / "to").manifest
     ),
-    "sft": lambda work, model, root, talks: sft(
-        SftOptions(), model=str(model), conversations=talks, images=root, to=work / "to"
+    "sft": lambda work, model, root, talks: (
+        sft(SftOptions(), model=str(model), conversations=talks, images=root, to=work / "to").manifest
     ),
-    "dpo": lambda work, model, root, talks: dpo(
-        DpoOptions(), policy=model, preferences=work / "preferences", conversations=talks, images=root, to=work / "to"
+    "dpo": lambda work, model, root, talks: (
+        dpo(
+            DpoOptions(), policy=model, preferences=work / "preferences", conversations=talks, images=root, to=work / "to"
+        ).manifest
     ),
 }
 
@@ -283,6 +285,6 @@ def test_faults_of_a_few_rows_are_told_when_sft_has_learned_from_the_others(
     options = SftOptions(save_steps=0, batch_size=2, max_bad=0.2)
     made = sft(
         options, model=str(tiny_model), conversations=phantoms / "conversations.jsonl", images=work / "images", to=work / "to"
-    )
+    ).manifest
     assert made.counts_in == made.counts_out + made.dropped["missing"]
     assert made.dropped["missing"] > 0

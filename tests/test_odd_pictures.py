@@ -149,7 +149,7 @@ def test_a_strip_that_the_processor_refuses_is_left_out_and_counted(name: str, t
     draw(tmp_path, (5000, 20), (20, 5000), (64, 48))
     built(name).save(tmp_path / "model")
     options = AskOptions(questions=1, sampling=SHORT, description_sampling=SHORT)
-    asked = ask(options, policy=tmp_path / "model", images=tmp_path, root=tmp_path, to=tmp_path / "asked")
+    asked = ask(options, policy=tmp_path / "model", images=tmp_path, root=tmp_path, to=tmp_path / "asked").manifest
     assert asked.dropped["image refused"] == 2
     assert asked.counts_in == 3
 
@@ -165,7 +165,7 @@ def test_a_conversation_about_a_refused_picture_is_left_out_of_training(tmp_path
         conversations=tmp_path / "talks.jsonl",
         images=tmp_path,
         to=tmp_path / "tuned",
-    )
+    ).manifest
     assert dict(tuned.dropped) == {"refused": 1}
     assert (tuned.counts_in, tuned.counts_out) == (2, 1)
 

@@ -117,7 +117,7 @@ def test_a_biased_expert_is_undone_by_the_second_order(tmp_path: Path, mode: Mod
     shares = {}
     for count in (1, 2):
         options = JudgeOptions(expert="scripted", mode=mode, orders=count, scripted=ScriptedOptions(prefer=("effusion",)))
-        manifest = judge(options, answers=given, root=write_image(tmp_path / "i"), to=tmp_path / f"{mode}-{count}")
+        manifest = judge(options, answers=given, root=write_image(tmp_path / "i"), to=tmp_path / f"{mode}-{count}").manifest
         shares[count] = manifest.measures["tie_share"]
         assert manifest.measures["flip_share"] == 0
     assert shares[1] == shares[2]
@@ -166,7 +166,7 @@ def test_a_panel_is_read_from_files_and_keeps_its_members_replies_apart(tmp_path
     for name, word in (("one", "effusion"), ("two", "nodule")):
         (tmp_path / f"{name}.yaml").write_text(f"expert: scripted\nscripted: {{prefer: [{word}]}}\n")
     options = JudgeOptions(expert="panel", panel=(tmp_path / "one.yaml", tmp_path / "two.yaml"))
-    manifest = judge(options, answers=given, root=write_image(tmp_path / "i"), to=tmp_path / "out")
+    manifest = judge(options, answers=given, root=write_image(tmp_path / "i"), to=tmp_path / "out").manifest
     assert sorted(path.name for path in (tmp_path / "out" / "exchanges").iterdir()) == ["expert-1.jsonl", "expert-2.jsonl"]
     assert 0 < manifest.measures["panel_agreement"] <= 1
     (tmp_path / "two.yaml").write_text("expert: scripted\nscripted: {prefer: [mass]}\n")

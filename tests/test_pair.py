@@ -63,7 +63,7 @@ def run_pair(options: PairOptions, rounds: list[Marked], to: Path) -> tuple[Mani
     stage = Stage("judge", to / "judge", JudgeOptions(), inputs={}, existing="resume")
     stage.write_records("judgments", [judged(scores, name=f"a{place}") for place, (_, scores) in enumerate(columns)])
     stage.finish(counts_in=len(rounds), counts_out=len(rounds))
-    manifest = pair(options, answers=to / "answer", judgments=to / "judge", to=to / "pair")
+    manifest = pair(options, answers=to / "answer", judgments=to / "judge", to=to / "pair").manifest
     return manifest, read_records(to / "pair", "preferences", Preference)
 
 
@@ -368,3 +368,11 @@ def test_what_is_to_be_done_where_no_pair_was_made_names_options_that_there_are(
     named = re.findall(r"(?:Raise|Lower) (?:the )?(\w+)", " ".join(REMEDIES.values()))
     assert len(named) == 4
     assert {*named} <= PairOptions.model_fields.keys()
+
+
+def test_the_result_of_a_stage_that_is_done_is_what_it_was(tmp_path: Path) -> None:
+    run_pair(PairOptions(), [[("left lung", 0.9), ("right lung", 0.1)], [("yes", 0.5), ("no", 0.5)]], tmp_path)
+    answers, judgments, to = (tmp_path / name for name in ("answer", "judge", "pair"))
+    again = pair(PairOptions(), answers=answers, judgments=judgments, to=to)
+    assert again == pair(PairOptions(), answers=answers, judgments=judgments, to=to)
+    assert (again.pairs, again.dropped, again.folder) == (1, {"tie": 1}, tmp_path / "pair")

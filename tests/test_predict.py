@@ -51,7 +51,7 @@ def test_a_question_that_cannot_be_asked_keeps_its_line_and_says_why(
     good = {"id": "good", "image": samples[0].image, "question": "what is seen?"}
     lost = [{"image": "gone.png", "question": "what?"}, {"image": "../up.png", "question": "what?"}]
     path = rows(tmp_path / "q.jsonl", lost[0], good, lost[1])
-    manifest = predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out")
+    manifest = predict(OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images", to=tmp_path / "out").manifest
     replies = read_records(tmp_path / "out", "replies", Reply)
     assert [one.cause for one in replies] == ["image missing", None, "image outside-root"]
     assert [one.answer is None for one in replies] == [True, False, True]
@@ -66,8 +66,8 @@ def test_a_question_that_spells_a_special_token_is_asked_as_it_stands(
     asked = [one.model_copy(update={"question": text}) if place == 1 else one for place, one in enumerate(samples[:3])]
     (tmp_path / "test.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in asked))
     root = phantoms / "images"
-    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told")
-    scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored")
+    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told").manifest
+    scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored").manifest
     assert (told.counts_out, scored.counts_out) == (3, 3)
     assert read_records(tmp_path / "told", "replies", Reply)[1].question == text
 
@@ -78,8 +78,8 @@ def test_a_question_longer_than_the_context_costs_that_question(
     long = samples[1].model_copy(update={"question": "is there a nodule? " * 200})
     (tmp_path / "test.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in (samples[0], long, samples[2])))
     root = phantoms / "images"
-    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told")
-    scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored")
+    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.jsonl", to=tmp_path / "told").manifest
+    scored = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / "test.jsonl", to=tmp_path / "scored").manifest
     assert told.dropped == scored.dropped == {"longer than the context": 1}
     causes = [one.cause for one in read_records(tmp_path / "told", "replies", Reply)]
     assert causes == [None, "longer than the context", None]
@@ -167,12 +167,12 @@ def test_a_table_is_asked_and_scored_as_the_same_samples_are(
     root, found = phantoms / "images", {}
     for name in ("test.jsonl", "test.csv"):
         to = tmp_path / f"scored {name}"
-        manifest = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / name, to=to)
+        manifest = evaluate(OPTIONS, policy=tiny_model, root=root, samples=tmp_path / name, to=to).manifest
         found[name] = [(one.question, one.kind, one.completion) for one in read_records(to, "predictions", Prediction)]
     assert found["test.csv"] == found["test.jsonl"]
     assert manifest.dropped == {"empty text": 1}
     assert any("test.csv is in UTF-16" in note for note in manifest.notes)
-    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.csv", to=tmp_path / "asked")
+    told = predict(OPTIONS, policy=tiny_model, root=root, questions=tmp_path / "test.csv", to=tmp_path / "asked").manifest
     replies = read_records(tmp_path / "asked", "replies", Reply)
     assert [(one.question, one.answer) for one in replies[:-1]] == [(asked, said) for asked, _, said in found["test.jsonl"]]
     assert (told.counts_in, told.counts_out) == (13, 13)

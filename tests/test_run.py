@@ -170,7 +170,7 @@ def test_an_expert_that_knows_nothing_of_the_images_is_refused_before_stage_1(
 def test_an_expert_that_abstains_on_every_description_ends_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def judge_stories(judging: JudgeOptions, *, to: Path, **given: Any) -> Manifest:
         # The oracle understands no request for a story; everything else is judged as the options say.
-        return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given)
+        return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given).manifest
 
     monkeypatch.setattr(pipeline, "judge", judge_stories)
     stories = {"description_prompt": "Tell me a story.", "num_descriptions": 2}

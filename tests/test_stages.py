@@ -25,8 +25,8 @@ from stllava.records import (
 )
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, lend, request_descriptions, screen
-from stllava.stages.consolidate import consolidate
 from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
+from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
@@ -151,15 +151,15 @@ def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path
 def test_questions_are_borrowed_first_from_images_described_alike() -> None:
     own = [["What size is the cyst?"], ["what size  is the CYST?", "where is the cyst?"], ["is it normal?"], []]
     told = ["ct with a small cyst", "ct with a large cyst", "normal mr", "ct with a cyst"]
-    assert lend(own, told, most=0) == own
-    assert lend(own, told, most=1) == [
+    assert lend(own, told, max_borrowed=0) == own
+    assert lend(own, told, max_borrowed=1) == [
         ["What size is the cyst?", "where is the cyst?"],
         [*own[1], "is it normal?"],
         ["is it normal?", "What size is the cyst?"],
         ["What size is the cyst?"],
     ]
     everything = {"what size is the cyst?", "where is the cyst?", "is it normal?"}
-    for texts in lend(own, told, most=9):
+    for texts in lend(own, told, max_borrowed=9):
         assert sorted(" ".join(text.lower().split()) for text in texts) == sorted(everything)
 
 
@@ -207,7 +207,7 @@ def test_what_a_knowing_expert_could_not_judge_is_not_answered(tiny_model: Path,
             expert=expert,
             truth=truth,
             seed=1,
-        )
+        ).manifest
         assert made.dropped == ({"no verdict by oracle": 1} if name == "spared" else {})
         assert made.counts_in == made.counts_out + sum(made.dropped.values()) == 3
         given[name] = read_records(to, "answers", Answers)
@@ -251,7 +251,7 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
     third = made(3, [("whole?", ("cut", "whole"), (1.0, 1.0)), ("cut?", ("cut", "bad"), (1.0, 0.0))])
     labels = phantoms / "conversations.jsonl"
     options = PairOptions(min_chosen_score=1.0)
-    manifest = consolidate(options, conversations=labels, rounds=[first, second, third], to=tmp_path / "final")
+    manifest = final_data(options, conversations=labels, rounds=[first, second, third], to=tmp_path / "final").manifest
     known = read_conversations(labels)[0]
     kept = read_records(tmp_path / "final", "conversations", Conversation)
     assert kept[: len(known)] == known
@@ -313,7 +313,7 @@ def test_what_a_policy_thinks_aloud_is_neither_a_description_nor_a_question(
 ) -> None:
     monkeypatch.setattr("stllava.generation.decoder.open_sampler", lambda *_, **__: _ThinksAloud())
     root = phantoms / "images"
-    manifest = ask(AskOptions(questions=2), policy=tiny_model, images=root, root=root, to=tmp_path / "ask")
+    manifest = ask(AskOptions(questions=2), policy=tiny_model, images=root, root=root, to=tmp_path / "ask").manifest
     asked = read_records(tmp_path / "ask", "questions", Question)
     assert {(one.description, one.text) for one in asked} == {("a chest x-ray", "what is on the left?")}
     assert manifest.dropped == {"empty": len(asked)}
@@ -338,15 +338,17 @@ def test_rescoring_generates_nothing_and_gives_the_same_scores(
     tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, root = phantoms / "phantom.jsonl", phantoms / "images"
-    first = evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
+    first = evaluate(
+        EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny"
+    ).manifest
     monkeypatch.setattr("stllava.generation.decoder.open_sampler", None)
-    again = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two")
+    again = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two").manifest
     assert again.measures == first.measures
     assert (tmp_path / "one" / "scores.jsonl").read_bytes() == (tmp_path / "two" / "scores.jsonl").read_bytes()
     write_whole(tmp_path / "candidates.json", '["left", "mass"]')
     more = rescore(
         EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "three", candidates=tmp_path / "candidates.json"
-    )
+    ).manifest
     assert set(more.measures) - set(first.measures) == {"llava_med_open_accuracy"}
 
 
@@ -355,7 +357,9 @@ def test_an_expert_scores_open_answers_through_judge_and_rescore(tiny_model: Pat
     evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
     scripted = JudgeOptions(expert="scripted", mode="pairwise")
     judge(scripted, answers=tmp_path / "one", truth=None, root=root, to=tmp_path / "verdicts")
-    made = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two", verdicts=tmp_path / "verdicts")
+    made = rescore(
+        EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two", verdicts=tmp_path / "verdicts"
+    ).manifest
     assert 0 <= made.measures["open_semantic"] <= 1
     assert any("Cohen's kappa" in note for note in made.notes)
 
@@ -373,7 +377,7 @@ def test_what_was_learned_is_refused_as_a_test(tiny_model: Path, phantoms: Path,
             to=to,
             learned=[learned],
             allow_overlap=allow_overlap,
-        )
+        ).manifest
 
     with pytest.raises(StllavaError, match="Of 3 test images of phantom, 3 are byte for byte"):
         scored("a", samples)
@@ -406,7 +410,9 @@ def test_the_majority_baseline_knows_the_validation_split_only(tmp_path: Path) -
     ]
     for name, rows in (("known", known), ("tests", tests)):
         write_whole(tmp_path / f"{name}.jsonl", to_jsonl(rows))
-    made = majority(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")
+    made = majority(
+        EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out"
+    ).manifest
     assert made.measures["closed_accuracy"] == pytest.approx(1 / 3)
     assert made.measures["open_exact_match"] == 0
 
@@ -417,7 +423,9 @@ def test_the_random_baseline_draws_from_what_it_knows_or_the_options(tmp_path: P
     tests = [*(sample(f"t{n}", "yes", "closed") for n in range(40)), sample("o", "lung", "open"), choice]
     for name, rows in (("known", known), ("tests", tests)):
         write_whole(tmp_path / f"{name}.jsonl", to_jsonl(rows))
-    made = guess(EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out")
+    made = guess(
+        EvaluateOptions(), known=tmp_path / "known.jsonl", samples=tmp_path / "tests.jsonl", to=tmp_path / "out"
+    ).manifest
     said = {row.sample_id: row.completion for row in read_records(tmp_path / "out", "predictions", Prediction)}
     assert {said[f"t{n}"] for n in range(40)} == {"yes", "no"}
     assert said["o"] == "lung"

@@ -21,6 +21,7 @@ from stllava.errors import ConflictError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Image
 from stllava.store import (
+    LOCK,
     MANIFEST,
     PARTS,
     PLAN,
@@ -490,3 +491,29 @@ def test_records_behind_a_byte_order_mark_are_read_and_a_folder_is_called_one(tm
     assert [one.path for one in read_jsonl(tmp_path / "a.jsonl", Image)] == ["a.png"]
     with pytest.raises(StllavaError, match="is a folder; expected a JSONL file of Image records"):
         read_jsonl(tmp_path, Image)
+
+
+def test_a_stage_hashes_its_inputs_once_it_holds_the_folder_and_reads_nothing_that_lies_in_it(tmp_path: Path) -> None:
+    given, to = tmp_path / "given.txt", tmp_path / "to"
+    given.write_text("words")
+    held: list[bool] = []
+
+    def hash_held(path: Path) -> str:
+        held.append((to / LOCK).is_file())
+        return store.file_hash(path)
+
+    inputs: store.Inputs = {"given": store.Input(given, hash_held), "seed": "0"}
+    with store.open_stage("copy", to, PairOptions(), inputs=inputs, existing="resume") as made:
+        assert made.manifest is None
+        assert made.inputs == {"given": store.file_hash(given), "seed": "0"}
+        made.finish(counts_in=1, counts_out=1)
+    assert held == [True]
+    with store.open_stage("copy", to, PairOptions(), inputs=inputs, existing="resume") as again:
+        assert again.manifest == made.manifest
+    inside: tuple[store.Inputs, store.Inputs] = ({"given": store.Input(to / MANIFEST, store.file_hash)}, {})
+    for inner in inside:
+        with (
+            pytest.raises(StllavaError, match="is to be read and lies in"),
+            store.open_stage("copy", to, PairOptions(), inputs=inner, reads=[to / MANIFEST], existing="resume"),
+        ):
+            pass

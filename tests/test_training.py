@@ -82,7 +82,7 @@ def test_a_template_that_opens_the_answer_with_nothing_learns_to_ask_and_asks(
     learn(options, tmp_path / "model", phantoms, tmp_path / "sft")
     asking = AskOptions(questions=2, sampling=SamplingOptions(temperature=1.0, max_new_tokens=8))
     root = phantoms / "images"
-    asked = ask(asking, policy=tmp_path / "sft", images=root / "unlabelled", root=root, to=tmp_path / "asked")
+    asked = ask(asking, policy=tmp_path / "sft", images=root / "unlabelled", root=root, to=tmp_path / "asked").manifest
     assert asked.counts_in == 2 * asked.measures["images"] > 0
 
 
@@ -375,7 +375,7 @@ def test_rows_of_text_alone_are_learned_beside_images_whichever_come_first(
     images = phantoms / "images"
     manifest = sft(
         options, model=str(tiny_model), conversations=tmp_path / "talks.json", images=images, to=tmp_path / "out", seed=seed
-    )
+    ).manifest
     assert (manifest.counts_out, manifest.dropped) == (41, {})
     (tmp_path / "talks.json").write_text(json.dumps(rows[:-1]))
     with pytest.raises(StllavaError, match=r"no gradient reaches the part (projector and vision|vision and projector)"):
@@ -397,7 +397,7 @@ def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phant
         images=phantoms / "images",
         conversations=talks,
         to=tmp_path / "dpo",
-    )
+    ).manifest
     assert manifest.counts_out == 12
     assert manifest.curves["reward_accuracy"][-1][1] == 1.0
     assert manifest.curves["chosen_logp"][-1][1] > manifest.curves["chosen_logp"][0][1]

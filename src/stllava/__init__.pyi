@@ -45,14 +45,23 @@ from .report.compare import compare_runs as compare_runs
 from .report.page import write_report as write_report
 from .stages.answer import answer as answer
 from .stages.ask import ask as ask
-from .stages.consolidate import consolidate as consolidate
 from .stages.dpo import dpo as dpo
 from .stages.evaluate import evaluate as evaluate
 from .stages.evaluate import rescore as rescore
 from .stages.export import export as export
+from .stages.final_data import final_data as final_data
 from .stages.judge import judge as judge
 from .stages.pair import pair as pair
 from .stages.predict import predict as predict
+from .stages.results import AnswerResult as AnswerResult
+from .stages.results import AskResult as AskResult
+from .stages.results import EvaluateResult as EvaluateResult
+from .stages.results import FinalDataResult as FinalDataResult
+from .stages.results import JudgeResult as JudgeResult
+from .stages.results import PairResult as PairResult
+from .stages.results import PredictResult as PredictResult
+from .stages.results import StageResult as StageResult
+from .stages.results import TrainingResult as TrainingResult
 from .stages.sft import sft as sft
 from .store import read_records as read_records
 

@@ -13,16 +13,17 @@ from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.experts.build import require_expert
 from stllava.metrics.score import compare
-from stllava.records import Difference, Manifest, Outcome, Overlap, Prediction, Sample, Score, content_id
+from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
-from stllava.stages.consolidate import consolidate
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
+from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
+from stllava.stages.results import EvaluateResult
 from stllava.stages.sft import sft
 from stllava.store import (
     MANIFEST,
@@ -120,7 +121,7 @@ class Loop:
         else:
             self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
         if options.final_sft is not None and self.judged:
-            self.consolidate(options.final_sft, self.folder.policy(best), data)
+            self.learn_right(options.final_sft, self.folder.policy(best), data)
             values[FINAL] = self.value(FINAL, data)
             change = f"changed validation from {values[best]:.3f} ({best}) to {values[FINAL]:.3f}"
             best = FINAL if values[FINAL] > values[best] else best
@@ -186,8 +187,7 @@ class Loop:
             seed=seed,
         )
         judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
-        fresh = asked.counts_in - asked.dropped.get("repeated", 0)
-        valid = judged.measures["verdicts"] / fresh if fresh else 0.0
+        valid = judged.verdicts / asked.distinct if asked.distinct else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
         self.judged += [descriptions] if chooses else []
@@ -197,8 +197,8 @@ class Loop:
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
         self.sentences.append(
-            f"{name} asked {asked.counts_in} questions and kept {asked.counts_out}; {judged.measures['verdicts']:.0f} got a "
-            f"verdict ({valid:.1%} of all but repeats); they made {paired.counts_out} pairs."
+            f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
+            f"verdict ({valid:.1%} of all but repeats); they made {paired.pairs} pairs."
         )
         dpo(
             options.dpo,
@@ -223,9 +223,9 @@ class Loop:
         request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=requests, seed=seed)
         answer(several, policy=policy, questions=requests, root=root, to=answers, seed=seed)
         judged = judge(options.judge, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed, may_abstain=True)
-        if not judged.measures["verdicts"]:
+        if not judged.verdicts:
             self.notes.append(
-                f"{name}: the expert abstained on all {judged.counts_in} requests for a description; questions follow from "
+                f"{name}: the expert abstained on all {judged.judged} requests for a description; questions follow from "
                 "the first description of each image."
             )
         try:
@@ -234,24 +234,25 @@ class Loop:
             return None  # The best description is asked about all the same.
         return pairs
 
-    def consolidate(self, training: SftOptions, policy: Path, data: DataSet) -> None:
+    def learn_right(self, training: SftOptions, policy: Path, data: DataSet) -> None:
         """Train `policy` once more on the labels and on all that the expert found right in the rounds."""
         self.policies.append(FINAL)
         try:
-            self.learn_all(training, policy, data)
+            self.learn_from_final_data(training, policy, data)
         except ConflictError:
             # Of fewer rounds than there are now, or with other options: the last step of a run is no loss.
             for folder in (self.folder.final, self.folder.evaluations(FINAL), self.folder.evaluations(BLIND + FINAL)):
                 remove_folder(folder)
-            self.learn_all(training, policy, data)
+            self.learn_from_final_data(training, policy, data)
 
-    def learn_all(self, training: SftOptions, policy: Path, data: DataSet) -> None:
+    def learn_from_final_data(self, training: SftOptions, policy: Path, data: DataSet) -> None:
         """Gather what the expert found right and train `policy` on it."""
-        to, root = self.folder.final_data, data.image_root
-        consolidate(self.options.pair, conversations=data.conversations, rounds=self.judged, to=to)
-        right = to / "conversations.jsonl"
+        to, root = self.folder.policy(FINAL), data.image_root
         seed = int(content_id(self.options.seed, FINAL)[:8], 16)
-        sft(training, model=str(policy), conversations=right, images=root, to=self.folder.policy(FINAL), seed=seed)
+        right = final_data(
+            self.options.pair, conversations=data.conversations, rounds=self.judged, to=self.folder.final_data
+        ).conversations
+        sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)
 
     def value(self, name: str, data: DataSet) -> float:
         """The mean of the policy's validation metrics: what rounds are compared by."""
@@ -261,24 +262,21 @@ class Loop:
     def evaluate(self, name: str, samples: Path, data: DataSet, *, blank: bool = False) -> list[Score]:
         """A policy's scores on a benchmark; with `blank`, those of the same policy that is shown black images."""
         shown = BLIND + name if blank else name
-        to = self.folder.evaluation(shown, samples.stem)
-        evaluate(
+        return evaluate(
             self.options.evaluate,
             policy=self.folder.policy(name),
             samples=samples,
             root=data.image_root,
-            to=to,
+            to=self.folder.evaluation(shown, samples.stem),
             name=shown,
             blank=blank,
             candidates=data.candidates.get(samples.stem),
-        )
-        return read_records(to, "scores", Score)
+        ).scores
 
-    def baseline(self, rule: Callable[..., Manifest], name: str, samples: Path, data: DataSet) -> list[Score]:
+    def baseline(self, rule: Callable[..., EvaluateResult], name: str, samples: Path, data: DataSet) -> list[Score]:
         """The scores of a baseline that knows only the answers of the validation split."""
         to = self.folder.evaluation(name, samples.stem)
-        rule(self.options.evaluate, known=data.validation, samples=samples, to=to)
-        return read_records(to, "scores", Score)
+        return rule(self.options.evaluate, known=data.validation, samples=samples, to=to).scores
 
     def measure(self, best: str, data: DataSet) -> Outcome:
         """Every policy and baseline on every benchmark, and the gains over sft."""

@@ -10,6 +10,7 @@ from tyro.conf import AvoidSubcommands, arg
 from stllava.errors import StllavaError
 from stllava.progress import clock
 from stllava.records import Manifest
+from stllava.stages.results import StageResult
 from stllava.text import show
 
 T = TypeVar("T")
@@ -48,11 +49,11 @@ def refuse_ignored(flags: Mapping[str, object], *, beside: str = "", without: st
     )
 
 
-def stage(function: Callable[..., Manifest]) -> Callable[[list[str]], None]:
+def stage(function: Callable[..., StageResult]) -> Callable[[list[str]], None]:
     """The command of one stage, which prints what went in and came out."""
 
     def command(words: list[str]) -> None:
-        tell(parse(function, words, name=function.__name__))
+        tell(parse(function, words, name=function.__name__).manifest)
 
     return command
 

@@ -68,7 +68,7 @@ def judge_command(words: list[str]) -> None:
                 )
             )
         else:
-            tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing))
+            tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing).manifest)
 
     parse(judge_or_look, words, name="judge")
 

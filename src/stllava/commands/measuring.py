@@ -61,7 +61,11 @@ def evaluate_command(words: list[str]) -> None:
                 "--allow-overlap": allow_overlap or None,
             }
             refuse_ignored(generating, beside="--rescore")
-            tell(score_again(options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing))
+            tell(
+                score_again(
+                    options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing
+                ).manifest
+            )
             return
         refuse_ignored({"--verdicts": verdicts}, without="--rescore")
         if policy is None or samples is None or root is None:
@@ -83,7 +87,7 @@ def evaluate_command(words: list[str]) -> None:
                 learned=learned,
                 allow_overlap=allow_overlap,
                 existing=existing,
-            )
+            ).manifest
         )
 
     parse(evaluate_or_rescore, words, name="evaluate")

@@ -64,6 +64,6 @@ def export_command(words: list[str]) -> None:
         """
         from stllava.stages.export import export as write
 
-        tell(write(policy, to=to, run=run, precision=precision, existing=existing))
+        tell(write(policy, to=to, run=run, precision=precision, existing=existing).manifest)
 
     parse(export, words, name="export")

@@ -28,7 +28,7 @@ from stllava.model.load import Policy, fingerprint, placed
 from stllava.model.parts import PROBE, Tower, read_language, read_tower, unfit
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration, build_projector
 from stllava.records import Manifest
-from stllava.store import Existing, Stage, locked
+from stllava.store import Existing, Input, Inputs, open_stage
 
 IMAGE, PAD = "<image>", "<pad>"
 FLATTEN = (
@@ -53,9 +53,12 @@ CHATML = (
 
 def compose(options: ComposeOptions, *, to: Path, seed: int = 0, existing: Existing = "resume") -> Manifest:
     """Write a new LLaVA to `to`, a plain transformers folder; `seed` is the projector's."""
-    with locked(to, options.vision, options.language):
-        inputs = {"vision": fingerprint(options.vision), "language": fingerprint(options.language), "seed": str(seed)}
-        stage = Stage("compose", to, options, inputs=inputs, existing=existing)
+    inputs: Inputs = {
+        "vision": Input(options.vision, fingerprint),
+        "language": Input(options.language, fingerprint),
+        "seed": str(seed),
+    }
+    with open_stage("compose", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return stage.manifest
         policy = composed_policy(options, seed=seed)

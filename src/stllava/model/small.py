@@ -24,7 +24,7 @@ from stllava.config import SmallModel
 from stllava.data.conversations import read_conversations
 from stllava.model.load import Policy, placed
 from stllava.records import Manifest
-from stllava.store import Existing, Stage, file_hash, locked
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage
 
 WEIGHT_SCALE, POSITION_SCALE = 0.06, 0.2
 PAD, END, IMAGE = "<pad>", "<|end|>", "<image>"
@@ -66,9 +66,8 @@ def build_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> P
 
 def build_small(shape: SmallModel, *, conversations: Path, to: Path, seed: int = 0, existing: Existing = "resume") -> Manifest:
     """Write a small LLaVA to `to`: random weights drawn from `seed`, a tokenizer trained on the conversations."""
-    with locked(to, conversations):
-        inputs = {"conversations": file_hash(conversations), "seed": str(seed)}
-        stage = Stage("model", to, shape, inputs=inputs, existing=existing)
+    inputs: Inputs = {"conversations": Input(conversations, file_hash), "seed": str(seed)}
+    with open_stage("model", to, shape, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return stage.manifest
         read, _ = read_conversations(conversations)

@@ -10,8 +10,9 @@ from pathlib import Path
 from stllava.config import AnswerOptions
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
-from stllava.records import Answers, Manifest, Message, Question, Sampling, content_id
-from stllava.store import Existing, Stage, file_hash, locked, nothing_left, output_hash, read_records
+from stllava.records import Answers, Message, Question, Sampling, content_id
+from stllava.stages.results import AnswerResult
+from stllava.store import Existing, Input, Inputs, file_hash, nothing_left, open_stage, output_hash, read_records
 
 
 def answer(
@@ -25,7 +26,7 @@ def answer(
     truth: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
-) -> Manifest:
+) -> AnswerResult:
     """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`.
 
     With `expert` oracle or reference, only questions that it can judge by what it knows from `truth`.
@@ -35,51 +36,51 @@ def answer(
     from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
 
-    with locked(to, policy, questions, truth):
-        name = fingerprint(policy)
-        inputs = {"policy": name, "questions": output_hash(questions), "seed": str(seed)}
-        knowing = rule_judge(expert, truth) if expert is not None else None
-        if knowing is not None and truth is not None:
-            inputs |= {"expert": knowing.prompt_hash, "truth": file_hash(truth)}
-        stage = Stage("answer", to, options, inputs=inputs, existing=existing, items="questions")
+    knowing = rule_judge(expert, truth) if expert is not None else None
+    inputs: Inputs = {"policy": Input(policy, fingerprint), "questions": Input(questions, output_hash)}
+    inputs["seed"] = str(seed)
+    if knowing is not None and truth is not None:
+        inputs |= {"expert": knowing.prompt_hash, "truth": Input(truth, file_hash)}
+    with open_stage("answer", to, options, inputs=inputs, reads=(truth,), existing=existing, items="questions") as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return AnswerResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
         given = read_records(questions, "questions", Question)
         asked, unjudged = [], Dropped()
-        for one in given:
-            objection = knowing.objection(one.text, one.images) if knowing is not None else None
+        for question in given:
+            objection = knowing.objection(question.text, question.images) if knowing is not None else None
             if objection is None:
-                asked.append(one)
+                asked.append(question)
             else:
-                unjudged.drop(f"no verdict by {expert}", f"{one.text!r} about {one.images[0]}: {objection}")
+                unjudged.drop(f"no verdict by {expert}", f"{question.text!r} about {question.images[0]}: {objection}")
         if not asked:
             remedy = "Ask more, or choose an expert that can judge these." if given else "Ask more: this ask got no question."
             raise nothing_left(f"the {len(given)} questions of {questions}", unjudged, remedy=remedy)
-        missing = count_missing(root, [one.images for one in asked])
+        missing = count_missing(root, [question.images for question in asked])
         missing.refuse_faults(items=len(asked), unit="questions", max_bad=options.max_bad)
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         how = Sampling(**options.sampling.model_dump(), seed=seed)
 
         def work(chunk: Sequence[Question]) -> tuple[list[Answers], Dropped]:
             kept, prompts, dropped = usable(
-                sampler, chunk, lambda one: Prompt((Message(role="user", content=one.text),), one.images)
+                sampler, chunk, lambda question: Prompt((Message(role="user", content=question.text),), question.images)
             )
-            kept, said = complete_usable(
+            kept, spoken = complete_usable(
                 sampler, kept, prompts, dropped, k=options.num_answers, sampling=options.sampling, seed=seed
             )
             return [
                 Answers(
-                    id=content_id("answers", question.id, [one.text for one in completions], name),
+                    id=content_id("answers", question.id, [completion.text for completion in completions], weights),
                     question_id=question.id,
                     images=question.images,
                     question=question.text,
-                    completions=tuple(one.text for one in completions),
-                    log_probabilities=tuple(one.log_probability for one in completions),
-                    finished=tuple(one.finished for one in completions),
-                    policy=name,
+                    completions=tuple(completion.text for completion in completions),
+                    log_probabilities=tuple(completion.log_probability for completion in completions),
+                    finished=tuple(completion.finished for completion in completions),
+                    policy=weights,
                     sampling=how,
                 )
-                for question, completions in zip(kept, said, strict=True)
+                for question, completions in zip(kept, spoken, strict=True)
             ], dropped
 
         answers, dropped = stage.map_chunks(
@@ -87,19 +88,20 @@ def answer(
         )
         stage.write_records("answers", answers)
         dropped.take(unjudged)
-        texts = [len(set(one.completions)) for one in answers]
-        given_out, cut = options.num_answers * len(answers), sum(one.finished.count(False) for one in answers)
+        distinct = [len(set(row.completions)) for row in answers]
+        completions, cut = options.num_answers * len(answers), sum(row.finished.count(False) for row in answers)
         longest = f"{options.sampling.max_new_tokens} tokens (sampling.max_new_tokens)"
-        told = [f"{cut} of {given_out} answers were cut off at {longest} at most: none of them is chosen."] if cut else []
-        return stage.finish(
+        cut_note = [f"{cut} of {completions} answers were cut off at {longest} at most: none of them is chosen."] if cut else []
+        manifest = stage.finish(
             counts_in=len(given),
             counts_out=len(answers),
             dropped=+dropped,
             measures={
                 "answers_a_question": float(options.num_answers),
-                "distinct_answers_a_question": sum(texts) / len(texts) if texts else 0.0,
-                "cut_share": cut / given_out if given_out else 0.0,
+                "distinct_answers_a_question": sum(distinct) / len(distinct) if distinct else 0.0,
+                "cut_share": cut / completions if completions else 0.0,
             },
-            notes=[*sampler.notes, *told],
+            notes=[*sampler.notes, *cut_note],
             device=sampler.device,
         )
+        return AnswerResult(to, manifest)

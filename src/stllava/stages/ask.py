@@ -5,8 +5,9 @@ Reads images; writes `questions.jsonl`. Empty, repeated, cut-off and non-questio
 best description, as the expert sees it, is then what ask goes on from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from stllava.config import AskOptions
 from stllava.data.folder import read_images
@@ -14,64 +15,59 @@ from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import token_f1
-from stllava.records import Answers, Image, Judgment, Manifest, Message, Question, Sampling, content_id
-from stllava.store import Existing, Stage, locked, output_hash, read_records
+from stllava.records import Answers, Image, Judgment, Message, Question, Sampling, content_id
+from stllava.stages.results import REPEATED, AskResult
+from stllava.store import Existing, Input, Inputs, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
 
-MOST_WORDS = 60
+MAX_WORDS = 60
 MUTE = (
     "A policy learns to ask in sft (self_question_ratio above 0): train it longer there, or lower ask's sampling.temperature "
     "or raise its sampling.max_new_tokens."
 )
 """What to do where a policy asks nothing."""
+Cause = Literal["empty", "not a question", "too long", "repeated"]
+"""Why a text is not kept as a question."""
 
 
 def request_descriptions(
     options: AskOptions, *, policy: Path, images: Path, root: Path, to: Path, seed: int = 0, existing: Existing = "resume"
-) -> Manifest:
+) -> AskResult:
     """Write the requests for a description of each image, for `policy` to answer; nothing is generated."""
     from stllava.model.load import fingerprint
 
-    with locked(to, policy, images):
-        name, pictures = fingerprint(policy), read_images(images, root=root)
-        inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
-        stage = Stage("ask", to, options, inputs=inputs, existing=existing)
+    pictures = read_images(images, root=root)
+    inputs: Inputs = {"policy": Input(policy, fingerprint), "images": _names(pictures), "seed": str(seed)}
+    with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
-        how = Sampling(**options.description_sampling.model_dump(), seed=seed)
+            return AskResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
+        sampling = Sampling(**options.description_sampling.model_dump(), seed=seed)
+        prompts = dict.fromkeys((options.description_prompt, *options.extra_description_prompts))
         questions = [
-            Question(
-                id=content_id("question", image.path, text, name),
-                images=(image.path,),
-                text=text,
-                description="",
-                policy=name,
-                sampling=how,
-            )
-            for image in pictures
-            for text in dict.fromkeys((options.description_prompt, *options.extra_description_prompts))
+            _question(image, text, description="", policy=weights, sampling=sampling) for image in pictures for text in prompts
         ]
         stage.write_records("questions", questions)
-        return stage.finish(counts_in=len(questions), counts_out=len(questions))
+        return AskResult(to, stage.finish(counts_in=len(questions), counts_out=len(questions)))
 
 
 def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
     """The description of each image that scored highest, the one given first of equals; none where there is no verdict."""
-    given = {one.id: one for one in read_records(answers, "answers", Answers)}
+    given = {answered.id: answered for answered in read_records(answers, "answers", Answers)}
     best: dict[str, tuple[float, str]] = {}
     for judgment in read_records(judgments, "judgments", Judgment):
         if judgment.scores is not None and judgment.answers_id in given:
-            told, score = given[judgment.answers_id], max(judgment.scores)
-            if score > best.get(told.images[0], (-1.0, ""))[0]:
-                best[told.images[0]] = (score, told.final_answers[judgment.scores.index(score)])
+            answered, score = given[judgment.answers_id], max(judgment.scores)
+            if score > best.get(answered.images[0], (-1.0, ""))[0]:
+                best[answered.images[0]] = (score, answered.final_answers[judgment.scores.index(score)])
     return {image: text for image, (_, text) in best.items()}
 
 
 def first_descriptions(answers: Path) -> dict[str, str]:
     """The description of each image that was given first."""
     first: dict[str, str] = {}
-    for told in read_records(answers, "answers", Answers):
-        first.setdefault(told.images[0], told.final_answers[0])
+    for answered in read_records(answers, "answers", Answers):
+        first.setdefault(answered.images[0], answered.final_answers[0])
     return first
 
 
@@ -86,7 +82,7 @@ def ask(
     verdicts: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
-) -> Manifest:
+) -> AskResult:
     """Let `policy` ask about `images` (a folder, or a list: text, CSV, JSON) under `root`; write questions to `to`.
 
     `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
@@ -104,104 +100,110 @@ def ask(
             expected="answers to requests for a description and the judgments of them, or neither",
             remedy=f"Name {lacking} too, or leave {given} out.",
         )
-    with locked(to, policy, images, described, verdicts):
-        name, pictures = fingerprint(policy), read_images(images, root=root)
-        inputs = {"policy": name, "images": content_id([image.path for image in pictures]), "seed": str(seed)}
-        told: dict[str, str] = {}
-        if described is not None and verdicts is not None:
-            told = best_descriptions(described, verdicts) or first_descriptions(described)
-            inputs |= {"described": output_hash(described), "verdicts": output_hash(verdicts)}
-        stage = Stage("ask", to, options, inputs=inputs, existing=existing, items="images")
+    pictures = read_images(images, root=root)
+    inputs: Inputs = {"policy": Input(policy, fingerprint), "images": _names(pictures), "seed": str(seed)}
+    if described is not None and verdicts is not None:
+        inputs |= {"described": Input(described, output_hash), "verdicts": Input(verdicts, output_hash)}
+    with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing, items="images") as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return AskResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
+        known: dict[str, str] = {}
+        if described is not None and verdicts is not None:
+            known = best_descriptions(described, verdicts) or first_descriptions(described)
         missing = count_missing(root, [(image.path,) for image in pictures])
         missing.refuse_faults(items=len(pictures), unit="images", max_bad=options.max_bad)
         sampler = open_sampler(options, policy=policy, root=root, audit=to, revisits=True)
-        how = Sampling(**options.sampling.model_dump(), seed=seed)
+        opening = Message(role="user", content=options.description_prompt)
+        describing = options.description_sampling
+        describing = describing.model_copy(update={"temperature": 0.0}) if known else describing
+        noted, outputs = Sampling(**options.sampling.model_dump(), seed=seed), options.questions
 
         def work(chunk: Sequence[Image]) -> tuple[list[Question], Dropped]:
-            opening = Message(role="user", content=options.description_prompt)
-            seen, prompts, dropped = usable(
-                sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=options.questions
-            )
-            untold = [place for place, image in enumerate(seen) if image.path not in told]
-            greedy = (
-                options.description_sampling.model_copy(update={"temperature": 0.0}) if told else options.description_sampling
-            )
-            spoken_of, spoken = complete_usable(
+            shown, prompts, dropped = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=outputs)
+            new = [index for index, image in enumerate(shown) if image.path not in known]
+            described_now, completions = complete_usable(
                 sampler,
-                [seen[place] for place in untold],
-                [prompts[place] for place in untold],
+                [shown[index] for index in new],
+                [prompts[index] for index in new],
                 dropped,
                 k=1,
-                sampling=greedy,
+                sampling=describing,
                 seed=seed,
-                outputs=options.questions,
+                outputs=outputs,
             )
-            new = {image.path: final_answer(one.text) for image, (one,) in zip(spoken_of, spoken, strict=True)}
-            seen = [image for image in seen if image.path in told or image.path in new]
-            said = [told[image.path] if image.path in told else new[image.path] for image in seen]
-            told_of, prompts, unusable = usable(
+            descriptions = {
+                image.path: final_answer(completion.text)
+                for image, (completion,) in zip(described_now, completions, strict=True)
+            } | known
+            tellable, prompts, unusable = usable(
                 sampler,
-                list(zip(seen, said, strict=True)),
-                lambda one: Prompt((opening, Message(role="assistant", content=one[1])), (one[0].path,), "virtual_user"),
-                outputs=options.questions,
+                [(image, descriptions[image.path]) for image in shown if image.path in descriptions],
+                lambda pair: Prompt((opening, Message(role="assistant", content=pair[1])), (pair[0].path,), "virtual_user"),
+                outputs=outputs,
             )
             dropped.take(unusable)
-            how_many = options.questions
-            told_of, asked = complete_usable(
-                sampler, told_of, prompts, dropped, k=how_many, sampling=options.sampling, seed=seed, outputs=how_many
+            asked_about, asked = complete_usable(
+                sampler, tellable, prompts, dropped, k=outputs, sampling=options.sampling, seed=seed, outputs=outputs
             )
-            seen, said = [image for image, _ in told_of], [text for _, text in told_of]
-            own = [screen([final_answer(one.text) for one in texts], dropped) for texts in asked]
-            kept = []
-            for image, description, texts in zip(seen, said, lend(own, said, most=options.borrow_questions), strict=True):
-                for text in texts:
-                    key = content_id("question", image.path, text, name)
-                    kept.append(
-                        Question(id=key, images=(image.path,), text=text, description=description, policy=name, sampling=how)
-                    )
-            return kept, dropped
+            own = [screen([final_answer(completion.text) for completion in texts], dropped) for texts in asked]
+            lent = lend(own, [text for _, text in asked_about], max_borrowed=options.borrow_questions)
+            return [
+                _question(image, text, description=description, policy=weights, sampling=noted)
+                for (image, description), texts in zip(asked_about, lent, strict=True)
+                for text in texts
+            ], dropped
 
         questions, dropped = stage.map_chunks(
             pictures, work, kind=Question, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
         )
         stage.write_records("questions", questions)
-        asked = len(pictures) * options.questions
+        asked = len(questions) + dropped.total()
         mute = () if questions else (f"None of so few questions can be used, and answer has nothing to answer. {MUTE}",)
-        return stage.finish(
-            counts_in=len(questions) + dropped.total(),
+        manifest = stage.finish(
+            counts_in=asked,
             counts_out=len(questions),
             dropped=dropped,
             measures={
                 "images": float(len(pictures)),
-                "borrowed": float(len(questions) + dropped.total() - asked),
-                "kept_share": len(questions) / (len(questions) + dropped.total()) if pictures else 0.0,
+                "borrowed": float(asked - len(pictures) * options.questions),
+                "kept_share": len(questions) / asked if pictures else 0.0,
                 "distinct_share": len({question.text for question in questions}) / len(questions) if questions else 0.0,
             },
             notes=(*sampler.notes, *mute),
             device=sampler.device,
         )
+        return AskResult(to, manifest)
 
 
-def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, most: int) -> list[list[str]]:
+def _names(images: Iterable[Image]) -> str:
+    """One hash for the names of all images."""
+    return content_id([image.path for image in images])
+
+
+def _question(image: Image, text: str, *, description: str, policy: str, sampling: Sampling) -> Question:
+    key = content_id("question", image.path, text, policy)
+    return Question(id=key, images=(image.path,), text=text, description=description, policy=policy, sampling=sampling)
+
+
+def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, max_borrowed: int) -> list[list[str]]:
     """Each image's own questions, and so many of other images', first those of the images whose description is most alike.
 
     A question that was asked about one cyst suits the next one: what a policy hardly ever asks of its own accord is what
     it is taught least about.
     """
-    if not most:
+    if not max_borrowed:
         return [list(texts) for texts in own]
     lent = []
-    for place, texts in enumerate(own):
-        alike = [token_f1(descriptions[place], [description]) for description in descriptions]
-        order = sorted(range(len(own)), key=lambda other: (-alike[other], (other - place) % len(own)))
+    for index, texts in enumerate(own):
+        likeness = [token_f1(descriptions[index], [description]) for description in descriptions]
+        order = sorted(range(len(own)), key=lambda other: (-likeness[other], (other - index) % len(own)))
         known = {_bare(text) for text in texts}
         bank: dict[str, str] = {}
         for text in (text for other in order for text in own[other]):
             if _bare(text) not in known:
                 bank.setdefault(_bare(text), text)
-        lent.append([*texts, *list(bank.values())[:most]])
+        lent.append([*texts, *list(bank.values())[:max_borrowed]])
     return lent
 
 
@@ -209,18 +211,23 @@ def screen(texts: Sequence[str], dropped: Dropped) -> list[str]:
     """The usable questions among `texts`, each once; the others are counted by cause in `dropped`."""
     kept: dict[str, str] = {}
     for text in texts:
-        key = _bare(text)
-        if not key:
-            dropped.drop("empty")
-        elif not key.endswith("?") or len(key.split()) < 2:
-            dropped.drop("not a question", repr(text))
-        elif len(key.split()) > MOST_WORDS:
-            dropped.drop("too long", repr(text))
-        elif key in kept:
-            dropped.drop("repeated", repr(text))
+        cause = _fault(_bare(text), kept)
+        if cause is None:
+            kept[_bare(text)] = text
         else:
-            kept[key] = text
+            dropped.drop(cause, repr(text) if text.strip() else "")
     return list(kept.values())
+
+
+def _fault(text: str, kept: Iterable[str]) -> Cause | None:
+    """Why a text is no question to keep beside those that are kept."""
+    if not text:
+        return "empty"
+    if not text.endswith("?") or len(text.split()) < 2:
+        return "not a question"
+    if len(text.split()) > MAX_WORDS:
+        return "too long"
+    return REPEATED if text in kept else None
 
 
 def _bare(text: str) -> str:

@@ -12,8 +12,9 @@ from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.images import count_missing
 from stllava.errors import StllavaError
-from stllava.records import Conversation, Manifest, Preference
-from stllava.store import PARTS, Existing, Stage, file_hash, locked, output_hash, read_records
+from stllava.records import Conversation, Preference
+from stllava.stages.results import TrainingResult
+from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
 
 
 def dpo(
@@ -27,7 +28,7 @@ def dpo(
     conversations: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
-) -> Manifest:
+) -> TrainingResult:
     """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`.
 
     `earlier` are folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the
@@ -48,15 +49,19 @@ def dpo(
             expected="--conversations",
             remedy="Name the file that sft learned from, or set replay to 0.",
         )
-    with locked(to, policy, preferences, conversations, *earlier):
-        replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
-        weights = fingerprint(policy)
-        inputs = {"policy": weights, "preferences": output_hash(preferences), "seed": str(seed)}
-        inputs |= {f"earlier {number}": output_hash(folder) for number, folder in enumerate(earlier, 1)}
-        inputs |= {"conversations": file_hash(replayed)} if replayed is not None else {}
-        stage = Stage("dpo", to, options, inputs=inputs, existing=existing)
+    replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
+    inputs: Inputs = {
+        "policy": Input(policy, fingerprint),
+        "preferences": Input(preferences, output_hash),
+    }
+    inputs |= {"seed": str(seed)} | {
+        f"earlier {number}": Input(folder, output_hash) for number, folder in enumerate(earlier, 1)
+    }
+    inputs |= {"conversations": Input(replayed, file_hash)} if replayed is not None else {}
+    with open_stage("dpo", to, options, inputs=inputs, reads=(conversations,), existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return TrainingResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
         read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
         missing = count_missing(images, [one.images for one in pairs])
@@ -81,7 +86,7 @@ def dpo(
         steps = PreferenceSteps(loaded, dataset, references, replay, options, seed)
         curves = fit_preferences(steps, to / PARTS / "training")
         loaded.save(to)
-        return stage.finish(
+        manifest = stage.finish(
             counts_in=len(pairs),
             counts_out=len(pairs) - dataset.dropped.total(),
             dropped=dataset.dropped,
@@ -90,6 +95,7 @@ def dpo(
             notes=[*([unpacked] if unpacked else []), references.note],
             device=device,
         )
+        return TrainingResult(to, manifest)
 
 
 def latest(folders: Sequence[Path]) -> list[Preference]:
@@ -97,7 +103,7 @@ def latest(folders: Sequence[Path]) -> list[Preference]:
     known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
     for folder in folders:
         fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
-        for one in read_records(folder, "preferences", Preference):
-            fresh.setdefault((one.images, one.prompt[-1].content), []).append(one)
+        for preference in read_records(folder, "preferences", Preference):
+            fresh.setdefault((preference.images, preference.prompt[-1].content), []).append(preference)
         known |= fresh
-    return [one for found in known.values() for one in found]
+    return [preference for pairs in known.values() for preference in pairs]

@@ -20,8 +20,9 @@ from stllava.errors import ItemError, StllavaError
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
-from stllava.records import Judgment, Manifest, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
-from stllava.store import Existing, Stage, file_hash, locked, output_hash, read_manifest, read_records
+from stllava.records import Judgment, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
+from stllava.stages.results import EvaluateResult
+from stllava.store import Existing, Input, Inputs, Stage, file_hash, open_stage, output_hash, read_manifest, read_records
 
 
 def evaluate(
@@ -37,7 +38,7 @@ def evaluate(
     learned: Sequence[Path] = (),
     allow_overlap: bool = False,
     existing: Existing = "resume",
-) -> Manifest:
+) -> EvaluateResult:
     """Score `policy`, called `name`, on `samples` about images under `root`; `blank` shows black images instead.
 
     `samples` is JSONL of Sample records, or any table with image, question and answer (`data.benchmarks.own`).
@@ -50,14 +51,13 @@ def evaluate(
     from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
 
-    with locked(to, policy, samples, candidates, *learned):
-        weights = fingerprint(policy)
-        inputs = {"policy": weights, "samples": file_hash(samples), "name": name, "blank": str(blank)}
-        inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
-        inputs |= {f"learned {path}": output_hash(path) if path.is_dir() else file_hash(path) for path in learned}
-        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples")
+    inputs: Inputs = {"policy": Input(policy, fingerprint), "samples": Input(samples, file_hash)}
+    inputs |= _candidates(candidates) | {"name": name, "blank": str(blank)}
+    inputs |= {f"learned {path}": Input(path, output_hash if path.is_dir() else file_hash) for path in learned}
+    with open_stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples") as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return EvaluateResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
         read, told = read_samples(samples)
         empty = Dropped()
         for row in read:
@@ -125,6 +125,11 @@ def worded(sample: Sample, template: str) -> str:
     return template.replace(QUESTION, question)
 
 
+def _candidates(path: Path | None) -> Inputs:
+    """The input of candidates, where there is one."""
+    return {"candidates": Input(path, file_hash)} if path is not None else {}
+
+
 def read_candidates(path: Path | None) -> tuple[str, ...]:
     """The answers that the published open accuracy chooses from; none without a file."""
     if path is None:
@@ -146,26 +151,25 @@ def rescore(
     candidates: Path | None = None,
     verdicts: Path | None = None,
     existing: Existing = "resume",
-) -> Manifest:
+) -> EvaluateResult:
     """Score the answers of the evaluation in the folder `predictions` again, by today's rules; nothing is generated.
 
     `verdicts` is what `stllava judge --answers PREDICTIONS` wrote: open answers are then scored by that expert too, and
     its agreement with our words is measured.
     """
-    with locked(to, predictions, candidates, verdicts):
-        before = read_manifest(predictions)
-        inputs = {"predictions": output_hash(predictions), "name": before.inputs.get("name", "policy")}
-        inputs |= {"candidates": file_hash(candidates)} if candidates is not None else {}
-        inputs |= {"verdicts": output_hash(verdicts)} if verdicts is not None else {}
-        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
+    before = read_manifest(predictions)
+    name = before.inputs.get("name", "policy")
+    inputs: Inputs = {"predictions": Input(predictions, output_hash), "name": name}
+    inputs |= _candidates(candidates) | ({"verdicts": Input(verdicts, output_hash)} if verdicts is not None else {})
+    with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return EvaluateResult(to, stage.manifest)
         return _finish(
             stage,
             read_records(predictions, "predictions", Prediction),
             judgments=read_records(verdicts, "judgments", Judgment) if verdicts is not None else (),
             options=options,
-            name=inputs["name"],
+            name=name,
             benchmark=read_records(predictions, "scores", Score)[0].benchmark,
             dropped=Counter(before.dropped),
             candidates=read_candidates(candidates),
@@ -177,7 +181,9 @@ def rescore(
         )
 
 
-def majority(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> Manifest:
+def majority(
+    options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume"
+) -> EvaluateResult:
     """Score the baseline that gives every sample the most frequent answer of its kind in the samples `known`."""
 
     def usual(kind: QuestionKind, answers: Counter[str], _: Sample) -> str:
@@ -186,7 +192,7 @@ def majority(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, 
     return _baseline("majority", usual, options, known=known, samples=samples, to=to, existing=existing)
 
 
-def guess(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> Manifest:
+def guess(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> EvaluateResult:
     """Score the baseline that gives every sample a random answer of its kind, as often as each stands in `known`.
 
     Of a multiple-choice question it is one of the options. The draw hangs on the sample's id alone.
@@ -211,13 +217,12 @@ def _baseline(
     samples: Path,
     to: Path,
     existing: Existing,
-) -> Manifest:
+) -> EvaluateResult:
     """Score a rule that sees neither image nor question: only how often which answer was right elsewhere."""
-    with locked(to, known, samples):
-        inputs = {"known": file_hash(known), "samples": file_hash(samples), "name": name}
-        stage = Stage("evaluate", to, options, inputs=inputs, existing=existing)
+    inputs: Inputs = {"known": Input(known, file_hash), "samples": Input(samples, file_hash), "name": name}
+    with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return EvaluateResult(to, stage.manifest)
         counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1
@@ -267,7 +272,7 @@ def _finish(
     judgments: Sequence[Judgment] = (),
     notes: Sequence[str] = (),
     device: str = "cpu",
-) -> Manifest:
+) -> EvaluateResult:
     scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
     measures = {one.metric: one.value for one in scores}
     if judgments:
@@ -283,7 +288,7 @@ def _finish(
     stage.write_records("predictions", predictions)
     stage.write_records("scores", scores)
     stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))
-    return stage.finish(
+    manifest = stage.finish(
         counts_in=len(predictions) + dropped.total(),
         counts_out=len(predictions),
         dropped=dropped,
@@ -291,3 +296,4 @@ def _finish(
         notes=notes,
         device=device,
     )
+    return EvaluateResult(stage.to, manifest)

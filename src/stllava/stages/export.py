@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from stllava.config import Options
 from stllava.errors import StllavaError
-from stllava.records import Manifest
 from stllava.report.model_card import Measured, write_card
 from stllava.report.run_files import read_run_files
 from stllava.rundir import RunDir
-from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, read_manifest, write_whole
+from stllava.stages.results import StageResult
+from stllava.store import MANIFEST, Existing, Input, Inputs, file_hash, open_stage, read_manifest, write_whole
 
 if TYPE_CHECKING:
     from stllava.model.load import Policy
@@ -34,7 +34,7 @@ class ExportOptions(Options):
 
 def export(
     policy: Path, *, to: Path, run: Path | None = None, precision: Precision = "same", existing: Existing = "resume"
-) -> Manifest:
+) -> StageResult:
     """Write `policy` to the folder `to`, with a card of what `run`, which made it, measured.
 
     Where `policy` is itself the directory of a run, its best policy is taken.
@@ -44,11 +44,12 @@ def export(
     run = policy if RunDir(policy).outcome.is_file() else run
     measured = _measured(policy, run) if run is not None else None
     source = RunDir(run).policy(measured.policy) if run is not None and measured is not None else policy
-    with locked(to, policy, run):
-        inputs = {"policy": fingerprint(source)} | ({"run": file_hash(RunDir(run).outcome)} if run is not None else {})
-        stage = Stage("export", to, ExportOptions(precision=precision), inputs=inputs, existing=existing)
+    inputs: Inputs = {"policy": Input(source, fingerprint)}
+    inputs |= {"run": Input(RunDir(run).outcome, file_hash)} if run is not None else {}
+    options = ExportOptions(precision=precision)
+    with open_stage("export", to, options, inputs=inputs, reads=(policy, run), existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return StageResult(to, stage.manifest)
         loaded = load_policy(source, dtype="auto" if precision == "same" else precision)
         make_plain(loaded)
         loaded.save(to)
@@ -56,7 +57,8 @@ def export(
         custom = "auto_map" in json.loads((to / "config.json").read_bytes())
         write_whole(to / CARD, write_card(measured, stage=made_by, custom=custom))
         parameters = float(sum(parameter.numel() for parameter in loaded.model.parameters()))
-        return stage.finish(counts_in=1, counts_out=1, measures={"parameters": parameters}, device=str(loaded.device))
+        manifest = stage.finish(counts_in=1, counts_out=1, measures={"parameters": parameters}, device=str(loaded.device))
+        return StageResult(to, manifest)
 
 
 def make_plain(policy: "Policy") -> None:

@@ -24,15 +24,17 @@ from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
-from stllava.records import Answers, JudgeCheck, Judgment, Manifest, VerdictCause, Vote, content_id
+from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
 from stllava.remote.refusals import advice
+from stllava.stages.results import VERDICTS, JudgeResult
 from stllava.store import (
     CHECK,
     EXCHANGES,
     Existing,
-    Stage,
+    Input,
+    Inputs,
     file_hash,
-    locked,
+    open_stage,
     output_hash,
     read_jsonl,
     read_record,
@@ -52,29 +54,29 @@ def judge(
     seed: int = 0,
     may_abstain: bool = False,
     existing: Existing = "resume",
-) -> Manifest:
+) -> JudgeResult:
     """Let an expert judge the folder `answers`.
 
     `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
     know; a model sees the images under `root`. An expert that abstains on everything ends the stage with an error
     unless it `may_abstain`.
     """
-    with locked(to, answers, truth):
-        inputs = {"answers": output_hash(answers), "truth": _hash(truth), "seed": str(seed)} | _others(options)
-        stage = Stage("judge", to, options, inputs=inputs, existing=existing)
+    inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
+    with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return JudgeResult(to, stage.manifest)
         given, tally = stream_records(answers, "answers", Answers), Tally()
         with expert_of(options, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
             stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
-        return stage.finish(
+        manifest = stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
             measures=tally.measures,
             notes=(f"The expert is called {expert.name}. {expert.method}", *filter(None, (expert.damage,))),
         )
+        return JudgeResult(to, manifest)
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,13 @@ def check(
     (JSONL of Vote, made by people) or, of phantoms, with the oracle that knows `truth`.
     """
     thorough = options.model_copy(update={"orders": max(2, options.orders), "repeats": max(2, options.repeats)})
-    with locked(to, answers, truth, votes):
-        inputs = {"answers": output_hash(answers), "truth": _hash(truth), "votes": _hash(votes), "sample": str(sample)}
-        stage = Stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing)
+    inputs: Inputs = {
+        "answers": Input(answers, output_hash),
+        "truth": _file(truth),
+        "votes": _file(votes),
+        "sample": str(sample),
+    }
+    with open_stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing) as stage:
         if stage.manifest is not None:
             return read_record(to / CHECK, JudgeCheck)
         given = sample_of(read_records(answers, "answers", Answers), sample)
@@ -217,7 +223,7 @@ class Tally:
         """What the manifest says of them."""
         verdicts = self.judged - self.causes.total()
         found = {
-            "verdicts": float(verdicts),
+            VERDICTS: float(verdicts),
             "verdict_share": verdicts / self.judged if self.judged else 0.0,
             "mean_score": self.total / self.scores if self.scores else 0.0,
             **{f"no_verdict_{cause}": float(count) for cause, count in sorted(self.causes.items())},
@@ -252,11 +258,11 @@ def _judged(expert: Expert, answers: Answers) -> Judgment:
     )
 
 
-def _hash(path: Path | None) -> str:
-    return file_hash(path) if path is not None else ""
+def _file(path: Path | None) -> Input | str:
+    return Input(path, file_hash) if path is not None else ""
 
 
-def _others(options: JudgeOptions) -> dict[str, str]:
-    """Hashes of the other files that shape verdicts, where there are any."""
+def _others(options: JudgeOptions) -> Inputs:
+    """The other files that shape verdicts, where there are any."""
     files = {"context": options.context, "rubric": options.rubric, **{f"panel {path.name}": path for path in options.panel}}
-    return {name: file_hash(path) for name, path in files.items() if path is not None}
+    return {name: Input(path, file_hash) for name, path in files.items() if path is not None}

@@ -19,8 +19,9 @@ from stllava.data.balance import Taught, denying, unbalanced
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Judgment, Lineage, Manifest, Message, Preference, Reference, VerdictCause, content_id
-from stllava.store import Existing, Stage, locked, nothing_left, output_hash, read_records
+from stllava.records import Answers, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
+from stllava.stages.results import PairResult
+from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
 
 PairCause = (
@@ -71,13 +72,12 @@ class Contest:
     """Difference of their scores, above 0."""
 
 
-def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> Manifest:
+def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> PairResult:
     """Make preferences of the folders `answers` and `judgments`; write them to `to`."""
-    with locked(to, answers, judgments):
-        inputs = {"answers": output_hash(answers), "judgments": output_hash(judgments)}
-        stage = Stage("pair", to, options, inputs=inputs, existing=existing)
+    inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
+    with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return PairResult(to, stage.manifest)
         given = {one.id: one for one in read_records(answers, "answers", Answers)}
         judged = read_records(judgments, "judgments", Judgment)
         dropped = Dropped()
@@ -108,12 +108,9 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         if not kept:
             raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
         stage.write_records("preferences", kept)
-        return stage.finish(
-            counts_in=len(judged),
-            counts_out=len(kept),
-            dropped=+dropped,
-            measures=_measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long)),
-        )
+        measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
+        manifest = stage.finish(counts_in=len(judged), counts_out=len(kept), dropped=+dropped, measures=measures)
+        return PairResult(to, manifest)
 
 
 def remedy_of(dropped: Dropped) -> str:

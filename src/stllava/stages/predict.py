@@ -17,9 +17,10 @@ from stllava.data.benchmarks.rows import samples_of
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, TextError, cause_of
-from stllava.records import Keyed, Manifest, Message, QuestionKind, Sample, content_id
+from stllava.records import Keyed, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
-from stllava.store import Existing, Stage, file_hash, locked, read_jsonl
+from stllava.stages.results import PredictResult
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, read_jsonl
 
 if TYPE_CHECKING:
     from stllava.generation.sampler import Completion
@@ -83,18 +84,17 @@ def read_questions(path: Path) -> tuple[list[Asked], tuple[str, ...]]:
 
 def predict(
     options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
-) -> Manifest:
+) -> PredictResult:
     """Let `policy` answer the file `questions` about images under `root`; write a line for each to `to`."""
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, RefusedPromptsError
     from stllava.model.load import fingerprint
 
-    with locked(to, policy, questions):
-        weights = fingerprint(policy)
-        inputs = {"policy": weights, "questions": file_hash(questions)}
-        stage = Stage("predict", to, options, inputs=inputs, existing=existing, items="questions")
+    inputs: Inputs = {"policy": Input(policy, fingerprint), "questions": Input(questions, file_hash)}
+    with open_stage("predict", to, options, inputs=inputs, existing=existing, items="questions") as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return PredictResult(to, stage.manifest)
+        weights = stage.inputs["policy"]
         rows, told = read_questions(questions)
         missing = count_missing(root, [(one.image,) for one in rows])
         missing.refuse_faults(items=len(rows), unit="questions", max_bad=options.max_bad)
@@ -138,13 +138,14 @@ def predict(
         order = {row.id: place for place, row in enumerate(rows)}
         replies.sort(key=lambda one: order[one.id])
         stage.write_records("replies", replies)
-        return stage.finish(
+        manifest = stage.finish(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),
             dropped=dropped,
             notes=[*told, *sampler.notes, f"Every question was asked as {template!r}."],
             device=sampler.device,
         )
+        return PredictResult(to, manifest)
 
 
 def reply(row: Asked, said: "Completion | None", *, cause: str | None, prompt: str, policy: str) -> Reply:

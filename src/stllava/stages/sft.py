@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from stllava.config import SftOptions, SmallModel
 from stllava.data.conversations import read_conversation_file
 from stllava.data.images import count_missing
-from stllava.records import Manifest, content_id
-from stllava.store import PARTS, Existing, Stage, file_hash, locked
+from stllava.records import content_id
+from stllava.stages.results import TrainingResult
+from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage
 
 SMALL = SmallModel()
 
@@ -25,7 +26,7 @@ def sft(
     small: SmallModel = SMALL,
     seed: int = 0,
     existing: Existing = "resume",
-) -> Manifest:
+) -> TrainingResult:
     """Tune `model` on `conversations` (records, or others' rows) about images under `images`; write a policy to `to`.
 
     The model called small is built here, in the shape `small`, as a run builds it.
@@ -35,12 +36,11 @@ def sft(
     from stllava.training.sft_dataset import SftDataset, fit_conversations
     from stllava.tree.guard import check_packing
 
-    with locked(to, model, conversations):
-        start = content_id("small", small.model_dump()) if model == "small" else fingerprint(model)
-        inputs = {"model": start, "conversations": file_hash(conversations), "seed": str(seed)}
-        stage = Stage("sft", to, options, inputs=inputs, existing=existing)
+    start = content_id("small", small.model_dump()) if model == "small" else Input(model, fingerprint)
+    inputs: Inputs = {"model": start, "conversations": Input(conversations, file_hash), "seed": str(seed)}
+    with open_stage("sft", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return stage.manifest
+            return TrainingResult(to, stage.manifest)
         read = read_conversation_file(conversations, root=images)
         total, dropped = read.rows, read.dropped
         missing = count_missing(images, [one.images for one in read.records])
@@ -63,7 +63,7 @@ def sft(
         unpacked = check_packing(policy, [dataset.tree(index, 0) for index in range(len(dataset.groups))])
         curves = fit_conversations(dataset, options, to / PARTS / "training")
         policy.save(to)
-        return stage.finish(
+        manifest = stage.finish(
             counts_in=total,
             counts_out=total - dropped.total(),
             dropped=dropped,
@@ -72,3 +72,4 @@ def sft(
             notes=[*read.notes, *([unpacked] if unpacked else [])],
             device=device,
         )
+        return TrainingResult(to, manifest)

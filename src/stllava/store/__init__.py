@@ -33,7 +33,7 @@ from stllava.store.manifests import (
     warn_of_losses,
 )
 from stllava.store.names import AUDIT, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
-from stllava.store.stage import HOPELESS, Existing, Stage, first_difference, nothing_left
+from stllava.store.stage import HOPELESS, Existing, Input, Inputs, Stage, first_difference, nothing_left, open_stage
 
 __all__ = [
     "AUDIT",
@@ -46,6 +46,8 @@ __all__ = [
     "PLAN",
     "ChunkHead",
     "Existing",
+    "Input",
+    "Inputs",
     "Log",
     "Plan",
     "RecordStream",
@@ -60,6 +62,7 @@ __all__ = [
     "is_sealed",
     "locked",
     "nothing_left",
+    "open_stage",
     "output_hash",
     "read_chunk",
     "read_formatted",

@@ -5,7 +5,9 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,6 +22,7 @@ from stllava.records import Keyed, Manifest, Record
 from stllava.store.disk import file_hash, write_whole
 from stllava.store.finished import chunk_id, read_chunk, write_chunk
 from stllava.store.jsonl import read_record
+from stllava.store.lock import locked
 from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_formatted, read_manifest, versions
 from stllava.store.names import AUDIT, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
 
@@ -32,6 +35,45 @@ Existing = Literal["resume", "replace", "error"]
 
 HOPELESS = 120
 """Things a policy said of which none can be used: it is then not asked for more."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, a folder or a model on the hub that a stage reads, and how what it holds is hashed."""
+
+    path: Path | str
+    hash: Callable[[Path], str]
+
+
+Inputs = dict[str, str | Input]
+"""What decides a stage's output beside its options, by name: what is read and hashed, or a text that says it all."""
+
+
+@contextmanager
+def open_stage(
+    name: str,
+    to: Path,
+    options: Options,
+    *,
+    inputs: Inputs,
+    reads: Iterable[Path | str | None] = (),
+    existing: Existing,
+    items: str = "",
+) -> Iterator["Stage"]:
+    """Hold the folder `to` and begin the stage there, or go on with it; where it is done, its `manifest` is set.
+
+    Args:
+        name: The stage.
+        to: Its folder, in which nothing may lie that it reads.
+        options: Its options.
+        inputs: What decides its output beside them, by name: hashed once the folder is held, or a text that says it all.
+        reads: What it reads beside that.
+        existing: What to do with output that is there.
+        items: The input of which chunks are cut.
+    """
+    with locked(to, *(given.path for given in inputs.values() if isinstance(given, Input)), *reads):
+        hashes = {key: given if isinstance(given, str) else given.hash(Path(given.path)) for key, given in inputs.items()}
+        yield Stage(name, to, options, inputs=hashes, existing=existing, items=items)
 
 
 class Stage:

@@ -1,0 +1,69 @@
+"""After the rounds: everything the expert found right becomes conversations, for one more sft (`final_sft`) beside the labels.
+
+Reads the labelled conversations and the answers and judgments of all rounds; writes `conversations.jsonl`. Of the same
+question about the same image the latest right answer counts; yes and no are balanced and denials limited as in pair.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from stllava.config import PairOptions
+from stllava.data.balance import Taught, denying, unbalanced
+from stllava.data.conversations import conversation, read_conversations
+from stllava.records import Answers, Conversation, Judgment, Message
+from stllava.stages.results import FinalDataResult
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
+from stllava.thoughts import final_answer
+
+Cause = Literal["answer cut off", "surplus of yes or no", "surplus of denials"]
+"""Why a right answer is left out."""
+
+
+def final_data(
+    options: PairOptions,
+    *,
+    conversations: Path,
+    rounds: Sequence[tuple[Path, Path]],
+    to: Path,
+    existing: Existing = "resume",
+) -> FinalDataResult:
+    """Write what sft is to learn into `to`; `rounds` are the folders of answers and of their judgments, the oldest first."""
+    inputs: Inputs = {"conversations": Input(conversations, file_hash)}
+    for number, (answers, judgments) in enumerate(rounds, 1):
+        inputs |= {f"answers {number}": Input(answers, output_hash), f"judgments {number}": Input(judgments, output_hash)}
+    with open_stage("final-data", to, options, inputs=inputs, existing=existing) as stage:
+        if stage.manifest is not None:
+            return FinalDataResult(to, stage.manifest)
+        right: dict[tuple[tuple[str, ...], str], Conversation] = {}
+        cut = 0
+        for answers, judgments in rounds:
+            given = {row.id: row for row in read_records(answers, "answers", Answers)}
+            for judgment in read_records(judgments, "judgments", Judgment):
+                answered = given[judgment.answers_id]
+                if judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
+                    scored = zip(answered.completions, answered.ended, judgment.scores, strict=True)
+                    best = next((text for text, ended, score in scored if ended and score == max(judgment.scores)), None)
+                    if best is None:
+                        cut += 1
+                        continue
+                    turns = (Message(role="user", content=answered.question), Message(role="assistant", content=best))
+                    right[answered.images, answered.question] = conversation(answered.images, turns)
+        taught = [Taught(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()]
+        surplus = unbalanced(taught) if options.balance else set()
+        denied = denying([row for row in taught if row.id not in surplus], most=options.max_denial_share)
+        kept = [row for row in right.values() if row.id not in surplus | denied]
+        labels, _ = read_conversations(conversations)
+        stage.write_records("conversations", [*labels, *kept])
+        causes: list[tuple[Cause, int]] = [
+            ("answer cut off", cut),
+            ("surplus of yes or no", len(surplus)),
+            ("surplus of denials", len(denied)),
+        ]
+        manifest = stage.finish(
+            counts_in=len(right) + cut,
+            counts_out=len(kept),
+            dropped=dict(causes),
+            measures={"labelled": float(len(labels)), "right": float(len(kept))},
+        )
+        return FinalDataResult(to, manifest)

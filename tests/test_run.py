@@ -12,9 +12,10 @@ from stllava import pipeline
 from stllava.config import JudgeOptions, RunOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
-from stllava.records import Answers, Manifest, Outcome, Question
+from stllava.records import Answers, Outcome, Question
 from stllava.report.run_files import read_run_files
 from stllava.stages.judge import judge
+from stllava.stages.results import JudgeResult
 from stllava.store import EXCHANGES, MANIFEST, read_manifest, read_records
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
@@ -168,9 +169,9 @@ def test_an_expert_that_knows_nothing_of_the_images_is_refused_before_stage_1(
 
 @pytest.mark.slow
 def test_an_expert_that_abstains_on_every_description_ends_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge_stories(judging: JudgeOptions, *, to: Path, **given: Any) -> Manifest:
+    def judge_stories(judging: JudgeOptions, *, to: Path, **given: Any) -> JudgeResult:
         # The oracle understands no request for a story; everything else is judged as the options say.
-        return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given).manifest
+        return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given)
 
     monkeypatch.setattr(pipeline, "judge", judge_stories)
     stories = {"description_prompt": "Tell me a story.", "num_descriptions": 2}

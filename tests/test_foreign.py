@@ -199,12 +199,43 @@ def test_columns_that_no_layout_has_are_refused_with_those_found_and_those_known
         (pair(image="https://example.org/a.png"), "image by URL"),
         (pair(rejected="<image>"), "image outside a question"),  # ms-swift issue 3888
         (pair(history=["a"]), "malformed"),
+        (pair(score_chosen=3.5, score_rejected=8), "chosen scored lower"),
+        (pair(score_chosen="3.5", score_rejected="8"), "chosen scored lower"),
+        (pair(score_chosen=3, score_rejected=3.0), "tie"),
+        (pair(score_chosen="good", score_rejected=3), "malformed"),
+        (pair(question="Is it normal?", chosen=say(ASKED, BETTER), rejected=say(ASKED, WORSE)), "other prompt"),
     ],
 )
 def test_a_pair_that_cannot_be_learned_from_is_left_out_by_its_cause(bad: Row, cause: str, root: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [pair(), bad])
     manifest = import_preferences(source, images=root, to=tmp_path / "to")
     assert (manifest.counts_in, manifest.counts_out, manifest.dropped) == (2, 1, {cause: 1})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pair(score_chosen=8.5, score_rejected=3.0),
+        pair(score_chosen=None, score_rejected=float("nan")),
+        pair(chosen=say(ASKED, BETTER), rejected=say(ASKED, WORSE)),  # As in HuggingFaceH4/ultrafeedback_binarized.
+        pair(question=f" {ASKED}\n", chosen=say(ASKED, BETTER), rejected=say(ASKED, WORSE)),
+    ],
+    ids=["scored", "no scores", "prompt in the answers too", "other blanks"],
+)
+def test_a_pair_whose_columns_agree_is_learned(given: Row, root: Path, tmp_path: Path) -> None:
+    manifest = import_preferences(write(tmp_path / "x.jsonl", [given]), images=root, to=tmp_path / "to")
+    assert (manifest.counts_out, manifest.dropped) == (1, {})
+    assert not any("not read" in note for note in manifest.notes)
+    [made] = read_records(tmp_path / "to", "preferences", Preference)
+    assert (made.prompt[0].content, made.chosen, made.rejected) == (ASKED, BETTER, WORSE)
+
+
+def test_a_prompt_of_trl_that_its_answers_do_not_follow_is_counted(root: Path, tmp_path: Path) -> None:
+    asked = SPELLINGS["TRL"]
+    whole = {name: say(ASKED, text, image=False) for name, text in (("chosen", BETTER), ("rejected", WORSE))}
+    rows = [asked, asked | {"prompt": "Is it normal?"} | whole, asked | {"prompt": ASKED, "images": ["b.png"]} | whole]
+    manifest = import_preferences(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "to")
+    assert (manifest.counts_out, manifest.dropped) == (2, {"other prompt": 1})
 
 
 def test_a_prompt_has_the_system_message_and_history_of_its_row(root: Path) -> None:

@@ -31,6 +31,8 @@ Row = Mapping[str, object]
 
 OF_THE_REJECTED = tuple(f"rejected_{what}" for what in ("images", "image", "videos", "audios", "tools", "objects"))
 """Columns that show the rejected answer something else than the chosen one; a pair of ours has one prompt and its images."""
+SCORES = ("score_chosen", "score_rejected")
+"""Columns in which some data sets of TRL's form, UltraFeedback among them, say how good either answer is."""
 _RATED = 4.0
 """From the worst rating, 1, to the best, 5."""
 
@@ -57,7 +59,7 @@ class ColumnLayout(NamedTuple):
     @property
     def read(self) -> frozenset[str]:
         """All columns that are read of such a row."""
-        given = {*self.columns, *IMAGE_COLUMNS, *SYSTEM_COLUMNS, *OF_THE_REJECTED, "history", "margin", "id"}
+        given = {*self.columns, *IMAGE_COLUMNS, *SYSTEM_COLUMNS, *OF_THE_REJECTED, "history", "margin", "id", *SCORES}
         return frozenset(given | ({"input"} if self.prompt == "instruction" else set()))
 
 
@@ -142,6 +144,7 @@ def preference_of(row: Row, layout: ColumnLayout, *, root: Path, origin: str, to
     row = layout.unpack(row) if layout.unpack is not None else row
     prompt = asked_in({**row, layout.prompt: parsed(row[layout.prompt])}, layout.prompt) if layout.prompt else ()
     prompt = prompt[:-1] if prompt and prompt[-1].role == "assistant" else prompt
+    _check_scores(row)
     before = history_of(row)
     better, worse = layout.chosen, layout.rejected
     if layout.winner:
@@ -155,6 +158,8 @@ def preference_of(row: Row, layout: ColumnLayout, *, root: Path, origin: str, to
     (*asked, chosen), (*other, rejected) = _checked(chains[0], images, counts), _checked(chains[1], images, Counter())
     if asked != other:
         raise ItemError("different prompts", "the two answers do not answer the same")
+    if not _follows(chains[0], prompt):
+        raise ItemError("other prompt", f"{better} begins with another question than {layout.prompt}")
     if chosen == rejected:
         raise ItemError("same text", "both answers are the same")
     question = content_id("question", list(images), [message.model_dump() for message in asked])
@@ -175,6 +180,27 @@ def _chain(before: Sequence[Turn], prompt: Sequence[Turn], raw: object, column: 
     answer = turns_of(raw, column=column, speaker="assistant")
     whole = (*prompt, *answer) if answer and answer[0].role == "assistant" else answer
     return whole if whole and whole[0].role == "system" else (*before, *whole)
+
+
+def _follows(chain: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
+    """Whether the turns before an answer have those of the prompt among them, one behind the other; blanks aside."""
+    asked, before = ([_words(turn) for turn in turns if turn.role != "system"] for turns in (prompt, chain[:-1]))
+    return any(before[i : i + len(asked)] == asked for i in range(len(before) - len(asked) + 1))
+
+
+def _words(turn: Turn) -> list[str]:
+    return "".join(piece for piece in turn.pieces if piece is not None).split()
+
+
+def _check_scores(row: Row) -> None:
+    """Raise `ItemError` where a row's own scores prefer the rejected answer, or none."""
+    if any(blank(row.get(column)) for column in SCORES):
+        return
+    chosen, rejected = (_number(row[column], column) for column in SCORES)
+    if chosen < rejected:
+        raise ItemError("chosen scored lower", f"the chosen answer has the score {chosen:g}, the rejected one {rejected:g}")
+    if chosen == rejected:
+        raise ItemError("tie", f"both answers have the score {chosen:g}")
 
 
 def _checked(chain: Sequence[Turn], images: tuple[str, ...], told: Counter[str]) -> tuple[Message, ...]:
@@ -202,10 +228,18 @@ def _margin(said: object) -> float:
     """The margin of a column; 1 where there is none. A table holds it as a text."""
     if said is None or said == "":
         return 1.0
-    try:
-        margin = float(said) if isinstance(said, int | float | str) and not isinstance(said, bool) else math.nan
-    except ValueError:
-        margin = math.nan
-    if not math.isfinite(margin) or margin <= 0:
+    margin = _number(said, "margin")
+    if margin <= 0:
         raise ItemError("malformed", f"the margin is {said!r}")
     return margin
+
+
+def _number(said: object, column: str) -> float:
+    """The finite number of a column; a table holds it as a text."""
+    try:
+        number = float(said) if isinstance(said, int | float | str) and not isinstance(said, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ItemError("malformed", f"{column} is {said!r}")
+    return number

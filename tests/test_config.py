@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stllava.config import RECIPES, DpoOptions, FilesData, VqaRadData, load_recipe
+from stllava.config import RECIPES, DpoOptions, FilesData, JudgeOptions, VqaRadData, load_recipe, validate
 from stllava.errors import StllavaError
 
 MINIMAL = "name: x\ndata: {kind: phantom}\n"
@@ -210,3 +210,10 @@ def test_a_recipe_that_is_not_there_is_looked_for_in_a_named_folder(tmp_path: Pa
         load_recipe(Path("gone.yaml"))
     with pytest.raises(StllavaError, match="is a folder"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("name", ["input_price", "output_price", "max_cost"])
+def test_a_price_that_is_no_price_is_refused(name: str, value: float) -> None:
+    with pytest.raises(StllavaError, match=f"chat.{name}"):
+        validate(JudgeOptions, {"chat": {name: value}}, source="--chat")

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.tables import read_table
 from stllava.errors import StllavaError
 from stllava.records import Sample
+from stllava.stages.evaluate import worded
 from stllava.store import to_jsonl
 
 ROWS = [("a.png", "Is there a lésion?", "yes"), ("b.png", "Where, or why; who?", 'the "left"\nlobe')]
@@ -135,3 +137,39 @@ def test_separators_of_other_kinds_inside_a_text_divide_no_rows(tmp_path: Path) 
     assert read_table(tmp_path / "a.jsonl").rows == [(1, {"text": text})]
     (tmp_path / "a.csv").write_text(f"text,x\n{text},y\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv").rows == [(1, {"text": text, "x": "y"})]
+
+
+@pytest.mark.parametrize("said", ["nan", "NaN", "NAN", " nan "])
+def test_nan_in_a_table_is_an_empty_cell_and_told(said: str, tmp_path: Path) -> None:
+    """What `df.astype(str).to_csv()` writes for an answer that is missing."""
+    (tmp_path / "a.csv").write_text(f"image,question,answer\na.png,Is it there?,yes\nb.png,What is it?,{said}\n")
+    samples, notes = read_samples(tmp_path / "a.csv")
+    assert [one.targets for one in samples] == [("yes",), ()]
+    assert "1 cell of a.csv says nan and is taken as empty." in notes
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "question": "What?", "answer": "nan"}))
+    assert read_samples(tmp_path / "a.jsonl")[0][0].targets == ("nan",), "in JSON nothing is missing by that name"
+
+
+def test_columns_of_choices_end_at_the_first_that_says_nan(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,question,answer,A,B,C\na.png,Which?,B,left,right,nan\n")
+    [sample], _ = read_samples(tmp_path / "a.csv")
+    assert (sample.choices, sample.targets) == (("left", "right"), ("right",))
+
+
+def test_all_letters_name_choices_and_more_choices_are_refused(tmp_path: Path) -> None:
+    texts = [f"finding {i}" for i in range(27)]
+    path = tmp_path / "a.json"
+    asked = {"image": "a.png", "question": "Which?", "answer": "Z"}
+    path.write_text(json.dumps([{**asked, "choices": texts[:26]}]))
+    [sample], _ = read_samples(path)
+    assert (len(sample.choices), sample.targets) == (26, ("finding 25",))
+    assert worded(sample, "{question}").endswith("\nZ. finding 25")
+    path.write_text(json.dumps([{**asked, "choices": texts}]))
+    with pytest.raises(StllavaError, match="row 1: 27 choices; expected at most 26, a letter each"):
+        read_samples(path)
+    lettered = {letter: texts[place] for place, letter in enumerate("ABCDEFGHIJ")}
+    path.write_text(json.dumps([{**asked, "answer": "J", **lettered}]))
+    [sample], _ = read_samples(path)
+    assert (len(sample.choices), sample.targets, sample.labels) == (10, ("finding 9",), {})
+    with pytest.raises(ValidationError, match="at most 26"):
+        Sample(id="q", image="a", question="?", targets=(), kind="closed", split="test", choices=tuple(texts))

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from stllava.thoughts import final_answer
 
+MAX_CHOICES = 26
+"""Of a multiple-choice question: each has a letter."""
 Role = Literal["system", "user", "virtual_user", "assistant"]
 QuestionKind = Literal["open", "closed"]
 VerdictCause = Literal["abstained", "unparsed", "refused", "failed"]
@@ -342,7 +344,7 @@ class Sample(Keyed):
     """closed: a choice such as yes or no; open: free text."""
     split: str
     """Name of the split it belongs to."""
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = Field(default=(), max_length=MAX_CHOICES)
     """The options of a multiple-choice question in their published order, the targets among them; else empty."""
     labels: dict[str, str] = {}
     """What the benchmark says of it, by name: language, modality, content, …"""

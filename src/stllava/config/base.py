@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from stllava.errors import StllavaError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 O = TypeVar("O", bound="Options")  # noqa: E741
 LONGEST = 200
 """Characters shown of a value that is refused."""

@@ -21,6 +21,8 @@ from stllava.errors import StllavaError
 
 Form = Literal["JSON list", "JSON lines", "table"]
 
+MISSING = "nan"
+"""What pandas writes for a missing value, in lower case."""
 _NAMED = 5
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -70,8 +72,13 @@ def read_table(path: Path, *, names: Collection[str] = (), kinds: str = "rows", 
         form, found = "JSON lines", _json_lines(text, path)
     else:
         form = "table"
-        delimiter, listed = _fields(text, path, names)
+        delimiter, listed, missing = _fields(text, path, names)
         notes += () if delimiter == "," else (f"{path.name} has its fields between {_DELIMITERS[delimiter]}.",)
+        if missing:
+            told = "1 cell" if missing == 1 else f"{missing} cells"
+            notes += (
+                f"{told} of {path.name} {'says' if missing == 1 else 'say'} nan and {'is' if missing == 1 else 'are'} taken as empty.",
+            )
         found = list(enumerate(listed, 1))
     rows: list[tuple[int, Mapping[str, object]]] = []
     others: list[int] = []
@@ -215,15 +222,19 @@ def _named(row: Mapping[str, object], names: Collection[str]) -> Mapping[str, ob
     return {key if key in names else spelt.pop(key.strip().casefold(), key): value for key, value in row.items()}
 
 
-def _fields(text: str, path: Path, names: Collection[str]) -> tuple[str, list[dict[str, str]]]:
-    """The delimiter of a table and its rows by column; more fields than columns are refused."""
+def _fields(text: str, path: Path, names: Collection[str]) -> tuple[str, list[dict[str, str]], int]:
+    """The delimiter of a table, its rows by column, and the cells that say nan; more fields than columns are refused.
+
+    pandas writes nan for what is missing once a column is made text, so that such a cell is empty. One that a person wrote
+    could not be told from that.
+    """
     first, _, rest = text.partition("\n")
     said = re.fullmatch(r"sep=(.)\s*", first)  # What Excel writes, and reads, to name the delimiter.
     body, skipped = (rest, 1) if said else (text, 0)
     delimiter = said[1] if said and said[1] in _DELIMITERS else _delimiter(body, names)
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     rows: list[dict[str, str]] = []
-    ended = 0
+    ended = missing = 0
     try:
         header = _header(next(reader, []), path, names)
         ended = reader.line_num
@@ -234,15 +245,17 @@ def _fields(text: str, path: Path, names: Collection[str]) -> tuple[str, list[di
             if len(fields) > len(header):
                 wrong = f"{len(fields)} fields under {len(header)} columns"
                 raise bad_row(path, len(rows) + 1, wrong, expected="a field for each column")
-            padded = [*fields, *[""] * (len(header) - len(fields))]
-            rows.append({name: field.strip() for name, field in zip(header, padded, strict=True) if name})
+            cells = [field.strip() for field in [*fields, *[""] * (len(header) - len(fields))]]
+            missing += sum(cell.lower() == MISSING for cell in cells)
+            cells = ["" if cell.lower() == MISSING else cell for cell in cells]
+            rows.append({name: cell for name, cell in zip(header, cells, strict=True) if name})
     except csv.Error as error:
         raise StllavaError(
             f"{path}, row {len(rows) + 1}, which begins in line {ended + skipped + 1}: {error}",
             expected="a CSV file whose quotes are closed, a quote inside of quotes written twice",
             remedy="Fix that row.",
         ) from None
-    return delimiter, rows
+    return delimiter, rows, missing
 
 
 def _delimiter(text: str, names: Collection[str]) -> str:

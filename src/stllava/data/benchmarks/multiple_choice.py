@@ -8,10 +8,11 @@ that is none of the choices stays the target, so that the row can be counted as 
 
 import re
 from pathlib import Path
+from string import ascii_uppercase
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from stllava.data.benchmarks.rows import LETTERS, Found, Row, chosen, csv_rows, first_folder, given, json_rows, samples_of
+from stllava.data.benchmarks.rows import Found, Row, chosen, csv_rows, first_folder, given, json_rows, samples_of
 from stllava.errors import StllavaError
 from stllava.records import Sample
 
@@ -84,7 +85,7 @@ def _pmc_row(row: dict[str, str], images: str) -> Row:
 def _omni_row(row: _MultipleChoiceRow) -> Row:
     options = (row.option_A, row.option_B, row.option_C, row.option_D)
     choices = tuple(option.strip() for option in options if option and option.strip())
-    letter = dict(zip(LETTERS, options, strict=False)).get(row.gt_answer.strip().upper())
+    letter = dict(zip(ascii_uppercase, options, strict=False)).get(row.gt_answer.strip().upper())
     return Row(
         image=row.image_path.strip(),
         question=row.question.strip(),

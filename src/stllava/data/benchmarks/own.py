@@ -12,12 +12,13 @@ answered yes or no, is closed. Without an id, a question is named by its content
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
-from stllava.data.benchmarks.rows import LETTERS, Found, Row, chosen, named_kind, samples_of, told_kind
+from stllava.data.benchmarks.rows import Found, Row, chosen, named_kind, samples_of, told_kind
 from stllava.data.tables import Table, bad_row, read_table
 from stllava.data.turns import PLACEHOLDER, parsed
 from stllava.errors import ItemError, StllavaError
-from stllava.records import Sample
+from stllava.records import MAX_CHOICES, Sample
 from stllava.store import read_jsonl
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -123,6 +124,8 @@ def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -
         given = _texts(raw, "targets") or _texts(raw, "answers") or tuple(filter(None, (_text(raw, "answer"),)))
     except ItemError as error:
         raise bad_row(path, number, str(error), expected="texts, or objects with an answer") from None
+    if len(choices) > MAX_CHOICES:
+        raise bad_row(path, number, f"{len(choices)} choices", expected=f"at most {MAX_CHOICES}, a letter each")
     targets = tuple(dict.fromkeys(chosen(choices, answer) or answer for answer in given))
     kind = _text(raw, "answer_type") or _text(raw, "kind")
     extra = raw.get("labels")
@@ -142,7 +145,7 @@ def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -
 
 def _text(raw: Mapping[str, object], key: str) -> str:
     value = raw.get(key)
-    # pandas writes what is not there as NaN, in JSON too.
+    # pandas writes what is not there as NaN, in JSON too; in tables see `read_table`.
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -164,4 +167,4 @@ def _lettered(raw: Mapping[str, object]) -> tuple[str, ...]:
     """The columns A, B, … of choices, as the tables of MMBench have them, where no other column holds choices."""
     if "choices" in raw or not {"A", "B"} <= raw.keys():
         return ()
-    return tuple(itertools.takewhile(lambda letter: bool(_text(raw, letter)), LETTERS))
+    return tuple(itertools.takewhile(lambda letter: bool(_text(raw, letter)), ascii_uppercase))

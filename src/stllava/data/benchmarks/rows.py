@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,7 +19,6 @@ from stllava.records import QuestionKind, Sample, content_id
 
 M = TypeVar("M", bound=BaseModel)
 
-LETTERS = "ABCDEFGH"
 _KINDS: dict[str, QuestionKind] = {"OPEN": "open", "CLOSED": "closed"}
 
 
@@ -135,7 +135,7 @@ def chosen(choices: Sequence[str], answer: str) -> str | None:
     alike = {choice for choice in choices if words and normalise(choice) == words}
     if alike:
         return alike.pop() if len(alike) == 1 else None
-    place = LETTERS.find(said.upper()) if len(said) == 1 else -1
+    place = ascii_uppercase.find(said.upper()) if len(said) == 1 else -1
     return choices[place] if 0 <= place < len(choices) else None
 
 

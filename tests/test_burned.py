@@ -201,7 +201,7 @@ def test_only_ct_and_mr_slices_without_a_mark_are_not_looked_at(
     look: str, flag: str, modality: str, looked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = scripted(monkeypatch, [[]])
-    options = BurnedOptions.model_validate({"look": look})
+    options = BurnedOptions.model_validate({"look_for_text": look})
     result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag, modality=modality), options)
     assert bool(looks) == looked
     assert result.action == "passed"
@@ -210,7 +210,7 @@ def test_only_ct_and_mr_slices_without_a_mark_are_not_looked_at(
 
 @pytest.mark.parametrize(("flag", "action"), [("yes", "quarantined"), ("likely", "quarantined"), ("unknown", "passed")])
 def test_rules_alone_keep_back_what_is_or_may_be_burned(flag: str, action: str) -> None:
-    result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag), BurnedOptions(look="rules"))
+    result = mask_text(frame(np.zeros((50, 50), dtype=np.uint8), flag=flag), BurnedOptions(look_for_text="rules"))
     assert result.action == action
 
 

@@ -9,16 +9,20 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, PngImagePlugin
 
+from stllava.config import IntakeOptions
 from stllava.data.images import open_image
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.convert import Toolbox, default_toolbox
+from stllava.intake.readers import nifti
 from stllava.intake.readers.frame import Frame
 from stllava.intake.readers.nifti import CAUSES as NIFTI_CAUSES
 from stllava.intake.readers.nifti import NiftiOptions, read_nifti
@@ -91,7 +95,7 @@ def test_every_layout_of_one_head_is_shown_alike_and_the_radiological_way(
 ) -> None:
     path = tmp_path / "a.nii"
     nibabel.save(stored(order, signs), path)
-    shown = {frame.facts.view: frame.pixels for frame in frames(path, plane="all", slices="middle", window=EXACT)}
+    shown = {frame.facts.view: frame.pixels for frame in frames(path, plane="all", frames="middle", window=EXACT)}
     # By hand: rows from superior or anterior downwards, columns from the patient's right (or anterior) on.
     axial = [[100 * r + 10 * a + 2 for r in range(5, -1, -1)] for a in range(4, -1, -1)]
     coronal = [[100 * r + 10 * 2 + s for r in range(5, -1, -1)] for s in range(3, -1, -1)]
@@ -111,9 +115,9 @@ def test_slices_are_counted_from_the_feet_the_back_and_the_left(tmp_path: Path) 
 
 def test_slices_can_be_thinned_out_or_projected(tmp_path: Path) -> None:
     nibabel.save(stored((0, 1, 2), (1, 1, 1)), tmp_path / "a.nii")
-    every = frames(tmp_path / "a.nii", plane="sagittal", slices="every", step=2)
+    every = frames(tmp_path / "a.nii", plane="sagittal", frames="every", step=2)
     assert [frame.facts.frame for frame in every] == [0, 2, 4]
-    (mip,) = frames(tmp_path / "a.nii", plane="axial", slices="mip", window=EXACT)
+    (mip,) = frames(tmp_path / "a.nii", plane="axial", frames="mip", window=EXACT)
     assert mip.facts.frame is None
     assert mip.pixels[-1, -1] == 2  # 3 at the left posterior corner, halved and rounded
     assert mip.pixels[-1, -2] == 52  # 103
@@ -127,15 +131,18 @@ def test_the_acquired_plane_is_the_one_across_the_widest_steps(tmp_path: Path) -
 
 def test_pixels_are_square_whatever_the_voxels(tmp_path: Path) -> None:
     nibabel.save(stored((0, 1, 2), (1, 1, 1), (1, 2, 3)), tmp_path / "a.nii")
-    shown = {frame.facts.view: frame.pixels.shape for frame in frames(tmp_path / "a.nii", plane="all", slices="middle")}
+    shown = {frame.facts.view: frame.pixels.shape for frame in frames(tmp_path / "a.nii", plane="all", frames="middle")}
     assert shown == {"axial": (10, 6), "coronal": (12, 6), "sagittal": (6, 5)}
 
 
-def test_the_window_comes_from_the_whole_volume_so_that_an_outlier_does_not_darken_it(tmp_path: Path) -> None:
+def test_the_window_comes_from_the_whole_volume_so_that_an_outlier_does_not_darken_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "PERCENTILES", (10, 90))
     values = np.tile(np.arange(101, dtype=np.float32), (20, 20, 1))
     values[0, 0, 0], values[0, 0, 1], values[0, 0, 2] = 1e6, np.nan, -np.inf
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    shown = [frame.pixels for frame in frames(tmp_path / "a.nii", percentiles=(10, 90), plane="axial")]
+    shown = [frame.pixels for frame in frames(tmp_path / "a.nii", plane="axial")]
     # Of 0 … 100 in equal shares the percentiles are 10 and 90: 50 is the middle, and the ends are cut.
     assert shown[50][5, 5] in (127, 128)
     assert shown[5].max() == 0
@@ -148,7 +155,7 @@ def test_a_sparse_mask_is_not_lost_in_the_percentiles(tmp_path: Path) -> None:
     values = np.zeros((30, 30, 30), dtype=np.uint8)
     values[15, 15, 15] = 1
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    (middle,) = frames(tmp_path / "a.nii", slices="middle")
+    (middle,) = frames(tmp_path / "a.nii", frames="middle")
     assert middle.pixels.max() == 255
     assert int((middle.pixels > 0).sum()) == 1
 
@@ -162,7 +169,7 @@ def test_number_types_scaling_and_packing_do_not_change_the_picture(tmp_path: Pa
     for name in ("a.nii", "a.nii.gz"):
         nibabel.save(image, tmp_path / name)
         truth = np.asanyarray(nibabel.load(tmp_path / name).dataobj)
-        (middle,) = frames(tmp_path / name, slices="middle", window=(100, 200))
+        (middle,) = frames(tmp_path / name, frames="middle", window=(100, 200))
         expected = np.floor(np.clip(truth[:, :, 2].T[::-1, ::-1] * (255 / 200), 0, 255) + 0.5)
         assert np.abs(middle.pixels - expected).max() <= 1
 
@@ -177,13 +184,13 @@ def test_pairs_nifti_2_colour_and_time_points_are_read(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(series, np.eye(4)), tmp_path / "d.nii.gz")
     for name, point in (("b.hdr", 0), ("c.nii.gz", 0), ("d.nii.gz", 1)):
         assert recognise(tmp_path / name) == "nifti"
-        assert [frame.pixels.tolist() for frame in frames(tmp_path / name, window=EXACT, time=point)] == truth
+        assert [frame.pixels.tolist() for frame in frames(tmp_path / name, window=EXACT, time_point=point)] == truth
     assert recognise(tmp_path / "b.img") is None
-    assert cause(lambda: frames(tmp_path / "d.nii.gz", time=3)) == "no-time-point"
+    assert cause(lambda: frames(tmp_path / "d.nii.gz", time_point=3)) == "no-time-point"
     colour = noise(*SHAPE, 3)
     packed = colour.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     nibabel.save(nibabel.Nifti1Image(packed, np.diag([-1, 1, 1, 1])), tmp_path / "e.nii")
-    (frame,) = frames(tmp_path / "e.nii", slices="middle")
+    (frame,) = frames(tmp_path / "e.nii", frames="middle")
     # The file runs from right to left: its first column is the picture's.
     assert np.array_equal(frame.pixels, colour[:, :, 2].swapaxes(0, 1)[::-1])
 
@@ -275,7 +282,7 @@ def test_mni152_stands_upright_in_three_planes() -> None:
         pytest.skip("STLLAVA_MNI is not set: the published MNI152 head is NOT tested; set it to nilearn's T1 .nii.gz")
     image = nibabel.as_closest_canonical(nibabel.load(name))
     values = np.asanyarray(image.dataobj)
-    shown = {frame.facts.view: frame.pixels for frame in frames(Path(name), plane="all", slices="middle")}
+    shown = {frame.facts.view: frame.pixels for frame in frames(Path(name), plane="all", frames="middle")}
     width, depth, height = values.shape
     assert {plane: pixels.shape for plane, pixels in shown.items()} == {
         "axial": (depth, width),
@@ -398,8 +405,48 @@ def test_deep_tiff_and_png_follow_the_rule_of_every_other_stage(tmp_path: Path) 
 def test_pages_of_a_plain_tiff_are_chosen_and_counted(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.full((20, 30), shade, dtype=np.uint8)) for shade in (10, 20, 30)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    for option, truth in (("all", [(0, 10), (1, 20), (2, 30)]), ("middle", [(1, 20)]), ("first", [(0, 10)])):
-        assert [(frame.facts.frame, int(frame.pixels[0, 0])) for frame in tiles(tmp_path / "a.tif", pages=option)] == truth
+    for option, truth in (
+        ("all", [(0, 10), (1, 20), (2, 30)]),
+        ("middle", [(1, 20)]),
+        ("every", [(0, 10), (2, 30)]),
+        ("mip", [(None, 30)]),
+    ):
+        found = tiles(tmp_path / "a.tif", frames=option, step=2)
+        assert [(frame.facts.frame, int(frame.pixels[0, 0])) for frame in found] == truth
+
+
+def test_pages_of_different_sizes_have_no_maximum(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((20, width), 10, dtype=np.uint8)) for width in (30, 31)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert cause(lambda: tiles(tmp_path / "a.tif", frames="mip")) == "unsupported"
+
+
+def options_in(toolbox: Toolbox) -> list[Any]:
+    """What the readers and the masker of a toolbox were given."""
+    makers: list[Any] = [toolbox.readers[kind] for kind in ("dicom", "nifti", "tiff", "slide")]
+    return [*(maker.keywords["options"] for maker in makers), *cast(Any, toolbox.masker).args]
+
+
+def test_every_option_of_a_reader_and_of_the_masker_can_be_given_to_the_import() -> None:
+    given = IntakeOptions(
+        window="lung",
+        frames="every",
+        step=3,
+        largest=1000,
+        plane="all",
+        time_point=2,
+        nifti_window=(40, 400),
+        tile=300,
+        level=1,
+        tissue=0.5,
+        look_for_text="all",
+        keep_markers=True,
+        enlarge_up_to=2000,
+    )
+    toolbox, plain = default_toolbox(given), default_toolbox(IntakeOptions())
+    for options, default in zip(options_in(toolbox), options_in(plain), strict=True):
+        names = [field.name for field in fields(options)] if is_dataclass(options) else [*type(options).model_fields]
+        assert {name for name in names if getattr(options, name) == getattr(default, name)} == set(), type(options)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -530,8 +577,9 @@ def broken(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def test_damaged_files_are_read_or_refused_by_name_and_nothing_of_them_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nifti, "MAX_BYTES", 1 << 24)
     caplog.set_level(logging.WARNING)
     sources = [*named_files(tmp_path).values(), tmp_path / "slide.tif", tmp_path / "a.nii", tmp_path / "a.nii.gz"]
     slide(tmp_path / "slide.tif", side=512)
@@ -540,7 +588,7 @@ def test_damaged_files_are_read_or_refused_by_name_and_nothing_of_them_is_said(
     nibabel.save(image, tmp_path / "a.nii")
     nibabel.save(image, tmp_path / "a.nii.gz")
     readers = {
-        "nifti": lambda path: read_nifti(path, NiftiOptions(max_bytes=1 << 24)),
+        "nifti": lambda path: read_nifti(path, NiftiOptions()),
         "tiff": lambda path: read_tiff(path, TiffOptions()),
         "slide": lambda path: read_tiff(path, TiffOptions(tile=256)),
         "photograph": lambda path: read_photograph(path),
@@ -571,7 +619,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.nii"
     reads: tuple[Callable[[], object], ...] = (
         lambda: list(read_nifti(path, NiftiOptions(step=0))),
-        lambda: list(read_nifti(path, NiftiOptions(percentiles=(60, 40)))),
+        lambda: list(read_nifti(path, NiftiOptions(window=(40, 0)))),
         lambda: list(read_tiff(path, TiffOptions(tile=1))),
         lambda: list(read_tiff(path, TiffOptions(tissue=2))),
     )

@@ -24,17 +24,25 @@ class IntakeOptions(Options):
     """Of JPEG."""
     frames: FrameChoice = "all"
     """Which frames or slices: all, the middle one, every `step`-th, or their maximum intensity projection. Of a file of
-    several, and of the single-frame DICOM files of a series that lie in one stack, in order of their positions."""
+    several pictures or pages, and of the single-frame DICOM files of a series that lie in one stack, in order of their
+    positions."""
     step: PositiveInt = 1
     """Every how many frames or slices, with `frames: every`."""
     window: WindowChoice = "auto"
     """Grey levels shown of CT: the file's own window, that of a body region, or by what the file says of itself."""
     plane: Plane = "acquired"
     """In which plane NIfTI volumes are cut; acquired: across their widest steps; all: the three of them."""
+    time_point: NonNegativeInt = 0
+    """Which volume of a NIfTI series in time is read; 0 is the first."""
+    nifti_window: tuple[float, PositiveFloat] | None = None
+    """Centre and width of the values shown of NIfTI, in the volume's own units, such as 40 400 for an abdomen in CT; without
+    it black and white are the percentiles 0.5 and 99.5 of the volume."""
     tile: Annotated[int, Field(ge=64, le=4096)] = 512
     """Width and height of the tiles of a pathology slide, in pixels."""
     level: NonNegativeInt = 0
     """Which level of a slide's pyramid is cut into tiles; 0 is the sharpest."""
+    tissue: Share = 0.25
+    """Least share of tissue in a slide's tile that is kept; 0 keeps every tile."""
     text: Literal["mask", "quarantine"] = "mask"
     """What is done where text is found in the pixels: black it out, or leave the picture out."""
     look_for_text: Literal["rules", "doubtful", "all"] = "doubtful"
@@ -42,6 +50,9 @@ class IntakeOptions(Options):
     without a mark of text; all: read those too."""
     keep_markers: bool = False
     """Leave markers such as L, R, PA and scale digits in the picture."""
+    enlarge_up_to: NonNegativeInt = 1600
+    """Pictures whose longer side is up to this many pixels are also read for text at twice their size, which finds letters
+    under 14 pixels; a greater number takes four times as long for larger pictures."""
     smallest: PositiveInt = 32
     """Shorter side in pixels below which a picture is left out as tiny."""
     largest: PositiveInt = 64_000_000

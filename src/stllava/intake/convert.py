@@ -81,12 +81,22 @@ def default_toolbox(options: IntakeOptions) -> Toolbox:
     from stllava.intake.readers.dicom import stack
     from stllava.intake.readers.dicom.read import DicomOptions, read_dicom
 
-    slides = tiff.TiffOptions(level=options.level, tile=options.tile)
-    text = burned_text.BurnedOptions(look=options.look_for_text, keep_markers=options.keep_markers)
+    slides = tiff.TiffOptions(
+        frames=options.frames, step=options.step, level=options.level, tile=options.tile, tissue=options.tissue
+    )
+    text = burned_text.BurnedOptions(
+        look_for_text=options.look_for_text, keep_markers=options.keep_markers, enlarge_up_to=options.enlarge_up_to
+    )
     dicoms = DicomOptions(
         window=options.window, frames=options.frames, step=options.step, max_pixels=min(options.largest, MAX_PIXELS)
     )
-    volumes = nifti.NiftiOptions(plane=options.plane, slices=options.frames, step=options.step)
+    volumes = nifti.NiftiOptions(
+        plane=options.plane,
+        frames=options.frames,
+        step=options.step,
+        time_point=options.time_point,
+        window=options.nifti_window,
+    )
     readers: dict[str, Callable[[Path], Iterable[Frame]]] = {
         "dicom": partial(read_dicom, options=dicoms),
         "nifti": partial(nifti.read_nifti, options=volumes),

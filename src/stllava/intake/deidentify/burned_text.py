@@ -6,7 +6,7 @@ what was found there is blacked out in every picture that shows it.
 
 Measured by `tests/test_burned.py` and `tests/test_hard_text.py`, which draw their pictures. Letters under 10 pixels,
 handwriting, and text fainter than the noise under it are not found reliably; neither are small letters in pictures that
-`fine_up_to` leaves at their own scale, nor one letter by itself that fills a good part of the picture.
+`enlarge_up_to` leaves at their own scale, nor one letter by itself that fills a good part of the picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import NonNegativeInt
 
-from stllava.config.base import Options, Share
+from stllava.config.base import Options
 from stllava.intake.deidentify.codes import find_codes
 from stllava.intake.deidentify.text_reader import Map, Pixels, TextRegion, read_regions, standing_out
 from stllava.intake.readers.frame import Frame
@@ -34,6 +34,8 @@ CELL = 16
 """Side in pixels of the squares that have changed or not."""
 LOAD_SECONDS, SECONDS_A_MEGAPIXEL = 20.0, 60.0
 """What looking may take at most: the finder to be loaded, and three rounds over a picture on a slow or busy machine."""
+MAX_COVERED = 0.4
+"""Share of a picture beyond which text that covers it keeps it back instead of being masked."""
 PRIMARY = frozenset({"CT", "MR"})
 """Modalities whose slices, where the file says that nothing is burned in, are not looked at by default."""
 
@@ -41,20 +43,13 @@ PRIMARY = frozenset({"CT", "MR"})
 class BurnedOptions(Options):
     """How text in pixels is looked for and what is done with it."""
 
-    look: Literal["rules", "doubtful", "all"] = "doubtful"
+    look_for_text: Literal["rules", "doubtful", "all"] = "doubtful"
     """rules: nothing is looked at, and what is or may be burned is kept back; doubtful: all but CT and MR slices that carry no
     mark of it; all: every picture."""
     keep_markers: bool = False
     """Leave side and view markers (L, R, PA, …) and scale numbers of up to two digits where they are."""
-    legible: Share = 0.5
-    """Least confidence with which letters must be read for a place to count as text; lower masks more, letters and anatomy.
-    What looks like nothing but a line of text counts as text whether it can be read or not."""
-    fine_up_to: int = Field(default=1600, ge=0)
+    enlarge_up_to: NonNegativeInt = 1600
     """Pictures whose longer side is up to this many pixels are also looked at twice as large: needed for letters under 14."""
-    faint: bool = True
-    """Look at a view of levelled contrast as well, for dark letters on dark ground and light ones on light."""
-    most: Share = 0.4
-    """A picture of which text covers more than this is kept back instead of masked."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +96,7 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map |
     regions = read_regions(
         pixels,
         there,
-        legible=options.legible,
-        fine_up_to=options.fine_up_to,
-        faint=options.faint,
+        enlarge_up_to=options.enlarge_up_to,
         markers=options.keep_markers,
     )
     found = {_padded(region, height=height, width=width) for region in regions}
@@ -138,11 +131,11 @@ class FrameMasker:
         Raises `StllavaError` when it must look and cannot.
         """
         marked = {"yes": "the file says that text is burned in", "likely": "this kind of image often has text burned in"}
-        if self._options.look == "rules":
+        if self._options.look_for_text == "rules":
             if frame.burned in marked:
                 return MaskResult(None, "quarantined", f"{marked[frame.burned]}, and only rules were asked for")
             return MaskResult(frame, "passed", "not looked at: only rules were asked for")
-        if self._options.look == "doubtful" and frame.burned == "no" and frame.facts.modality in PRIMARY:
+        if self._options.look_for_text == "doubtful" and frame.burned == "no" and frame.facts.modality in PRIMARY:
             return MaskResult(frame, "passed", f"not looked at: {frame.facts.modality} slice without a mark of burned-in text")
         same = self._unchanged(frame.pixels)
         # A box is dropped when all of what it covered has changed; then what took its place is looked at.
@@ -175,7 +168,7 @@ class FrameMasker:
                 return MaskResult(None, "quarantined", "the file says that text is burned in, and none was found to mask")
             return MaskResult(frame, "passed", "looked at: no text found")
         covered = float(_cover(masked, pixels.shape[:2]).mean())
-        if covered > self._options.most:
+        if covered > MAX_COVERED:
             return MaskResult(None, "quarantined", f"text covers {covered:.0%} of the picture")
         facts = replace(frame.facts, done=(*frame.facts.done, f"burned-in text masked ({len(masked)})"))
         reason = f"text found in {len(masked)} places"

@@ -38,6 +38,9 @@ REACH, NOISE, LEVEL = 16, 6.0, 45
 deviation that all get."""
 FLAT = 5
 """Grey levels that the pixels around one must span for anything to stand there."""
+LEGIBLE = 0.5
+"""Least confidence with which letters must be read for a place to count as text; lower masks more, letters and anatomy.
+What looks like nothing but a line of text counts as text whether it can be read or not."""
 LARGE = 48.0
 """Pixels, or an eighth of the picture where that is more, beyond which one or two letters may be anatomy."""
 SURE = 0.9
@@ -102,34 +105,31 @@ def is_marker(text: str) -> bool:
     return _MARKER.fullmatch(text.strip().upper()) is not None
 
 
-def read_regions(
-    pixels: Pixels, where: Map, *, legible: float, fine_up_to: int, faint: bool, markers: bool
-) -> list[TextRegion]:
+def read_regions(pixels: Pixels, where: Map, *, enlarge_up_to: int, markers: bool) -> list[TextRegion]:
     """Every place with text that lies, in part at least, where the map says.
 
-    `legible` is the least confidence of the reader for what is no plain line; whether `markers` are told apart from text costs
-    reading every line. Pictures whose longer side is up to `fine_up_to` are read twice as large as well; `faint`: levelled too.
+    Whether `markers` are told apart from text costs
+    reading every line. Pictures whose longer side is up to `enlarge_up_to` are read twice as large as well.
     """
     found: list[TextRegion] = []
     height, width = where.shape
-    for view in _views(pixels, where, fine_up_to=fine_up_to, faint=faint) if where.any() else ():
+    for view in _views(pixels, where, enlarge_up_to=enlarge_up_to) if where.any() else ():
         for corner, tile in view.tiles():
-            found += _read(tile, found, corner, view, shape=(height, width), legible=legible, markers=markers)
+            found += _read(tile, found, corner, view, shape=(height, width), markers=markers)
     return found
 
 
-def _views(pixels: Pixels, where: Map, *, fine_up_to: int, faint: bool) -> Iterator[View]:
+def _views(pixels: Pixels, where: Map, *, enlarge_up_to: int) -> Iterator[View]:
     """The picture at every scale and in every guise in which it is read, the sharpest first: what it shows is text already."""
     height, width = where.shape
     colour = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-    finest = 2.0 if max(height, width) <= fine_up_to else 1.0
+    finest = 2.0 if max(height, width) <= enlarge_up_to else 1.0
     areas, whole = _rectangles(where), [(0, 0, height, width)]
     for scale in sorted({finest, 1.0}, reverse=True):
         yield View(colour, scale, areas)
-    if faint:
-        level, lifted = levelled(colour)
-        if (dim := where & lifted).any():
-            yield View(level, finest, _rectangles(dim))
+    level, lifted = levelled(colour)
+    if (dim := where & lifted).any():
+        yield View(level, finest, _rectangles(dim))
     if edges := _edges(where):
         yield View(np.pad(colour, ((RIM, RIM), (RIM, RIM), (0, 0)), mode="symmetric"), finest, edges, rim=RIM)
     scale = min(1.0, COARSE / max(height, width))
@@ -239,7 +239,6 @@ def _read(
     view: View,
     *,
     shape: tuple[int, int],
-    legible: float,
     markers: bool,
 ) -> list[TextRegion]:
     """The places with text in one tile; what lies within known text or is a plain line need not be read to be text."""
@@ -250,7 +249,7 @@ def _read(
     lines = [_is_line(at, score, largest=largest) or _is_cut(at, shape) for at, score in zip(shifted, scores, strict=True)]
     plain = [_inside(at, known) or (line and not markers) for at, line in zip(shifted, lines, strict=True)]
     found = [TextRegion(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
-    least = max(legible, REDUCED) if view.halved else legible
+    least = max(LEGIBLE, REDUCED) if view.halved else LEGIBLE
     doubtful = [number for number, sure in enumerate(plain) if not sure]
     unread: list[int] = []
     for number, (text, confidence) in zip(doubtful, read(picture, boxes, doubtful), strict=True):

@@ -39,6 +39,11 @@ CAUSES = ("missing", "not-an-image", "truncated", "unreadable", "too-large", "un
 PLANES = ("sagittal", "coronal", "axial")
 """The plane across each canonical axis: right, anterior, superior."""
 
+PERCENTILES = (0.5, 99.5)
+"""Black and white without a window: these percentiles of the whole volume, so that its slices are alike."""
+MAX_BYTES = 1 << 30
+"""Largest time point that is read, unpacked; no more than four times it is read to reach it."""
+
 _COLOURS = ([("R", "u1"), ("G", "u1"), ("B", "u1")], [("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")])
 _MAX_EXTENSIONS = 1 << 24
 _PIECE = 1 << 22
@@ -51,18 +56,14 @@ class NiftiOptions:
 
     plane: Plane = "acquired"
     """acquired: across the axis with the widest steps, axial where they are alike; all: the three of them."""
-    slices: FrameChoice = "all"
-    """every: each `step`-th; mip: one picture, the maximum along the axis."""
-    step: int = 5
+    frames: FrameChoice = "all"
+    """every: each `step`-th slice; mip: one picture, the maximum along the axis."""
+    step: int = 1
     """For `every`, from the first slice on."""
-    time: int = 0
-    """The time point of a volume in time, from 0."""
+    time_point: int = 0
+    """Which volume of a series in time is read, from 0."""
     window: tuple[float, float] | None = None
-    """Centre and width in the volume's units; None takes the percentiles."""
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    """Black and white: these percentiles of the whole volume, so that its slices are alike."""
-    max_bytes: int = 1 << 30
-    """Largest time point that is read, unpacked; no more than four times it is read to reach it."""
+    """Centre and width in the volume's units; None takes `PERCENTILES`."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class _Volume:
 
 def read_nifti(path: Path, options: NiftiOptions) -> Iterator[Frame]:
     """Every chosen slice with square pixels; `Facts.frame` is its place along the canonical axis; raises `ItemError`."""
-    if options.step < 1 or options.time < 0 or not 0 <= options.percentiles[0] < options.percentiles[1] <= 100:
+    if options.step < 1 or options.time_point < 0 or (options.window is not None and options.window[1] <= 0):
         raise StllavaError(
-            f"step {options.step}, time {options.time}, percentiles {options.percentiles}",
-            expected="a step from 1, a time from 0 and rising percentiles from 0 to 100",
-            remedy="Correct the options of NIfTI volumes.",
+            f"step {options.step}, time point {options.time_point}, window {options.window}",
+            expected="a step from 1, a time point from 0 and a window wider than 0",
+            remedy="Correct --step, --time-point or --nifti-window.",
         )
     volume = _read(path, options)
     low, high, window = _window(volume, options)
@@ -116,12 +117,12 @@ def _axes(spacing: tuple[float, float, float], plane: str) -> tuple[int, ...]:
 
 def _slices(volume: _Volume, axis: int, options: NiftiOptions) -> Iterator[tuple[int | None, NDArray[np.generic]]]:
     count = volume.values.shape[axis]
-    if options.slices == "mip":
+    if options.frames == "mip":
         # With a negative slope the least number is the brightest. Both functions pass over what is no number.
         brightest = np.fmin if volume.slope < 0 and volume.values.ndim == 3 else np.fmax
         yield None, brightest.reduce(volume.values, axis=axis)
         return
-    places = {"all": range(count), "middle": (count // 2,), "every": range(0, count, options.step)}[options.slices]
+    places = {"all": range(count), "middle": (count // 2,), "every": range(0, count, options.step)}[options.frames]
     for place in places:
         yield place, np.take(volume.values, place, axis=axis)
 
@@ -160,9 +161,9 @@ def _window(volume: _Volume, options: NiftiOptions) -> tuple[float, float, tuple
     every = max(1, math.ceil((volume.values.size / _SAMPLED) ** (1 / 3)))
     values = _scaled(volume, volume.values[::every, ::every, ::every])
     values = values[np.isfinite(values)].astype(np.float64)
-    low, high = (float(end) for end in np.percentile(values, options.percentiles)) if values.size else (0.0, 0.0)
+    low, high = (float(end) for end in np.percentile(values, PERCENTILES)) if values.size else (0.0, 0.0)
     if low < high:
-        first, last = options.percentiles
+        first, last = PERCENTILES
         return low, high, (f"window of percentiles {first:g} to {last:g}",)
     # Almost all of it is one value, as of a mask: the percentiles would hide the rest.
     finite = _scaled(volume, volume.values)
@@ -259,16 +260,16 @@ def _data(
     """The bytes of the time point, and those between header and volume, which may hold texts."""
     if dtype.kind not in "uif" and dtype.newbyteorder("=") not in [np.dtype(colour) for colour in _COLOURS]:
         raise ItemError("unsupported", f"voxels of the type {dtype.name} are no shades")
-    if options.time >= shape[3]:
-        raise ItemError("no-time-point", f"the volume has {shape[3]} time points; {options.time} is beyond them")
+    if options.time_point >= shape[3]:
+        raise ItemError("no-time-point", f"the volume has {shape[3]} time points; {options.time_point} is beyond them")
     size, offset = math.prod(shape[:3]) * dtype.itemsize, float(header["vox_offset"])
-    if size > options.max_bytes:
-        raise ItemError("too-large", f"the header announces {size:,} bytes a time point, more than {options.max_bytes:,}")
+    if size > MAX_BYTES:
+        raise ItemError("too-large", f"the header announces {size:,} bytes a time point, more than {MAX_BYTES:,}")
     if not (0 <= offset <= _MAX_EXTENSIONS and offset == int(offset)):
         raise ItemError("unreadable", "the header says that the volume begins at an impossible place")
-    skipped = options.time * size
-    if skipped > 4 * options.max_bytes:
-        raise ItemError("too-large", f"{skipped:,} bytes lie before the time point, more than {4 * options.max_bytes:,}")
+    skipped = options.time_point * size
+    if skipped > 4 * MAX_BYTES:
+        raise ItemError("too-large", f"{skipped:,} bytes lie before the time point, more than {4 * MAX_BYTES:,}")
     if b"ni" in (head[344:346], head[4:6]):
         extra = file.read(_MAX_EXTENSIONS)
         with _unpacked(_partner(path)) as other:

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from stllava.config.intake import FrameChoice
 from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, upright, white_is_zero
 from stllava.errors import ItemError, StllavaError
 from stllava.intake.readers.frame import Facts, Frame, Identity
@@ -50,8 +51,10 @@ _LEAST_CHROMA, _DARK = 16, 24
 class TiffOptions:
     """Which pages and tiles become pictures."""
 
-    pages: Literal["first", "middle", "all"] = "all"
-    """Of a plain TIFF with several."""
+    frames: FrameChoice = "all"
+    """Which pages of a plain TIFF with several; mip: the maximum of all, where they are of one size and colour."""
+    step: int = 1
+    """For `every`, from the first page on."""
     level: int = 0
     """Of a slide's pyramid; 0 is the finest."""
     tile: int = 512
@@ -62,11 +65,12 @@ class TiffOptions:
 
 def read_tiff(path: Path, options: TiffOptions) -> Iterator[Frame]:
     """Every chosen page of a plain TIFF or PNG, or every tile of tissue of a slide; raises `ItemError`."""
-    if options.level < 0 or options.tile < 16 or options.tile**2 > MAX_PIXELS or not 0 <= options.tissue <= 1:
+    sides = options.tile >= 16 and options.tile**2 <= MAX_PIXELS
+    if options.level < 0 or options.step < 1 or not sides or not 0 <= options.tissue <= 1:
         raise StllavaError(
-            f"level {options.level}, tile {options.tile}, tissue {options.tissue}",
-            expected=f"a level from 0, a tile of 16 to {int(MAX_PIXELS**0.5)} pixels and a share of tissue",
-            remedy="Correct the options of TIFF files.",
+            f"level {options.level}, step {options.step}, tile {options.tile}, tissue {options.tissue}",
+            expected=f"a level from 0, a step from 1, a tile of 16 to {int(MAX_PIXELS**0.5)} pixels and a share of tissue",
+            remedy="Correct --level, --step, --tile or --tissue.",
         )
     kind = recognise(path)
     if kind == "slide":
@@ -88,13 +92,32 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
             texts = frozenset(_page_texts(image, count)) | name_texts(path)
             if not isinstance(image, TiffImageFile):
                 texts |= look_into(path)[1]
-        for place in {"first": range(1), "middle": (count // 2,), "all": range(count)}[options.pages]:
+        identity = Identity(texts=texts)
+        if options.frames == "mip" and count > 1:
+            with _named(path):
+                pixels, done = _brightest(image, count)
+            yield Frame(pixels=pixels, facts=Facts(done=done), identity=identity)
+            return
+        start, step = {"every": (0, options.step), "middle": (count // 2, count)}.get(options.frames, (0, 1))
+        for index in range(start, count, step):
             with _named(path):
                 if count > 1:
-                    image.seek(place)
+                    image.seek(index)
                 pixels, done = _shown(image)
-            facts = Facts(frame=place if count > 1 else None, done=done)
-            yield Frame(pixels=pixels, facts=facts, identity=Identity(texts=texts))
+            facts = Facts(frame=index if count > 1 else None, done=done)
+            yield Frame(pixels=pixels, facts=facts, identity=identity)
+
+
+def _brightest(image: Image.Image, count: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The greatest value of all pages at every place, and what was done; two pages are in memory."""
+    greatest, done = _shown(image)
+    for index in range(1, count):
+        image.seek(index)
+        pixels, _ = _shown(image)
+        if pixels.shape != greatest.shape:
+            raise ItemError("unsupported", "its pages are not of one size and colour, so that they have no maximum")
+        greatest = np.maximum(greatest, pixels)
+    return greatest, (*done, f"maximum of {count} frames")
 
 
 def _page_count(image: Image.Image) -> int:

@@ -75,10 +75,8 @@ def read_table(path: Path, *, names: Collection[str] = (), kinds: str = "rows", 
         delimiter, listed, missing = _fields(text, path, names)
         notes += () if delimiter == "," else (f"{path.name} has its fields between {_DELIMITERS[delimiter]}.",)
         if missing:
-            told = "1 cell" if missing == 1 else f"{missing} cells"
-            notes += (
-                f"{told} of {path.name} {'says' if missing == 1 else 'say'} nan and {'is' if missing == 1 else 'are'} taken as empty.",
-            )
+            told, says, are = ("1 cell", "says", "is") if missing == 1 else (f"{missing} cells", "say", "are")
+            notes += (f"{told} of {path.name} {says} nan and {are} taken as empty.",)
         found = list(enumerate(listed, 1))
     rows: list[tuple[int, Mapping[str, object]]] = []
     others: list[int] = []

@@ -66,7 +66,7 @@ check: setup ## lint, strict types and the walls between rooms only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## race the peers, measure limits, kill and resume runs (an hour); print the tables
+bench: setup ## race the peers, measure limits, kill and resume runs (some hours); print the tables
 	$(BIN)/python bench/dpo.py --shape llava --images 8 --trl-batch 2
 	$(BIN)/python bench/dpo.py --shape one-question --images 4 --batch 4 --trl-batch 2 4
 	$(BIN)/python bench/dpo.py --shape wide --images 1 --batch 1 --trl-batch 4 --repeats 1
@@ -78,6 +78,12 @@ bench: setup ## race the peers, measure limits, kill and resume runs (an hour); 
 	$(BIN)/python bench/judge.py
 	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/efficiency.py
+	$(BIN)/python bench/intake.py --kind plain --images 2000
+	$(BIN)/python bench/intake.py --kind png --images 2000
+	$(BIN)/python bench/intake.py --kind jpeg --images 2000
+	$(BIN)/python bench/intake.py --kind jpeg2000 --images 20000 --sides decoder quickest --resume
+	$(BIN)/python bench/projector.py
+	$(BIN)/python bench/projector.py --whole
 	$(BIN)/python bench/kill.py
 	$(BIN)/python bench/damage.py --sample 100
 	$(BIN)/python bench/table.py

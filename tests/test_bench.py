@@ -13,6 +13,7 @@ from stllava.commands import RUNNERS
 from stllava.config import RunOptions, VqaRadData
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
+RESULTS = BENCH / "results"
 COMMANDS = {
     "dpo": ["--model", "tiny", "--shape", "small-image", "--images", "2", "--batch", "2", "--repeats", "1"],
     "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
@@ -50,6 +51,19 @@ def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_pa
 def test_the_table_of_speeds_is_that_of_the_stored_results() -> None:
     table = subprocess.run([sys.executable, str(BENCH / "table.py")], capture_output=True, text=True, check=True).stdout
     assert table.strip() in (BENCH.parent / "docs" / "performance.md").read_text()
+
+
+def test_make_bench_makes_every_stored_result() -> None:
+    """The bench, and of a bench with several loads the one that the result is of; `make mini` has a target of its own."""
+    recipe = (BENCH.parent / "Makefile").read_text().partition("\nbench:")[2]
+    results = {path.name: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    assert results.pop("vqa-rad-mini-cpu.json")["bench"] == "vqa_rad_mini"
+    made = [line.split() for line in recipe.splitlines() if "bench/" in line]
+    for name, result in results.items():
+        words = result["command"].split()
+        loads = [words[i : i + 2] for i, word in enumerate(words) if word in ("--shape", "--load", "--kind")]
+        wanted = [words[1], *(load for pair in loads for load in pair), *(["--whole"] if "--whole" in words else [])]
+        assert any({*wanted} <= {*line} for line in made), f"{name}: {' '.join(wanted)}"
 
 
 @pytest.mark.parametrize("split", ["standard", "image-disjoint"])

@@ -2,12 +2,13 @@
 
 import ast
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import stllava
-from stllava import config
+from stllava import config, stages
 from stllava.config import Options
 
 SOURCE = Path(stllava.__file__).parent
@@ -66,3 +67,9 @@ def test_how_near_an_unmoved_policy_is_to_its_reference_stands_once() -> None:
         if isinstance(target, ast.Name) and target.id.startswith("CLOSE")
     ]
     assert sorted(constants) == [("CLOSE", "references.py"), ("CLOSE_IN_HALF", "references.py")]
+
+
+def test_the_stages_are_those_that_their_package_names() -> None:
+    """A count of them, "the seven stages", was wrong twice."""
+    files = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
+    assert {*re.findall(r"`(\w+)`", stages.__doc__ or "")} == files

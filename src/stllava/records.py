@@ -102,7 +102,7 @@ class Sampling(Record):
     max_new_tokens: int
     """Longest completion, in tokens."""
     seed: int
-    """Seed of the run; each chunk derives its own from it and the ids in it."""
+    """Seed of the run: with the words of a prompt and the number of the answer, it starts that answer's own random numbers."""
 
 
 class Question(Keyed):

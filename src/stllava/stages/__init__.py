@@ -1,1 +1,5 @@
-"""The seven stages: sft, ask, answer, judge, pair, dpo, evaluate. Each goes from records on disk to records on disk."""
+"""What a run does, a file for each: from records on disk to records on disk.
+
+The loop is `sft`, then in every round `ask`, `answer`, `judge`, `pair` and `dpo`; `final_data` gathers what was found right for
+one more sft, `evaluate` scores each policy. `predict` and `export` put a policy to use. `results` types what they come to.
+"""

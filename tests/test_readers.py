@@ -402,6 +402,17 @@ def test_deep_tiff_and_png_follow_the_rule_of_every_other_stage(tmp_path: Path) 
     assert np.array_equal(inverted.pixels, 255 - by_hand)
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_numbers_of_32_bits_keep_their_order_up_to_the_greatest(signed: bool, tmp_path: Path) -> None:
+    values = np.linspace(0, (1 << 32) - 1, 64 * 48).reshape(48, 64).astype(np.uint32)
+    stored = (values.astype(np.int64) - (1 << 31)).astype(np.int32) if signed else values
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack")
+    wanted = np.floor(values * (255 / ((1 << 32) - 1)) + 0.5).astype(int)
+    (frame,) = tiles(tmp_path / "a.tif")
+    assert abs(frame.pixels.astype(int) - wanted).max() <= 1
+    assert abs(np.asarray(open_image(tmp_path, "a.tif").convert("L")).astype(int) - wanted).max() <= 1
+
+
 def test_pages_of_a_plain_tiff_are_chosen_and_counted(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.full((20, 30), shade, dtype=np.uint8)) for shade in (10, 20, 30)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

@@ -37,6 +37,7 @@ GROUND = 255
 pixel is arbitrary and mostly black, so that without a ground black ink on a clear background would vanish."""
 _GREY = ("1", "L", "LA")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 
 
 def open_image(root: Path, relative: str) -> Image.Image:
@@ -159,13 +160,22 @@ def white_is_zero(image: Image.Image) -> bool:
     return isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
+def _wraps(image: Image.Image) -> bool:
+    """Whether a page of a TIFF file stores unsigned numbers of 32 bits, of which Pillow makes signed ones."""
+    if not isinstance(image, TiffImageFile) or image.mode != "I":
+        return False
+    bits, formats = image.tag_v2.get(_BITS, (1,)), image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    return bool(bits[0] == 32 and formats[0] == _UNSIGNED)
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The page at which an opened file stands: decoded, upright, opaque, in mode L where it is grey and else in RGB."""
     inverted = white_is_zero(image)  # Pillow inverts such a page of 8 bits, but none of more.
+    unsigned = _wraps(image)
     image.load()
     turned = ImageOps.exif_transpose(image)
     if turned.mode in DEEP_MODES:
-        shades = to_eight_bits(turned)
+        shades = to_eight_bits(turned, unsigned=unsigned)
         shades = ImageOps.invert(shades) if inverted else shades
         clear = turned.info.get("transparency")  # Of a deep PNG, the one value that is transparent.
         mask = np.zeros(0, np.uint8) if clear is None else (np.asarray(turned) == clear).astype(np.uint8) * 255
@@ -181,13 +191,15 @@ def upright(image: Image.Image) -> Image.Image:
     return ground.convert(mode)
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image, *, unsigned: bool = False) -> Image.Image:
     """A deep greyscale image in mode L: linear, black at 0, white at the end of its range.
 
     The range is the smallest of 8, 12 and 16 bits (for floats also 0 to 1) that holds the brightest pixel, because
-    scanners store 12 bits in 16; Pillow's own conversion cuts everything above 255.
+    scanners store 12 bits in 16; Pillow's own conversion cuts everything above 255. `unsigned` says of mode I that its numbers
+    of 2³¹ and more were turned into negative ones.
     """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    stored = np.asarray(image).view(np.uint32) if unsigned else np.asarray(image)
+    values = np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
     values -= min(float(values.min()), 0.0)
     brightest = float(values.max())
     # A float image of more than 1 is no share of white: one that was centred and scaled has no range but its own.

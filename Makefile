@@ -66,7 +66,7 @@ check: setup ## lint, strict types and the walls between rooms only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## race the peers, measure limits, kill and resume runs (some hours); print the tables
+bench: setup ## race the peers, measure limits, kill and resume runs (some hours); write the tables of docs/results.md
 	$(BIN)/python bench/dpo.py --shape llava --images 8 --trl-batch 2
 	$(BIN)/python bench/dpo.py --shape one-question --images 4 --batch 4 --trl-batch 2 4
 	$(BIN)/python bench/dpo.py --shape wide --images 1 --batch 1 --trl-batch 4 --repeats 1
@@ -86,4 +86,4 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/projector.py --whole
 	$(BIN)/python bench/kill.py
 	$(BIN)/python bench/damage.py --sample 100
-	$(BIN)/python bench/table.py
+	$(BIN)/python bench/table.py --write

@@ -6,8 +6,8 @@
 The model has LLaVA-1.5-7B's shape (CLIP ViT-L/14-336, Vicuna-7B) and random weights; it learns as recipes/stllava-med-7b.yaml
 says: LoRA of rank 128 and 32, the projector in full. A stage takes `--steps` optimizer steps of `--images` images, each
 with 5 questions, in forwards of at most `--tokens` tokens: the memory is that of a forward, however many make a step. It
-goes through `stllava.training.trainer.fit`, so that autocast, clipping and AdamW are those of a run. Memory is the most that was
-allocated from the first step on, the step's time the last one's; a process of its own measures each stage.
+goes through `stllava.training.trainer.fit`, so that autocast, clipping and AdamW are those of a run. Memory is the most that
+was allocated from the first step on, the step's time the last one's; a process of its own measures each stage.
 
 A model is built whole and then put in 4 bits, as one that is loaded is (`whole_bytes`, the most that was held until
 then). Writes bench/results/fits-PRECISION-DEVICE.json and prints a table.

@@ -1,15 +1,18 @@
-"""The tables of docs/performance.md, from bench/results/*.json: `python bench/table.py` prints them.
+"""The tables of docs/results.md that come from bench/results/*.json: `python bench/table.py` prints them.
 
-What has no result of a GPU says so.
+With `--write` each replaces the one behind its mark in docs/results.md, `<!-- NAME: bench/table.py -->`.
 """
 
+import argparse
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = RESULTS.parent.parent / "docs" / "results.md"
 SHAPES = ("llava", "one-question", "wide", "wide-best", "small-image")
 LOADS = ("self-asking", "slake")
 
@@ -173,14 +176,61 @@ def intake() -> str:
     return rows(head, body)
 
 
+def efficiency() -> str:
+    """What a label is worth: stage 1 on a share of the labels, against a little of them and the loop."""
+    body = []
+    for one in read("efficiency-*.json"):
+        for name, arm in one["arms"].items():
+            looped = name == "9 % and the loop"
+            if name.startswith("9 %, "):
+                continue  # Where the loop starts from: a row of its own would be read as one of the others.
+            cells = [f"**{name}**" if looped else f"stage 1 on {name}"]
+            for metric in ("open_exact_match", "closed_accuracy"):
+                cells.append("{:.1f} [{:.1f}, {:.1f}]".format(*arm[metric]["score"]))
+                cells.append("" if looped else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*arm[metric]["loop_minus_this"]))
+            body.append(cells)
+    gain = "the loop's gain over it"
+    return rows(("", "open exact match", gain, "closed accuracy", gain), body)
+
+
+def projector() -> str:
+    """The prototype extractor against its published form."""
+    body = []
+    for one in read("projector-*.json"):
+        for step in ("forward", "learn"):
+            seconds, memory = one[f"{step}_seconds"], one[f"{step}_mebibytes"]
+            sides = [f"{1000 * seconds[side]['median']:.0f}" for side in ("ours", "broadcast")]
+            over = f"**{one[f'{step}_seconds_of_broadcast_over_ours']:.1f}×**"
+            held = " / ".join(f"{memory[side]['median']:.0f}" for side in ("ours", "broadcast"))
+            name = "forward" if step == "forward" else "forward and backward"
+            body.append(["whole" if one["whole"] else "without the last layers", name, *sides, over, held, where(one)])
+    head = ("projector", "pass", "ours, ms", "broadcast, ms", "broadcast's time over ours", "MiB, ours / broadcast", "where")
+    return rows(head, body)
+
+
+TABLES = (efficiency, dpo, generate, limit, scale, judge, expert, intake, projector)
+
+
+def written(page: str) -> str:
+    """The page with every table behind its mark; a mark that is missing is an error."""
+    for table in TABLES:
+        mark = f"<!-- {table.__name__}: bench/table.py -->\n\n"
+        if page.count(mark) != 1:
+            raise SystemExit(f"{PAGE} has no mark {mark.strip()}, or several")
+        before, _, behind = page.partition(mark)
+        page = before + mark + table() + "\n" + re.sub(r"\A(?:\|.*\n)+", "", behind)
+    return page
+
+
 def main() -> None:
-    """Print all tables."""
-    made = {"dpo": dpo(), "generate": generate(), "limit": limit(), "scale": scale(), "judge": judge(), "expert": expert()}
-    made |= {"intake": intake()}
-    for name, table in made.items():
-        print(f"### {name}\n\n{table}\n")
-    if not read("*-cuda.json"):
-        print("On an NVIDIA GPU: not measured.")
+    """Print all tables, or write them into the page."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
+    if words.parse_args().write:
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    for table in TABLES:
+        print(f"### {table.__name__}\n\n{table()}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 QUICKEST = "pylibjpeg"
-"""Of the plug-ins for JPEG 2000; pydicom's own first choice takes a fifth longer (docs/performance.md)."""
+"""Of the plug-ins for JPEG 2000; pydicom's own first choice takes a fifth longer (docs/results.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Every record that crosses a stage border: frozen, strict, one JSON line each on disk.
+
+An `id` is the hash of the content that makes the record what it is (`content_id`), never a count or a path of this
+machine, so the same work gives the same ids wherever and however often it runs. Images are POSIX paths relative to
+the image root of their data set; pixels are never embedded.
+
+In the order of the loop: `dialogue` (images, turns, labelled conversations), `question` (what a policy asks and answers),
+`verdict` (what judges say), `preference` (pairs), `scores` (benchmarks, predictions, scores), `overlaps` (what training has
+seen of a benchmark), `outcome` (manifests and the end of a run).
+"""
+
+from stllava.records.dialogue import Conversation, Image, Message, Role
+from stllava.records.outcome import Manifest, Outcome
+from stllava.records.overlaps import Match, MatchKind, Overlap, Seen
+from stllava.records.preference import Lineage, Preference, Reference
+from stllava.records.question import Answers, Question, Sampling
+from stllava.records.record import FORMAT, Keyed, Record, content_id
+from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
+from stllava.records.verdict import Comparison, Context, Flip, JudgeCheck, Judgment, Rate, VerdictCause, Vote
+
+__all__ = [
+    "FORMAT",
+    "MAX_CHOICES",
+    "Answers",
+    "Comparison",
+    "Context",
+    "Conversation",
+    "Difference",
+    "Flip",
+    "Image",
+    "JudgeCheck",
+    "Judgment",
+    "Keyed",
+    "Lineage",
+    "Manifest",
+    "Match",
+    "MatchKind",
+    "Message",
+    "Outcome",
+    "Overlap",
+    "Prediction",
+    "Preference",
+    "Question",
+    "QuestionKind",
+    "Rate",
+    "Record",
+    "Reference",
+    "Role",
+    "Sample",
+    "Sampling",
+    "Score",
+    "Seen",
+    "VerdictCause",
+    "Vote",
+    "content_id",
+]

@@ -1,0 +1,48 @@
+"""Pairs that dpo learns from."""
+
+from stllava.records.dialogue import Message
+from stllava.records.record import Keyed, Record
+
+
+class Lineage(Record):
+    """Where a preference comes from."""
+
+    question_id: str
+    answers_id: str
+    judgment_id: str
+
+
+class Reference(Keyed):
+    """How likely a pair's answers are under the policy that learning from it starts from."""
+
+    id: str
+    """The preference's id."""
+    policy: str
+    """Fingerprint of the weights."""
+    chosen: float
+    """Natural logarithm of the chosen answer's untempered probability, its end included."""
+    rejected: float
+    """The same of the rejected answer, without an end where it was cut off."""
+
+
+class Preference(Keyed):
+    """One pair to learn from."""
+
+    id: str
+    """Hash of prompt, chosen, rejected and lineage."""
+    images: tuple[str, ...]
+    """Paths relative to the image root."""
+    prompt: tuple[Message, ...]
+    """The turns before the answer."""
+    chosen: str
+    """The better answer."""
+    rejected: str
+    """The worse answer."""
+    rejected_ended: bool = True
+    """Whether the worse answer came to its own end; one that was cut off is learned without an end."""
+    margin: float
+    """Difference of their scores, above 0."""
+    lineage: Lineage
+    """Question, answers and judgment behind it."""
+    reference: Reference | None = None
+    """What the policy that answered noted as it spoke, where it did."""

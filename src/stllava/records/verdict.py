@@ -1,0 +1,139 @@
+"""What judges say: an expert's verdicts, people's votes, and how far an expert can be trusted."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stllava.records.record import Keyed, Record
+
+VerdictCause = Literal["abstained", "unparsed", "refused", "failed"]
+"""Why an expert gives no verdict: it will not say, its words cannot be read, it or its provider declines, no reply came."""
+
+
+class Context(Keyed):
+    """What an expert may know of an image beyond its pixels."""
+
+    id: str
+    """Hash of image, question, kind and text."""
+    image: str
+    """Path relative to the image root."""
+    question: str | None = None
+    """The one question it is about; None when it holds for every question about the image."""
+    kind: Literal["caption", "report", "reference answer"]
+    """What it is."""
+    text: str
+    """Its words."""
+
+
+class Comparison(Record):
+    """What an expert says of two completions, all orders in which it saw them taken together."""
+
+    first: int
+    """Place of one among the completions."""
+    second: int
+    """Place of the other, behind the first one's."""
+    winner: int | None
+    """Place of the better one; None for a tie and where there is no verdict."""
+    cause: VerdictCause | None = None
+    """Why there is no verdict; None when there is one, a tie among them."""
+    flipped: bool = False
+    """Whether another order made the other one win: it counts as a tie."""
+
+
+class Judgment(Keyed):
+    """An expert's verdict on one set of answers."""
+
+    id: str
+    """Hash of answers id, expert and prompt."""
+    answers_id: str
+    """The answers judged."""
+    scores: tuple[float, ...] | None
+    """One score per completion from 0 to 1, higher is better; None when there is no verdict."""
+    cause: VerdictCause | None
+    """Why there is no verdict; None when there is one."""
+    reason: str
+    """The expert's grounds in words."""
+    expert: str
+    """Which expert judged."""
+    prompt_hash: str
+    """Hash of the rubric or rule the expert applied."""
+    comparisons: tuple[Comparison, ...] = ()
+    """What it says of every two different completions; empty for experts whose scores say it all."""
+    context: tuple[str, ...] = ()
+    """Ids of the contexts it was shown."""
+    raw: tuple[str, ...] = ()
+    """Raw replies in every order asked; empty for experts that send none."""
+    usage: dict[str, int] = Field(default_factory=dict)
+    """Tokens or calls used, by name."""
+    cost: float = 0.0
+    """What it cost, in US dollars."""
+    agreement: float | None = None
+    """Of a panel, the share of its members' votes that the verdict follows; None for one expert alone."""
+
+
+class Vote(Keyed):
+    """What a person says of two completions: the truth that an expert can be checked against."""
+
+    id: str
+    """Hash of answers id, places and voter, or your own."""
+    answers_id: str
+    """The answers they are of."""
+    first: int
+    """Place of one completion."""
+    second: int
+    """Place of the other."""
+    winner: int | None
+    """Place of the better one; None for a tie."""
+
+
+class Rate(Record):
+    """A share with its 95 % interval."""
+
+    value: float
+    """The share; of an agreement, Cohen's kappa."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    n: int
+    """What it is a share of."""
+
+
+class Flip(Record):
+    """Two answers of which an expert preferred whichever stood first, or second."""
+
+    image: str
+    """Path relative to the image root."""
+    question: str
+    """The question."""
+    answers: tuple[str, str]
+    """Both, in the order of the first reply."""
+    replies: tuple[str, str]
+    """What it said of them in that order, and in the other."""
+
+
+class JudgeCheck(Record):
+    """How far an expert can be trusted, measured on a sample of answers; every interval is resampled by image."""
+
+    expert: str
+    """Who was checked."""
+    questions: int
+    """Sets of answers in the sample."""
+    requests: int
+    """Replies it is measured on."""
+    flips: Rate | None
+    """Position bias: comparisons in which the other order made the other answer win."""
+    first_wins: Rate | None
+    """Of all replies that prefer one of two answers, those that prefer the one shown first; 0.5 is fair."""
+    repeats: Rate | None
+    """Self-agreement: comparisons with the same outcome when asked the same again."""
+    longer_wins: Rate | None
+    """Length bias: of all decided comparisons of answers of different length, those the longer one wins."""
+    longer_wins_adjusted: Rate | None
+    """The same where the truth calls the longer one better as often as worse; 0.5 is fair. None without a truth."""
+    agreement: Rate | None
+    """Cohen's kappa with the truth over win, tie and loss; None without a truth."""
+    truth: str
+    """What the truth was: oracle, people, or an empty string."""
+    examples: tuple[Flip, ...]
+    """Some of the flips."""

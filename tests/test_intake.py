@@ -127,6 +127,13 @@ def test_every_file_that_is_no_use_is_named_with_its_cause_and_the_rest_comes_in
     assert sum(manifest.dropped.values()) == 15
 
 
+def test_a_file_is_left_out_for_the_time_it_runs_and_not_for_the_time_it_waits_for_a_core(tmp_path: Path) -> None:
+    for number, name in enumerate(("spins", "crowded")):
+        save(tmp_path / "in" / f"{name}.png", noise(number))
+    import_folder(tmp_path)
+    assert {private_name(tmp_path, row.number): row.cause for row in left_out(tmp_path)} == {"spins.png": "too-slow"}
+
+
 def test_a_missing_reader_stops_the_import_with_its_remedy(tmp_path: Path) -> None:
     save(tmp_path / "in" / "lacks.png", noise(1))
     with pytest.raises(StllavaError, match="Install it"):

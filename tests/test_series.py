@@ -193,7 +193,7 @@ def test_files_in_trouble_are_named_and_the_projection_is_made_of_the_rest(tmp_p
     cut = source / "cut"
     cut.write_bytes(cut.read_bytes()[:-200])
     (source / "broken").write_bytes(cut.read_bytes()[:600])
-    manifest = import_slices(tmp_path, MIP.model_copy(update={"seconds": 4}))
+    manifest = import_slices(tmp_path, MIP.model_copy(update={"seconds": 2}))
     assert names(tmp_path) == {
         "hangs-pixels": "too-slow",
         "hangs-header": "too-slow",

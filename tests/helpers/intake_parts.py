@@ -7,6 +7,8 @@ import functools
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +28,7 @@ from stllava.intake.readers.frame import Facts, Frame, Identity
 from stllava.intake.run import import_images
 from stllava.records import Manifest
 
-FAST = IntakeOptions(seconds=2, workers=1, chunk=4, memory=1)
+FAST = IntakeOptions(seconds=1, workers=1, chunk=4, memory=1)
 SLICES = IntakeOptions(seconds=20, workers=1, chunk=4, look_for_text="rules")
 
 
@@ -35,6 +37,11 @@ def read(path: Path) -> Iterator[Frame]:
     match path.name.partition(".")[0]:
         case "hangs":
             time.sleep(3600)
+        case "spins":
+            while True:
+                pass
+        case "crowded":
+            _crowd()
         case "crashes":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "eats":
@@ -50,6 +57,22 @@ def read(path: Path) -> Iterator[Frame]:
     if "twoframes" in path.name:
         yield Frame(pixels[::-1].copy(), Facts(modality="CR"), identity, burned="no")
         raise ItemError("truncated", "the third frame is cut off")
+
+
+def _crowd() -> None:
+    """0.4 seconds of work on a core that three other processes want, too: it takes longer than the limit of `FAST`."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    begun = time.monotonic()
+    try:
+        end = time.process_time() + 0.4
+        while time.process_time() < end:
+            pass
+        assert time.monotonic() - begun > FAST.seconds
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def kind(path: Path) -> str | None:

@@ -69,7 +69,8 @@ class IntakeOptions(Options):
     """Whose files are that name neither patient nor study: one patient's for each folder, or each its own patient's. Files at
     the top of the source are always their own."""
     seconds: PositiveFloat = 10.0
-    """Longest wait for the next picture of a file, and one second more for every 16 MiB of it; then it is left out."""
+    """Longest time on a core for the next picture of a file, and one second more for every 16 MiB of it; then it is left out. A
+    file for which nothing runs, such as one on a disk that does not answer, is given three times as long."""
     memory: PositiveFloat = 4.0
     """GiB that a worker may take beyond its start; a file that needs more is left out."""
     chunk: PositiveInt = 64

@@ -1,10 +1,16 @@
 """Works through files in processes of their own, so that a file that hangs, crashes or eats memory is named, and only it lost.
 
-Reads and writes nothing itself. A worker says when it begins a file and sends what it makes of it piece by piece; where
-nothing comes in time it is killed, and a fresh one goes on behind that file. Whoever listens is told of each piece as it
+Writes nothing, and reads only how long its workers have run. A worker says when it begins a file and sends what it makes of
+it piece by piece; where nothing comes in time it is killed, and a fresh one goes on behind that file. Time is the worker's own
+on a core, so that a busy machine loses no files; one that sleeps or waits for a disk is given `PATIENCE` times as long, and
+that it waits for a core counts as neither. Whoever listens is told of each piece as it
 comes, and asked in between how long to wait. A job of several files says at which of them
 it is; when one is lost the job is begun again without it. Workers' output is closed: what C libraries print of a damaged
 file may hold a name.
+
+`pebble`, whose pool also kills a task that takes too long and replaces its process, is not used: its limit is of the wall clock
+and of a whole task, a result comes when the task has ended, so that pieces, notes and heartbeats would need a channel
+of their own, and it sets no limit of memory. Left to it would be some 40 lines of what is here.
 """
 
 import multiprocessing
@@ -25,6 +31,10 @@ START_SECONDS = 120.0
 STARTS = 3
 PRELOADED = ("stllava.intake.convert", "pydicom.pixels", "nibabel", "tifffile")
 """What workers are born with; of the libraries only those that are installed. Else its first file would pay for each."""
+PATIENCE = 3
+"""How many times its limit a worker may take that does not run, but for the time in which it waits for a core."""
+LEAST_REST = 0.02
+"""Seconds between two looks at a worker that runs."""
 SLOW_BYTES = 16 << 20
 """A file may take a second more for every so many bytes."""
 
@@ -120,7 +130,48 @@ class _Worker:
     pieces: list[Piece] = field(default_factory=list)
     begun: int = 0
     """Pieces of the jobs before the one it is at."""
-    deadline: float = 0.0
+    limit: float = START_SECONDS
+    """Seconds until the next message."""
+    last: "_Times" = field(default_factory=lambda: _Times(0.0, 0.0, 0.0))
+    """When the last one came."""
+    next_look: float = 0.0
+    """When it may be overdue at the earliest, by the clock of `time.monotonic`."""
+
+    def allow(self, seconds: float) -> None:
+        """Give it so many seconds from now on."""
+        self.limit, self.last = seconds, _times(self.process.pid)
+        self.next_look = self.last.wall + seconds
+
+    def is_overdue(self) -> bool:
+        """Whether its time is up; when not, `next_look` is moved to when it may be."""
+        now = _times(self.process.pid)
+        ran, waited, passed = now.ran - self.last.ran, now.waited - self.last.waited, now.wall - self.last.wall
+        left = min(self.limit - ran, PATIENCE * self.limit - (passed - waited))
+        self.next_look = now.wall + max(left, LEAST_REST)
+        return left <= 0
+
+
+@dataclass(frozen=True)
+class _Times:
+    """What a process has spent, in seconds."""
+
+    wall: float
+    """By the clock of `time.monotonic`."""
+    ran: float
+    """On a core, its main thread alone, which does the work or waits for those that do."""
+    waited: float
+    """For a core, while it could have run."""
+
+
+def _times(pid: int | None) -> _Times:
+    """What a process has spent; on systems that do not say, the wall clock is what it ran."""
+    wall = time.monotonic()
+    try:
+        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
+    except OSError:
+        # No such system, or the process has just died, which reading from it will say.
+        return _Times(wall, wall, 0.0)
+    return _Times(wall, int(ran) / 1e9, int(waited) / 1e9)
 
 
 def work_through(
@@ -134,8 +185,9 @@ def work_through(
 ) -> Iterator[tuple[int, list[Piece]]]:
     """Every chunk's key with all pieces of its jobs in their order, chunk by chunk as they are done.
 
-    `setup` is called once in each worker and must be picklable; `seconds` is the longest wait for a piece, `memory` the
-    bytes a worker may allocate beyond its start. Raises `StoppedError` with the words of a `StllavaError` met at work.
+    `setup` is called once in each worker and must be picklable; `seconds` is the longest that a worker may run for a piece,
+    `memory` the bytes that it may allocate beyond its start. Raises `StoppedError` with the words of a `StllavaError` met at
+    work.
     """
     waiting = iter(chunks)
     crew: list[_Worker] = []
@@ -146,7 +198,7 @@ def work_through(
                 crew.append(_start(setup, memory, key=chunk[0], jobs=chunk[1], pieces=[]))
             if not crew:
                 return
-            rest = min(listener.tick(), min(worker.deadline for worker in crew) - time.monotonic())
+            rest = min(listener.tick(), min(worker.next_look for worker in crew) - time.monotonic())
             ready = wait([worker.line for worker in crew], timeout=max(0.0, rest))
             for i, worker in enumerate(list(crew)):
                 loss = _hear(worker, seconds, listener) if worker.line in ready else _overdue(worker)
@@ -185,7 +237,7 @@ def _start(setup: Callable[[], Work], memory: int, *, key: int, jobs: list[Job],
 
 def _give(worker: _Worker, key: int, jobs: list[Job], pieces: list[Piece]) -> None:
     worker.key, worker.left, worker.job, worker.pieces = key, list(jobs), None, pieces
-    worker.deadline = time.monotonic() + START_SECONDS
+    worker.allow(START_SECONDS)
     try:
         worker.line.send(jobs)
     except (BrokenPipeError, ConnectionResetError):
@@ -217,14 +269,13 @@ def _hear(worker: _Worker, seconds: float, listener: Listener) -> WorkerLoss | N
     else:
         worker.job = None
     more = worker.heartbeat.size / SLOW_BYTES + worker.heartbeat.seconds
-    worker.deadline = time.monotonic() + (seconds + more if worker.job else START_SECONDS)
+    worker.allow(seconds + more if worker.job else START_SECONDS)
     return None
 
 
 def _overdue(worker: _Worker) -> WorkerLoss | None:
     """Kill a worker whose time is up."""
-    late = time.monotonic() - worker.deadline
-    if late < 0 or (worker.job is None and not worker.left):
+    if time.monotonic() < worker.next_look or (worker.job is None and not worker.left) or not worker.is_overdue():
         return None
     worker.process.kill()
     worker.process.join()

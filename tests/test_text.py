@@ -24,7 +24,7 @@ from stllava.generation import chat
 from stllava.progress import Progress
 from stllava.records import Manifest
 from stllava.remote import rate_limiter
-from stllava.text import printable, show
+from stllava.text import aligned, printable, show
 
 HOSTILE = [
     pytest.param("\x1b[2J\x1b[31mred", id="colour"),
@@ -167,3 +167,10 @@ def test_what_is_shown_ends_as_asked(capsys: pytest.CaptureFixture[str]) -> None
     show("three", end="")
     assert capsys.readouterr().out == "one\n2\nthree"
     assert cli.COMMANDS["judge"] in cli.usage()
+
+
+def test_the_columns_of_a_table_stand_below_each_other() -> None:
+    rows = [("policy", "open"), ("blind-round-10 *", "7.5"), ("sft", "")]
+    assert aligned(rows) == ["policy            open", "blind-round-10 *  7.5", "sft"]
+    assert aligned(rows, numbers=True) == ["policy            open", "blind-round-10 *   7.5", "sft"]
+    assert aligned([]) == []

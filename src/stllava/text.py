@@ -6,6 +6,7 @@ command line prints goes through here. Writes to the terminal only.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
@@ -24,6 +25,18 @@ _WRITTEN = {
 def printable(text: str) -> str:
     r"""The text with what a terminal would obey written as `\x1b`, `\x0d` or `\u202e`; line breaks and tabs stay."""
     return text.replace("\r\n", "\n").translate(_WRITTEN)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
+    """Rows of a table as lines whose columns stand below each other; with `numbers`, all but the first end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if numbers and place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def show(*texts: object, stream: TextIO | None = None, end: str = "\n") -> None:

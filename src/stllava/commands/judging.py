@@ -9,7 +9,7 @@ from stllava.report.wording import check_rows
 from stllava.stages.judge import check as check_judge
 from stllava.stages.judge import judge, plan
 from stllava.store import Existing
-from stllava.text import show
+from stllava.text import aligned, show
 
 
 def judge_command(words: list[str]) -> None:
@@ -81,9 +81,11 @@ def price(cost: float | None) -> str:
 def describe(check: JudgeCheck) -> str:
     """A check as lines of text."""
     lines = [f"{check.expert}: {check.questions} questions, {check.requests} replies"]
-    for label, rate in check_rows(check):
-        shown = "–" if rate is None else f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})"
-        lines.append(f"  {label:<58} {shown}")
+    rows = [
+        (label, "–" if rate is None else f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})")
+        for label, rate in check_rows(check)
+    ]
+    lines += [f"  {line}" for line in aligned(rows)]
     for flip in check.examples[:3]:
         lines += ["", f"  flipped: {flip.question!r} about {flip.image}: {flip.answers[0]!r} against {flip.answers[1]!r}"]
     return "\n".join(lines)

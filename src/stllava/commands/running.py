@@ -11,7 +11,7 @@ from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
 from stllava.rundir import RunDir
 from stllava.store import Existing
-from stllava.text import show
+from stllava.text import aligned, show
 
 
 def run_command(words: list[str]) -> None:
@@ -85,11 +85,11 @@ def table(outcome: Outcome) -> str:
         }
         metrics = list(dict.fromkeys(metric for _, metric in cells))
         sizes = {metric: next(score.n for (_, name), score in cells.items() if name == metric) for metric in metrics}
-        lines += ["", f"{benchmark:<16}" + "".join(f"{f'{metric} (n={sizes[metric]})':>30}" for metric in metrics)]
+        rows = [[benchmark, *(f"{metric} (n={sizes[metric]})" for metric in metrics)]]
         for policy in dict.fromkeys(name for name, _ in cells):
             mark = " *" if policy == outcome.best else ""
-            row = [cells.get((policy, metric)) for metric in metrics]
-            lines.append(f"{policy + mark:<16}" + "".join(f"{_cell(score):>30}" for score in row))
+            rows.append([policy + mark, *(_cell(cells.get((policy, metric))) for metric in metrics)])
+        lines += ["", *aligned(rows, numbers=True)]
     for gain in outcome.differences:
         if gain.policy == outcome.best and gain.metric in CHIEF:
             points = f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

@@ -2,6 +2,9 @@
 
 Questions about one image are not independent: images are the clusters that are resampled, flipped and counted. How
 often the intervals hold the truth is simulated in `tests/test_stats.py`; several seeds are combined in `seeds`.
+
+By hand, because no library has it: `scipy.stats.bootstrap` (BCa) resamples single values, and knows neither clusters of
+different sizes nor a mean of 0 or 1, at which every resample is the same and the interval would be empty.
 """
 
 import math

@@ -21,6 +21,7 @@ from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_weights
 from stllava.model.groups import GROUPS, Group, Groups, is_adapted
 from stllava.model.load import Policy, best_device, load_policy, placed
+from stllava.text import aligned
 
 if TYPE_CHECKING:
     from peft import LoraModel, PeftModel
@@ -298,8 +299,7 @@ def table(model: nn.Module, options: TrainingOptions) -> list[str]:
         how = f"LoRA, rank {one.rank}, alpha {one.strength}" if one else "in full" if rate else "not"
         rows.append((group, how, *_sizes(learns[group], all_of[group]), f"{rate:.1e}", f"{one.dropout:g}" if one else ""))
     rows.append(("all", "", *_sizes(sum(learns.values()), sum(all_of.values())), "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _sizes(learns: int, of: int) -> tuple[str, str, str]:

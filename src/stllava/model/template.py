@@ -2,6 +2,9 @@
 
 Reads the chat template of a processor; writes nothing. A template that can think is told not to (`enable_thinking`): what
 it then writes before an answer, an empty thought perhaps, belongs to the opening of the answer's turn.
+
+By hand, because transformers' own mask of the assistant's tokens (`return_assistant_tokens_mask`) needs `{% generation %}` in
+the template, which few of them have, and marks no turns of a virtual user.
 """
 
 import re

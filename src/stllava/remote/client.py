@@ -3,6 +3,9 @@
 Tried again are time-outs, broken connections, the statuses 408, 409, 425, 429 and 5xx, and replies that cannot be used,
 unless the server's words say that it cannot help (`refusals.py`); other statuses of 4xx and redirects end at once. A
 server's Retry-After holds back every request to it.
+
+By hand, because a library of retries sees the exception and no more: here every attempt is noted in the audit before it
+leaves, counts against the budget and the rate limit, and ends for good where the server's words say that another is in vain.
 """
 
 import io

@@ -1,5 +1,8 @@
 """Inline SVG charts: pure functions from numbers to markup, coloured by the page's CSS, every text escaped.
 
+By hand, because the page holds no script and asks for nothing: plotting libraries bring scripts, or fonts and random ids that
+make the same figures other bytes. Three kinds of charts need no more.
+
 `shade` places a policy between the start (0) and the last round (1) on the page's colour ramp; None is a baseline.
 """
 

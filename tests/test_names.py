@@ -3,7 +3,7 @@
 import ast
 import inspect
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +21,10 @@ FUNCTIONS = "additive forwards grow hearing hide know longest look_over only pic
 OPTIONS = """
     alike borrow collapse consolidate denials describe describe_also description descriptions free k least most sq_r tokens
 """
-OWED = """
-    Learned Looks Seen
-"""
+OWED = "Learned Looks Seen"
 """Classes and functions that still have their old names."""
+FILES_TWICE = "importing judging names parts processor turns"
+"""Files whose names still stand twice."""
 
 
 def defined(kind: type[ast.ClassDef] | type[ast.FunctionDef]) -> Iterator[tuple[str, str]]:
@@ -40,6 +40,11 @@ def test_no_class_name_stands_twice() -> None:
     for name, place in defined(ast.ClassDef):
         places[name].append(place)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_file_name_stands_twice() -> None:
+    times = Counter(path.stem for path in FILES if path.stem not in ("__init__", "__main__"))
+    assert {name for name, count in times.items() if count > 1 and name not in FILES_TWICE.split()} == set()
 
 
 def test_no_class_and_no_function_has_an_old_name() -> None:

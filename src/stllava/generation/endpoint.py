@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 
-import httpx2
 from pydantic import JsonValue, ValidationError
 
 from stllava.config import EndpointOptions, SamplingOptions
@@ -25,6 +24,7 @@ from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
 from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in
 from stllava.remote.concurrency import for_each
 from stllava.remote.png import PngEncoder, PngImage
+from stllava.remote.transport import HttpTransport
 from stllava.text import printable
 
 SEEDS = 2**31
@@ -64,7 +64,7 @@ class EndpointSampler:
         blank: bool = False,
         virtual: Role = "virtual_user",
         chat: ChatProcessor | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        transport: HttpTransport | None = None,
     ) -> None:
         """Images are relative to `root`; `blank` shows black instead. Sendings are noted in the folder `audit`.
 

@@ -322,7 +322,7 @@ def _is_chinese(token: str) -> bool:
 
 
 def _read_chinese(runs: Sequence[str], found: _Evidence) -> None:
-    """The same for runs of Chinese between punctuation, by the marks in them: there are no blanks between words."""
+    """What the clauses of a Chinese answer say, by the marks in them: there are no blanks between words."""
     for written in runs:
         run = written.translate(_SIMPLER)
         if run.startswith(_CHINESE_PAIRS):

@@ -107,7 +107,7 @@ class Oracle(RuleJudge):
         return self.score(answers.question, answers.images, answers.final_answers)
 
     def score(self, question: str, images: tuple[str, ...], completions: Sequence[str]) -> Verdict:
-        """The same of bare texts."""
+        """Score bare texts as answers to a question, as `judge` does."""
         case = self._case(question, images)
         if isinstance(case, str):
             return Verdict(scores=None, cause="abstained", reason=case)

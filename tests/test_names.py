@@ -21,8 +21,6 @@ FUNCTIONS = "additive forwards grow hearing hide know longest look_over only pic
 OPTIONS = """
     alike borrow collapse consolidate denials describe describe_also description descriptions free k least most sq_r tokens
 """
-OWED = "Learned Looks Seen"
-"""Classes and functions that still have their old names."""
 FILES_TWICE = "importing judging names parts processor turns"
 """Files whose names still stand twice."""
 
@@ -48,7 +46,7 @@ def test_no_file_name_stands_twice() -> None:
 
 
 def test_no_class_and_no_function_has_an_old_name() -> None:
-    old = {*CLASSES.split(), *FUNCTIONS.split()} - {*OWED.split()}
+    old = {*CLASSES.split(), *FUNCTIONS.split()}
     found = [*defined(ast.ClassDef), *defined(ast.FunctionDef)]
     assert [(name, place) for name, place in found if name in old] == []
 

@@ -17,7 +17,17 @@ from PIL import ImageEnhance
 from stllava.data.benchmarks import read_vqa_rad
 from stllava.data.images import open_image
 from stllava.data.likeness import NEAR, near, picture_hash
-from stllava.data.overlap import LISTED, Learned, Looks, describe, find_overlap, learned_from, look, look_at, read_learned
+from stllava.data.overlap import (
+    LISTED,
+    ImageFingerprint,
+    TrainingItem,
+    describe,
+    find_overlap,
+    fingerprint,
+    fingerprints_of,
+    read_training_items,
+    training_items,
+)
 from stllava.data.phantom.draw import draw, make_truth
 from stllava.errors import ItemError, StllavaError
 from stllava.records import Conversation, Image, Lineage, Message, Overlap, Preference, Question, Role, Sample, Sampling
@@ -73,9 +83,9 @@ def published() -> Path:
 
 
 @pytest.fixture(scope="module")
-def published_looks(published: Path) -> dict[str, Looks]:
+def published_fingerprints(published: Path) -> dict[str, ImageFingerprint]:
     """What its 315 images look like."""
-    return look_at(published, [path.relative_to(published).as_posix() for path in (published / "images").iterdir()])
+    return fingerprints_of(published, [path.relative_to(published).as_posix() for path in (published / "images").iterdir()])
 
 
 @pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
@@ -91,14 +101,18 @@ def test_neighbouring_phantoms_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("how", ["JPEG of quality 50", "half as large", "a square", "brighter", "stronger"])
-def test_an_altered_radiograph_is_known_again(how: str, published: Path, published_looks: dict[str, Looks]) -> None:
-    for path, looks in list(published_looks.items())[::40]:
-        assert looks.picture is not None
-        assert (hashed(ALTERED[how](open_image(published, path))) ^ looks.picture).bit_count() <= NEAR
+def test_an_altered_radiograph_is_known_again(
+    how: str, published: Path, published_fingerprints: dict[str, ImageFingerprint]
+) -> None:
+    for path, fingerprints in list(published_fingerprints.items())[::40]:
+        assert fingerprints.picture is not None
+        assert (hashed(ALTERED[how](open_image(published, path))) ^ fingerprints.picture).bit_count() <= NEAR
 
 
-def test_all_published_radiographs_are_told_apart_with_room_to_spare(published_looks: dict[str, Looks]) -> None:
-    pictures = [looks.picture for looks in published_looks.values() if looks.picture is not None]
+def test_all_published_radiographs_are_told_apart_with_room_to_spare(
+    published_fingerprints: dict[str, ImageFingerprint],
+) -> None:
+    pictures = [fingerprints.picture for fingerprints in published_fingerprints.values() if fingerprints.picture is not None]
     assert len(pictures) == 315
     assert min((one ^ other).bit_count() for one, other in combinations(pictures, 2)) > 5 * NEAR
 
@@ -150,13 +164,13 @@ TALK = turns(("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("virtual_use
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        (Image(id="i", path="a"), [Learned("a")]),
+        (Image(id="i", path="a"), [TrainingItem("a")]),
         (
             Conversation(id="c", images=("a", "b"), messages=TALK),
-            [Learned(image, f"Q{number}", f"A{number}") for image in "ab" for number in (1, 2)],
+            [TrainingItem(image, f"Q{number}", f"A{number}") for image in "ab" for number in (1, 2)],
         ),
-        (Conversation(id="c", images=("a",), messages=turns(("system", "S"))), [Learned("a")]),
-        (Question(id="q", images=("a",), text="Q", description="D", policy="p", sampling=SAMPLING), [Learned("a", "Q")]),
+        (Conversation(id="c", images=("a",), messages=turns(("system", "S"))), [TrainingItem("a")]),
+        (Question(id="q", images=("a",), text="Q", description="D", policy="p", sampling=SAMPLING), [TrainingItem("a", "Q")]),
         (
             Preference(
                 id="p",
@@ -167,19 +181,19 @@ TALK = turns(("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("virtual_use
                 margin=1,
                 lineage=Lineage(question_id="q", answers_id="a", judgment_id="j"),
             ),
-            [Learned("a", "Q1", "A1"), Learned("a", "Q2", "A2"), Learned("a", "Q3", "good")],
+            [TrainingItem("a", "Q1", "A1"), TrainingItem("a", "Q2", "A2"), TrainingItem("a", "Q3", "good")],
         ),
         (
             Sample(id="s", image="a", question="Q", targets=("x", "y"), kind="open", split="train"),
-            [Learned("a", "Q", "x"), Learned("a", "Q", "y")],
+            [TrainingItem("a", "Q", "x"), TrainingItem("a", "Q", "y")],
         ),
     ],
     ids=["image", "conversation", "no question", "question", "preference", "reference"],
 )
 def test_what_is_learned_from_a_record(
-    record: Image | Conversation | Question | Preference | Sample, expected: list[Learned]
+    record: Image | Conversation | Question | Preference | Sample, expected: list[TrainingItem]
 ) -> None:
-    assert learned_from(record) == expected
+    assert training_items(record) == expected
 
 
 @pytest.mark.parametrize(
@@ -201,41 +215,51 @@ def test_what_is_learned_from_a_record(
 )
 def test_what_was_learned_elsewhere_is_read_as_it_was_learned(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
-    assert read_learned(tmp_path / name) == [Learned("a.png", "What?", "yes")]
+    assert read_training_items(tmp_path / name) == [TrainingItem("a.png", "What?", "yes")]
 
 
 def test_a_file_of_other_columns_holds_nothing_that_is_learned(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,diagnosis\na.png,none\n")
     with pytest.raises(StllavaError, match="holds nothing that training learns from"):
-        read_learned(tmp_path / "a.csv")
+        read_training_items(tmp_path / "a.csv")
 
 
-SHARED, COPY, OTHER, PLAIN = Looks("1", 2**900), Looks("2", 2**900 + 7), Looks("3", 2**1024 - 1), Looks("4", None)
-TRAINED = {"shared": SHARED, "original": Looks("5", 2**900), "far": Looks("6", (2**512 - 1) << 9), "plain": Looks("7", None)}
+SHARED, COPY, OTHER, PLAIN = (
+    ImageFingerprint("1", 2**900),
+    ImageFingerprint("2", 2**900 + 7),
+    ImageFingerprint("3", 2**1024 - 1),
+    ImageFingerprint("4", None),
+)
+TRAINED = {
+    "shared": SHARED,
+    "original": ImageFingerprint("5", 2**900),
+    "far": ImageFingerprint("6", (2**512 - 1) << 9),
+    "plain": ImageFingerprint("7", None),
+}
 QUESTION = "Is there a mass in the left lung?"
 
 
-def overlap(image: Looks, *items: Learned, question: str = QUESTION, target: str = "Yes") -> Overlap:
+def overlap(image: ImageFingerprint, *items: TrainingItem, question: str = QUESTION, target: str = "Yes") -> Overlap:
     """The overlap of a benchmark of one sample with what one source holds."""
     sample = Sample(id="s", image="test", question=question, targets=(target,), kind="closed", split="test")
-    return find_overlap("b", [sample], looks={"test": image}, learned={"talks": items}, learned_looks=TRAINED)
+    return find_overlap("b", [sample], fingerprints={"test": image}, learned={"talks": items}, learned_fingerprints=TRAINED)
 
 
 @pytest.mark.parametrize(
     ("image", "item", "counts"),
     [
-        (SHARED, Learned("shared"), (1, 0, 0, 0, 0, 0)),
-        (COPY, Learned("shared"), (0, 1, 0, 0, 0, 0)),
-        (OTHER, Learned("shared"), (0, 0, 0, 0, 0, 0)),
-        (PLAIN, Learned("plain"), (0, 0, 0, 0, 0, 0)),
-        (TRAINED["plain"], Learned("plain"), (1, 0, 0, 0, 0, 0)),
-        (SHARED, Learned("shared", "is there a mass in left lung"), (1, 0, 1, 0, 0, 1)),
-        (SHARED, Learned("shared", QUESTION, "no"), (1, 0, 1, 0, 0, 1)),
-        (SHARED, Learned("shared", QUESTION, "yes."), (1, 0, 1, 0, 1, 1)),
-        (COPY, Learned("shared", QUESTION, "yes."), (0, 1, 1, 0, 1, 1)),
-        (SHARED, Learned("shared", "Is there a mass in the lung?", "yes"), (1, 0, 0, 1, 0, 0)),
-        (SHARED, Learned("shared", "What organ is this?", "yes"), (1, 0, 0, 0, 0, 0)),
-        (OTHER, Learned("shared", QUESTION, "yes"), (0, 0, 0, 0, 0, 1)),
+        (SHARED, TrainingItem("shared"), (1, 0, 0, 0, 0, 0)),
+        (COPY, TrainingItem("shared"), (0, 1, 0, 0, 0, 0)),
+        (OTHER, TrainingItem("shared"), (0, 0, 0, 0, 0, 0)),
+        (PLAIN, TrainingItem("plain"), (0, 0, 0, 0, 0, 0)),
+        (TRAINED["plain"], TrainingItem("plain"), (1, 0, 0, 0, 0, 0)),
+        (SHARED, TrainingItem("shared", "is there a mass in left lung"), (1, 0, 1, 0, 0, 1)),
+        (SHARED, TrainingItem("shared", QUESTION, "no"), (1, 0, 1, 0, 0, 1)),
+        (SHARED, TrainingItem("shared", QUESTION, "yes."), (1, 0, 1, 0, 1, 1)),
+        (COPY, TrainingItem("shared", QUESTION, "yes."), (0, 1, 1, 0, 1, 1)),
+        (SHARED, TrainingItem("shared", "Is there a mass in the lung?", "yes"), (1, 0, 0, 1, 0, 0)),
+        (SHARED, TrainingItem("shared", "What organ is this?", "yes"), (1, 0, 0, 0, 0, 0)),
+        (OTHER, TrainingItem("shared", QUESTION, "yes"), (0, 0, 0, 0, 0, 1)),
     ],
     ids=[
         "same bytes",
@@ -252,7 +276,7 @@ def overlap(image: Looks, *items: Learned, question: str = QUESTION, target: str
         "question about another image",
     ],
 )
-def test_what_is_counted_as_shared(image: Looks, item: Learned, counts: tuple[int, ...]) -> None:
+def test_what_is_counted_as_shared(image: ImageFingerprint, item: TrainingItem, counts: tuple[int, ...]) -> None:
     found = overlap(image, item)
     exact, close, same, nearly, triplets, known = counts
     assert (found.exact_images, found.near_images) == (exact, close)
@@ -262,7 +286,9 @@ def test_what_is_counted_as_shared(image: Looks, item: Learned, counts: tuple[in
 
 
 def test_a_near_image_and_a_question_about_it_are_listed_with_their_source() -> None:
-    found = overlap(COPY, Learned("shared", QUESTION, "yes"), Learned("original", "Is a mass in the left lung there?"))
+    found = overlap(
+        COPY, TrainingItem("shared", QUESTION, "yes"), TrainingItem("original", "Is a mass in the left lung there?")
+    )
     listed = [(match.kind, match.sample_id, match.other_image, match.source, match.distance) for match in found.matches]
     assert listed == [
         ("triplet", "s", "shared", "talks", 3),
@@ -274,25 +300,25 @@ def test_a_near_image_and_a_question_about_it_are_listed_with_their_source() -> 
 
 
 def test_matches_beyond_the_list_are_counted() -> None:
-    found = overlap(SHARED, *(Learned("shared", QUESTION, str(number)) for number in range(LISTED + 3)), target="202")
+    found = overlap(SHARED, *(TrainingItem("shared", QUESTION, str(number)) for number in range(LISTED + 3)), target="202")
     assert (len(found.matches), found.left_out, found.matches[0].kind) == (LISTED, 3, "triplet")
     assert (found.same_questions, found.triplets) == (1, 1)
 
 
 def test_images_of_two_roots_may_have_one_name() -> None:
     sample = Sample(id="s", image="1.png", question="Q?", targets=("yes",), kind="closed", split="test")
-    learned = {"talks": [Learned("1.png", "Q?", "yes")]}
-    found = find_overlap("b", [sample], looks={"1.png": OTHER}, learned=learned, learned_looks={"1.png": SHARED})
+    learned = {"talks": [TrainingItem("1.png", "Q?", "yes")]}
+    found = find_overlap("b", [sample], fingerprints={"1.png": OTHER}, learned=learned, learned_fingerprints={"1.png": SHARED})
     assert not found.serious
 
 
 def test_overlap_is_told_in_sentences() -> None:
     known = "of 1 test questions of b stand in training in the same words, about whatever image."
-    assert describe(overlap(OTHER, Learned("shared"))) == [
+    assert describe(overlap(OTHER, TrainingItem("shared"))) == [
         "None of 1 test images of b is among the training images, by its bytes or nearly.",
         f"0 {known}",
     ]
-    assert describe(overlap(COPY, Learned("shared", QUESTION, "yes"))) == [
+    assert describe(overlap(COPY, TrainingItem("shared", QUESTION, "yes"))) == [
         "Of 1 test images of b, 0 are byte for byte among the training images and 1 more nearly so (talks 1).",
         "Of 1 test questions of b, 1 are also asked in training about such an image, 1 of them with the same answer, and "
         "0 more are nearly asked.",
@@ -304,22 +330,29 @@ def test_files_are_told_apart_by_bytes_and_by_looks(tmp_path: Path) -> None:
     phantom(0).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
     phantom(0).save(tmp_path / "c.bmp")
-    looks = look_at(tmp_path, ["a.png", "b.png", "c.bmp", "a.png"])
-    assert looks["a.png"] == looks["b.png"]
-    assert (looks["c.bmp"].picture, looks["c.bmp"].content) != (looks["a.png"].picture, looks["a.png"].content)
-    assert looks["c.bmp"].picture == looks["a.png"].picture
+    fingerprints = fingerprints_of(tmp_path, ["a.png", "b.png", "c.bmp", "a.png"])
+    assert fingerprints["a.png"] == fingerprints["b.png"]
+    assert (fingerprints["c.bmp"].picture, fingerprints["c.bmp"].content) != (
+        fingerprints["a.png"].picture,
+        fingerprints["a.png"].content,
+    )
+    assert fingerprints["c.bmp"].picture == fingerprints["a.png"].picture
 
 
 def test_an_unusable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ItemError, match=r"bad\.png is not an image"):
-        look(tmp_path, "bad.png")
+        fingerprint(tmp_path, "bad.png")
 
 
-def test_the_standard_split_of_vqa_rad_shares_all_images_but_one(published: Path, published_looks: dict[str, Looks]) -> None:
+def test_the_standard_split_of_vqa_rad_shares_all_images_but_one(
+    published: Path, published_fingerprints: dict[str, ImageFingerprint]
+) -> None:
     both = read_vqa_rad(published)
-    learned = {"train": [item for row in both.train for item in learned_from(row)]}
-    found = find_overlap("vqa-rad", both.test, looks=published_looks, learned=learned, learned_looks=published_looks)
+    learned = {"train": [item for row in both.train for item in training_items(row)]}
+    found = find_overlap(
+        "vqa-rad", both.test, fingerprints=published_fingerprints, learned=learned, learned_fingerprints=published_fingerprints
+    )
     assert (found.images, found.exact_images, found.near_images) == (203, 202, 0)
     assert (found.same_questions, found.near_questions, found.triplets, found.known_texts) == (1, 3, 1, 85)
     first, *others = found.matches
@@ -327,10 +360,18 @@ def test_the_standard_split_of_vqa_rad_shares_all_images_but_one(published: Path
     assert {match.sample_id for match in others} == {"vqa-rad-160", "vqa-rad-2043", "vqa-rad-2611"}
 
 
-def test_the_image_disjoint_split_of_vqa_rad_shares_none(published: Path, published_looks: dict[str, Looks]) -> None:
+def test_the_image_disjoint_split_of_vqa_rad_shares_none(
+    published: Path, published_fingerprints: dict[str, ImageFingerprint]
+) -> None:
     both = read_vqa_rad(published, split="image-disjoint")
-    items = [item for row in both.train for item in learned_from(row)]
-    found = find_overlap("vqa-rad", both.test, looks=published_looks, learned={"train": items}, learned_looks=published_looks)
+    items = [item for row in both.train for item in training_items(row)]
+    found = find_overlap(
+        "vqa-rad",
+        both.test,
+        fingerprints=published_fingerprints,
+        learned={"train": items},
+        learned_fingerprints=published_fingerprints,
+    )
     assert (found.exact_images, found.near_images, found.matches) == (0, 0, ())
     assert found.known_texts > 0
     assert not found.serious

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stllava.config import RunOptions, SftOptions
-from stllava.data.overlap import find_overlap, read_learned, read_looks
+from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.experts.build import require_expert
@@ -313,17 +313,19 @@ class Loop:
 
     def overlaps(self, data: DataSet) -> list[Overlap]:
         """What all that was learned, self-made questions and pairs included, has of validation and each benchmark."""
-        looks = read_looks(data.looks)
-        learned = {"labelled conversations": read_learned(data.conversations)}
+        fingerprints = read_fingerprints(data.fingerprints)
+        learned = {"labelled conversations": read_training_items(data.conversations)}
         if data.images.stat().st_size:  # None is left to ask about where all are labelled.
-            learned["images to ask about"] = read_learned(data.images)
+            learned["images to ask about"] = read_training_items(data.images)
         for number in range(1, self.options.rounds + 1):
             name = round_name(number)
             for what, folder in (("questions", self.folder.stage(name, "ask")), ("pairs", self.folder.stage(name, "pair"))):
                 if (folder / MANIFEST).is_file():
-                    learned[f"{what} of round {number}"] = read_learned(folder)
+                    learned[f"{what} of round {number}"] = read_training_items(folder)
         return [
-            find_overlap(name, read_jsonl(path, Sample), looks=looks, learned=learned, learned_looks=looks)
+            find_overlap(
+                name, read_jsonl(path, Sample), fingerprints=fingerprints, learned=learned, learned_fingerprints=fingerprints
+            )
             for name, path in {"validation": data.validation, **data.benchmarks}.items()
         ]
 

@@ -18,7 +18,7 @@ from stllava.data.folder import images_in
 from stllava.data.headers import BENCHMARK, header_questions
 from stllava.data.image_set import TRAIN, read_imported
 from stllava.data.images import spelt_otherwise
-from stllava.data.overlap import Learned, Looks, Source, learned_from, look
+from stllava.data.overlap import ImageFingerprint, Source, TrainingItem, fingerprint, training_items
 from stllava.data.phantom.draw import generate
 from stllava.data.turns import conversation
 from stllava.errors import ItemError, StllavaError
@@ -34,8 +34,8 @@ _NAMED = 5
 class Gathered:
     """A data set in memory, with what was left out of it and why."""
 
-    looks: dict[str, Looks]
-    """What every usable image looks like, by path."""
+    fingerprints: dict[str, ImageFingerprint]
+    """What tells every usable image from others, by path."""
     conversations: list[Conversation]
     """What sft learns from."""
     images: list[Image]
@@ -57,7 +57,7 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
     """Sentences for the reader of the results."""
 
-    def learned(self) -> dict[str, list[Learned]]:
+    def learned(self) -> dict[str, list[TrainingItem]]:
         """What weights or verdicts depend on, by the part of the data it is in."""
         parts: dict[str, Sequence[Source]] = {
             "labelled conversations": self.conversations,
@@ -65,7 +65,7 @@ class Gathered:
             "images to ask about": self.images,
             "references": self.references or (),
         }
-        return {name: [item for record in records for item in learned_from(record)] for name, records in parts.items()}
+        return {name: [item for record in records for item in training_items(record)] for name, records in parts.items()}
 
 
 def gather_phantoms(options: PhantomData, *, seed: int, to: Path) -> Gathered:
@@ -75,9 +75,11 @@ def gather_phantoms(options: PhantomData, *, seed: int, to: Path) -> Gathered:
     validation, test = (read_jsonl(to / f"{name}.jsonl", Sample) for name in ("validation", "phantom"))
     root = to / "images"
     # Drawn by chance from one truth, two phantoms may look alike: only the same bytes would be a copy.
-    looks = {path.relative_to(root).as_posix(): Looks(file_hash(path), picture=None) for path in root.rglob("*.png")}
+    fingerprints = {
+        path.relative_to(root).as_posix(): ImageFingerprint(file_hash(path), picture=None) for path in root.rglob("*.png")
+    }
     read = len(conversations) + len(images) + len(validation) + len(test)
-    return Gathered(looks, conversations, images, validation, {"phantom": test}, read=read)
+    return Gathered(fingerprints, conversations, images, validation, {"phantom": test}, read=read)
 
 
 def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathered:
@@ -86,7 +88,7 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
     A training row that repeats another, or a test question about the same image, is left out.
     """
     both = read_vqa_rad(options.folder, split=options.split)
-    looks, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
+    fingerprints, bad = _check_images(options.folder, (row.image for row in (*both.train, *both.test)), max_bad=max_bad)
     dropped: Counter[str] = Counter()
     notes: list[str] = []
     train, test = _usable(both.train, bad, dropped), _usable(both.test, bad, dropped)
@@ -119,7 +121,7 @@ def gather_vqa_rad(options: VqaRadData, *, seed: int, max_bad: float) -> Gathere
             f"{VQA_RAD_TEST['open']} and {VQA_RAD_TEST['closed']}."
         )
     return Gathered(
-        looks,
+        fingerprints,
         _conversations(labelled, rows, seed=seed),
         [Image(id=content_id("image", image), path=image) for image in sorted(rest)],
         [row.model_copy(update={"split": "validation"}) for row in rows if row.image in set(held)],
@@ -144,12 +146,13 @@ def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gath
     asked = {(row.image, normalise(row.question)) for row in own}
     made = header_questions(rows) if options.headers else []
     made = [row for row in made if (row.image, normalise(row.question)) not in asked]
-    looks, bad = _check_images(options.folder, split, max_bad=max_bad)
+    fingerprints, bad = _check_images(options.folder, split, max_bad=max_bad)
     dropped = Counter(bad[path].cause for path in bad)
     known = [row for row in _usable(own, bad, dropped) + made if row.image not in bad]
     mine = {row.image for row in own}
     train = sorted(
-        (path for path in looks if split[path] == TRAIN), key=lambda path: (path not in mine, content_id("split", seed, path))
+        (path for path in fingerprints if split[path] == TRAIN),
+        key=lambda path: (path not in mine, content_id("split", seed, path)),
     )
     askable = {row.image for row in known}
     told = [path for path in train if path in askable]
@@ -165,7 +168,7 @@ def gather_imported(options: ImportedData, *, seed: int, max_bad: float) -> Gath
             )
     notes += [f"{len(made)} of {len(known)} questions were made by rule from what the pictures' headers say."] if made else []
     return Gathered(
-        looks,
+        fingerprints,
         _conversations(labelled, known, seed=seed),
         [Image(id=content_id("image", path), path=path) for path in rest],
         parts["validation"],
@@ -213,7 +216,7 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     read = len(talks) + len(captions) + dropped.total() + len(found) + sum(map(len, samples.values()))
     every = [row.image for rows in samples.values() for row in rows] + [image.path for image in found]
     every += [path for talk in (*talks, *captions) for path in talk.images]
-    looks, bad = _check_images(options.images, every, max_bad=max_bad)
+    fingerprints, bad = _check_images(options.images, every, max_bad=max_bad)
     for name, rows in samples.items():
         samples[name] = _usable(rows, bad, dropped)
         if len(samples[name]) < len(rows):
@@ -228,8 +231,8 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     dropped.update(bad[image.path].cause for image in found if image.path in bad)
     images = [image for image in found if image.path not in bad]
     if options.unlabelled is None:
-        held = {looks[row.image].content for name, rows in samples.items() if name != "references" for row in rows}
-        kept = [image for image in images if looks[image.path].content not in held]
+        held = {fingerprints[row.image].content for name, rows in samples.items() if name != "references" for row in rows}
+        kept = [image for image in images if fingerprints[image.path].content not in held]
         dropped["held out"] = len(images) - len(kept)
         images = kept
     for what, left in (("conversations", talks), ("images to ask about", images), *samples.items()):
@@ -238,7 +241,7 @@ def gather_files(options: FilesData, *, max_bad: float) -> Gathered:
     benchmarks = {name: samples[f"benchmark {name}"] for name in options.benchmarks}
     references = samples.get("references")
     return Gathered(
-        looks,
+        fingerprints,
         talks,
         images,
         samples["validation"],
@@ -316,14 +319,16 @@ def _usable(rows: Iterable[Sample], bad: Mapping[str, ItemError], dropped: Count
     return kept
 
 
-def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[dict[str, Looks], dict[str, ItemError]]:
+def _check_images(
+    root: Path, paths: Iterable[str], *, max_bad: float
+) -> tuple[dict[str, ImageFingerprint], dict[str, ItemError]]:
     """What the usable images look like and the errors of the others, both by path."""
-    looks: dict[str, Looks] = {}
+    fingerprints: dict[str, ImageFingerprint] = {}
     bad: dict[str, ItemError] = {}
     every = sorted(set(paths))
     for path in track(every, "check", len(every), unit="images"):
         try:
-            looks[path] = look(root, path)
+            fingerprints[path] = fingerprint(root, path)
         except ItemError as error:
             bad[path] = error
     if len(bad) > max_bad * len(every):
@@ -333,7 +338,7 @@ def _check_images(root: Path, paths: Iterable[str], *, max_bad: float) -> tuple[
             expected=f"at most {max_bad:.0%}",
             remedy="Fix these files or the rows that name them, or raise max_bad.",
         )
-    return looks, bad
+    return fingerprints, bad
 
 
 def _beside(root: Path, path: str, error: ItemError) -> str:

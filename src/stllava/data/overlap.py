@@ -1,11 +1,11 @@
 """Finds what training has seen of a benchmark: images, by their bytes or nearly, and questions about them.
 
-    learned = {"conversations": [item for record in conversations for item in learned_from(record)]}
-    looks = look_at(root, paths)
-    overlap = find_overlap("vqa-rad", samples, looks=looks, learned=learned, learned_looks=looks)
+    learned = {"conversations": [item for record in conversations for item in training_items(record)]}
+    fingerprints = fingerprints_of(root, paths)
+    overlap = find_overlap("vqa-rad", samples, fingerprints=fingerprints, learned=learned, learned_fingerprints=fingerprints)
 
-Reads image files (`look_at` only); writes nothing. Copies that were cut, turned, mirrored or padded are not found, nor
-are other images of the same patient.
+Reads image files (`fingerprints_of` only); writes nothing. Copies that were cut, turned, mirrored or padded are not
+found, nor are other images of the same patient.
 """
 
 import re
@@ -22,7 +22,18 @@ from stllava.data.likeness import near, picture_hash
 from stllava.data.tables import read_table
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise, token_f1
-from stllava.records import Conversation, Image, Match, MatchKind, Message, Overlap, Preference, Question, Sample, Seen
+from stllava.records import (
+    Conversation,
+    FingerprintRow,
+    Image,
+    Match,
+    MatchKind,
+    Message,
+    Overlap,
+    Preference,
+    Question,
+    Sample,
+)
 from stllava.store import file_hash, read_jsonl, read_records
 
 NEAR_QUESTION = 0.8
@@ -32,7 +43,7 @@ LISTED = 200
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageFingerprint:
     """What tells an image from others."""
 
     content: str
@@ -42,7 +53,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingItem:
     """One thing that training sees: an image, alone or with a question about it."""
 
     image: str
@@ -53,19 +64,19 @@ class Learned:
     """What is answered; None where that is not known."""
 
 
-_About = dict[str, list[tuple[str, Learned]]]
+_About = dict[str, list[tuple[str, TrainingItem]]]
 """What is learned about an image and from which source, by the image's content."""
 
 
-def look(root: Path, relative: str) -> Looks:
-    """What one image looks like; raises `ItemError` as `open_image` does."""
+def fingerprint(root: Path, relative: str) -> ImageFingerprint:
+    """What tells one image from others; raises `ItemError` as `open_image` does."""
     picture = picture_hash(open_image(root, relative))
-    return Looks(content=file_hash(root / relative), picture=picture)
+    return ImageFingerprint(content=file_hash(root / relative), picture=picture)
 
 
-def look_at(root: Path, paths: Iterable[str]) -> dict[str, Looks]:
-    """The looks of every path; an unusable image is an `ItemError`, so leave out those that are dropped elsewhere."""
-    return {path: look(root, path) for path in sorted(set(paths))}
+def fingerprints_of(root: Path, paths: Iterable[str]) -> dict[str, ImageFingerprint]:
+    """The fingerprints of every path; an unusable image is an `ItemError`, so leave out those that are dropped elsewhere."""
+    return {path: fingerprint(root, path) for path in sorted(set(paths))}
 
 
 Source = Conversation | Question | Preference | Image | Sample
@@ -79,29 +90,29 @@ _MARKS: dict[str, type[Source]] = {
 """A key that only one kind of record has."""
 
 
-def write_looks(looks: Mapping[str, Looks]) -> list[Seen]:
-    """Looks as records."""
-    hexadecimal = {path: None if one.picture is None else f"{one.picture:x}" for path, one in looks.items()}
-    return [Seen(path=path, content=one.content, picture=hexadecimal[path]) for path, one in looks.items()]
+def fingerprint_rows(fingerprints: Mapping[str, ImageFingerprint]) -> list[FingerprintRow]:
+    """Fingerprints as records."""
+    hexadecimal = {path: None if one.picture is None else f"{one.picture:x}" for path, one in fingerprints.items()}
+    return [FingerprintRow(path=path, content=one.content, picture=hexadecimal[path]) for path, one in fingerprints.items()]
 
 
-def read_looks(path: Path) -> dict[str, Looks]:
-    """Looks of a JSONL file of `Seen` records, by path of the image."""
-    rows = read_jsonl(path, Seen)
-    return {row.path: Looks(row.content, None if row.picture is None else int(row.picture, 16)) for row in rows}
+def read_fingerprints(path: Path) -> dict[str, ImageFingerprint]:
+    """Fingerprints of a JSONL file of `FingerprintRow` records, by path of the image."""
+    rows = read_jsonl(path, FingerprintRow)
+    return {row.path: ImageFingerprint(row.content, None if row.picture is None else int(row.picture, 16)) for row in rows}
 
 
-def read_learned(path: Path) -> list[Learned]:
+def read_training_items(path: Path) -> list[TrainingItem]:
     """What training sees of a file of conversations, samples or images, or of the folder of an ask or pair stage."""
     if path.is_dir():
         stages: dict[str, type[Question] | type[Preference]] = {"questions": Question, "preferences": Preference}
         for name, kind in stages.items():
             if (path / f"{name}.jsonl").is_file():
-                return [item for record in read_records(path, name, kind) for item in learned_from(record)]
+                return [item for record in read_records(path, name, kind) for item in training_items(record)]
     elif path.is_file():
         records = _records(path)
         if records is not None:
-            return [item for record in records for item in learned_from(record)]
+            return [item for record in records for item in training_items(record)]
     raise StllavaError(
         f"{path} holds nothing that training learns from",
         expected="conversations, samples or images in a file that is read elsewhere too, or the folder of an ask or pair stage",
@@ -134,49 +145,51 @@ def refuse(overlap: Overlap) -> NoReturn:
     )
 
 
-def learned_from(record: Source) -> list[Learned]:
+def training_items(record: Source) -> list[TrainingItem]:
     """What training sees in a record: of a preference the chosen answer, of a reference sample every target."""
     match record:
         case Image():
-            return [Learned(record.path)]
+            return [TrainingItem(record.path)]
         case Sample():
-            return [Learned(record.image, record.question, target) for target in record.targets]
+            return [TrainingItem(record.image, record.question, target) for target in record.targets]
         case Question():
-            return [Learned(image, record.text) for image in record.images]
+            return [TrainingItem(image, record.text) for image in record.images]
         case Conversation():
             turns = record.messages
         case Preference():
             turns = (*record.prompt, Message(role="assistant", content=record.chosen))
     asked: tuple[tuple[str | None, str | None], ...] = tuple(_asked(turns)) or ((None, None),)
-    return [Learned(image, question, answer) for image in record.images for question, answer in asked]
+    return [TrainingItem(image, question, answer) for image in record.images for question, answer in asked]
 
 
 def find_overlap(
     benchmark: str,
     samples: Sequence[Sample],
     *,
-    looks: Mapping[str, Looks],
-    learned: Mapping[str, Sequence[Learned]],
-    learned_looks: Mapping[str, Looks],
+    fingerprints: Mapping[str, ImageFingerprint],
+    learned: Mapping[str, Sequence[TrainingItem]],
+    learned_fingerprints: Mapping[str, ImageFingerprint],
 ) -> Overlap:
     """Compare a benchmark with all that is learned, given by the name of its source.
 
-    `looks` holds the samples' images by path, `learned_looks` those that are learned; with one image root both may be
-    one mapping. A path that they lack is a `KeyError`.
+    `fingerprints` holds the samples' images by path, `learned_fingerprints` those that are learned; with one image root
+    both may be one mapping. A path that they lack is a `KeyError`.
     """
     about: _About = defaultdict(list)
     for source, items in learned.items():
         for item in dict.fromkeys(items):
-            about[learned_looks[item.image].content].append((source, item))
+            about[learned_fingerprints[item.image].content].append((source, item))
     images = sorted({sample.image for sample in samples})
-    alike = _alike([looks[image] for image in images], [at for at in learned_looks.values() if at.content in about])
-    like = {image: alike[looks[image].content] for image in images}
-    exact = sum(looks[image].content in like[image] for image in images)
+    alike = _alike(
+        [fingerprints[image] for image in images], [at for at in learned_fingerprints.values() if at.content in about]
+    )
+    like = {image: alike[fingerprints[image].content] for image in images}
+    exact = sum(fingerprints[image].content in like[image] for image in images)
     sources = [{source for content in like[image] for source, _ in about[content]} for image in images]
     asked = [list(_questions(sample, like[sample.image], about)) for sample in samples]
     kinds = [{match.kind for match in found} for found in asked]
     matches = [match for found in asked for match in found]
-    matches += (match for image in images for match in _near_images(image, looks[image], like[image], about))
+    matches += (match for image in images for match in _near_images(image, fingerprints[image], like[image], about))
     matches.sort(key=lambda match: get_args(MatchKind).index(match.kind))
     texts = {normalise(item.question) for items in learned.values() for item in items if item.question is not None}
     return Overlap(
@@ -222,7 +235,7 @@ def _asked(turns: Sequence[Message]) -> Iterator[tuple[str, str | None]]:
             yield turn.content, after[0].content if after and after[0].role == "assistant" else None
 
 
-def _alike(images: Iterable[Looks], trained: Iterable[Looks]) -> dict[str, dict[str, int]]:
+def _alike(images: Iterable[ImageFingerprint], trained: Iterable[ImageFingerprint]) -> dict[str, dict[str, int]]:
     """Of every image's content the trained contents that are the same (0) or near, and by how many bits."""
     tested, others = ({at.content: at.picture for at in side} for side in (images, trained))
     found: dict[str, dict[str, int]] = {content: {content: 0} if content in others else {} for content in tested}
@@ -231,11 +244,11 @@ def _alike(images: Iterable[Looks], trained: Iterable[Looks]) -> dict[str, dict[
     return found
 
 
-def _pictures(looks: Mapping[str, int | None]) -> dict[str, int]:
-    return {content: picture for content, picture in looks.items() if picture is not None}
+def _pictures(fingerprints: Mapping[str, int | None]) -> dict[str, int]:
+    return {content: picture for content, picture in fingerprints.items() if picture is not None}
 
 
-def _near_images(image: str, at: Looks, like: Mapping[str, int], about: _About) -> Iterator[Match]:
+def _near_images(image: str, at: ImageFingerprint, like: Mapping[str, int], about: _About) -> Iterator[Match]:
     """One match for every source of every near image with other bytes."""
     for content in sorted(like.keys() - {at.content}):
         # Backwards, so that the first of a source's items stays.

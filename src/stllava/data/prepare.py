@@ -5,8 +5,8 @@
 
 Reads the options of phantoms, the VQA-RAD folder, an imported image set or your own files. Writes `conversations.jsonl`,
 `captions.jsonl`, `images.jsonl`, `validation.jsonl`, one `<benchmark>.jsonl` each, what the expert may know
-(`truths.jsonl` for phantoms, `references.jsonl` for other data), what images look like (`looks.jsonl`), what training has
-of the benchmarks (`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
+(`truths.jsonl` for phantoms, `references.jsonl` for other data), what tells images apart (`fingerprints.jsonl`), what training
+has of the benchmarks (`overlaps.jsonl`) and the manifest. Images stay where they are; phantoms are drawn into `images/`.
 """
 
 import difflib
@@ -20,13 +20,13 @@ from stllava.config import Data, FilesData, ImportedData, PhantomData, VqaRadDat
 from stllava.data.benchmarks import vqa_rad_files
 from stllava.data.folder import images_in
 from stllava.data.gather import Gathered, gather_files, gather_imported, gather_phantoms, gather_vqa_rad
-from stllava.data.overlap import describe, find_overlap, learned_from, refuse, write_looks
+from stllava.data.overlap import describe, find_overlap, fingerprint_rows, refuse, training_items
 from stllava.errors import StllavaError
 from stllava.records import Manifest, Overlap, content_id
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked, output_hash, read_records, write_whole
 
 _NAMED = 5
-_TAKEN = frozenset({"conversations", "captions", "images", "validation", "references", "truths", "overlaps", "looks"})
+_TAKEN = frozenset({"conversations", "captions", "images", "validation", "references", "truths", "overlaps", "fingerprints"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class DataSet:
     """JSON list of the answers that the published open accuracy chooses from, by benchmark, where they are known."""
     overlaps: Path
     """JSONL of `Overlap`: what the data that training starts from has of validation and of each benchmark."""
-    looks: Path
-    """JSONL of `Seen`: what tells its images from others."""
+    fingerprints: Path
+    """JSONL of `FingerprintRow`: what tells its images from others."""
     truth: Path | None
     """JSONL of what the expert may know: `Truth` of the unlabelled phantoms, else reference `Sample`s; None without."""
     notes: tuple[str, ...]
@@ -99,7 +99,7 @@ def prepare(
             stage = Stage("data", to, options, inputs=inputs, existing=existing)
             _write(stage, gathered)
         stage.write_records("overlaps", overlaps)
-        stage.write_records("looks", write_looks(gathered.looks))
+        stage.write_records("fingerprints", fingerprint_rows(gathered.fingerprints))
         manifest = stage.finish(
             counts_in=gathered.read,
             counts_out=gathered.read - gathered.dropped.total(),
@@ -197,7 +197,7 @@ def _data_set(options: Data, to: Path, manifest: Manifest) -> DataSet:
         benchmarks={name: to / f"{name}.jsonl" for name in names},
         candidates={name: to / _candidates(name) for name in names if _candidates(name) in manifest.outputs},
         overlaps=to / "overlaps.jsonl",
-        looks=to / "looks.jsonl",
+        fingerprints=to / "fingerprints.jsonl",
         truth=truth if truth.name in manifest.outputs else None,
         notes=manifest.notes,
         manifest=manifest,
@@ -245,11 +245,15 @@ def _measures(gathered: Gathered) -> dict[str, float]:
 
 def _overlaps(gathered: Gathered) -> list[Overlap]:
     """What the training side has seen of validation and, the validation split included, of every benchmark."""
-    learned, looks = gathered.learned(), gathered.looks
-    chosen = learned | {"validation": [item for row in gathered.validation for item in learned_from(row)]}
-    found = [find_overlap("validation", gathered.validation, looks=looks, learned=learned, learned_looks=looks)]
+    learned, fingerprints = gathered.learned(), gathered.fingerprints
+    chosen = learned | {"validation": [item for row in gathered.validation for item in training_items(row)]}
+    found = [
+        find_overlap(
+            "validation", gathered.validation, fingerprints=fingerprints, learned=learned, learned_fingerprints=fingerprints
+        )
+    ]
     for name, rows in gathered.benchmarks.items():
-        found.append(find_overlap(name, rows, looks=looks, learned=chosen, learned_looks=looks))
+        found.append(find_overlap(name, rows, fingerprints=fingerprints, learned=chosen, learned_fingerprints=fingerprints))
     return found
 
 

@@ -11,7 +11,7 @@ seen of a benchmark), `outcome` (manifests and the end of a run).
 
 from stllava.records.dialogue import Conversation, Image, Message, Role
 from stllava.records.outcome import Manifest, Outcome
-from stllava.records.overlaps import Match, MatchKind, Overlap, Seen
+from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
 from stllava.records.preference import Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.record import FORMAT, Keyed, Record, content_id
@@ -26,6 +26,7 @@ __all__ = [
     "Context",
     "Conversation",
     "Difference",
+    "FingerprintRow",
     "Flip",
     "Image",
     "JudgeCheck",
@@ -49,7 +50,6 @@ __all__ = [
     "Sample",
     "Sampling",
     "Score",
-    "Seen",
     "VerdictCause",
     "Vote",
     "content_id",

@@ -7,7 +7,7 @@ from stllava.records.record import Record
 MatchKind = Literal["triplet", "same question", "near question", "near image"]
 
 
-class Seen(Record):
+class FingerprintRow(Record):
     """What tells an image of a data set from others."""
 
     path: str

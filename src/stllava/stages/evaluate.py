@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from stllava.config import QUESTION, EvaluateOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.images import count_missing
-from stllava.data.overlap import describe, find_overlap, look_at, read_learned, refuse
+from stllava.data.overlap import describe, find_overlap, fingerprints_of, read_training_items, refuse
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
 from stllava.metrics.score import score, summed
@@ -112,10 +112,10 @@ def evaluate(
 
 
 def _overlap(benchmark: str, samples: Sequence[Sample], learned: Sequence[Path], *, root: Path) -> Overlap:
-    parts = {str(path): read_learned(path) for path in learned}
+    parts = {str(path): read_training_items(path) for path in learned}
     images = {sample.image for sample in samples} | {item.image for items in parts.values() for item in items}
-    looks = look_at(root, images)
-    return find_overlap(benchmark, samples, looks=looks, learned=parts, learned_looks=looks)
+    fingerprints = fingerprints_of(root, images)
+    return find_overlap(benchmark, samples, fingerprints=fingerprints, learned=parts, learned_fingerprints=fingerprints)
 
 
 def worded(sample: Sample, template: str) -> str:

@@ -27,6 +27,7 @@ pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not instal
 
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.encaps import encapsulate, generate_frames  # noqa: E402
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing  # noqa: E402
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless  # noqa: E402
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
@@ -183,6 +184,63 @@ def test_an_mr_slice_is_the_same_in_every_lossless_syntax(kind: str) -> None:
     frame = first(FILES / f"MR_small{kind}.dcm")
     assert (frame.pixels == linear(stored("MR_small.dcm", "<i2"), 600, 1600)).all()
     assert (frame.facts.modality, frame.facts.view) == ("MR", "axial")
+
+
+def by_pydicom(data: Dataset) -> NDArray[np.float64]:
+    """A file's greys from 0 to 255 as pydicom's own functions make them, over the whole range that they give."""
+    stored = data.pixel_array
+    shown = apply_voi_lut(apply_modality_lut(stored, data), data).astype(np.float64)
+    if "VOILUTSequence" in data:
+        low, high = 0.0, 2.0 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1
+    else:
+        # A window's ends are what values far beyond it become.
+        low, high = (float(end) for end in apply_windowing(np.array([-1e9, 1e9]), data))
+    light = (shown - low) / (high - low)
+    greys: NDArray[np.float64] = (1 - light if data.PhotometricInterpretation == "MONOCHROME1" else light) * 255
+    return greys
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_plain_files_have_the_greys_that_pydicoms_own_functions_give_them() -> None:
+    compared = 0
+    for path in [FILES / "MR_small.dcm", FILES / "examples_overlay.dcm", *sorted((FILES / "dicomdirtests").rglob("*"))]:
+        data = pydicom.dcmread(path, force=True) if path.is_file() else Dataset()
+        if data.get("SamplesPerPixel") == 1 and data.get("WindowWidth"):
+            frame = first(path, DicomOptions(window="file"))
+            assert abs(frame.pixels - by_pydicom(data)).max() <= 0.501, path.name
+            compared += 1
+    assert compared > 25
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+@pytest.mark.parametrize("colour", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("curve", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("centre", "width"), [(1500.25, 900), (40, 80), (2000, 2)])
+def test_every_curve_has_the_greys_that_pydicoms_own_functions_give(
+    colour: str, curve: str, centre: float, width: float, tmp_path: Path
+) -> None:
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    path = make(
+        tmp_path / "a",
+        values,
+        WindowCenter=centre,
+        WindowWidth=width,
+        VOILUTFunction=curve,
+        RescaleSlope="1.5",
+        RescaleIntercept="-20",
+        PhotometricInterpretation=colour,
+    )
+    frame = first(path, DicomOptions(window="file"))
+    assert abs(frame.pixels - by_pydicom(pydicom.dcmread(path))).max() <= 0.501
+
+
+def test_a_table_has_the_greys_that_pydicoms_own_functions_give(tmp_path: Path) -> None:
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    entries = ((np.arange(3000) / 2999) ** 0.5 * 4095).astype(np.uint16)
+    table = item(LUTDescriptor=[3000, 500, 12], LUTData=entries.tolist())
+    table[0]["LUTDescriptor"].VR = table[0]["LUTData"].VR = "US"
+    path = make(tmp_path / "a", values, VOILUTSequence=table)
+    assert abs(first(path, DicomOptions(window="file")).pixels - by_pydicom(pydicom.dcmread(path))).max() <= 0.501
 
 
 def test_a_radiograph_whose_0_is_white_is_rescaled_windowed_and_turned_round() -> None:

@@ -2,6 +2,9 @@
 
 Reads attributes of a data set and arrays, writes nothing. The rules are those of DICOM PS3.3 C.11.1 (modality), C.11.2
 (VOI) and C.7.6.16.2 (the functional groups of enhanced objects, which come before the data set's own attributes).
+
+By hand, since pydicom's own functions know neither functional groups nor presets, scale to the range of the stored bits and
+compute every pixel instead of every value; `tests/test_dicom.py` compares both on plain files.
 """
 
 import math

@@ -27,7 +27,7 @@ from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.original import import_checkpoint
-from stllava.model.original.parts import TOWERS
+from stllava.model.original.folders import TOWERS
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.model.prompt import segments
 from stllava.records import Manifest, Message, Role
@@ -590,5 +590,5 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_with_the_way_out(tmp_path: P
     (source / "tokenizer.json").unlink()
     assert "no tokenizer" in refused(tmp_path / "new", source, vision=one.clip)
     (source / "tokenizer.model").write_bytes(b"sentencepiece")
-    monkeypatch.setattr("stllava.model.original.processor.is_sentencepiece_available", lambda: False)
+    monkeypatch.setattr("stllava.model.original.imported_processor.is_sentencepiece_available", lambda: False)
     assert "pip install sentencepiece" in refused(tmp_path / "new", source, vision=one.clip)

@@ -6,6 +6,7 @@ the command is given. Unknown keys and keys that are given twice are refused.
 """
 
 from stllava.config.base import Options, Rate, Share, validate
+from stllava.config.experts import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
 from stllava.config.generation import (
     DESCRIBE,
     QUESTION,
@@ -18,7 +19,6 @@ from stllava.config.generation import (
     ServerOptions,
 )
 from stllava.config.intake import IntakeOptions
-from stllava.config.judging import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
 from stllava.config.recipe import RECIPES, RunOptions, load_judge, load_recipe
 from stllava.config.sources import ComposeOptions, Data, FilesData, ImportedData, PhantomData, SmallModel, VqaRadData
 from stllava.config.training import AdapterOptions, DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions

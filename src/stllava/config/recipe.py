@@ -10,8 +10,8 @@ import yaml
 from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from stllava.config.base import NamedModel, Options, Share, validate
+from stllava.config.experts import JudgeOptions, PairOptions
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
-from stllava.config.judging import JudgeOptions, PairOptions
 from stllava.config.sources import ComposeOptions, Data, ImportedData, SmallModel, VqaRadData
 from stllava.config.training import DpoOptions, SftOptions
 from stllava.errors import StllavaError

@@ -15,8 +15,8 @@ from stllava.config import EndpointOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError, TextError
 from stllava.generation.sampler import Completion, Prompt, RefusedPromptsError
 from stllava.model.prompt import ChatProcessor, ServerTurn, server_turn
-from stllava.model.turns import IMAGE as PICTURE
-from stllava.model.turns import layout_of, parts_of
+from stllava.model.turn_layout import IMAGE as PICTURE
+from stllava.model.turn_layout import layout_of, parts_of
 from stllava.records import Role, content_id
 from stllava.remote.address import reach
 from stllava.remote.audit import Audit

@@ -32,7 +32,7 @@ from stllava.model.template import (
     virtual_role,
 )
 from stllava.model.tokens import BEGIN, SPELLED, is_marked, spelled
-from stllava.model.turns import PLACES, TEXT, conversation_of, layout_of, parts_of
+from stllava.model.turn_layout import PLACES, TEXT, conversation_of, layout_of, parts_of
 from stllava.records import Message, Role
 
 __all__ = [

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from stllava.errors import StllavaError
 from stllava.model.tokens import spellings
-from stllava.model.turns import IMAGE, TEXT, Layout, conversation_of
+from stllava.model.turn_layout import IMAGE, TEXT, Layout, conversation_of
 from stllava.records import Role
 
 if TYPE_CHECKING:

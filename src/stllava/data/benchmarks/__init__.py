@@ -5,7 +5,7 @@ One file a benchmark finds its rows; `benchmark` compares them with what is publ
 """
 
 from stllava.data.benchmarks.benchmark import NAMES, Benchmark, read_benchmark
-from stllava.data.benchmarks.importing import import_benchmark
+from stllava.data.benchmarks.benchmark_import import import_benchmark
 from stllava.data.benchmarks.vqa_rad import VQA_RAD_TEST, VqaRad, read_vqa_rad, vqa_rad_files
 
 __all__ = [

@@ -20,7 +20,9 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 
 from stllava.config import Options
 from stllava.errors import StllavaError
-from stllava.model.original.names import (
+from stllava.model.original.folders import LANGUAGES, Parts, find_parts
+from stllava.model.original.imported_processor import IMAGE, read_processor
+from stllava.model.original.weights import (
     EMBEDDING,
     HEAD,
     PROJECTOR,
@@ -31,8 +33,6 @@ from stllava.model.original.names import (
     read_tensors,
     weight_files,
 )
-from stllava.model.original.parts import LANGUAGES, Parts, find_parts
-from stllava.model.original.processor import IMAGE, read_processor
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.records import Manifest
 from stllava.store import MANIFEST, Existing, Stage, file_hash, locked

@@ -13,8 +13,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig
 
 from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_settings
-from stllava.model.original.names import ADAPTER, adapter_file, adapts_tower, weight_files
-from stllava.model.original.processor import PREPROCESSOR, TOKENIZER_FILES
+from stllava.model.original.imported_processor import PREPROCESSOR, TOKENIZER_FILES
+from stllava.model.original.weights import ADAPTER, adapter_file, adapts_tower, weight_files
 
 CONFIG, TOWER_LORA = "config.json", "Vit-lora"
 PROJECTORS = ("non_lora_trainables.bin", "mm_projector.bin", "mm_projector.safetensors")

@@ -17,12 +17,14 @@ from pathlib import Path
 import stllava
 
 home = Path("home")
-sft: stllava.Manifest = stllava.sft(
+trained: stllava.TrainingResult = stllava.sft(
     stllava.SftOptions(epochs=2), model="small", conversations=home / "c.jsonl", images=home, to=home / "sft"
 )
 stllava.ask(stllava.AskOptions(questions=3), policy=home / "sft", images=home, root=home, to=home / "ask")
-stllava.answer(stllava.AnswerOptions(k=4), policy=home / "sft", questions=home / "ask", root=home, to=home / "answer")
-stllava.judge(stllava.JudgeOptions(expert="reference"), answers=home / "answer", truth=home / "r.jsonl", to=home / "judge")
+stllava.answer(stllava.AnswerOptions(num_answers=4), policy=home / "sft", questions=home / "ask", root=home, to=home / "answer")
+verdicts: int = stllava.judge(
+    stllava.JudgeOptions(expert="reference"), answers=home / "answer", truth=home / "r.jsonl", to=home / "judge"
+).verdicts
 stllava.pair(stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", to=home / "pair")
 stllava.final_data(
     stllava.PairOptions(), conversations=home / "c.jsonl", rounds=[(home / "answer", home / "judge")], to=home / "found"

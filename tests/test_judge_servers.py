@@ -298,7 +298,7 @@ def test_a_certificate_that_is_not_the_servers_ends_the_stage_at_once(
     asked = use(
         lambda request: broken(httpx2.ConnectError, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", request)
     )
-    with pytest.raises(StllavaError, match="as its certificate does"):
+    with pytest.raises(StllavaError, match="as its certificate names it"):
         judge(options(), answers=given[0], root=given[1], to=tmp_path / "out")
     assert asked.total() == 1
 

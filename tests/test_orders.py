@@ -174,7 +174,7 @@ def test_a_panel_is_read_from_files_and_keeps_its_members_replies_apart(tmp_path
         judge(options, answers=given, root=tmp_path / "i", to=tmp_path / "out")
 
 
-@pytest.mark.parametrize(("members", "complaint"), [(1, "a panel of 1"), (2, "a panel is a member of a panel")])
+@pytest.mark.parametrize(("members", "complaint"), [(1, "the panel has 1 member"), (2, "a panel is a member of a panel")])
 def test_a_panel_needs_several_single_experts(tmp_path: Path, members: int, complaint: str) -> None:
     path = tmp_path / "member.yaml"
     path.write_text("expert: panel\n")

@@ -134,7 +134,7 @@ def test_what_is_lost_of_a_finished_run_is_made_again(name: str, copied: Path) -
         ),
         pytest.param({"expert": "local"}, "has no model", id="no model"),
         pytest.param({"expert": "local", "local": {"model": "/no/model"}}, "there is no such folder", id="no folder"),
-        pytest.param({"expert": "panel"}, "a panel of 0", id="a panel of nobody"),
+        pytest.param({"expert": "panel"}, "the panel has no members", id="a panel of nobody"),
         pytest.param({"expert": "scripted", "rubric": "/no/rubric.txt"}, "no/rubric.txt", id="no rubric"),
     ],
 )
@@ -150,7 +150,7 @@ def test_an_expert_that_could_not_begin_to_judge_is_refused_before_stage_1(
     ("judge", "told"),
     [
         pytest.param({}, "judge.expert is 'oracle', which knows synthetic phantoms alone.*reference", id="the demo's"),
-        pytest.param({"expert": "reference"}, "'reference' was given nothing to know.*data.references", id="no references"),
+        pytest.param({"expert": "reference"}, "has nothing to compare answers with.*data.references", id="no references"),
     ],
 )
 def test_an_expert_that_knows_nothing_of_the_images_is_refused_before_stage_1(

@@ -274,7 +274,7 @@ def test_an_expert_without_knowledge_is_refused(phantoms: Path, tiny_model: Path
     questions = by_hand(tmp_path / "ask", ["is the image normal?"])
     root = phantoms / "images"
     answer(AnswerOptions(sampling=SHORT), policy=tiny_model, questions=questions, root=root, to=tmp_path / "answer")
-    with pytest.raises(StllavaError, match="given nothing to know"):
+    with pytest.raises(StllavaError, match="nothing to compare answers with"):
         judge(JudgeOptions(expert="reference"), answers=tmp_path / "answer", truth=None, to=tmp_path / "judge")
 
 

@@ -56,9 +56,9 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
     if options.expert == "panel":
         if len(options.panel) < 2:
             raise StllavaError(
-                f"a panel of {len(options.panel)}",
-                expected="two members or more",
-                remedy="Name a YAML file for each: judge.panel.",
+                "the panel has " + ("1 member" if len(options.panel) == 1 else "no members"),
+                expected="at least two",
+                remedy="List a YAML file of options for each member in judge.panel.",
             )
         members = [load_judge(path) for path in options.panel]
         if any(member.expert == "panel" for member in members):
@@ -103,9 +103,9 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
         return SimulatedBackend(options.simulated, oracle=Oracle(read_jsonl(_known(options.expert, inputs.truth), Truth)))
     if inputs.root is None:
         raise StllavaError(
-            f"the expert {options.expert!r} is to see images, but no image root is given",
+            f"the expert {options.expert!r} has to see the images, but no image root is given",
             expected="the folder that image paths are relative to",
-            remedy="Name it with --root.",
+            remedy="Give it with --root.",
         )
     if options.expert == "local":
         from stllava.experts.backends.local_model import LocalBackend
@@ -119,7 +119,7 @@ def _known(expert: str, truth: Path | None) -> Path:
     if truth is None:
         phantoms = expert in ("oracle", "simulated")
         raise StllavaError(
-            f"the expert {expert!r} was given nothing to know",
+            f"the expert {expert!r} has nothing to compare answers with",
             expected="the truths that synthetic phantoms were drawn from" if phantoms else "questions with reference answers",
             remedy="Name them with --truth; for images of your own take the expert reference, chat or local (docs/expert.md)."
             if phantoms

@@ -18,7 +18,7 @@ _CAUSES: Mapping[VerdictCause, str] = {
     "unparsed": "no verdict could be read from the reply",
     "refused": "the model or its provider declined",
     "failed": "no usable reply came",
-    "abstained": "it was said that this cannot be judged",
+    "abstained": "the expert said that it cannot judge this",
 }
 """What each cause means."""
 _REMEDIES: Mapping[VerdictCause, str] = {

@@ -77,7 +77,7 @@ def reach(options: ServerOptions, *, purpose: str) -> Address:
     if here and not is_here(base.host):
         raise StllavaError(
             f"images would leave this machine for {base.host} ({purpose}), but send_images is false",
-            expected="your word that images may be sent there",
+            expected="permission to send images there",
             remedy="Set send_images to true if they may, or use a server on this machine.",
         )
     if here:
@@ -139,5 +139,5 @@ def _bad_address(url: str, problem: str) -> StllavaError:
     return StllavaError(
         f"{url!r} is not a server's address: {problem}",
         expected="something like http://localhost:8000/v1",
-        remedy="Correct url: it is the base address, to which /chat/completions is added.",
+        remedy="Correct url: give the base address, to which /chat/completions is added.",
     )

@@ -24,7 +24,7 @@ class Budget:
         """Start from what was spent before."""
         if options.max_cost and not options.input_price and not options.output_price:
             raise StllavaError(
-                "max_cost is set, but no price",
+                "max_cost is set, but no price is",
                 expected="input_price and output_price in US dollars a million tokens",
                 remedy="Set them from the provider's price list, or limit max_requests instead.",
             )
@@ -55,7 +55,7 @@ class Budget:
                 )
             if options.max_cost and self.cost + self._reserved + cost > options.max_cost:
                 raise LimitError(
-                    f"${self.cost:.4f} are spent, and the next request could pass max_cost ${options.max_cost:g}",
+                    f"${self.cost:.4f} is spent, and the next request could pass max_cost ${options.max_cost:g}",
                     expected="a limit that suffices",
                     remedy="Raise it and give the same command again: every reply is kept.",
                 )

@@ -151,7 +151,7 @@ KINDS = (
         "certificate",
         "all",
         again=False,
-        remedy="Name the host in url as its certificate does, with https only where the server speaks it.",
+        remedy="Write the host in url as its certificate names it, and use https only if the server supports it.",
         words=("certificate verify failed", "wrong version number", "wrong_version_number"),
     ),
     Refusal(

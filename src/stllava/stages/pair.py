@@ -39,7 +39,7 @@ PairCause = (
 )
 """Why a judgment makes no pair."""
 REMEDIES = {
-    "abstained": "The expert knows nothing of these questions: choose another expert, or give it more to know (judge's truth).",
+    "abstained": "The expert cannot judge these questions: choose another one, or give it more references (--truth).",
     "unparsed": "The expert's replies cannot be read: see `stllava judge --help` for its options, or choose a better one.",
     "tie": (
         "To the expert all answers are equally right or wrong: train the policy longer in sft, answer with a higher "

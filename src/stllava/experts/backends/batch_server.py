@@ -329,7 +329,7 @@ class BatchBackend:
     def _refusal(self, error: NoReplyError | str) -> StllavaError:
         remedy = error.refusal.remedy if isinstance(error, NoReplyError) else ""
         return StllavaError(
-            f"{self.server.address.base} ends with {error}"
+            f"{self.server.address.base} fails with {error}"
             if isinstance(error, NoReplyError)
             else f"{self.server.address.base} says {error}",
             expected="a server with OpenAI's /files and /batches",

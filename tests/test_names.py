@@ -74,3 +74,18 @@ def test_the_stages_are_those_that_their_package_names() -> None:
     """A count of them, "the seven stages", was wrong twice."""
     files = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
     assert {*re.findall(r"`(\w+)`", stages.__doc__ or "")} == files
+
+
+def test_every_python_file_that_a_page_or_a_docstring_names_is_there() -> None:
+    root = SOURCE.parent.parent
+    files = (path for folder in ("src", "tests", "bench", "tools") for path in (root / folder).rglob("*.py"))
+    paths = {f"/{path.relative_to(root).as_posix()}" for path in files} | {"/trl/trainer/dpo_trainer.py"}
+    pages = [*root.glob("*.md"), *(page for page in root.glob("docs/*.md") if page.name != "log.md"), *FILES]
+    named = {
+        (page.relative_to(root).as_posix(), name)
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for name in re.findall(r"[`(]([\w/]{1,80}\.py)[`)]", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert {(page, name) for page, name in named if not any(path.endswith(f"/{name}") for path in paths)} == set()

@@ -2,7 +2,7 @@
 
 Reads the samples it is given at construction (never a benchmark's) and writes nothing. A question that no reference
 asks is judged where the references, taken together, say how the image was made, in which plane, or of which part of the
-body it is, and the question is about that alone (known.py). Two questions are the same if
+body it is, and the question is about that alone (`image_facts.py`). Two questions are the same if
 nothing is left to tell them apart once words such as "there", "image" or "taken" are dropped: "In what plane was this
 image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodule in the lung", nor left right.
 """

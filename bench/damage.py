@@ -32,9 +32,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stllava.config import RunOptions
 from stllava.errors import StllavaError
 from stllava.pipeline import run
+from stllava.recipe import RunOptions
 from stllava.store import AUDIT, EXCHANGES, LOCK, MANIFEST, PARTS
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}

@@ -29,7 +29,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from shared.measure import RESULTS, device_kind, write_result
-from stllava.config import RECIPES, PhantomData, RunOptions, load_recipe
+from stllava.data.sources import PhantomData
+from stllava.recipe import RECIPES, RunOptions, load_recipe
 
 SHARES = {"3 %": 0.03, "9 %": 0.09, "27 %": 0.27, "100 %": 1.0}
 LOOP = "9 % and the loop"

@@ -49,10 +49,10 @@ VARIANTS = [
 
 def run_variant(variant: Variant, *, base: Path, to: Path, seed: int, quick: bool) -> dict[str, JsonValue]:
     """One run from the data, model and stage-1 policy in `base`."""
-    from stllava.config import RECIPES, load_recipe
     from stllava.data.phantom.truth import Truth
     from stllava.experts.rules.oracle import Oracle
     from stllava.pipeline import run
+    from stllava.recipe import RECIPES, load_recipe
     from stllava.records import Preference
     from stllava.store import Stage, read_jsonl, read_manifest, read_records
 

@@ -63,7 +63,7 @@ class Clock:
 
 def options(setting: Setting) -> "tuple[SftOptions, DpoOptions]":
     """Both stages' options in the paper's recipe, with the batch that is measured."""
-    from stllava.config import RECIPES, load_recipe
+    from stllava.recipe import RECIPES, load_recipe
 
     for name in ("MODEL", "DATA", "EXPERT_URL", "EXPERT_MODEL"):
         os.environ.setdefault(f"STLLAVA_{name}", "of no matter here")

@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stllava.config import Options, RunOptions
+from stllava.config import Options
 from stllava.errors import StllavaError
+from stllava.recipe import RunOptions
 from stllava.records import Answers, Conversation, Judgment, Outcome, Prediction, Preference, Question, Record, Sample, Score
 from stllava.rundir import RunDir
 from stllava.store import MANIFEST, PARTS, first_difference, read_jsonl

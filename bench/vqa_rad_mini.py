@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from shared.measure import device_kind, write_result
-from stllava.config import RECIPES
+from stllava.recipe import RECIPES
 from stllava.store import MANIFEST, read_manifest
 
 SPLITS = {"standard": [], "image-disjoint": ["--data.labelled", "10", "--data.validation", "15"]}

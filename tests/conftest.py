@@ -11,7 +11,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more t
 import pytest
 from hypothesis import settings
 
-from stllava.config import GroupRates, PhantomData, SftOptions, SmallModel
+from stllava.config import GroupRates, SftOptions, SmallModel
+from stllava.data.sources import PhantomData
 
 # The same examples every time: a change is judged by what it does, not by luck.
 settings.register_profile("stllava", derandomize=True, deadline=None)
@@ -48,10 +49,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of phantoms: 6 labelled, 4 unlabelled, 3 for validation, 3 for the test."""
-    from stllava.data.phantom.draw import generate
+    from stllava.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("phantoms")
-    generate(PhantomData(labelled=6, unlabelled=4, validation=3, test=3, size=64), seed=7, to=folder)
+    prepare(PhantomData(labelled=6, unlabelled=4, validation=3, test=3, size=64), seed=7, to=folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from helpers.architectures import ARCHITECTURES, llava, llava_group
-from stllava.config import RECIPES, DpoOptions, GroupRates, LoraOptions, RunOptions, SftOptions, load_recipe
+from stllava.config import DpoOptions, GroupRates, LoraOptions, SftOptions
 from stllava.config.base import validate
 from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
@@ -37,6 +37,7 @@ from stllava.model.adapters import (
 )
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.prompt import Segment
+from stllava.recipe import RECIPES, RunOptions, load_recipe
 from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft

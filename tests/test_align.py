@@ -6,9 +6,11 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.architectures import llava_group
-from stllava.config import EvaluateOptions, FilesData, GroupRates, RunOptions, SamplingOptions, SftOptions
+from stllava.config import EvaluateOptions, GroupRates, SamplingOptions, SftOptions
+from stllava.data.sources import FilesData
 from stllava.errors import StllavaError
 from stllava.pipeline import run
+from stllava.recipe import RunOptions
 
 STEP = SftOptions(epochs=1, batch_size=2, warmup=0.0, learning_rate=GroupRates(language=1e-3, projector=1e-3, vision=1e-3))
 

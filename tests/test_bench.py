@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from stllava.commands import RUNNERS
-from stllava.config import RunOptions, VqaRadData
+from stllava.data.sources import VqaRadData
+from stllava.recipe import RunOptions
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 RESULTS = BENCH / "results"

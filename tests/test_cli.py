@@ -201,7 +201,7 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tm
     (tmp_path / "data.json").write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text("name: Übung – 練習\ndata: {kind: phantom}\n", encoding="utf-8")
     code = (
-        "import sys; from pathlib import Path; from stllava.config import load_recipe\n"
+        "import sys; from pathlib import Path; from stllava.recipe import load_recipe\n"
         "assert load_recipe(Path('recipe.yaml')).name == '\\u00dcbung \\u2013 \\u7df4\\u7fd2'\n"
         "from stllava.cli import main; main(['convert', 'conversations', 'data.json', '--to', 'made.json'])\n"
         "from stllava.data.conversations import read_conversations as read\n"

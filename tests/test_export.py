@@ -16,22 +16,15 @@ from safetensors.torch import load_file
 from conftest import TINY
 from helpers.architectures import ARCHITECTURES, llava
 from stllava.commands.talking import export_command
-from stllava.config import (
-    ChatOptions,
-    EvaluateOptions,
-    FilesData,
-    GroupRates,
-    JudgeOptions,
-    RunOptions,
-    SamplingOptions,
-    SftOptions,
-)
+from stllava.config import ChatOptions, EvaluateOptions, GroupRates, JudgeOptions, SamplingOptions, SftOptions
+from stllava.data.sources import FilesData
 from stllava.errors import StllavaError
 from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration
 from stllava.pipeline import run as run_loop
+from stllava.recipe import RunOptions
 from stllava.records import Message, Outcome, Sample, content_id
 from stllava.report.model_card import Measured, write_card
 from stllava.report.redaction import HIDDEN, Secrets, base_of, secrets_of

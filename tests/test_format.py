@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from stllava.config import PairOptions, PhantomData, RunOptions
+from stllava.config import PairOptions
+from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.pipeline import run
+from stllava.recipe import RunOptions
 from stllava.records import FORMAT, content_id
 from stllava.report.compare import compare_runs
 from stllava.report.page import write_report

@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from helpers.intake_parts import FAST, import_folder
-from stllava.config import EvaluateOptions, ImportedData, RunOptions, SamplingOptions, SftOptions
+from stllava.config import EvaluateOptions, SamplingOptions, SftOptions
 from stllava.data.image_set import Imported, read_imported
 from stllava.data.prepare import prepare
+from stllava.data.sources import ImportedData
 from stllava.errors import StllavaError
 from stllava.pipeline import run
+from stllava.recipe import RunOptions
 from stllava.records import Conversation, Sample
 from stllava.records import Image as ImageRecord
 from stllava.store import read_jsonl

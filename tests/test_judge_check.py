@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
-from stllava.config import JudgeOptions, PhantomData, ScriptedOptions, SimulatedOptions
-from stllava.data.phantom.draw import generate
+from stllava.config import JudgeOptions, ScriptedOptions, SimulatedOptions
 from stllava.data.phantom.language import samples
 from stllava.data.phantom.truth import Truth
+from stllava.data.prepare import prepare
+from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.experts.calibration import truths_of_votes
 from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
@@ -93,7 +94,7 @@ def test_an_expert_without_faults_is_found_so(tmp_path: Path) -> None:
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Answers about phantoms, a right and a wrong one each, the wrong one longer as often as not; and the truths."""
     folder = tmp_path_factory.mktemp("phantoms")
-    generate(PhantomData(labelled=1, unlabelled=60, validation=1, test=1, size=32), seed=1, to=folder)
+    prepare(PhantomData(labelled=1, unlabelled=60, validation=1, test=1, size=32), seed=1, to=folder)
     truths, made = folder / "truths.jsonl", []
     for number, truth in enumerate(read_jsonl(truths, Truth)):
         for sample in samples(truth, seed=0, split="test")[:3]:

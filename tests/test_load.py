@@ -20,12 +20,13 @@ from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeC
 
 from helpers.architectures import llava_of, text_options, tokenizer_of
 from helpers.families import FAMILIES
-from stllava.config import RECIPES, ComposeOptions
+from stllava.config import ComposeOptions
 from stllava.errors import StllavaError
 from stllava.model.load import Policy, fingerprint, load_policy
 from stllava.model.parts import read_language, read_tower
 from stllava.model.processor import read_processor
 from stllava.model.small import IMAGE, TEMPLATE
+from stllava.recipe import RECIPES
 from stllava.store import file_hash
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as Own\n"

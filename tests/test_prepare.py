@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from stllava.config import FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.data.benchmarks import VQA_RAD_TEST, read_vqa_rad
 from stllava.data.conversations import conversation, read_conversations, singles
 from stllava.data.prepare import DataSet, prepare
+from stllava.data.sources import FilesData, ImportedData, PhantomData, VqaRadData
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Image, Overlap, Sample
 from stllava.store import locked, read_jsonl, to_jsonl

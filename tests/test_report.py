@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stllava.config import Options, PhantomData, RunOptions
+from stllava.config import Options
+from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.metrics.score import is_right, values
+from stllava.recipe import RunOptions
 from stllava.records import (
     Answers,
     Difference,

@@ -9,9 +9,10 @@ import pytest
 
 from conftest import TINY
 from stllava import pipeline
-from stllava.config import JudgeOptions, RunOptions
+from stllava.config import JudgeOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
+from stllava.recipe import RunOptions
 from stllava.records import Answers, Outcome, Question
 from stllava.report.run_files import read_run_files
 from stllava.stages.judge import judge

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import stllava
-from stllava.config import Options, PhantomData
+from stllava.config import Options
 from stllava.data.prepare import prepare
+from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.rundir import BLIND, FINAL, SFT, RunDir, round_name
 from stllava.store import Stage

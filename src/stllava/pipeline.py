@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import RunOptions, SftOptions
+from stllava.config import SftOptions
 from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.experts.build import require_expert
 from stllava.metrics.score import compare
+from stllava.recipe import RunOptions
 from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score, content_id
 from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
@@ -81,7 +82,7 @@ class Loop:
     def turn(self) -> Outcome:
         """All stages in order; returns what came of them."""
         options = self.options
-        if options.rounds and options.judge.expert in ("oracle", "simulated") and options.data.kind != "phantom":
+        if options.rounds and options.judge.expert in ("oracle", "simulated") and not options.data.synthetic:
             raise StllavaError(
                 f"judge.expert is {options.judge.expert!r}, which knows synthetic phantoms alone, and data.kind is "
                 f"{options.data.kind!r}",

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from stllava.commands.flags import parse
-from stllava.config import RECIPES, RunOptions, load_recipe
 from stllava.errors import StllavaError
+from stllava.recipe import RECIPES, RunOptions, load_recipe
 from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
 from stllava.rundir import RunDir

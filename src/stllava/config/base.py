@@ -69,7 +69,11 @@ def validate(kind: type[O], values: JsonValue, *, source: str, folder: Path | No
     try:
         return kind.model_validate(values, context={"folder": folder})
     except ValidationError as error:
-        raise _refused(kind, error.errors()[0], source=source) from None
+        first, *others = error.errors()
+        # A mistyped key makes the right one missing too: to be told of the former is of more use.
+        unknown = (fault for fault in others if fault["type"] == "extra_forbidden" and fault["loc"][:-1] == first["loc"][:-1])
+        fault = next(unknown, first) if first["type"] == "missing" else first
+        raise _refused(kind, fault, source=source) from None
 
 
 def _refused(kind: type[BaseModel], fault: ErrorDetails, *, source: str) -> StllavaError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stllava.config import JudgeOptions, load_judge
+from stllava.config import JudgeOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
@@ -20,6 +20,7 @@ from stllava.experts.model.rubric import Mode, load_rubric
 from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
+from stllava.recipe import load_judge
 from stllava.records import Context, content_id
 from stllava.store import read_jsonl
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import yaml
 
-from stllava.config import QUESTION, ImportedData, PhantomData, RunOptions, VqaRadData
+from stllava.config import QUESTION
 from stllava.data.overlap import describe
+from stllava.data.sources import source_of
+from stllava.recipe import RunOptions
 from stllava.records import Manifest, Score
 from stllava.report import wording
 from stllava.report.comparison_tables import interval_text
@@ -118,7 +120,7 @@ def _subject(options: RunOptions) -> str:
 
 
 def _is_phantom(options: RunOptions) -> bool:
-    return isinstance(options.data, PhantomData)
+    return options.data.synthetic
 
 
 def _use(options: RunOptions | None, *, custom: bool) -> list[str]:
@@ -135,16 +137,11 @@ def _use(options: RunOptions | None, *, custom: bool) -> list[str]:
 def _data(run: RunFiles) -> list[str]:
     """Where the data came from, how much of it there was, and what became of it."""
     data = run.manifests["data"]
-    source = {
-        PhantomData: "Synthetic phantoms, drawn by stllava: no patient data.",
-        VqaRadData: "VQA-RAD.",
-        ImportedData: "The maker's own images, de-identified by stllava, with labels of the maker's own or from their headers.",
-    }
     counts = [f"{wording.plain(name)}: {wording.measure(name, value)}." for name, value in data.measures.items() if value]
     dropped = [f"Left out, {cause}: {count:,}." for cause, count in data.dropped.items()]
     told = tuple(_overlaps(run))
     notes = [note for note in run.outcome.notes if not note.startswith(told)]
-    first = source.get(type(run.options.data), "Images, conversations and tests of the maker's own.")
+    first = source_of(run.options.data).describe(run.options.data)
     return [first, *counts, *dropped, *run.outcome.sentences, *notes]
 
 

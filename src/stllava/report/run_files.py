@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from stllava.config import RunOptions, validate
+from stllava.config import validate
 from stllava.errors import StllavaError
+from stllava.recipe import RunOptions
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
 from stllava.rundir import FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
 from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records

@@ -1,27 +1,22 @@
-"""Synthetic radiology phantoms: images drawn from a known truth, and the data set a run can start from.
+"""Synthetic radiology phantoms: images drawn from a known truth.
 
-Reads nothing. `generate` writes images/<split>/<index>.png, conversations.jsonl (labelled), images.jsonl (unlabelled),
-validation.jsonl and phantom.jsonl (samples), and truths.jsonl (unlabelled, for the oracle).
+    pixels = draw(make_truth(seed, index, split), size=128, seed=seed)
 
-A phantom is painted on body coordinates: x and y from -1 to 1, y downwards, moved against the image by a random pose.
+Reads and writes nothing. A phantom is painted on body coordinates: x and y from -1 to 1, y downwards, moved against the
+image by a random pose.
 """
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
-from stllava.config import PhantomData
 from stllava.data.phantom.canvas import Canvas, Grey, grid, posed, ramp
-from stllava.data.phantom.language import conversations, samples
 from stllava.data.phantom.truth import LEVELS, Finding, Modality, Region, Truth, make_truth, random
-from stllava.records import Image, content_id
-from stllava.store import to_jsonl, write_whole
 
-__all__ = ["Truth", "draw", "generate", "make_truth", "png"]
+__all__ = ["Truth", "draw", "make_truth", "png"]
 
 ANATOMY_LIGHT = 0.72
 """Anatomy is dimmed so that a finding stands out from bone, as a wide window makes it."""
@@ -236,20 +231,3 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Pillow.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
-
-
-def generate(options: PhantomData, *, seed: int, to: Path) -> None:
-    """Write the whole data set below `to`; every split has images of its own."""
-    sizes = {"labelled": options.labelled, "unlabelled": options.unlabelled}
-    sizes |= {"validation": options.validation, "test": options.test}
-    truths = {split: [make_truth(seed, index, split) for index in range(count)] for split, count in sizes.items()}
-    for truth in (truth for split in truths.values() for truth in split):
-        write_whole(to / "images" / truth.path, png(draw(truth, size=options.size, seed=seed)))
-    talks = (talk for truth in truths["labelled"] for talk in conversations(truth, seed=seed))
-    write_whole(to / "conversations.jsonl", to_jsonl(talks))
-    images = (Image(id=content_id(truth.path), path=truth.path) for truth in truths["unlabelled"])
-    write_whole(to / "images.jsonl", to_jsonl(images))
-    for name, split in (("validation", "validation"), ("phantom", "test")):
-        questions = (sample for truth in truths[split] for sample in samples(truth, seed=seed, split=split))
-        write_whole(to / f"{name}.jsonl", to_jsonl(questions))
-    write_whole(to / "truths.jsonl", to_jsonl(truths["unlabelled"]))

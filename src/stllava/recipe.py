@@ -1,4 +1,10 @@
-"""The whole loop's options, and how a recipe becomes them: `base`, `${NAME}` and flags laid over it."""
+"""The whole loop's options, and how a recipe becomes them.
+
+A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` in a value
+takes an environment variable. Relative paths start at the recipe's folder, those of flags and of the recipes shipped where
+the command is given. Unknown keys and keys that are given twice are refused. It stands above `data`, each of whose sources
+has its options in its own file.
+"""
 
 import os
 import re
@@ -12,11 +18,12 @@ from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
 from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.experts import JudgeOptions, PairOptions
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
-from stllava.config.sources import ComposeOptions, Data, ImportedData, SmallModel, VqaRadData
+from stllava.config.starting_model import ComposeOptions, SmallModel
 from stllava.config.training import DpoOptions, SftOptions
+from stllava.data.sources import Data
 from stllava.errors import StllavaError
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 class RunOptions(Options):
@@ -76,7 +83,7 @@ class RunOptions(Options):
 
     @model_validator(mode="after")
     def _rounds_have_images(self) -> "RunOptions":
-        if isinstance(self.data, VqaRadData | ImportedData) and self.data.labelled == "all" and self.rounds:
+        if self.data.all_labelled and self.rounds:
             raise ValueError("rounds 0 with data.labelled all: no image is left to ask about")
         return self
 

@@ -60,66 +60,98 @@ class Outcomes:
         self.images.append(image)
 
 
+@dataclass
+class Observed:
+    """What was seen of an expert, comparison by comparison."""
+
+    flips: Outcomes = field(default_factory=Outcomes)
+    """Whether the other order made the other answer win."""
+    first: Outcomes = field(default_factory=Outcomes)
+    """Whether the answer shown first won."""
+    repeats: Outcomes = field(default_factory=Outcomes)
+    """Whether asking again gave the same."""
+    longer: Outcomes = field(default_factory=Outcomes)
+    """Whether the longer answer won."""
+    longer_where_known: Outcomes = field(default_factory=Outcomes)
+    """Whether the longer answer won, where it is known which one is better."""
+    better_is_longer: list[bool] = field(default_factory=list)
+    """Of these, whether the better answer is the longer one."""
+    verdicts: list[int] = field(default_factory=list)
+    """What the expert says where the truth is known, ties among it."""
+    facts: list[int] = field(default_factory=list)
+    """What the truth is there."""
+    images: list[str] = field(default_factory=list)
+    """The image of each of these."""
+    examples: list[Flip] = field(default_factory=list)
+    """The first flips."""
+
+    def count_replies(self, replies: Sequence[JudgeReply], answers: Answers, one: int, other: int) -> None:
+        """Take the readable replies that compare two completions of `answers`."""
+        image = image_of(answers)
+        for reply in replies:
+            wins = _preferred(reply, one, other)
+            if wins:
+                self.first.add((wins > 0) == _in_order(reply, one, other), image)
+        straight = [reply for reply in replies if _in_order(reply, one, other)]
+        turned = [reply for reply in replies if not _in_order(reply, one, other)]
+        if straight and turned:
+            flipped = _preferred(straight[0], one, other) * _preferred(turned[0], one, other) < 0
+            self.flips.add(flipped, image)
+            if flipped and len(self.examples) < EXAMPLES:
+                shown = (answers.final_answers[one], answers.final_answers[other])
+                said = (straight[0].words, turned[0].words)
+                self.examples.append(Flip(image=image, question=answers.question, answers=shown, replies=said))
+        for i, reply in enumerate(replies):
+            again = next((later for later in replies[i + 1 :] if later.request.order == reply.request.order), None)
+            if again is not None:
+                self.repeats.add(_preferred(reply, one, other) == _preferred(again, one, other), image)
+
+    def count_verdict(self, sign: int, fact: int | None, *, longer: int, image: str) -> None:
+        """Take a verdict on two completions; `longer` has the sign of their difference in length."""
+        if sign and longer:
+            self.longer.add(sign == longer, image)
+            if fact:
+                self.longer_where_known.add(sign == longer, image)
+                self.better_is_longer.append(fact == longer)
+        if fact is not None:
+            self.verdicts.append(sign)
+            self.facts.append(fact)
+            self.images.append(image)
+
+
 def check(expert: Expert, given: Sequence[Answers], *, truths: Truths, truth: str) -> JudgeCheck:
     """Measure an expert that is prepared for `given`; `truth` says what `truths` are."""
-    flips, first, repeats, longer, requests = Outcomes(), Outcomes(), Outcomes(), Outcomes(), 0
-    known, better = Outcomes(), []
-    ours: list[int] = []
-    theirs: list[int] = []
-    images: list[str] = []
-    examples: list[Flip] = []
+    seen, requests = Observed(), 0
     for answers in given:
-        image = answers.images[0] if answers.images else answers.id
         replies = expert.replies(answers) if isinstance(expert, ModelExpert) else []
         requests += len(replies)
-        verdict = expert.judge(answers)
-        texts = answers.final_answers
+        verdict, texts = expert.judge(answers), answers.final_answers
+        readable = [reply for reply in replies if reply.parsed.scores is not None]
         for one, other in compared(answers):
-            read = [reply for reply in replies if {one, other} <= {*reply.request.order} and reply.parsed.scores is not None]
-            for reply in read:
-                wins = _preferred(reply, one, other)
-                if wins:
-                    first.add((wins > 0) == _in_order(reply, one, other), image)
-            straight = [reply for reply in read if _in_order(reply, one, other)]
-            turned = [reply for reply in read if not _in_order(reply, one, other)]
-            if straight and turned:
-                flipped = _preferred(straight[0], one, other) * _preferred(turned[0], one, other) < 0
-                flips.add(flipped, image)
-                if flipped and len(examples) < EXAMPLES:
-                    shown = (texts[one], texts[other])
-                    said = (straight[0].words, turned[0].words)
-                    examples.append(Flip(image=image, question=answers.question, answers=shown, replies=said))
-            for i, reply in enumerate(read):
-                again = next((later for later in read[i + 1 :] if later.request.order == reply.request.order), None)
-                if again is not None:
-                    repeats.add(_preferred(reply, one, other) == _preferred(again, one, other), image)
+            seen.count_replies([reply for reply in readable if {one, other} <= {*reply.request.order}], answers, one, other)
             sign = _verdict_sign(verdict, one, other)
-            if sign is None:
-                continue
-            gap = len(texts[one]) - len(texts[other])
-            fact = truths.get((answers.id, one, other))
-            if sign and gap:
-                longer.add((sign > 0) == (gap > 0), image)
-                if fact:
-                    known.add((sign > 0) == (gap > 0), image)
-                    better.append((fact > 0) == (gap > 0))
-            if fact is not None:
-                ours.append(sign)
-                theirs.append(fact)
-                images.append(image)
+            if sign is not None:
+                longer, fact = _sign(len(texts[one]) - len(texts[other])), truths.get((answers.id, one, other))
+                seen.count_verdict(sign, fact, longer=longer, image=image_of(answers))
+    known = seen.longer_where_known
     return JudgeCheck(
         expert=expert.name,
         questions=len(given),
         requests=requests,
-        flips=rate(flips.hits, flips.images),
-        first_wins=rate(first.hits, first.images),
-        repeats=rate(repeats.hits, repeats.images),
-        longer_wins=rate(longer.hits, longer.images),
-        longer_wins_adjusted=balanced(known.hits, better, known.images),
-        agreement=kappa(ours, theirs, images),
-        truth=truth if ours else "",
-        examples=tuple(examples),
+        flips=rate(seen.flips.hits, seen.flips.images),
+        first_wins=rate(seen.first.hits, seen.first.images),
+        repeats=rate(seen.repeats.hits, seen.repeats.images),
+        longer_wins=rate(seen.longer.hits, seen.longer.images),
+        longer_wins_adjusted=balanced(known.hits, seen.better_is_longer, known.images),
+        agreement=kappa(seen.verdicts, seen.facts, seen.images),
+        truth=truth if seen.verdicts else "",
+        examples=tuple(seen.examples),
     )
+
+
+def image_of(answers: Answers) -> str:
+    """What questions are clustered by: the first image, or the answers themselves where there is none."""
+    return answers.images[0] if answers.images else answers.id
 
 
 def _in_order(reply: JudgeReply, one: int, other: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stllava.commands import RUNNERS
+from stllava.cli import main
 from stllava.data.sources import VqaRadData
 from stllava.recipe import RunOptions
 
@@ -83,7 +83,7 @@ def test_the_real_run_compares_the_loop_with_all_labels_on_the_same_validation(
     monkeypatch.setattr("stllava.commands.running.start", lambda options, **_: asked.append(options))
     for arm in mini.ARMS:
         words = mini.command_of(split, arm, 1, to=Path("run"), quick=False)
-        RUNNERS["run"](words[words.index("run") + 1 :])
+        main(words[words.index("run") :])
     loop, every = asked
     assert isinstance(loop.data, VqaRadData)
     assert isinstance(every.data, VqaRadData)

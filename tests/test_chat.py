@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.architectures import ARCHITECTURES
-from stllava.commands.talking import chat_command
+from stllava.cli import main
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError
 from stllava.generation.chat import BROKEN, Stream, say, talk
@@ -120,7 +120,7 @@ def test_the_command_streams_an_answer_sampled_as_its_flags_say(
 ) -> None:
     lengths = []
     for most in (2, 40):
-        chat_command([str(tiny_model), str(images[0]), "--question", "what?", "--sampling.max-new-tokens", str(most)])
+        main(["chat", str(tiny_model), str(images[0]), "--question", "what?", "--sampling.max-new-tokens", str(most)])
         lengths.append(len(capsys.readouterr().out))
     assert lengths[0] < lengths[1]
 

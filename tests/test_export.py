@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import TINY
 from helpers.architectures import ARCHITECTURES, llava
-from stllava.commands.talking import export_command
+from stllava.cli import main
 from stllava.config import ChatOptions, EvaluateOptions, GroupRates, JudgeOptions, SamplingOptions, SftOptions
 from stllava.data.sources import FilesData
 from stllava.errors import StllavaError
@@ -197,7 +197,7 @@ def test_a_policy_without_a_run_says_that_nothing_is_known_to_be_measured(tiny_m
 def test_the_command_exports_the_best_policy_of_a_run(
     run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_command([str(run), "--to", str(tmp_path / "given")])
+    main(["export", str(run), "--to", str(tmp_path / "given")])
     assert "export: 1 in, 1 out" in capsys.readouterr().out
     assert (tmp_path / "given" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stllava.commands.converting import convert_command
-from stllava.commands.importing import import_command
+from stllava.commands.flags import dispatch
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.exchange import chosen_answers, import_conversations, import_preferences, to_llava, to_trl
@@ -474,30 +472,28 @@ def test_the_commands_bring_in_and_out_and_say_what_was_left(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "x.json", [pair(), pair("gone.png")])
-    import_command(["preferences", str(source), "--images", str(root), "--to", str(tmp_path / "pairs")])
+    dispatch(["import", "preferences", str(source), "--images", str(root), "--to", str(tmp_path / "pairs")])
     said = capsys.readouterr().out
     assert "2 in, 1 out" in said
     assert "Columns as in RLAIF-V." in said
     assert "1 image missing" in said
     assert str(tmp_path / "pairs" / "missing.jsonl") in said
     out = tmp_path / "back.json"
-    convert_command(["preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "llava"])
+    dispatch(["convert", "preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "llava"])
     with pytest.raises(StllavaError, match="is there already"):
-        convert_command(["preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "trl"])
-    import_command(["conversations", str(out), "--images", str(root), "--to", str(tmp_path / "labels")])
+        dispatch(["convert", "preferences", str(tmp_path / "pairs"), "--to", str(out), "--format", "trl"])
+    dispatch(["import", "conversations", str(out), "--images", str(root), "--to", str(tmp_path / "labels")])
     labels = tmp_path / "labels" / "conversations.jsonl"
-    convert_command(["conversations", str(labels), "--to", str(tmp_path / "again.json")])
+    dispatch(["convert", "conversations", str(labels), "--to", str(tmp_path / "again.json")])
     assert (tmp_path / "again.json").read_text() == out.read_text()
 
 
-@pytest.mark.parametrize("run", [import_command, convert_command])
-def test_a_command_without_its_noun_names_the_nouns(
-    run: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("verb", ["import", "convert"])
+def test_a_command_without_its_noun_names_the_nouns(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(StllavaError, match=r"conversations\|preferences"):
-        run(["pictures"])
+        dispatch([verb, "pictures"])
     with pytest.raises(SystemExit) as left:
-        run(["--help"])
+        dispatch([verb, "--help"])
     assert left.value.code == 0
     assert "preferences " in capsys.readouterr().out
 

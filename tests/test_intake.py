@@ -363,7 +363,7 @@ def test_splits_take_their_shares_of_many_groups_and_an_empty_share_nothing() ->
 
 def test_shares_that_do_not_sum_to_one_are_refused() -> None:
     with pytest.raises(ValueError, match="sum to 1"):
-        IntakeOptions(splits={"train": 0.5})
+        IntakeOptions.model_validate({"splits": {"train": 0.5}})
 
 
 def test_a_row_of_the_set_survives_its_file(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from helpers.intake_parts import import_folder
 from stllava.config import IntakeOptions
+from stllava.config.intake import SplitShares
 from stllava.data.image_set import Imported, read_imported
 from stllava.intake.convert import default_toolbox
 from stllava.intake.deidentify.pseudonyms import pseudonymise
@@ -33,7 +34,7 @@ from stllava.intake.readers.dicom.stack import read_slice
 from stllava.intake.readers.frame import Identity
 
 SALT = bytes(range(32))
-DICOMS = IntakeOptions(workers=2, look_for_text="rules", splits={"train": 0.5, "test": 0.5})
+DICOMS = IntakeOptions(workers=2, look_for_text="rules", splits=SplitShares(train=0.5, test=0.5))
 CR = UID("1.2.840.10008.5.1.4.1.1.1")
 NAMES = (
     "DOE^JANE",

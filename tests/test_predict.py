@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stllava
-from stllava.commands import talking
+from stllava.commands.flags import dispatch
 from stllava.config import EvaluateOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.records import Prediction, Sample
@@ -147,7 +147,7 @@ def test_the_command_takes_the_stages_flags(
 ) -> None:
     path = rows(tmp_path / "q.jsonl", {"image": samples[0].image, "question": "what?"})
     words = ["--policy", str(tiny_model), "--questions", str(path), "--root", str(phantoms / "images")]
-    talking.predict_command([*words, "--to", str(tmp_path / "out"), "--sampling.max-new-tokens", "3"])
+    dispatch(["predict", *words, "--to", str(tmp_path / "out"), "--sampling.max-new-tokens", "3"])
     assert "predict: 1 in, 1 out" in capsys.readouterr().out
     assert read_manifest(tmp_path / "out").config["sampling"] == {
         "temperature": 0.0,

@@ -15,6 +15,7 @@ import stllava
 from helpers.judging import answers_of, write_answers, write_image
 from stllava import cli
 from stllava.cli import PrintableFormatter, main, show_crash
+from stllava.commands import COMMANDS
 from stllava.commands.flags import tell
 from stllava.config import ChatOptions
 from stllava.experts import build
@@ -166,6 +167,7 @@ def test_what_is_shown_ends_as_asked(capsys: pytest.CaptureFixture[str]) -> None
     show("one", 2)
     show("three", end="")
     assert capsys.readouterr().out == "one\n2\nthree"
+<<<<<<< HEAD
     assert cli.COMMANDS["judge"] in cli.usage()
 
 
@@ -174,3 +176,6 @@ def test_the_columns_of_a_table_stand_below_each_other() -> None:
     assert aligned(rows) == ["policy            open", "blind-round-10 *  7.5", "sft"]
     assert aligned(rows, numbers=True) == ["policy            open", "blind-round-10 *   7.5", "sft"]
     assert aligned([]) == []
+=======
+    assert COMMANDS["judge"].summary in cli.usage()
+>>>>>>> dc34e1a (List the commands in one table, and every flag with a sentence)

@@ -12,32 +12,14 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from stllava.commands import COMMANDS
 from stllava.errors import StllavaError
 from stllava.text import printable, show
 
-COMMANDS = {
-    "demo": "Run the whole loop on synthetic phantoms and print its table.",
-    "run": "Run the whole loop of a recipe.",
-    "sft": "Stage 1: tune a model on conversations, teaching it to ask as well.",
-    "ask": "Let a policy ask questions about images.",
-    "answer": "Let a policy answer the questions, K times each.",
-    "judge": "Let an expert score the answers.",
-    "pair": "Make preferences: best answer against worst.",
-    "dpo": "Stage 2: teach a policy the preferences.",
-    "evaluate": "Score a policy on a benchmark, or score its answers again.",
-    "compare": "Compare runs with each other and with published numbers.",
-    "import": "Bring benchmarks, conversations, preferences or old checkpoints of others into our form.",
-    "convert": "Write training data for TRL or as LLaVA JSON.",
-    "compose": "Make a new LLaVA of a vision tower and a language model.",
-    "export": "Write a policy as a plain transformers folder with a model card.",
-    "report": "Write a run's report.html and summary.json again.",
-    "chat": "Talk with a policy about an image.",
-    "predict": "Answer a file of questions.",
-}
 USAGE = (
     "usage: stllava COMMAND [options]\n\nA general vision-language model becomes a medical one by asking itself.\n\ncommands:\n"
 )
@@ -65,7 +47,7 @@ def reader_is_gone(descriptor: int) -> bool:
 
 def usage() -> str:
     """The text of `stllava --help`."""
-    lines = "".join(f"  {name:<10} {text}\n" for name, text in COMMANDS.items())
+    lines = "".join(f"  {name:<10} {entry.summary}\n" for name, entry in COMMANDS.items())
     return USAGE + lines + "\n`stllava COMMAND --help` lists the options of a command.\n"
 
 
@@ -88,14 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
-        if words[0] not in COMMANDS:
-            raise StllavaError(
-                f"no command {words[0]!r}", expected=f"one of {', '.join(COMMANDS)}", remedy="See stllava --help."
-            )
-        from stllava import commands
+        from stllava.commands.flags import dispatch
 
-        command: Callable[[list[str]], None] = commands.RUNNERS[words[0]]
-        command(words[1:])
+        dispatch(words)
     except StllavaError as error:
         show(f"stllava: {error}", stream=sys.stderr)
         sys.exit(2)

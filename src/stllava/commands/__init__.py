@@ -1,33 +1,85 @@
-"""What each subcommand does, one file a family of commands."""
+"""The commands in one table: a command is a function, its signature the flags, and its docstring their help.
 
-from collections.abc import Callable
+The table names functions instead of importing them, so that `stllava --help` is quick and a command loads only what it
+needs. tyro's own subcommands would build the parsers of all commands for every call, and import torch's users with them.
+"""
 
-from stllava.commands.composing import compose_command
-from stllava.commands.converting import convert_command
-from stllava.commands.flags import stage
-from stllava.commands.importing import import_command
-from stllava.commands.judging import judge_command
-from stllava.commands.measuring import compare_command, evaluate_command, report_command
-from stllava.commands.running import demo_command, run_command
-from stllava.commands.talking import chat_command, export_command, predict_command
-from stllava.stages.answer import answer
-from stllava.stages.ask import ask
-from stllava.stages.dpo import dpo
-from stllava.stages.pair import pair
-from stllava.stages.sft import sft
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 
-RUNNERS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo_command,
-    "run": run_command,
-    "report": report_command,
-    "chat": chat_command,
-    "predict": predict_command,
-    "export": export_command,
-    "compose": compose_command,
-    "convert": convert_command,
-    "import": import_command,
-    "compare": compare_command,
-    "judge": judge_command,
-    "evaluate": evaluate_command,
-    **{function.__name__: stage(function) for function in (sft, ask, answer, pair, dpo)},
+
+@dataclass(frozen=True)
+class Command:
+    """One command."""
+
+    function: str
+    """The function it calls, as module:name."""
+    summary: str
+    """What it does, in a sentence of `stllava --help`."""
+    takes_recipe: bool = False
+    """Whether its first word is a recipe, whose values are the defaults of its flags."""
+
+    def load(self) -> Callable[..., object]:
+        """The function."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., object] = getattr(import_module(module), name)
+        return function
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several commands behind one verb: `stllava import images`."""
+
+    members: Mapping[str, Command]
+    """By their second word."""
+    summary: str
+    """What they have in common, in a sentence of `stllava --help`."""
+
+
+_STAGES, _HERE = "stllava.stages", "stllava.commands"
+COMMANDS: Mapping[str, Command | Group] = {
+    "demo": Command(f"{_HERE}.running:demo", "Run the whole loop on synthetic phantoms and print its table."),
+    "run": Command(f"{_HERE}.running:run_recipe", "Run the whole loop of a recipe.", takes_recipe=True),
+    "sft": Command(f"{_STAGES}.sft:sft", "Stage 1: tune a model on conversations, teaching it to ask as well."),
+    "ask": Command(f"{_STAGES}.ask:ask", "Let a policy ask questions about images."),
+    "answer": Command(f"{_STAGES}.answer:answer", "Let a policy answer questions, several times each."),
+    "judge": Command(f"{_HERE}.judging:judge_or_look", "Let an expert score the answers."),
+    "pair": Command(f"{_STAGES}.pair:pair", "Turn verdicts into preferences: the best answer against the worst."),
+    "dpo": Command(f"{_STAGES}.dpo:dpo", "Stage 2: teach a policy the preferences."),
+    "evaluate": Command(f"{_HERE}.measuring:evaluate_or_rescore", "Score a policy on a benchmark, or rescore its answers."),
+    "compare": Command(f"{_HERE}.measuring:compare", "Compare runs with each other and with published numbers."),
+    "import": Group(
+        {
+            "images": Command(f"{_HERE}.importing:images", "Turn a folder of medical images into a set without identities."),
+            "benchmark": Command(f"{_HERE}.importing:benchmark", "Read a published benchmark, or your own file, into samples."),
+            "conversations": Command(f"{_HERE}.importing:conversations", "Read instruction data of others for sft."),
+            "preferences": Command(f"{_HERE}.importing:preferences", "Read preference data of others for dpo."),
+            "model": Command(f"{_HERE}.importing:model", "Convert an old LLaVA checkpoint to a transformers folder."),
+        },
+        "Read images, benchmarks, conversations, preferences or checkpoints made elsewhere.",
+    ),
+    "convert": Group(
+        {
+            "conversations": Command(f"{_HERE}.converting:conversations", "Write conversations as LLaVA JSON."),
+            "preferences": Command(f"{_HERE}.converting:preferences", "Write preferences for TRL, or as LLaVA JSON."),
+        },
+        "Write training data for TRL or as LLaVA JSON.",
+    ),
+    "compose": Command(f"{_HERE}.composing:compose", "Build a LLaVA from a vision tower and a language model."),
+    "export": Command(f"{_HERE}.talking:export", "Write a policy as a plain transformers folder with a model card."),
+    "report": Command(f"{_HERE}.measuring:report", "Write a run's report.html and summary.json again."),
+    "chat": Command(f"{_HERE}.talking:chat", "Talk with a policy about an image."),
+    "predict": Command(f"{_STAGES}.predict:predict", "Answer a file of questions."),
 }
+
+
+def every_command() -> dict[str, Command]:
+    """Every command by all of its words, such as `import images`."""
+    found: dict[str, Command] = {}
+    for name, entry in COMMANDS.items():
+        if isinstance(entry, Group):
+            found |= {f"{name} {member}": command for member, command in entry.members.items()}
+        else:
+            found[name] = entry
+    return found

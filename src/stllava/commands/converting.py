@@ -1,19 +1,12 @@
 """`stllava convert`: this product's training data in others' form."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from stllava.commands.importing import dispatch
 from stllava.store import nothing_left
 from stllava.text import show
-
-
-def convert_command(words: list[str]) -> None:
-    """`stllava convert WHAT …`."""
-    dispatch("convert", KINDS, words)
 
 
 def conversations(source: Positional[Path], *, to: Path, replace: bool = False) -> None:
@@ -58,6 +51,3 @@ def preferences(
         show(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
     else:
         show(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
-
-
-KINDS: dict[str, Callable[..., None]] = {"conversations": conversations, "preferences": preferences}

@@ -1,12 +1,18 @@
 """Flags are read off the functions that commands call, so an option is defined once."""
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, TypeVar
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar, get_args
 
 import tyro
 from tyro.conf import AvoidSubcommands, arg
 
+from stllava.commands import COMMANDS, Command, Group
+from stllava.config import RECIPES, Options, load_recipe
+from stllava.config.base import renamed_keys
 from stllava.errors import StllavaError
 from stllava.progress import clock
 from stllava.records import Manifest
@@ -14,10 +20,69 @@ from stllava.stages.results import StageResult
 from stllava.text import show
 
 T = TypeVar("T")
+EMPTY: object = inspect.Parameter.empty
 
 
-def parse(function: Callable[..., T], words: list[str], *, name: str, options: object = inspect.Parameter.empty) -> T:
+def dispatch(words: list[str]) -> None:
+    """Run the command that the words name, with the flags behind it."""
+    name, *rest = words
+    entry = COMMANDS.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, list(COMMANDS), n=1)
+        raise StllavaError(
+            f"no command {name!r}",
+            expected=f"one of {', '.join(COMMANDS)}",
+            remedy=f"Did you mean {near[0]!r}?" if near else "See stllava --help.",
+        )
+    if isinstance(entry, Command):
+        run_command(name, entry, rest)
+    elif rest and rest[0] in entry.members:
+        run_command(f"{name} {rest[0]}", entry.members[rest[0]], rest[1:])
+    elif rest and rest[0] in ("-h", "--help"):
+        show(group_help(name, entry))
+        sys.exit(0)
+    else:
+        raise StllavaError(
+            f"{name} of {rest[0]!r}" if rest else f"{name} of what?",
+            expected=f"stllava {name} {'|'.join(entry.members)} …",
+            remedy=f"See stllava {name} --help.",
+        )
+
+
+def group_help(name: str, group: Group) -> str:
+    """The text of `stllava import --help`."""
+    lines = [f"usage: stllava {name} WHAT …", "", group.summary, ""]
+    lines += [f"  {member:<14} {command.summary}" for member, command in group.members.items()]
+    return "\n".join([*lines, "", f"`stllava {name} WHAT --help` lists the options."])
+
+
+def run_command(name: str, command: Command, words: list[str]) -> None:
+    """Call a command with its flags and print what its stage, if it is one, came to."""
+    options: object = EMPTY
+    if command.takes_recipe:
+        asks_for_help = bool(words) and words[0] in ("-h", "--help")
+        if not asks_for_help and (not words or words[0].startswith("-")):
+            raise StllavaError(
+                "no recipe", expected=f"stllava {name} RECIPE.yaml", remedy=f"The recipes shipped are in {RECIPES}."
+            )
+        recipe, words = (RECIPES / "phantom.yaml", words) if asks_for_help else (Path(words[0]), words[1:])
+        options, name = load_recipe(recipe), f"{name} RECIPE"
+    result = parse(command.load(), words, name=name, options=options)
+    if isinstance(result, StageResult):
+        tell(result.manifest)
+    elif isinstance(result, Manifest):
+        tell(result)
+
+
+def parse(function: Callable[..., T], words: list[str], *, name: str, options: object = EMPTY) -> T:
     """Call a function with what the flags say; its parameter `options` gives its fields as flags without a prefix."""
+    call = flagged(function, options=options)
+    refuse_renamed(call, words)
+    return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+
+
+def flagged(function: Callable[..., T], *, options: object = EMPTY) -> Callable[..., T]:
+    """The function with the signature that tyro reads flags from: all by name but what is positional."""
     signature = inspect.signature(function, eval_str=True)
     parameters = []
     for parameter in signature.parameters.values():
@@ -33,7 +98,31 @@ def parse(function: Callable[..., T], words: list[str], *, name: str, options: o
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = function.__doc__
-    return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+    return call
+
+
+def refuse_renamed(function: Callable[..., object], words: Sequence[str]) -> None:
+    """Refuse a flag of the release before by the name that it has today."""
+    renamed: dict[str, str] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        kind = get_args(parameter.annotation)[0] if parameter.name == "options" else parameter.annotation
+        before = "" if parameter.name == "options" else f"{parameter.name}."
+        if inspect.isclass(kind) and issubclass(kind, Options):
+            renamed |= {flag(old): flag(new) for old, new in renamed_keys(kind, before)}
+    for word in words:
+        given = word.partition("=")[0].replace("_", "-")
+        for old, new in renamed.items():
+            if given == old or given.startswith(f"{old}."):
+                raise StllavaError(
+                    f"no flag {given}",
+                    expected="only flags that exist",
+                    remedy=f"It is called {new}{given.removeprefix(old)} now.",
+                )
+
+
+def flag(key: str) -> str:
+    """A key of the options as a flag."""
+    return f"--{key.replace('_', '-')}"
 
 
 def refuse_ignored(flags: Mapping[str, object], *, beside: str = "", without: str = "") -> None:
@@ -47,15 +136,6 @@ def refuse_ignored(flags: Mapping[str, object], *, beside: str = "", without: st
         expected="flags that have an effect together",
         remedy=f"Leave {names} or {beside} out." if beside else f"Add {without}, or leave {names} out.",
     )
-
-
-def stage(function: Callable[..., StageResult]) -> Callable[[list[str]], None]:
-    """The command of one stage, which prints what went in and came out."""
-
-    def command(words: list[str]) -> None:
-        tell(parse(function, words, name=function.__name__).manifest)
-
-    return command
 
 
 def tell(manifest: Manifest) -> None:

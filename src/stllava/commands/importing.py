@@ -1,43 +1,18 @@
 """`stllava import`: others' data in this product's form."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import parse, tell
+from stllava.commands.flags import tell
 from stllava.config import IntakeOptions
-from stllava.errors import StllavaError
 from stllava.store import Existing
 from stllava.text import show
 
 SALT = Path("~/.stllava/salt").expanduser()
 """Where a user's salt lies unless told otherwise."""
-
-
-def import_command(words: list[str]) -> None:
-    """`stllava import WHAT …`."""
-    dispatch("import", KINDS, words)
-
-
-def dispatch(verb: str, kinds: Mapping[str, Callable[..., None]], words: list[str]) -> None:
-    """Run the function of `kinds` that the first word names; the first line of its docstring is its help."""
-    if words and words[0] in ("-h", "--help"):
-        show(f"usage: stllava {verb} WHAT …\n")
-        for name, function in kinds.items():
-            show(f"  {name:<14} {(function.__doc__ or '').splitlines()[0]}")
-        show(f"\n`stllava {verb} WHAT --help` lists the options.")
-        sys.exit(0)
-    if not words or words[0] not in kinds:
-        raise StllavaError(
-            f"{verb} of {words[0]!r}" if words else f"{verb} of what?",
-            expected=f"stllava {verb} {'|'.join(kinds)} …",
-            remedy="See --help.",
-        )
-    parse(kinds[words[0]], words[1:], name=f"{verb} {words[0]}")
 
 
 def benchmark(
@@ -59,7 +34,7 @@ def benchmark(
         language: Which of SLAKE's questions.
         splits: Which splits; all that are there when not named.
         allow_changed: Take files that differ from the published ones; the notes say so.
-        existing: What to do with output that is there: resume, replace, or error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.data.benchmarks import import_benchmark
 
@@ -84,7 +59,7 @@ def images(
         to: Folder for the image set, outside of the source.
         salt: Your secret, made when there is none: with the same salt the same patient gets the same id. Lists of which
             file became which number are written beside it; keep all that apart from the set.
-        existing: What to do with output that is there: resume, replace, or error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.intake.pages.review import page_name
     from stllava.intake.run import import_images
@@ -104,7 +79,7 @@ def conversations(
         images: What its image paths are relative to.
         to: Folder for the conversations.
         max_bad: Share of rows that may be left out.
-        existing: What to do with output that is there: resume, replace, or error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.data.exchange import import_conversations
 
@@ -123,7 +98,7 @@ def preferences(
         images: What its image paths are relative to.
         to: Folder for the pairs.
         max_bad: Share of rows that may be left out.
-        existing: What to do with output that is there: resume, replace, or error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.data.exchange import import_preferences
 
@@ -156,7 +131,7 @@ def model(
         vision: A CLIP folder, where the checkpoint does not hold its vision tower.
         vision_adapter: The vision tower's LoRA adapters.
         projector: The projector's file or folder, where it lies apart.
-        existing: What to do with output that is there: resume, replace, or error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.model.original import import_checkpoint
 
@@ -171,12 +146,3 @@ def model(
             existing=existing,
         )
     )
-
-
-KINDS: dict[str, Callable[..., None]] = {
-    "images": images,
-    "benchmark": benchmark,
-    "conversations": conversations,
-    "preferences": preferences,
-    "model": model,
-}

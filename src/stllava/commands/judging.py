@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stllava.commands.flags import parse, refuse_ignored, tell
+from stllava.commands.flags import refuse_ignored, tell
 from stllava.config import JudgeOptions
 from stllava.records import JudgeCheck
 from stllava.report.wording import check_rows
@@ -12,65 +12,60 @@ from stllava.store import Existing
 from stllava.text import aligned, show
 
 
-def judge_command(words: list[str]) -> None:
-    """`stllava judge`: the stage, what it would take, or how far its expert can be trusted."""
+def judge_or_look(
+    options: JudgeOptions,
+    *,
+    answers: Path,
+    to: Path,
+    truth: Path | None = None,
+    root: Path | None = None,
+    seed: int = 0,
+    existing: Existing = "resume",
+    dry_run: bool = False,
+    check: bool = False,
+    sample: int | None = None,
+    votes: Path | None = None,
+) -> None:
+    """Let an expert judge the folder of answers.
 
-    def judge_or_look(
-        options: JudgeOptions,
-        *,
-        answers: Path,
-        to: Path,
-        truth: Path | None = None,
-        root: Path | None = None,
-        seed: int = 0,
-        existing: Existing = "resume",
-        dry_run: bool = False,
-        check: bool = False,
-        sample: int | None = None,
-        votes: Path | None = None,
-    ) -> None:
-        """Let an expert judge the folder of answers.
-
-        Args:
-            options: Which expert, and how it is asked.
-            answers: Folder of the answers.
-            to: Folder for the judgments, or for the check.
-            truth: JSONL of phantom truths or reference samples, for experts that know.
-            root: The image root, for experts that are models.
-            seed: Seed of the run.
-            existing: What to do with output that is there: resume, replace, or error.
-            dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
-            check: Measure the expert on a sample instead: biases by order and length, agreement with itself and the truth.
-            sample: Questions in that sample; 100 when not named.
-            votes: JSONL of people's votes, the truth of a check.
-        """
-        if not check:
-            refuse_ignored({"--sample": sample, "--votes": votes}, without="--check")
-        if dry_run:
-            refuse_ignored({"--check": check or None}, beside="--dry-run")
-        if dry_run:
-            found = plan(options, answers=answers, truth=truth, root=root, to=to)
-            show(found.prompt or "Nothing is to be asked.")
-            show(f"\n{found.requests} requests, {price(found.cost)}")
-        elif check:
-            show(
-                describe(
-                    check_judge(
-                        options,
-                        answers=answers,
-                        truth=truth,
-                        root=root,
-                        votes=votes,
-                        sample=100 if sample is None else sample,
-                        to=to,
-                        existing=existing,
-                    )
+    Args:
+        options: Which expert, and how it is asked.
+        answers: Folder of the answers.
+        to: Folder for the judgments, or for the check.
+        truth: JSONL of phantom truths or reference samples, for experts that know.
+        root: The image root, for experts that are models.
+        seed: Seed of the run.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+        dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
+        check: Measure the expert on a sample instead: biases by order and length, agreement with itself and the truth.
+        sample: Questions in that sample; 100 when not named.
+        votes: JSONL of people's votes, the truth of a check.
+    """
+    if not check:
+        refuse_ignored({"--sample": sample, "--votes": votes}, without="--check")
+    if dry_run:
+        refuse_ignored({"--check": check or None}, beside="--dry-run")
+    if dry_run:
+        found = plan(options, answers=answers, truth=truth, root=root, to=to)
+        show(found.prompt or "Nothing is to be asked.")
+        show(f"\n{found.requests} requests, {price(found.cost)}")
+    elif check:
+        show(
+            describe(
+                check_judge(
+                    options,
+                    answers=answers,
+                    truth=truth,
+                    root=root,
+                    votes=votes,
+                    sample=100 if sample is None else sample,
+                    to=to,
+                    existing=existing,
                 )
             )
-        else:
-            tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing).manifest)
-
-    parse(judge_or_look, words, name="judge")
+        )
+    else:
+        tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing).manifest)
 
 
 def price(cost: float | None) -> str:

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from stllava.commands.flags import parse
-from stllava.errors import StllavaError
 from stllava.recipe import RECIPES, RunOptions, load_recipe
 from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
@@ -14,50 +12,36 @@ from stllava.store import Existing
 from stllava.text import aligned, show
 
 
-def run_command(words: list[str]) -> None:
-    """`stllava run RECIPE [flags]`: the recipe's values are the flags' defaults."""
-    if not words or words[0].startswith("-"):
-        if not words or words[0] not in ("-h", "--help"):
-            raise StllavaError("no recipe", expected="stllava run RECIPE.yaml", remedy=f"The recipes shipped are in {RECIPES}.")
-        recipe, rest = RECIPES / "phantom.yaml", words
-    else:
-        recipe, rest = Path(words[0]), words[1:]
+def run_recipe(options: RunOptions, *, to: Path | None = None, existing: Existing = "resume") -> None:
+    """Run the whole loop of a recipe: `stllava run my-recipe.yaml`; every key of a recipe is also a flag, which overrides it.
 
-    def run_recipe(options: RunOptions, *, to: Path | None = None, existing: Existing = "resume") -> None:
-        """Run the whole loop of a recipe; every key of the recipe is a flag.
-
-        Args:
-            options: What the recipe says.
-            to: The run directory; runs/NAME-SEED when not given.
-            existing: What to do with a run directory that is there: resume, replace, or error.
-        """
-        start(options, to=to, existing=existing)
-
-    parse(run_recipe, rest, name="run RECIPE", options=load_recipe(recipe))
+    Args:
+        options: What the recipe says.
+        to: The run directory; runs/NAME-SEED when not given.
+        existing: What to do with a run directory that is there: resume it, replace it, or end in an error.
+    """
+    if options.model == "small" and options.compose is None:
+        show("model: small, a LLaVA of about a million parameters, built from nothing; name another with model or compose")
+    start(options, to=to, existing=existing)
 
 
-def demo_command(words: list[str]) -> None:
-    """`stllava demo`: the phantom recipe, or its plain preset."""
+def demo(
+    *,
+    seed: int = 0,
+    preset: Literal["anchored", "plain"] = "anchored",
+    to: Path | None = None,
+    existing: Existing = "resume",
+) -> None:
+    """Run the whole loop on synthetic phantoms with an expert that knows their truth.
 
-    def demo(
-        *,
-        seed: int = 0,
-        preset: Literal["anchored", "plain"] = "anchored",
-        to: Path | None = None,
-        existing: Existing = "resume",
-    ) -> None:
-        """Run the whole loop on synthetic phantoms with an expert that knows their truth.
-
-        Args:
-            seed: Changes data, model and sampling.
-            preset: anchored, the default recipe; plain, the paper's.
-            to: The run directory; runs/NAME-SEED when not given.
-            existing: What to do with a run directory that is there: resume, replace, or error.
-        """
-        recipe = {"anchored": "phantom.yaml", "plain": "phantom-plain.yaml"}[preset]
-        start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
-
-    parse(demo, words, name="demo")
+    Args:
+        seed: Changes data, model and sampling.
+        preset: anchored, the default recipe; plain, the paper's.
+        to: The run directory; runs/NAME-SEED when not given.
+        existing: What to do with a run directory that is there: resume it, replace it, or end in an error.
+    """
+    recipe = {"anchored": "phantom.yaml", "plain": "phantom-plain.yaml"}[preset]
+    start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
 
 
 def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:

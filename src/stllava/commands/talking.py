@@ -5,65 +5,52 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import parse, stage, tell
+from stllava.commands.flags import tell
 from stllava.config import SamplingOptions
-from stllava.stages.predict import predict
 from stllava.store import Existing
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=512)
-predict_command = stage(predict)
-"""`stllava predict`."""
 
 
-def chat_command(words: list[str]) -> None:
-    """`stllava chat POLICY IMAGE`."""
+def chat(
+    policy: Positional[Path],
+    image: Positional[Path],
+    *,
+    question: str | None = None,
+    sampling: SamplingOptions = GREEDY,
+    seed: int = 0,
+) -> None:
+    """Talk with a policy about an image; an empty line ends, Ctrl-C ends an answer, `/image PATH` takes another image.
 
-    def chat(
-        policy: Positional[Path],
-        image: Positional[Path],
-        *,
-        question: str | None = None,
-        sampling: SamplingOptions = GREEDY,
-        seed: int = 0,
-    ) -> None:
-        """Talk with a policy about an image; an empty line ends, Ctrl-C ends an answer, `/image PATH` takes another image.
+    Args:
+        policy: Folder of the policy.
+        image: The image.
+        question: Ask this one question and end.
+        sampling: How answers are sampled; greedy unless told.
+        seed: Seed of what is sampled.
+    """
+    from stllava.generation.chat import talk
 
-        Args:
-            policy: Folder of the policy.
-            image: The image.
-            question: Ask this one question and end.
-            sampling: How answers are sampled; greedy unless told.
-            seed: Seed of what is sampled.
-        """
-        from stllava.generation.chat import talk
-
-        talk(policy, image, question=question, sampling=sampling, seed=seed)
-
-    parse(chat, words, name="chat")
+    talk(policy, image, question=question, sampling=sampling, seed=seed)
 
 
-def export_command(words: list[str]) -> None:
-    """`stllava export POLICY --to FOLDER`."""
+def export(
+    policy: Positional[Path],
+    *,
+    to: Path,
+    run: Path | None = None,
+    precision: Literal["same", "float32", "bfloat16"] = "same",
+    existing: Existing = "resume",
+) -> None:
+    """Write a policy as a plain transformers folder with a model card; nothing in it names a path or an image.
 
-    def export(
-        policy: Positional[Path],
-        *,
-        to: Path,
-        run: Path | None = None,
-        precision: Literal["same", "float32", "bfloat16"] = "same",
-        existing: Existing = "resume",
-    ) -> None:
-        """Write a policy as a plain transformers folder with a model card; nothing in it names a path or an image.
+    Args:
+        policy: Folder of the policy, or a finished run, whose best policy is taken.
+        to: The new folder.
+        run: The run that made the policy: its card then says how, and what was measured.
+        precision: Of the weights; same leaves them as they are.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
+    from stllava.stages.export import export as write
 
-        Args:
-            policy: Folder of the policy, or a finished run, whose best policy is taken.
-            to: The new folder.
-            run: The run that made the policy: its card then says how, and what was measured.
-            precision: Of the weights; same leaves them as they are.
-            existing: What to do with output that is there: resume, replace, or error.
-        """
-        from stllava.stages.export import export as write
-
-        tell(write(policy, to=to, run=run, precision=precision, existing=existing).manifest)
-
-    parse(export, words, name="export")
+    tell(write(policy, to=to, run=run, precision=precision, existing=existing).manifest)

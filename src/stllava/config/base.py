@@ -147,6 +147,15 @@ def _paths(kind: type[BaseModel], before: str = "") -> Iterator[str]:
             yield from _paths(inner, f"{before}{name}.")
 
 
+def renamed_keys(kind: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
+    """Old keys of the options and of those within, each with the key of today, dots between their parts."""
+    if issubclass(kind, Options):
+        yield from ((before + old, before + new) for old, new in kind.renamed.items())
+    for name, field in kind.model_fields.items():
+        for inner in _kinds(field.annotation):
+            yield from renamed_keys(inner, f"{before}{name}.")
+
+
 def _kinds(annotation: object) -> Iterator[type[BaseModel]]:
     """The classes of options in a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

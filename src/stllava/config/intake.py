@@ -11,6 +11,28 @@ WindowChoice = Literal["auto", "file", "lung", "mediastinum", "brain", "bone", "
 Plane = Literal["acquired", "axial", "coronal", "sagittal", "all"]
 
 
+class SplitShares(Options):
+    """Shares of the patients by split, which sum to 1."""
+
+    train: Share = 0.0
+    """Share of the patients whose pictures are for training."""
+    validation: Share = 0.0
+    """Share of the patients whose pictures choose the best round."""
+    test: Share = 0.0
+    """Share of the patients whose pictures measure it."""
+
+    @model_validator(mode="after")
+    def _sum_to_1(self) -> Self:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError("shares of splits that sum to 1")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """The shares by the splits' names; a split with a share of 0 is none."""
+        every = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: share for name, share in every.items() if share > 0}
+
+
 class IntakeOptions(Options):
     """How a folder of medical images becomes an image set."""
 
@@ -61,7 +83,7 @@ class IntakeOptions(Options):
     """Grey levels that the middle 99 % of the pixels must span, or the picture is left out as near-constant."""
     near_duplicates: Literal["mark", "drop", "ignore"] = "mark"
     """Pictures that nearly are an earlier one: name that one, leave them out, or do not look."""
-    splits: dict[str, Share] = Field(default={"train": 0.8, "validation": 0.1, "test": 0.1})
+    splits: SplitShares = SplitShares(train=0.8, validation=0.1, test=0.1)
     """Share of each split; whole patients go to one side, so small sets come near these shares only roughly."""
     links: Literal["inside", "anywhere"] = "inside"
     """Where links in the folder may lead; those that lead out of it are left out and counted, or followed with anywhere."""
@@ -77,9 +99,3 @@ class IntakeOptions(Options):
     """Files that are kept as done at a time; a kill loses at most one such chunk a worker."""
     workers: PositiveInt | None = None
     """Processes at work; one for each core when absent."""
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        if not self.splits or abs(sum(self.splits.values()) - 1) > 1e-9:
-            raise ValueError("shares of splits that sum to 1")
-        return self

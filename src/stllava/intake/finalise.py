@@ -57,7 +57,7 @@ class ImageSet:
                 update={
                     "patient": patient,
                     "near": None if near < 0 else self._id(near),
-                    "split": split_of(self.groups.find(patient), self.options.splits),
+                    "split": split_of(self.groups.find(patient), self.options.splits.shares()),
                     "interval": None if day is None else day - self.firsts[patient],
                 }
             )

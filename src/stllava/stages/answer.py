@@ -27,9 +27,21 @@ def answer(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> AnswerResult:
-    """Let `policy` answer the questions in the folder `questions` about images under `root`; write answers to `to`.
+    """Let a policy answer each question several times, every time alone with the image; write the answers.
 
-    With `expert` oracle or reference, only questions that it can judge by what it knows from `truth`.
+    Args:
+        options: How many answers, and how they are sampled.
+        policy: Folder of the policy that answers, or its name on the hub.
+        questions: Folder of the questions that `ask` wrote.
+        root: The image root: every image path is relative to it.
+        to: Folder for the answers (answers.jsonl), with the log-probability of each in nats.
+        expert: oracle or reference: answer only questions that this expert can judge by what it knows.
+        truth: What that expert knows: JSONL of phantom truths or reference samples.
+        seed: Seed of what is drawn at random; the same seed gives the same output.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where no answer is left, or more than `max_bad` of the images cannot be used.
     """
     from stllava.experts.build import rule_judge
     from stllava.generation.decoder import open_sampler

@@ -83,11 +83,25 @@ def ask(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> AskResult:
-    """Let `policy` ask about `images` (a folder, or a list: text, CSV, JSON) under `root`; write questions to `to`.
+    """Let a policy describe each image and then ask questions about it; write the questions.
 
-    `described` and `verdicts` are the folders of answers to requests for a description and of the judgments of
-    them: the best is what the policy is said to have told, or the first where no description at all has a verdict; it
-    describes itself only images that have none.
+    Questions that are empty, too long, repeated or no questions are counted by cause and left out. Where `described` and
+    `verdicts` are given, the best of the descriptions is what the policy is said to have told, or the first where no
+    description at all has a verdict; it describes itself only images that have none.
+
+    Args:
+        options: How many questions, and how they are sampled.
+        policy: Folder of the policy that asks, or its name on the hub.
+        images: What is asked about: a folder, or a list of images (text, CSV or JSON).
+        root: The image root: the image paths that are written are relative to it.
+        to: Folder for the questions (questions.jsonl).
+        described: Folder of answers to requests for a description, made before.
+        verdicts: Folder of the judgments of those answers, which choose the description.
+        seed: Seed of what is drawn at random; the same seed gives the same output.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where no question is left, or more than `max_bad` of the images cannot be used.
     """
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, complete_usable, usable

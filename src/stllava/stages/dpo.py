@@ -29,10 +29,26 @@ def dpo(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> TrainingResult:
-    """Teach `policy` the folder `preferences` about `images`, replaying `conversations`; write the new policy to `to`.
+    """Teach a policy preferences about images (stage 2) and write the policy that comes of it.
 
-    `earlier` are folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the
-    same question about the same images only the pairs of the latest folder count.
+    The loss is DPO on the pairs, plus the negative log-likelihood of the chosen answers, plus that of replayed
+    conversations of stage 1.
+
+    Args:
+        options: The loss and its weights, rates, batch size and adapters.
+        policy: Folder of the policy that learns; it is also the reference.
+        preferences: Folder of the preferences.
+        images: The image root: every image path is relative to it.
+        to: Folder for the new policy.
+        earlier: Folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the same
+            question about the same images only the pairs of the latest folder count.
+        conversations: What sft learned, to be replayed; needed unless `replay` is 0.
+        seed: Seed of what is drawn at random; the same seed gives the same output.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where more than `max_bad` of the pairs cannot be learned from.
+        CollapseError: Where chosen answers die out or the ranking flips.
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint

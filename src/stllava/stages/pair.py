@@ -73,7 +73,20 @@ class Contest:
 
 
 def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> PairResult:
-    """Make preferences of the folders `answers` and `judgments`; write them to `to`."""
+    """Turn verdicts into preferences: of each question the best answer against the worst, by what the expert said.
+
+    Ties, abstentions and differences below the margin make no pair and are counted by cause.
+
+    Args:
+        options: Which differences count, and how the pairs are balanced.
+        answers: Folder of the answers.
+        judgments: Folder of the judgments of these answers.
+        to: Folder for the preferences (preferences.jsonl).
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the judgments are not about these answers, or no pair is left.
+    """
     inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:

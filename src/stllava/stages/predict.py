@@ -85,7 +85,19 @@ def read_questions(path: Path) -> tuple[list[Asked], tuple[str, ...]]:
 def predict(
     options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
 ) -> PredictResult:
-    """Let `policy` answer the file `questions` about images under `root`; write a line for each to `to`."""
+    """Let a policy answer a file of questions and write a line for each, in the order of the file.
+
+    Args:
+        options: How questions are put and answered.
+        policy: Folder of the policy, or its name on the hub.
+        questions: JSONL or a table with the columns image and question; an id, choices and the like are kept.
+        root: The image root: every image path is relative to it.
+        to: Folder for the answers.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where more than `max_bad` of the questions cannot be answered.
+    """
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, RefusedPromptsError
     from stllava.model.load import fingerprint

@@ -27,9 +27,23 @@ def sft(
     seed: int = 0,
     existing: Existing = "resume",
 ) -> TrainingResult:
-    """Tune `model` on `conversations` (records, or others' rows) about images under `images`; write a policy to `to`.
+    """Tune a model on labelled conversations about images (stage 1) and write the policy that comes of it.
 
-    The model called small is built here, in the shape `small`, as a run builds it.
+    Each conversation becomes a chain of a tree that its images share, so an image is computed once for all that is learned
+    about it. With `self_question_ratio` above 0 some user turns become questions that the model learns to ask.
+
+    Args:
+        options: Rates, batch size, adapters and how much of self-questioning is learned.
+        model: Folder or hub name of an image-text-to-text model, or small: a LLaVA that is built here from nothing.
+        conversations: What is learned: JSONL of Conversation records, or rows as LLaVA and others write them.
+        images: The image root: every image path in the conversations is relative to it.
+        to: Folder for the policy, a plain transformers folder with a manifest.
+        small: Shape of the model called small.
+        seed: Seed of what is drawn at random; the same seed gives the same output.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the model, the conversations or more than `max_bad` of them cannot be used.
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint

@@ -117,7 +117,7 @@ class Stage:
             raise ConflictError(
                 f"{to} holds the output of other options or inputs: {change}",
                 expected="the same work",
-                remedy="Name another folder, go back to what it was, or replace what is there (existing: replace).",
+                remedy="Name another folder, go back to what it was, or replace what is there (--existing replace).",
             )
         if change is not None:
             self._clear()
@@ -159,7 +159,7 @@ class Stage:
             raise StllavaError(
                 f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
                 expected="the file as stllava wrote it",
-                remedy="Restore it, name another folder, or begin anew (existing: replace).",
+                remedy="Restore it, name another folder, or begin again (--existing replace).",
             ) from plan
         if plan is None and (other := self._entries()):
             raise StllavaError(

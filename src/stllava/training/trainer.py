@@ -278,7 +278,7 @@ def diverged(what: str, value: float, step: int) -> StllavaError:
     return StllavaError(
         f"the {what} is {value} in step {step}",
         expected="a number",
-        remedy="Lower learning_rate, or raise warmup, and begin again in another folder (or with existing: replace).",
+        remedy="Lower learning_rate, or raise warmup, and begin again in another folder (or with --existing replace).",
     )
 
 

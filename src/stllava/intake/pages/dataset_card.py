@@ -185,7 +185,7 @@ def _tables(statistics: SetStatistics, options: IntakeOptions) -> Iterator[tuple
     people = Counter(statistics.patients.values())
     splits = [
         (f"{name} ({people[name]} patients, asked {share:.0%})", statistics.splits[name])
-        for name, share in options.splits.items()
+        for name, share in options.splits.shares().items()
     ]
     yield "Splits", splits
     named = {

@@ -17,6 +17,7 @@ from PIL import Image
 
 from helpers.intake_parts import FAST, import_folder, toolbox
 from stllava.config import IntakeOptions
+from stllava.config.intake import SplitShares
 from stllava.data.folder import images_in
 from stllava.data.image_set import Imported, LeftOut, is_imported, read_imported, training
 from stllava.data.likeness import NEAR
@@ -199,7 +200,7 @@ def test_source_output_and_salt_lie_apart(to: str, salt: str, tmp_path: Path) ->
 def test_no_patient_is_in_two_splits_and_the_shares_are_roughly_kept(tmp_path: Path) -> None:
     for number in range(90):
         save(tmp_path / "in" / f"p{number % 30}_s{number}_.png", noise(number, 33))
-    manifest = import_folder(tmp_path, FAST.model_copy(update={"chunk": 30, "splits": {"train": 0.5, "test": 0.5}}))
+    manifest = import_folder(tmp_path, FAST.model_copy(update={"chunk": 30, "splits": SplitShares(train=0.5, test=0.5)}))
     rows = read_imported(tmp_path / "data")
     assert len({(row.patient, row.split) for row in rows}) == 30
     assert {row.split for row in rows} == {"train", "test"}
@@ -376,7 +377,7 @@ def test_a_row_of_the_set_survives_its_file(tmp_path: Path) -> None:
 def test_of_an_imported_set_the_pictures_to_learn_from_are_listed(tmp_path: Path) -> None:
     for number in range(12):
         save(tmp_path / "in" / f"patient{number}_.png", noise(number))
-    import_folder(tmp_path, FAST.model_copy(update={"splits": {"train": 0.5, "test": 0.5}}))
+    import_folder(tmp_path, FAST.model_copy(update={"splits": SplitShares(train=0.5, test=0.5)}))
     rows = {row.path: row.split for row in read_imported(tmp_path / "data")}
     assert set(rows.values()) == {"train", "test"}
     learned = sorted(f"data/{path}" for path, split in rows.items() if split == "train")

@@ -167,8 +167,7 @@ def test_what_is_shown_ends_as_asked(capsys: pytest.CaptureFixture[str]) -> None
     show("one", 2)
     show("three", end="")
     assert capsys.readouterr().out == "one\n2\nthree"
-<<<<<<< HEAD
-    assert cli.COMMANDS["judge"] in cli.usage()
+    assert COMMANDS["judge"].summary in cli.usage()
 
 
 def test_the_columns_of_a_table_stand_below_each_other() -> None:
@@ -176,6 +175,3 @@ def test_the_columns_of_a_table_stand_below_each_other() -> None:
     assert aligned(rows) == ["policy            open", "blind-round-10 *  7.5", "sft"]
     assert aligned(rows, numbers=True) == ["policy            open", "blind-round-10 *   7.5", "sft"]
     assert aligned([]) == []
-=======
-    assert COMMANDS["judge"].summary in cli.usage()
->>>>>>> dc34e1a (List the commands in one table, and every flag with a sentence)

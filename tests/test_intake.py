@@ -382,5 +382,5 @@ def test_of_an_imported_set_the_pictures_to_learn_from_are_listed(tmp_path: Path
     assert set(rows.values()) == {"train", "test"}
     learned = sorted(f"data/{path}" for path, split in rows.items() if split == "train")
     assert [image.path for image in images_in(tmp_path, Path("data"))] == learned
-    import_folder(tmp_path, FAST.model_copy(update={"splits": {"all": 1.0}}), to="whole")
+    import_folder(tmp_path, FAST.model_copy(update={"splits": SplitShares(train=1.0)}), to="whole")
     assert len(images_in(tmp_path, Path("whole"))) == len(images_in(tmp_path / "whole", None)) == 12

@@ -14,7 +14,8 @@ from tyro.conf import AvoidSubcommands
 
 from stllava.commands import Command, every_command
 from stllava.commands.flags import EMPTY, flagged
-from stllava.config import PhantomData, RunOptions
+from stllava.data.sources import PhantomData
+from stllava.recipe import RunOptions
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# Commands

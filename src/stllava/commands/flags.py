@@ -11,10 +11,11 @@ import tyro
 from tyro.conf import AvoidSubcommands, arg
 
 from stllava.commands import COMMANDS, Command, Group
-from stllava.config import RECIPES, Options, load_recipe
+from stllava.config import Options
 from stllava.config.base import renamed_keys
 from stllava.errors import StllavaError
 from stllava.progress import clock
+from stllava.recipe import RECIPES, load_recipe
 from stllava.records import Manifest
 from stllava.stages.results import StageResult
 from stllava.text import show

@@ -37,7 +37,7 @@ def png(pixels: NDArray[np.uint8], level: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
     written = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-        for kind, body in chunks
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+        for name, body in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)

@@ -81,9 +81,9 @@ class Patients:
             without, numbered = self._hints.setdefault(hint, (set(), set()))
             (numbered if member.startswith("0") else without).add(member)
 
-    def join(self, one: Pseudonyms, other: Pseudonyms, *, identified_by: IdentifiedBy) -> None:
+    def join(self, first: Pseudonyms, second: Pseudonyms, *, identified_by: IdentifiedBy) -> None:
         """Take two files for those of one patient, who is identified by what `identified_by` says."""
-        members = [self._member(pseudonyms) for pseudonyms in (one, other)]
+        members = [self._member(pseudonyms) for pseudonyms in (first, second)]
         self._groups.union_all(members)
         self._identified_by.update(dict.fromkeys(members, identified_by))
 

@@ -109,8 +109,8 @@ class CopyIndex:
         indices = np.flatnonzero(textured)
         for band in range(distance + 1):
             keys = _band(pictures, indices, range(band, 8 * _PICTURE, distance + 1))
-            for one, other in _pairs(keys):
-                low, high = np.minimum(indices[one], indices[other]), np.maximum(indices[one], indices[other])
+            for left, right in _pairs(keys):
+                low, high = np.minimum(indices[left], indices[right]), np.maximum(indices[left], indices[right])
                 closer = low < nearest[high]
                 low, high = low[closer], high[closer]
                 near = _SET[pictures[low] ^ pictures[high]].sum(axis=1, dtype=np.int64) <= distance

@@ -59,8 +59,8 @@ def import_images(
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)
     with locked(to):
-        mine = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
-        files, details = (mine.with_name(f"{mine.name}.{what}.jsonl") for what in ("files", "details"))
+        private = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
+        files, details = (private.with_name(f"{private.name}.{what}.jsonl") for what in ("files", "details"))
         listed = files.with_name(f".{files.name}.draft")
         count, fingerprint = _list(source, listed, secret, outside=options.links == "anywhere")
         inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
@@ -124,12 +124,12 @@ def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int,
     """Write what the tree holds, one line a file; returns how many and a hidden id of all names, sizes and times."""
     count, hashed = 0, hashlib.sha256()
     with _private(to, "w") as file:
-        for found in walk(source, outside=outside):
+        for entry in walk(source, outside=outside):
             # Names that are not UTF-8 are surrogates in Python, and escaped in ASCII JSON.
-            line = json.dumps([count, str(found.path), found.size, found.changed, found.cause])
+            line = json.dumps([count, str(entry.path), entry.size, entry.changed, entry.cause])
             file.write(line + "\n")
-            name = os.path.relpath(found.path, source)
-            hashed.update(json.dumps([name, found.size, found.changed, found.cause]).encode())
+            name = os.path.relpath(entry.path, source)
+            hashed.update(json.dumps([name, entry.size, entry.changed, entry.cause]).encode())
             count += 1
     return count, hidden_id(secret, "files", hashed.hexdigest())
 

@@ -51,15 +51,15 @@ def _read_header(job: Job, *, toolbox: Toolbox) -> Iterator[str]:
     """JSON of number, stack, name and the rest of the `Slice` of a file that is one; nothing of any other."""
     try:
         read = toolbox.slices.get(toolbox.recognise(job.path) or "")
-        found = None if read is None else read(job.path)
+        header = None if read is None else read(job.path)
     except StllavaError:
         raise
     except Exception:  # noqa: BLE001 - the file is read by itself, and what is wrong with it is told then
         return
-    if found is not None:
+    if header is not None:
         # A copy that was cut short must not stand for the whole one; a file without a name of its own is a copy of none.
-        stack, name = _hash(found.stack), _hash([found.name, job.size] if found.name else job.number)
-        yield json.dumps([job.number, stack, name, found.orientation, found.position, found.instance, found.marks])
+        stack, name = _hash(header.stack), _hash([header.name, job.size] if header.name else job.number)
+        yield json.dumps([job.number, stack, name, header.orientation, header.position, header.instance, header.marks])
 
 
 def _hash(value: object) -> int:
@@ -98,16 +98,16 @@ class Slices:
 class Stacks:
     """The slices sorted into stacks."""
 
-    def __init__(self, found: Slices) -> None:
-        self.numbers = np.array(found.numbers, dtype=np.int64)
-        self._stacks = np.array(found.stacks, dtype=np.uint64)
-        self._names = np.array(found.names, dtype=np.uint64)
-        self._instances = np.array(found.instances, dtype=np.int64)
-        self._positions = np.array(found.positions, dtype=np.float64).reshape(-1, 3)
-        self._orientations = np.array(found.orientations, dtype=np.int64)
-        self._marks = np.array(found.marks, dtype=np.int64)
-        self._known_orientations = list(found.known_orientations)
-        self._known_marks = list(found.known_marks)
+    def __init__(self, slices: Slices) -> None:
+        self.numbers = np.array(slices.numbers, dtype=np.int64)
+        self._stacks = np.array(slices.stacks, dtype=np.uint64)
+        self._names = np.array(slices.names, dtype=np.uint64)
+        self._instances = np.array(slices.instances, dtype=np.int64)
+        self._positions = np.array(slices.positions, dtype=np.float64).reshape(-1, 3)
+        self._orientations = np.array(slices.orientations, dtype=np.int64)
+        self._marks = np.array(slices.marks, dtype=np.int64)
+        self._known_orientations = list(slices.known_orientations)
+        self._known_marks = list(slices.known_marks)
 
     def __iter__(self) -> Iterator[tuple[Numbers, Numbers]]:
         """Of every stack the files' numbers in order of place, and the numbers of copies of these files."""
@@ -123,16 +123,16 @@ class Stacks:
     def _by_orientation(self, rows: Numbers) -> Iterator[Numbers]:
         """Rows of one direction, each compared with the first one of that direction in the order of files."""
         heads: list[tuple[float, ...] | None] = []
-        of = dict[int, int]()
+        group_of = dict[int, int]()
         for at in self._orientations[rows]:
-            if int(at) not in of:
-                this = self._known_orientations[at]
-                of[int(at)] = next((place for place, head in enumerate(heads) if _aligned(this, head)), len(heads))
-                if of[int(at)] == len(heads):
-                    heads.append(this)
-        which = np.array([of[int(at)] for at in self._orientations[rows]])
-        for place in range(len(heads)):
-            yield rows[which == place]
+            if int(at) not in group_of:
+                orientation = self._known_orientations[at]
+                group_of[int(at)] = next((group for group, head in enumerate(heads) if _aligned(orientation, head)), len(heads))
+                if group_of[int(at)] == len(heads):
+                    heads.append(orientation)
+        which = np.array([group_of[int(at)] for at in self._orientations[rows]])
+        for group in range(len(heads)):
+            yield rows[which == group]
 
     def _sorted(self, rows: Numbers) -> tuple[Numbers, Numbers]:
         """Rows of one direction in order of place, instance and file, and the numbers of copies left out of them."""
@@ -173,10 +173,10 @@ class Stacks:
         yield order
 
 
-def _aligned(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= TILT
+def _aligned(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return max(abs(a - b) for a, b in zip(first, second, strict=True)) <= TILT
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def choose_slices(
 ) -> None:
     """Write the private list of `count` files anew, with what of every stack is read, and as what."""
     choice = _Choice(np.zeros(count, dtype=np.int8), np.full(count, -1, dtype=np.int64))
-    found, sizes = Slices(), dict[int, int]()
+    slices, sizes = Slices(), dict[int, int]()
     with Progress("import headers", count, unit="files") as progress:
         chunks = _chunks(listed, options.chunk, sizes)
         headers = _Headers(progress)
@@ -209,10 +209,10 @@ def choose_slices(
                 if isinstance(piece, WorkerLoss):
                     choice.lost[piece.number] = piece.cause
                 else:
-                    found.add(piece)
+                    slices.add(piece)
             progress.advance(sizes.pop(key))
         progress.advance(count - progress.done)
-    for numbers, copies in Stacks(found):
+    for numbers, copies in Stacks(slices):
         choice.take(numbers, copies, options)
     _write(listed, to, choice)
 

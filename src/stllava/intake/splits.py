@@ -20,9 +20,9 @@ class UnionFind:
         for other in members[1:]:
             self.union(members[0], other)
 
-    def union(self, one: str, other: str) -> None:
+    def union(self, first: str, second: str) -> None:
         """Put two members into one group, whose head is the smallest member."""
-        low, high = sorted((self.find(one), self.find(other)))
+        low, high = sorted((self.find(first), self.find(second)))
         if low != high:
             self._above[high] = low
 

@@ -99,13 +99,13 @@ def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map |
         enlarge_up_to=options.enlarge_up_to,
         markers=options.keep_markers,
     )
-    found = {_padded(region, height=height, width=width) for region in regions}
-    markers = [box for box in found if box.marker]
+    boxes = {_padded(region, height=height, width=width) for region in regions}
+    markers = [box for box in boxes if box.marker]
     # The letters of a marker have the pattern of a small code.
     spots = [Box(*spot) for spot in find_codes(pixels, there)]
-    found |= {box for box in spots if not any(_overlap(box, marker) for marker in markers)}
+    boxes |= {box for box in spots if not any(_overlap(box, marker) for marker in markers)}
     return sorted(
-        (box for box in found if not any(_holds(other, box) for other in found - {box})), key=lambda box: (box.top, box.left)
+        (box for box in boxes if not any(_holds(other, box) for other in boxes - {box})), key=lambda box: (box.top, box.left)
     )
 
 

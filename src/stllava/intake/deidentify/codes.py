@@ -66,7 +66,7 @@ def find_codes(pixels: Pixels, where: Map) -> list[Spot]:
     grey = np.ascontiguousarray(part if part.ndim == 2 else cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     pieces = list(_patterns(grey, _PERHAPS))
     read = zxingcpp.read_barcodes(grey, return_errors=True)
-    found = [_grown(grey, _spot(code), pieces) for code in read if code.valid or _is_drawn(grey, _corners(code))]
+    spots = [_grown(grey, _spot(code), pieces) for code in read if code.valid or _is_drawn(grey, _corners(code))]
     for piece in pieces:
         left, top, right, bottom = piece
         framed = cv2.copyMakeBorder(grey[top:bottom, left:right], *(QUIET,) * 4, cv2.BORDER_CONSTANT, value=255)
@@ -77,11 +77,11 @@ def find_codes(pixels: Pixels, where: Map) -> list[Spot]:
         decoded = any(code.valid or code.format != zxingcpp.BarcodeFormat.DataMatrix for code in codes)
         # What lies between two plain parts of a code is code.
         whole = decoded or sum(map(_area, plain)) >= 0.4 * _area(piece)
-        found += [piece] if whole else plain
+        spots += [piece] if whole else plain
     height, width = pixels.shape[:2]
     return [
         (max(0, left + start - 3), max(0, top + first - 3), min(width, right + start + 4), min(height, low + first + 4))
-        for left, top, right, low in found
+        for left, top, right, low in spots
     ]
 
 

@@ -43,15 +43,15 @@ def needles(texts: Iterable[str]) -> frozenset[str]:
 
     Measures, which are fractions and numbers of up to five digits, are not: widths and windows are such.
     """
-    found: set[str] = set()
+    candidates: set[str] = set()
     for text in texts:
-        found.add(folded(text))
+        candidates.add(folded(text))
         if "^" in text:
             parts = folded(re.sub(r"[\^=]", "\n", text).replace("\n", " \n "))
-            found.update(parts.split())
-            found.add(folded(re.sub(r"[\^=]", " ", text)))
+            candidates.update(parts.split())
+            candidates.add(folded(re.sub(r"[\^=]", " ", text)))
     return frozenset(
-        text for text in found if len(text) >= SHORTEST and text not in _KNOWN and _MEASURE.fullmatch(text) is None
+        text for text in candidates if len(text) >= SHORTEST and text not in _KNOWN and _MEASURE.fullmatch(text) is None
     )
 
 
@@ -71,9 +71,9 @@ def check_clean(data: bytes, texts: Iterable[str], *, what: str) -> None:
     if data.startswith((b"\x89PNG", b"\xff\xd8")):
         check_picture(data, what=what)
         return
-    found = leaks(data, texts)
-    if found:
-        raise ItemError("identity", f"{what} would hold {found} texts of its source")
+    leaked = leaks(data, texts)
+    if leaked:
+        raise ItemError("identity", f"{what} would hold {leaked} texts of its source")
 
 
 def check_picture(data: bytes, *, what: str) -> None:
@@ -87,11 +87,11 @@ def _png_parts(data: bytes) -> list[str]:
     """The chunks that are not pixels, and what follows the end."""
     at, foreign = 8, []
     while at + 12 <= len(data):
-        kind = data[at + 4 : at + 8]
+        chunk = data[at + 4 : at + 8]
         at += 12 + int.from_bytes(data[at : at + 4], "big")
-        if kind not in _PNG_CHUNKS:
+        if chunk not in _PNG_CHUNKS:
             foreign.append("a chunk of another kind")
-        if kind == b"IEND":
+        if chunk == b"IEND":
             break
     return foreign + (["bytes behind the end"] if at != len(data) else [])
 

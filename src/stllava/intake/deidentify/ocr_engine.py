@@ -59,20 +59,20 @@ def engine() -> Engine:
             remedy="Run `pip install 'stllava[ocr]'`, or give --look-for-text rules: what may hold text is then kept back.",
         ) from None
     # One thread because the importer keeps all cores busy.
-    made = module.RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
+    rapid = module.RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
     # RapidOCR lets its networks give their memory back after every picture, which doubles the time of a look.
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     frugal = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
     for part, name in (
-        (made.text_det.infer, "ch_PP-OCRv4_det_infer.onnx"),
-        (made.text_cls.infer, "ch_ppocr_mobile_v2.0_cls_infer.onnx"),
-        (made.text_rec.session, "ch_PP-OCRv4_rec_infer.onnx"),
+        (rapid.text_det.infer, "ch_PP-OCRv4_det_infer.onnx"),
+        (rapid.text_cls.infer, "ch_ppocr_mobile_v2.0_cls_infer.onnx"),
+        (rapid.text_rec.session, "ch_PP-OCRv4_rec_infer.onnx"),
     ):
         model = str(Path(str(module.__file__)).parent / "models" / name)
         part.session = runtime.InferenceSession(model, sess_options=options, providers=frugal)
-    reader: Engine = made
+    reader: Engine = rapid
     return reader
 
 

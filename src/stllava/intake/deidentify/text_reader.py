@@ -111,12 +111,12 @@ def read_regions(pixels: Pixels, where: Map, *, enlarge_up_to: int, markers: boo
     Whether `markers` are told apart from text costs
     reading every line. Pictures whose longer side is up to `enlarge_up_to` are read twice as large as well.
     """
-    found: list[TextRegion] = []
+    regions: list[TextRegion] = []
     height, width = where.shape
     for view in _views(pixels, where, enlarge_up_to=enlarge_up_to) if where.any() else ():
         for corner, tile in view.tiles():
-            found += _read(tile, found, corner, view, shape=(height, width), markers=markers)
-    return found
+            regions += _read(tile, regions, corner, view, shape=(height, width), markers=markers)
+    return regions
 
 
 def _views(pixels: Pixels, where: Map, *, enlarge_up_to: int) -> Iterator[View]:
@@ -153,16 +153,16 @@ def _rectangles(where: Map) -> list[Area]:
     cells[:height, :width] = where
     taken = np.asarray(cells.reshape(rows, CELL, columns, CELL).any(axis=(1, 3)), dtype=np.uint8)
     _, _, boxes, _ = cv2.connectedComponentsWithStats(cv2.dilate(taken, np.ones((3, 3), dtype=np.uint8)))
-    found: list[Area] = [(y, x, y + h, x + w) for x, y, w, h, _ in boxes[1:].tolist()]
+    boxes_left: list[Area] = [(y, x, y + h, x + w) for x, y, w, h, _ in boxes[1:].tolist()]
     merged: list[Area] = []
-    while found:
-        top, left, bottom, right = found.pop()
+    while boxes_left:
+        top, left, bottom, right = boxes_left.pop()
         meets = next((box for box in merged if top < box[2] and box[0] < bottom and left < box[3] and box[1] < right), None)
         if meets is None:
             merged.append((top, left, bottom, right))
             continue
         merged.remove(meets)
-        found.append((min(top, meets[0]), min(left, meets[1]), max(bottom, meets[2]), max(right, meets[3])))
+        boxes_left.append((min(top, meets[0]), min(left, meets[1]), max(bottom, meets[2]), max(right, meets[3])))
     if sum((box[2] - box[0]) * (box[3] - box[1]) for box in merged) > 0.8 * rows * columns:
         return [(0, 0, height, width)]
     return [(t * CELL, x * CELL, min(b * CELL, height), min(r * CELL, width)) for t, x, b, r in sorted(merged)]
@@ -248,32 +248,34 @@ def _read(
     largest = max(LARGE, min(shape) / 8)
     lines = [_is_line(at, score, largest=largest) or _is_cut(at, shape) for at, score in zip(shifted, scores, strict=True)]
     plain = [_inside(at, known) or (line and not markers) for at, line in zip(shifted, lines, strict=True)]
-    found = [TextRegion(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
-    least = max(LEGIBLE, REDUCED) if view.halved else LEGIBLE
+    regions = [TextRegion(at, marker=False) for at, sure in zip(shifted, plain, strict=True) if sure]
+    least_confidence = max(LEGIBLE, REDUCED) if view.halved else LEGIBLE
     doubtful = [number for number, sure in enumerate(plain) if not sure]
     unread: list[int] = []
     for number, (text, confidence) in zip(doubtful, read(picture, boxes, doubtful), strict=True):
-        if _is_text(shifted[number], text, confidence, score=scores[number], least=least, largest=largest):
-            found.append(TextRegion(shifted[number], is_marker(text)))
+        if _is_text(
+            shifted[number], text, confidence, score=scores[number], least_confidence=least_confidence, largest=largest
+        ):
+            regions.append(TextRegion(shifted[number], is_marker(text)))
         elif lines[number]:
-            found.append(TextRegion(shifted[number], marker=False))
+            regions.append(TextRegion(shifted[number], marker=False))
         elif _longer(shifted[number]) > 1.3:
             unread.append(number)
     for number, (text, confidence) in zip(unread, read(picture, boxes, unread, mirrored=True), strict=True):
         # A stroke or two are read out of anything that is turned about.
-        if _letters(text) > 2 and confidence >= least:
-            found.append(TextRegion(shifted[number], marker=False))
-    return found
+        if _letters(text) > 2 and confidence >= least_confidence:
+            regions.append(TextRegion(shifted[number], marker=False))
+    return regions
 
 
 def _letters(text: str) -> int:
     return sum(character.isalnum() for character in text)
 
 
-def _is_text(corners: Corners, text: str, confidence: float, *, score: float, least: float, largest: float) -> bool:
+def _is_text(corners: Corners, text: str, confidence: float, *, score: float, least_confidence: float, largest: float) -> bool:
     """Whether a place read so is text: one letter or two that fill a good part of the picture are often anatomy."""
     letters = [character for character in text if character.isalnum()]
-    if not letters or confidence < least:
+    if not letters or confidence < least_confidence:
         return False
     if len(letters) > 2 or float(np.ptp(corners, axis=0).min()) <= largest:
         return True

@@ -215,10 +215,10 @@ def _contact(to: Path, paths: Sequence[str]) -> Image.Image:
     """One picture of thumbnails in rows."""
     rows = -(-len(paths) // ACROSS)
     sheet = Image.new("RGB", (ACROSS * SIDE, rows * SIDE))
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         with Image.open(to / path) as image:
             small = image.convert("RGB")
             small.thumbnail((SIDE - 4, SIDE - 4))
-        row, column = divmod(place, ACROSS)
+        row, column = divmod(index, ACROSS)
         sheet.paste(small, (column * SIDE + 2, row * SIDE + 2))
     return sheet

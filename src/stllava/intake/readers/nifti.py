@@ -94,14 +94,14 @@ def read_nifti(path: Path, options: NiftiOptions) -> Iterator[Frame]:
     low, high, window = _window(volume, options)
     assumed = ("orientation assumed, the header gives none",) if volume.assumed else ()
     for axis in _axes(volume.spacing, options.plane):
-        for place, picture in _slices(volume, axis, options):
+        for index, picture in _slices(volume, axis, options):
             shown = picture.astype(np.uint8) if picture.ndim == 3 else _shades(volume, picture, low, high)
             pixels, resampled = _squared(_radiological(shown), axis, volume.spacing)
-            how = f"maximum of {volume.values.shape[axis]} slices" if place is None else f"{PLANES[axis]} slice"
-            done = ("turned to canonical axes", *assumed, how, *window, *resampled)
+            description = f"maximum of {volume.values.shape[axis]} slices" if index is None else f"{PLANES[axis]} slice"
+            done = ("turned to canonical axes", *assumed, description, *window, *resampled)
             yield Frame(
                 pixels=pixels,
-                facts=Facts(view=PLANES[axis], frame=place, done=done),
+                facts=Facts(view=PLANES[axis], frame=index, done=done),
                 identity=Identity(series=volume.series, texts=volume.texts),
             )
 
@@ -122,9 +122,9 @@ def _slices(volume: _Volume, axis: int, options: NiftiOptions) -> Iterator[tuple
         brightest = np.fmin if volume.slope < 0 and volume.values.ndim == 3 else np.fmax
         yield None, brightest.reduce(volume.values, axis=axis)
         return
-    places = {"all": range(count), "middle": (count // 2,), "every": range(0, count, options.step)}[options.frames]
-    for place in places:
-        yield place, np.take(volume.values, place, axis=axis)
+    indices = {"all": range(count), "middle": (count // 2,), "every": range(0, count, options.step)}[options.frames]
+    for index in indices:
+        yield index, np.take(volume.values, index, axis=axis)
 
 
 def _radiological(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -202,10 +202,10 @@ def _read(path: Path, options: NiftiOptions) -> _Volume:
             head = file.read(540)
             if not is_nifti(head):
                 raise ItemError("not-an-image", "the content is no NIfTI volume")
-            kind = Nifti2Header if head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else Nifti1Header
-            if kind is Nifti1Header and head[344:347] not in (b"n+1", b"ni1"):
+            header_type = Nifti2Header if head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else Nifti1Header
+            if header_type is Nifti1Header and head[344:347] not in (b"n+1", b"ni1"):
                 raise ItemError("bad-geometry", "an Analyze 7.5 file does not say which side is left")
-            header = kind(head[: kind.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
+            header = header_type(head[: header_type.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
             shape, dtype = _shape(header), header.get_data_dtype()  # type: ignore[no-untyped-call]
             slope, intercept = header.get_slope_inter()  # type: ignore[no-untyped-call]
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)  # type: ignore[no-untyped-call]

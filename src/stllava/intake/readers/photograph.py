@@ -155,11 +155,11 @@ def _done(image: Image.Image) -> Iterator[str]:
         yield "laid on white"
 
 
-def _blocks(file: BinaryIO, kind: str | None) -> Iterator[str]:
+def _blocks(file: BinaryIO, format_name: str | None) -> Iterator[str]:
     """Texts in blocks that may follow the pixels, which Pillow reads only as it decodes."""
-    if kind == "PNG":
+    if format_name == "PNG":
         yield from _png_texts(file)
-    elif kind == "GIF":
+    elif format_name == "GIF":
         yield from _gif_texts(file)
 
 

@@ -170,9 +170,9 @@ def _shown(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
 
 
 def _page_texts(image: Image.Image, count: int) -> Iterator[str]:
-    for place in range(count):
+    for index in range(count):
         if count > 1:
-            image.seek(place)
+            image.seek(index)
         if isinstance(image, TiffImageFile):
             yield from texts_in(dict(image.tag_v2))
             yield from texts_in({key: value for key, value in image.info.items() if key != "icc_profile"})
@@ -292,7 +292,7 @@ def _tissue_tiles(pages: list[_Tiled], options: TiffOptions, *, identity: Identi
     side = min(options.tile, width), min(options.tile, height)
     xs, ys = _starts(width, side[0]), _starts(height, side[1])
     kept = 0
-    for place, (y, x) in enumerate((y, x) for y in ys for x in xs):
+    for index, (y, x) in enumerate((y, x) for y in ys for x in xs):
         rows = slice(y * tissue.shape[0] // height, max(-(-(y + side[1]) * tissue.shape[0] // height), 1))
         columns = slice(x * tissue.shape[1] // width, max(-(-(x + side[0]) * tissue.shape[1] // width), 1))
         share = float(tissue[rows, columns].mean())
@@ -302,7 +302,7 @@ def _tissue_tiles(pages: list[_Tiled], options: TiffOptions, *, identity: Identi
         values = level.region(x, y, width=side[0], height=side[1])
         pixels = (values.astype(np.float32).clip(0, white) * (255 / white) + 0.5).astype(np.uint8) if white > 255 else values
         done = (f"level {options.level}", f"tile at {x}, {y}", f"tissue {share:.2f}")
-        facts = Facts(modality="SM" if values.ndim == 3 else "", frame=place, done=done)
+        facts = Facts(modality="SM" if values.ndim == 3 else "", frame=index, done=done)
         yield Frame(pixels=np.asarray(pixels, dtype=np.uint8), facts=facts, identity=identity)
     if not kept:
         raise ItemError("no-tissue", f"none of {len(xs) * len(ys)} tiles holds {options.tissue:.0%} of tissue")
@@ -322,14 +322,14 @@ def find_tissue(overview: NDArray[np.uint8]) -> NDArray[np.bool_]:
     if overview.ndim == 3:
         # Far faster than the maximum along an axis of three.
         red, green, blue = (overview[..., at].astype(np.int32) for at in range(3))
-        most = np.maximum(np.maximum(red, green), blue)
-        chroma = most - np.minimum(np.minimum(red, green), blue)
-        level = np.where(most < _DARK, 0, 255 * chroma // np.maximum(most, 1))
+        brightest = np.maximum(np.maximum(red, green), blue)
+        chroma = brightest - np.minimum(np.minimum(red, green), blue)
+        level = np.where(brightest < _DARK, 0, 255 * chroma // np.maximum(brightest, 1))
     else:
         rim = np.concatenate([overview[0], overview[-1], overview[:, 0], overview[:, -1]])
         level = abs(overview.astype(np.int32) - int(np.median(rim)))
-    found: NDArray[np.bool_] = level > max(otsu(level), _LEAST_CHROMA)
-    return found
+    tissue: NDArray[np.bool_] = level > max(otsu(level), _LEAST_CHROMA)
+    return tissue
 
 
 def otsu(values: NDArray[np.int32]) -> int:

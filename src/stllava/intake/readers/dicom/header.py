@@ -66,9 +66,9 @@ def faults() -> tuple[type[Exception], ...]:
 def read_facts(data: "Dataset", index: int, *, frames: int) -> Facts:
     orientation = windows.lookup(data, index, group="PlaneOrientationSequence", name="ImageOrientationPatient")
     instance = windows.number(data.get("InstanceNumber"))
-    place = index if frames > 1 else None
+    frame_index = index if frames > 1 else None
     if frames == 1 and orientation and instance is not None and instance >= 1:
-        place = int(instance) - 1
+        frame_index = int(instance) - 1
     side = windows.lookup(data, index, group="FrameAnatomySequence", name="FrameLaterality")
     side = str(side or data.get("ImageLaterality") or data.get("Laterality") or "").strip().upper()
     body_part = str(data.get("BodyPartExamined") or "")
@@ -80,7 +80,7 @@ def read_facts(data: "Dataset", index: int, *, frames: int) -> Facts:
         body_part=body_part.strip().lower(),
         view=str(data.get("ViewPosition") or "").strip().upper() or _plane(orientation),
         laterality=side if side in ("L", "R", "B") else "",
-        frame=place,
+        frame=frame_index,
     )
 
 
@@ -99,11 +99,11 @@ def read_burned(data: "Dataset") -> Burned:
     flag = str(data.get("BurnedInAnnotation") or "").strip().upper()
     if flag == "YES":
         return "yes"
-    kind, modality = str(data.get("SOPClassUID", "")), str(data.get("Modality") or "").strip().upper()
-    kinds = data.get("ImageType") or ()
-    words = {str(word).strip().upper() for word in ([kinds] if isinstance(kinds, str) else kinds)}
+    sop_class, modality = str(data.get("SOPClassUID", "")), str(data.get("Modality") or "").strip().upper()
+    image_type = data.get("ImageType") or ()
+    words = {str(word).strip().upper() for word in ([image_type] if isinstance(image_type, str) else image_type)}
     named = " ".join((*sorted(words), str(data.get("SeriesDescription") or "").upper()))
-    captured = kind == _CAPTURE or kind.startswith(f"{_CAPTURE}.") or any(name in data for name in _CAPTURES)
+    captured = sop_class == _CAPTURE or sop_class.startswith(f"{_CAPTURE}.") or any(name in data for name in _CAPTURES)
     # Programs write NO by habit, on copies of screens too.
     if captured or _COPIED.search(named) or modality in _SCREENS:
         return "likely"
@@ -138,8 +138,8 @@ def read_identity(data: "Dataset", path: Path) -> Identity:
 
 def _values(data: "Dataset", name: str) -> list[str]:
     """The values of an attribute that hold more than blanks."""
-    found = data.get(name)
-    values = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+    value = data.get(name)
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     return [text for value in values if value is not None and (text := str(value).strip("\0 "))]
 
 

@@ -81,19 +81,19 @@ def encoded(picture: StoredPixels, path: Path, wanted: range) -> Iterator[tuple[
             offsets = picture.options.get("extended_offsets")
             frames = generate_frames(stream, number_of_frames=picture.frames, extended_offsets=offsets)
             for index in range(wanted.stop):
-                if (found := next(frames, None)) is None:
+                if (stored_bytes := next(frames, None)) is None:
                     raise ItemError("truncated", f"of {picture.frames} frames announced, {index} are there")
                 if index in wanted:
-                    yield index, found
+                    yield index, stored_bytes
             return
         begin, size = stream.tell(), _frame_bytes(picture)
         for index in wanted:
             stream.seek(begin + index * size)
             # The one frame of 8-bit words in big-endian order takes its padding along: words are swapped in pairs.
-            found = stream.read(size + size % 2 if picture.frames == 1 else size)
-            if len(found) < size:
-                raise ItemError("truncated", f"frame {index} has {len(found):,} of its {size:,} bytes")
-            yield index, found
+            stored_bytes = stream.read(size + size % 2 if picture.frames == 1 else size)
+            if len(stored_bytes) < size:
+                raise ItemError("truncated", f"frame {index} has {len(stored_bytes):,} of its {size:,} bytes")
+            yield index, stored_bytes
 
 
 def _frame_bytes(picture: StoredPixels) -> int:

@@ -75,9 +75,9 @@ def read_dicom(path: Path, options: DicomOptions) -> Iterator[Frame]:
     stored = encoded(picture, path, wanted)
     while True:
         with guarded():
-            if (found := next(stored, None)) is None:
+            if (indexed := next(stored, None)) is None:
                 return
-            index, source = found
+            index, source = indexed
             pixels, facts = finish(picture, decode(picture, source), index, options=options)
         yield Frame(pixels, facts, identity, burned)
 

@@ -99,8 +99,8 @@ def read_slice(path: Path, *, coloured: bool) -> Slice | None:
         # A number may be spelt in two ways within one series; a name, even the more, says nothing.
         common[0] = number_key(common[0])
         *_, series, modality, rows, columns = common
-        kind = str(data.get("PhotometricInterpretation") or "").strip().upper()
-        if not (series and rows and columns) or not (coloured or kind in ("MONOCHROME1", "MONOCHROME2")):
+        photometric = str(data.get("PhotometricInterpretation") or "").strip().upper()
+        if not (series and rows and columns) or not (coloured or photometric in ("MONOCHROME1", "MONOCHROME2")):
             return None
         instance = windows.number(data.get("InstanceNumber"))
         orientation = _numbers(data, group="PlaneOrientationSequence", name="ImageOrientationPatient", length=6)
@@ -112,7 +112,7 @@ def read_slice(path: Path, *, coloured: bool) -> Slice | None:
         marks = tuple(str(data.get(name) or "").strip() for name in MARKS)
         localizer = "LOCALIZER" in marks[-1].upper()
         return Slice(
-            stack=(*common, str(data.get("SamplesPerPixel") or ""), kind, str(localizer)),
+            stack=(*common, str(data.get("SamplesPerPixel") or ""), photometric, str(localizer)),
             orientation=orientation,
             position=position,
             instance=int(instance or 0),

@@ -65,20 +65,20 @@ class LookupTable:
 
     def apply(self, values: Values) -> NDArray[np.uint16]:
         """The entry of every value, rounded to the nearest whole one; in the shape of `values`."""
-        places = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
-        return self.entries[places]
+        indices = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        return self.entries[indices]
 
 
 def lookup(data: "Dataset", frame: int, *, group: str, name: str) -> object:
     """What the functional group `group` says of `name` for that frame, else the data set's own value; None for neither."""
-    places = []
+    candidates = []
     per_frame = data.get("PerFrameFunctionalGroupsSequence")
     if per_frame and frame < len(per_frame):
-        places.append(per_frame[frame])
+        candidates.append(per_frame[frame])
     if shared := data.get("SharedFunctionalGroupsSequence"):
-        places.append(shared[0])
-    for place in places:
-        items = place.get(group)
+        candidates.append(shared[0])
+    for candidate in candidates:
+        items = candidate.get(group)
         if items and name in items[0]:
             found: object = items[0].get(name)
             return found
@@ -101,11 +101,11 @@ def read_table(descriptor: object, data: object, *, little: bool) -> LookupTable
     length, first, bits = parts[0] or _TABLED, parts[1], parts[2]
     if isinstance(data, bytes):
         narrow = len(data) < 2 * length
-        kind = np.dtype(np.uint8) if narrow else np.dtype("<u2" if little else ">u2")
+        dtype = np.dtype(np.uint8) if narrow else np.dtype("<u2" if little else ">u2")
         if narrow and not little:
             # Bytes that travel as big-endian words are swapped in pairs.
             data = np.frombuffer(data[: len(data) // 2 * 2], dtype=">u2").astype("<u2").tobytes()
-        entries = np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], dtype=kind)
+        entries = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype=dtype)
     else:
         entries = np.array([int(str(entry)) & 0xFFFF for entry in data] if _many(data) else [], dtype=np.uint16)
     if len(entries) < length or not 1 <= bits <= 16:
@@ -203,8 +203,8 @@ def to_grey(
         low, high = min(int(values.min()), 0), int(values.max())
         if high - low < min(_TABLED, values.size):
             # Few values, many pixels: one grey is computed for each value, in double precision.
-            places = values.astype(np.intp) if low == 0 else np.subtract(values, low, dtype=np.intp)
-            return np.take(grey(np.arange(low, high + 1)), places, mode="clip")
+            indices = values.astype(np.intp) if low == 0 else np.subtract(values, low, dtype=np.intp)
+            return np.take(grey(np.arange(low, high + 1)), indices, mode="clip")
     return grey(values)
 
 

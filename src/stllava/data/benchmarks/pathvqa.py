@@ -34,19 +34,26 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
 
 
-def find_pathvqa(folder: Path) -> Found:
-    """PathVQA in whichever of its forms the folder has it."""
-    if hub_files(folder):
-        note = "This copy of PathVQA is without repeated questions: 6,719 test questions, not the published 6,761."
-        return read_hub("pathvqa", folder, note=note)
-    files = {path: name for name in _FOLDERS if (path := folder / "qas" / name / f"{name}_qa.pkl").is_file()}
+def pathvqa_files(folder: Path) -> dict[Path, str]:
+    """The files of questions of a PathVQA folder with their splits; where they are parquet, images are inside them."""
+    pickles = {folder / "qas" / name / f"{name}_qa.pkl": split for name, split in _FOLDERS.items()}
+    files = hub_files(folder) or {path: split for path, split in pickles.items() if path.is_file()}
     if not files:
         raise StllavaError(
             f"neither qas/test/test_qa.pkl nor data/test-….parquet in {folder}",
             expected="the PathVQA folder with qas/ and images/, or the hub's parquet files",
             remedy="Name that folder.",
         )
-    splits = {_FOLDERS[name]: samples_of("pathvqa", _FOLDERS[name], _rows(path, name)) for path, name in files.items()}
+    return files
+
+
+def find_pathvqa(folder: Path) -> Found:
+    """PathVQA in whichever of its forms the folder has it."""
+    files = pathvqa_files(folder)
+    if hub_files(folder):
+        note = "This copy of PathVQA is without repeated questions: 6,719 test questions, not the published 6,761."
+        return read_hub("pathvqa", folder, note=note)
+    splits = {split: samples_of("pathvqa", split, _rows(path, path.parent.name)) for path, split in files.items()}
     return Found("qas", splits, tuple(files))
 
 

@@ -32,10 +32,8 @@ class _SlakeRow(BaseModel):
     base_type: str | None = None
 
 
-def find_slake(folder: Path, language: Language) -> Found:
-    """The questions in that language."""
-    if language not in get_args(Language):
-        raise StllavaError(f"language is {language!r}", expected="en, zh or both", remedy="Choose one of them.")
+def slake_files(folder: Path) -> dict[Path, str]:
+    """The JSON files of a SLAKE folder with their splits."""
     files = {path: split for name, split in _FILES.items() if (path := folder / f"{name}.json").is_file()}
     if not files:
         raise StllavaError(
@@ -43,6 +41,14 @@ def find_slake(folder: Path, language: Language) -> Found:
             expected="the SLAKE folder with these files and imgs/",
             remedy="Name that folder.",
         )
+    return files
+
+
+def find_slake(folder: Path, language: Language) -> Found:
+    """The questions in that language."""
+    if language not in get_args(Language):
+        raise StllavaError(f"language is {language!r}", expected="en, zh or both", remedy="Choose one of them.")
+    files = slake_files(folder)
     splits = {split: samples_of("slake", split, _rows(path, language)) for path, split in files.items()}
     return Found(language, splits, tuple(files))
 

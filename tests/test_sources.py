@@ -1,17 +1,24 @@
 """Sources of data: each is one file, and nothing outside their folder asks what it is."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 import stllava
+from stllava.config.base import NamedPath
+from stllava.data.benchmarks.own import read_samples
 from stllava.data.prepare import prepare
 from stllava.data.sources import SOURCES, Data, FilesData, PhantomData, source_of
+from stllava.data.sources.source import SourceData, SourceOptions, register, require_file
+from stllava.data.sources.training_split import carve
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions, load_recipe
-from stllava.store import read_manifest
+from stllava.store import file_hash, read_manifest
 
 SOURCE = Path(stllava.__file__).parent
 FOLDER = SOURCE / "data" / "sources"
@@ -81,3 +88,25 @@ def test_a_folder_that_repeats_the_image_root_is_told_without_it(tmp_path: Path)
 def test_the_image_root_stands_in_the_manifest(tmp_path: Path) -> None:
     prepare(PhantomData(labelled=1, unlabelled=1, validation=1, test=1, size=32), seed=0, to=tmp_path / "data")
     assert read_manifest(tmp_path / "data").image_root == "images"
+
+
+def test_the_source_of_the_page_on_extending_is_one(tmp_path: Path) -> None:
+    page = (SOURCE.parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(class TableData.*?)```", page, flags=re.DOTALL)
+    known = [Callable, Literal, NamedPath, Path, SourceData, SourceOptions, carve, file_hash, read_samples, register]
+    names: dict[str, Any] = {"Literal": Literal, "NamedPath": NamedPath, "require_file": require_file, "__name__": __name__}
+    names |= {one.__name__: one for one in known if hasattr(one, "__name__")}
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Pillow.fromarray(pixels).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,Is it?,yes" for number in range(5)]
+    (tmp_path / "rows.csv").write_text("\n".join(["image,question,answer", *rows]), encoding="utf-8")
+    try:
+        exec(compile(code, "extending.md", "exec"), names)
+        options = names["TableData"](kind="table", folder=tmp_path)
+        data = prepare(options, seed=0, to=tmp_path / "data")
+    finally:
+        SOURCES.pop(names["TableData"], None)
+    assert data.image_root == tmp_path
+    assert data.manifest.measures["unlabelled_images"] == 2
+    assert data.benchmarks == {}

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from stllava.data.sources.imported_set import ImportedData as ImportedData
 from stllava.data.sources.own_files import FilesData as FilesData
+from stllava.data.sources.pathvqa_train import PathVqaData as PathVqaData
 from stllava.data.sources.phantom_source import PhantomData as PhantomData
 from stllava.data.sources.slake_train import SlakeData as SlakeData
 from stllava.data.sources.source import SOURCES, SourceOptions, source_of

@@ -238,7 +238,9 @@ def copies(to: Path, *, bad: Callable[[int], bool], mute: bool = False, max_bad:
 
     images = [Image(id=str(n), path=f"{n}.png") for n in range(400)]
     try:
-        made, dropped = stage.map_chunks(images, work, kind=Image, size=20, unit="images", max_bad=max_bad, remedy="Speak.")
+        made, dropped = stage.map_chunks(
+            images, work, record_type=Image, size=20, unit="images", max_bad=max_bad, remedy="Speak."
+        )
     finally:
         (to / "worked.json").write_text(json.dumps(worked))
     stage.write_records("images", made)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
-from stllava.data.balance import Taught, denying, unbalanced
+from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling, VerdictCause
-from stllava.stages.pair import REMEDIES, contests, nearly_the_same, pair, pairs_of, unbalanced_length
+from stllava.stages.pair import REMEDIES, is_nearly_the_same, pair, pairs_of, scored_pairs, surplus_of_one_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -46,8 +46,8 @@ def paired(marked: Marked, options: PairOptions) -> list[Preference]:
     return [] if isinstance(made, str) else made
 
 
-def taught(pairs: list[Preference]) -> list[Taught]:
-    return [Taught(one.id, "is it so?", one.chosen) for one in pairs]
+def taught(pairs: list[Preference]) -> list[TaughtAnswer]:
+    return [TaughtAnswer(one.id, "is it so?", one.chosen) for one in pairs]
 
 
 def content(pairs: list[Preference]) -> set[tuple[str, str, float]]:
@@ -214,7 +214,7 @@ def test_the_order_of_the_answers_decides_between_extremes_of_the_same_standing_
 
 def test_of_equally_good_answers_the_one_given_most_often_is_chosen() -> None:
     texts, scores = ("one", "two", "three", "two", "four", "four"), (0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
-    ranked = contests(texts, scores)
+    ranked = scored_pairs(texts, scores)
     assert (ranked[0].chosen, ranked[0].rejected, ranked[0].gap) == (1, 4, 1.0)
     assert len(ranked) == 9
 
@@ -249,12 +249,12 @@ def test_balanced_pairs_choose_yes_as_often_as_no(chosen: list[str], rng: random
         Preference(id=f"{place:02}", images=(), prompt=(), chosen=text, rejected="x", margin=1.0, lineage=lineage)
         for place, text in enumerate(chosen)
     ]
-    left = unbalanced(taught(made))
+    left = surplus_of_yes_or_no(taught(made))
     kept = [one.chosen.lower() for one in made if one.id not in left]
     assert kept.count("yes") == kept.count("no") == min(chosen.count("yes"), chosen.count("No") + chosen.count("no"))
     assert [text for text in kept if text not in ("yes", "no")] == [text for text in chosen if " " in text or text == "left"]
     rng.shuffle(made)
-    assert unbalanced(taught(made)) == left
+    assert surplus_of_yes_or_no(taught(made)) == left
 
 
 def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_balanced_lengths_choose_the_longer_answer_as_often_as_the_shorter(marke
         for number, first in enumerate(marked)
         for one in paired([first, marked[number - 1]], EXTREMES)
     ]
-    surplus = unbalanced_length(pairs)
+    surplus = surplus_of_one_length(pairs)
     kept = [one for one in pairs if one.id not in surplus]
     gaps = [len(one.chosen) - len(one.rejected) for one in kept]
     assert sum(gap > 0 for gap in gaps) == sum(gap < 0 for gap in gaps)
@@ -328,8 +328,8 @@ def test_nearly_the_same_texts_are_no_pair_where_that_is_asked_for() -> None:
     assert pairs_of(answered(texts), judged(scores), options=PairOptions(max_similarity=0.85)) == "nearly the same text"
     assert pairs_of(answered(("Yes.", "yes")), judged((1.0, 0.0)), options=PairOptions()) == "nearly the same text"
     for texts in (("left lung", "right lung"), ("right lung", "left lung")):
-        assert nearly_the_same(*texts, alike=0.5)
-        assert not nearly_the_same(*texts, alike=0.51)
+        assert is_nearly_the_same(*texts, min_similarity=0.5)
+        assert not is_nearly_the_same(*texts, min_similarity=0.51)
 
 
 @pytest.mark.parametrize("alike", [1.0, 0.9], ids=["equal", "alike"])
@@ -351,17 +351,17 @@ def test_the_best_of_bad_answers_is_not_learned() -> None:
 def test_yes_and_no_are_balanced_among_questions_that_begin_alike() -> None:
     said = [("is this a ct?", "yes"), ("is this a mr?", "no"), ("is this a x-ray?", "yes")]
     said += [("is there a mass?", "no"), ("is there a cyst?", "No."), ("is there a nodule?", "yes")]
-    given = [Taught(f"{place}", question, answer) for place, (question, answer) in enumerate(said)]
-    assert unbalanced(given) == {"2", "4"}
+    given = [TaughtAnswer(f"{place}", question, answer) for place, (question, answer) in enumerate(said)]
+    assert surplus_of_yes_or_no(given) == {"2", "4"}
 
 
 def test_denials_are_kept_to_their_share() -> None:
-    given = [Taught(f"d{place}", "how large is the cyst?", "there is no cyst") for place in range(5)]
-    given += [Taught(f"o{place}", "how large is the cyst?", "small") for place in range(9)]
-    given += [Taught("n", "is there a cyst?", "no")]
-    assert denying(given, most=1.0) == set()
-    assert denying(given, most=0.0) == {"d0", "d1", "d2", "d3", "d4"}
-    assert denying(given, most=0.2) == {"d2", "d3", "d4"}
+    given = [TaughtAnswer(f"d{place}", "how large is the cyst?", "there is no cyst") for place in range(5)]
+    given += [TaughtAnswer(f"o{place}", "how large is the cyst?", "small") for place in range(9)]
+    given += [TaughtAnswer("n", "is there a cyst?", "no")]
+    assert surplus_of_denials(given, max_share=1.0) == set()
+    assert surplus_of_denials(given, max_share=0.0) == {"d0", "d1", "d2", "d3", "d4"}
+    assert surplus_of_denials(given, max_share=0.2) == {"d2", "d3", "d4"}
 
 
 def test_what_is_to_be_done_where_no_pair_was_made_names_options_that_there_are() -> None:

@@ -9,7 +9,7 @@ OPENING = 3
 """Words at the beginning of a question that say what kind it is."""
 
 
-class Taught(NamedTuple):
+class TaughtAnswer(NamedTuple):
     """A question and the answer that is taught for it."""
 
     id: str
@@ -18,26 +18,26 @@ class Taught(NamedTuple):
     answer: str
 
 
-def unbalanced(taught: Iterable[Taught]) -> set[str]:
+def surplus_of_yes_or_no(taught: Iterable[TaughtAnswer]) -> set[str]:
     """Ids of those without which yes and no are taught equally often: of the more frequent answer, the last ids.
 
     Counted among questions that begin with the same three words: a policy that hears yes to "is this a …" and no to "is
     there a …" learns the question, not the image.
     """
     groups: dict[str, dict[str, list[str]]] = {}
-    for one in taught:
-        if is_yes_no(one.answer):
-            opening = " ".join(one.question.lower().split()[:OPENING])
-            groups.setdefault(opening, {"yes": [], "no": []})[normalise(one.answer)].append(one.id)
+    for row in taught:
+        if is_yes_no(row.answer):
+            opening = " ".join(row.question.lower().split()[:OPENING])
+            groups.setdefault(opening, {"yes": [], "no": []})[normalise(row.answer)].append(row.id)
     return {
         key for group in groups.values() for keys in group.values() for key in sorted(keys)[min(map(len, group.values())) :]
     }
 
 
-def denying(taught: Sequence[Taught], *, most: float) -> set[str]:
+def surplus_of_denials(taught: Sequence[TaughtAnswer], *, max_share: float) -> set[str]:
     """Ids of the last denials ("there is no …" to more than yes or no) without which they are at most that share."""
-    denials = sorted(one.id for one in taught if not is_yes_no(one.answer) and yes_no(one.answer) == "no")
-    if most == 1 or not denials:
+    denials = sorted(row.id for row in taught if not is_yes_no(row.answer) and yes_no(row.answer) == "no")
+    if max_share == 1 or not denials:
         return set()
     others = len(taught) - len(denials)
-    return set(denials[int(most / (1 - most) * others) :])
+    return set(denials[int(max_share / (1 - max_share) * others) :])

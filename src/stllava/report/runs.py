@@ -75,9 +75,9 @@ def read_run(folder: Path) -> Run:
             expected=f"a folder with {outcome.name} (a run) or with scores.jsonl and predictions.jsonl (an evaluation)",
             remedy="Name a folder that `stllava run` or `stllava evaluate` has finished.",
         )
-    found = _read_evaluation(folder)
-    one = found.stored[0]
-    return Run(folder, folder.name, None, "", (one.policy,), (), "", {one.policy: {one.benchmark: found}})
+    evaluation = _read_evaluation(folder)
+    score = evaluation.stored[0]
+    return Run(folder, folder.name, None, "", (score.policy,), (), "", {score.policy: {score.benchmark: evaluation}})
 
 
 def _read_whole_run(folder: Path) -> Run:
@@ -107,7 +107,7 @@ def combine_runs(runs: Sequence[Run]) -> list[list[Run]]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            seeds = {one.seed for one in group}
+            seeds = {other.seed for other in group}
             if run.seed is not None and run.recipe == group[0].recipe and run.seed not in seeds:
                 group.append(run)
                 break
@@ -127,30 +127,32 @@ def label_groups(groups: Sequence[Sequence[Run]]) -> list[str]:
 def list_entrants(group: Sequence[Run], label: str) -> list[Entrant]:
     """Every policy of a group in the order of its runs, the best one of each of several seeds, then the baselines."""
     several = len(group) > 1
-    made = []
+    entrants = []
     for name in dict.fromkeys(name for run in group for name in run.policies):
         kind: Kind = "best" if not several and name == group[0].best else "policy"
-        made.append(Entrant(label, name, kind, tuple((run, name) for run in group if name in run.policies)))
+        entrants.append(Entrant(label, name, kind, tuple((run, name) for run in group if name in run.policies)))
     if several and any(run.best != SFT for run in group):
-        made.append(Entrant(label, BEST, "best", tuple((run, run.best) for run in group)))
+        entrants.append(Entrant(label, BEST, "best", tuple((run, run.best) for run in group)))
     for name in dict.fromkeys(name for run in group for name in run.baselines):
-        made.append(Entrant(label, name, "baseline", tuple((run, name) for run in group if name in run.baselines)))
+        entrants.append(Entrant(label, name, "baseline", tuple((run, name) for run in group if name in run.baselines)))
     blind = tuple((run, BLIND + run.best) for run in group if BLIND + run.best in run.baselines)
     if several and blind and any(run.best != SFT for run in group):
-        made.append(Entrant(label, BLIND + BEST, "baseline", blind))
-    return made
+        entrants.append(Entrant(label, BLIND + BEST, "baseline", blind))
+    return entrants
 
 
 def chief(entrants: Sequence[Entrant]) -> list[Entrant]:
     """The first and the best policy of a group, and the baselines that are not of another policy."""
-    policies = [one for one in entrants if one.kind != "baseline"]
-    kept = [one for one in policies if one is policies[0] or one.kind == "best"]
-    names = {one.policy for one in kept}
+    policies = [entrant for entrant in entrants if entrant.kind != "baseline"]
+    kept = [entrant for entrant in policies if entrant is policies[0] or entrant.kind == "best"]
+    names = {entrant.policy for entrant in kept}
     return [
-        one
-        for one in entrants
-        if one in kept
-        or (one.kind == "baseline" and (not one.policy.startswith(BLIND) or one.policy.removeprefix(BLIND) in names))
+        entrant
+        for entrant in entrants
+        if entrant in kept
+        or (
+            entrant.kind == "baseline" and (not entrant.policy.startswith(BLIND) or entrant.policy.removeprefix(BLIND) in names)
+        )
     ]
 
 

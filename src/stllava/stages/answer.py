@@ -96,7 +96,7 @@ def answer(
             ], dropped
 
         answers, dropped = stage.map_chunks(
-            asked, work, kind=Answers, size=options.chunk, unit="questions", max_bad=options.max_bad
+            asked, work, record_type=Answers, size=options.chunk, unit="questions", max_bad=options.max_bad
         )
         stage.write_records("answers", answers)
         dropped.take(unjudged)

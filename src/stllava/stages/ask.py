@@ -169,7 +169,7 @@ def ask(
             ], dropped
 
         questions, dropped = stage.map_chunks(
-            pictures, work, kind=Question, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
+            pictures, work, record_type=Question, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
         )
         stage.write_records("questions", questions)
         asked = len(questions) + dropped.total()

@@ -80,7 +80,7 @@ def dpo(
         weights = stage.inputs["policy"]
         read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
-        missing = count_missing(images, [one.images for one in pairs])
+        missing = count_missing(images, [pair.images for pair in pairs])
         missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         loaded = load_learner(policy, options)
         without_dropout(loaded.model)

@@ -58,39 +58,39 @@ def evaluate(
         if stage.manifest is not None:
             return EvaluateResult(to, stage.manifest)
         weights = stage.inputs["policy"]
-        read, told = read_samples(samples)
+        read, file_notes = read_samples(samples)
         empty = Dropped()
         for row in read:
             if not row.question.strip() or not any(target.strip() for target in row.targets):
                 empty.fault(ItemError("empty text", f"{row.id} has no question or no answer"))
         rows = [row for row in read if row.question.strip() and any(target.strip() for target in row.targets)]
-        for lost in (empty, count_missing(root, [(one.image,) for one in rows])):
+        for lost in (empty, count_missing(root, [(row.image,) for row in rows])):
             lost.refuse_faults(items=len(read), unit="samples", max_bad=options.max_bad)
         if learned:
             overlap = _overlap(samples.stem, rows, learned, root=root)
             if overlap.serious and not allow_overlap:
                 refuse(overlap)
             stage.write_records("overlaps", [overlap])
-            seen = describe(overlap)
-        by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
+            overlap_notes = describe(overlap)
+        by_image = sorted(rows, key=lambda row: row.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, audit=to, blank=blank)
         template = options.template(samples.stem)
 
         def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Dropped]:
             kept, prompts, dropped = usable(
-                sampler, chunk, lambda one: Prompt((Message(role="user", content=worded(one, template)),), (one.image,))
+                sampler, chunk, lambda row: Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
             )
-            kept, said = complete_usable(sampler, kept, prompts, dropped, k=1, sampling=options.sampling, seed=0)
+            kept, completions = complete_usable(sampler, kept, prompts, dropped, k=1, sampling=options.sampling, seed=0)
             return [
-                predict(one, told.text, policy=weights, prompt=worded(one, template), finished=told.finished)
-                for one, (told,) in zip(kept, said, strict=True)
+                predict(row, answer.text, policy=weights, prompt=worded(row, template), finished=answer.finished)
+                for row, (answer,) in zip(kept, completions, strict=True)
             ], dropped
 
         predictions, dropped = stage.map_chunks(
-            by_image, work, kind=Prediction, size=options.chunk, unit="samples", max_bad=options.max_bad
+            by_image, work, record_type=Prediction, size=options.chunk, unit="samples", max_bad=options.max_bad
         )
-        order = {one.id: place for place, one in enumerate(rows)}
-        predictions.sort(key=lambda one: order[one.sample_id])
+        order = {row.id: index for index, row in enumerate(rows)}
+        predictions.sort(key=lambda prediction: order[prediction.sample_id])
         dropped.take(empty)
         return _finish(
             stage,
@@ -101,9 +101,9 @@ def evaluate(
             dropped=dropped,
             candidates=read_candidates(candidates),
             notes=[
-                *told,
+                *file_notes,
                 *sampler.notes,
-                *(seen if learned else ()),
+                *(overlap_notes if learned else ()),
                 *_told_of(predictions, options.sampling.max_new_tokens),
                 f"Every question was asked as {template!r}.",
             ],
@@ -135,12 +135,12 @@ def read_candidates(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        answers = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StllavaError(f"{path}: {error}", expected="a JSON list of answers", remedy="Check the file.") from None
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise StllavaError(f"{path} holds no list of texts", expected="a JSON list of answers", remedy="Check the file.")
-    return tuple(found)
+    return tuple(answers)
 
 
 def rescore(
@@ -199,11 +199,11 @@ def guess(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, exi
     """
 
     def drawn(kind: QuestionKind, answers: Counter[str], sample: Sample) -> str:
-        place = int(content_id("guess", sample.id), 16)
+        draw = int(content_id("guess", sample.id), 16)
         if sample.choices:
-            return sample.choices[place % len(sample.choices)]
+            return sample.choices[draw % len(sample.choices)]
         every = sorted(answers.elements())
-        return every[place % len(every)] if every else ""
+        return every[draw % len(every)] if every else ""
 
     return _baseline("random", drawn, options, known=known, samples=samples, to=to, existing=existing)
 
@@ -226,7 +226,7 @@ def _baseline(
         counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1
-        predictions = [predict(one, rule(one.kind, counts[one.kind], one), policy=name) for one in read_samples(samples)[0]]
+        predictions = [predict(row, rule(row.kind, counts[row.kind], row), policy=name) for row in read_samples(samples)[0]]
         return _finish(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 
@@ -274,12 +274,12 @@ def _finish(
     device: str = "cpu",
 ) -> EvaluateResult:
     scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
-    measures = {one.metric: one.value for one in scores}
+    measures = {row.metric: row.value for row in scores}
     if judgments:
-        rows, said = [row for row in predictions if row.kind == "open"], verdicts_of(predictions, judgments)
+        rows, verdicts = [row for row in predictions if row.kind == "open"], verdicts_of(predictions, judgments)
         expert = f"expert-{judgments[0].expert}"
-        scores.append(summed(rows, said, metric="open_semantic", rule=expert, policy=name, benchmark=benchmark))
-        agreed = agreement(predictions, said)
+        scores.append(summed(rows, verdicts, metric="open_semantic", rule=expert, policy=name, benchmark=benchmark))
+        agreed = agreement(predictions, verdicts)
         if agreed is not None:
             measures["open_semantic"] = scores[-1].value
             measures["open_semantic_kappa_with_medical_match"] = agreed.value

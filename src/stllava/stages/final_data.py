@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stllava.config import PairOptions
-from stllava.data.balance import Taught, denying, unbalanced
+from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.results import FinalDataResult
@@ -49,9 +49,11 @@ def final_data(
                         continue
                     turns = (Message(role="user", content=answered.question), Message(role="assistant", content=best))
                     right[answered.images, answered.question] = conversation(answered.images, turns)
-        taught = [Taught(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()]
-        surplus = unbalanced(taught) if options.balance else set()
-        denied = denying([row for row in taught if row.id not in surplus], most=options.max_denial_share)
+        taught = [
+            TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
+        ]
+        surplus = surplus_of_yes_or_no(taught) if options.balance else set()
+        denied = surplus_of_denials([row for row in taught if row.id not in surplus], max_share=options.max_denial_share)
         kept = [row for row in right.values() if row.id not in surplus | denied]
         labels, _ = read_conversations(conversations)
         stage.write_records("conversations", [*labels, *kept])

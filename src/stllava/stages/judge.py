@@ -68,7 +68,7 @@ def judge(
         given, tally = stream_records(answers, "answers", Answers), Tally()
         with expert_of(options, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
-            stage.write_records("judgments", tally.count(_judged(expert, one) for one in given))
+            stage.write_records("judgments", tally.count(_judged(expert, row) for row in given))
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
@@ -100,11 +100,11 @@ def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, roo
         with expert_of(options, ExpertInputs(folder, root, truth, asks=False)) as expert:
             experts = expert.members if isinstance(expert, Panel) else (expert,)
             members = [member for member in experts if isinstance(member, ModelExpert)]
-            for one in stream_records(answers, "answers", Answers):
+            for row in stream_records(answers, "answers", Answers):
                 for member in members:
-                    for request in member.missing(one):
-                        prompt, requests, most = prompt or request.text, requests + 1, member.max_cost(request)
-                        cost = None if cost is None or most is None else cost + most
+                    for request in member.missing(row):
+                        prompt, requests, max_cost = prompt or request.text, requests + 1, member.max_cost(request)
+                        cost = None if cost is None or max_cost is None else cost + max_cost
         return JudgePlan(prompt, requests, cost)
 
 
@@ -145,14 +145,14 @@ def check(
             expert.prepare(given)
             tally = Tally()
             if (
-                not any(judgment.scores is not None for judgment in tally.count(_judged(expert, one) for one in given))
+                not any(judgment.scores is not None for judgment in tally.count(_judged(expert, row) for row in given))
                 and given
             ):
                 raise no_verdict(expert.name, f"any of {tally.judged} questions", tally.causes, tally.examples, ended=True)
-            found = check_expert(expert, given, truths=truths, truth=name)
-        write_whole(to / CHECK, found.model_dump_json(indent=1) + "\n")
+            measured = check_expert(expert, given, truths=truths, truth=name)
+        write_whole(to / CHECK, measured.model_dump_json(indent=1) + "\n")
         stage.finish(counts_in=len(given), counts_out=len(given))
-        return found
+        return measured
 
 
 @dataclass
@@ -185,10 +185,10 @@ class Tally:
             else:
                 self.scores += len(judgment.scores)
                 self.total += sum(judgment.scores)
-            heard = [one for one in judgment.comparisons if one.cause is None]
-            self.compared += len(heard)
-            self.undecided += sum(one.winner is None for one in heard)
-            self.flipped += sum(one.flipped for one in heard)
+            comparisons = [comparison for comparison in judgment.comparisons if comparison.cause is None]
+            self.compared += len(comparisons)
+            self.undecided += sum(comparison.winner is None for comparison in comparisons)
+            self.flipped += sum(comparison.flipped for comparison in comparisons)
             self.cost += judgment.cost
             self.usage.update(judgment.usage)
             if judgment.agreement is not None:
@@ -213,7 +213,7 @@ class Tally:
             )
         if self.flipped > options.max_flips * self.compared:
             raise StllavaError(
-                f"in {self.flipped} of {self.compared} comparisons the order of the answers decided which one won",
+                f"in {self.flipped} of {self.compared} comparisons the order of the answers comparisons which one won",
                 expected=f"at most {options.max_flips:.0%} (max_flips)",
                 remedy="Use a better expert or rubric (stllava judge --check measures one), or raise max_flips.",
             )
@@ -222,21 +222,21 @@ class Tally:
     def measures(self) -> dict[str, float]:
         """What the manifest says of them."""
         verdicts = self.judged - self.causes.total()
-        found = {
+        figures = {
             VERDICTS: float(verdicts),
             "verdict_share": verdicts / self.judged if self.judged else 0.0,
             "mean_score": self.total / self.scores if self.scores else 0.0,
             **{f"no_verdict_{cause}": float(count) for cause, count in sorted(self.causes.items())},
         }
         if self.compared:
-            found |= {"tie_share": self.undecided / self.compared, "flip_share": self.flipped / self.compared}
+            figures |= {"tie_share": self.undecided / self.compared, "flip_share": self.flipped / self.compared}
         if self.usage:
-            found |= {name: float(count) for name, count in sorted(self.usage.items())}
+            figures |= {name: float(count) for name, count in sorted(self.usage.items())}
         if self.cost:
-            found["cost"] = self.cost
+            figures["cost"] = self.cost
         if self.agreements:
-            found["panel_agreement"] = self.agreement / self.agreements
-        return found
+            figures["panel_agreement"] = self.agreement / self.agreements
+        return figures
 
 
 def _judged(expert: Expert, answers: Answers) -> Judgment:

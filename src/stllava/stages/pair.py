@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from stllava.config import PairOptions
-from stllava.data.balance import Taught, denying, unbalanced
+from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
@@ -61,13 +61,13 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Contest:
+class ScoredPair:
     """Two answers of which one scored higher."""
 
     chosen: int
-    """Place of the better one among the completions."""
+    """Index of the better answer among the completions."""
     rejected: int
-    """Place of the worse one."""
+    """Index of the worse answer."""
     gap: float
     """Difference of their scores, above 0."""
 
@@ -91,10 +91,10 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return PairResult(to, stage.manifest)
-        given = {one.id: one for one in read_records(answers, "answers", Answers)}
+        given = {row.id: row for row in read_records(answers, "answers", Answers)}
         judged = read_records(judgments, "judgments", Judgment)
         dropped = Dropped()
-        made: list[Preference] = []
+        pairs: list[Preference] = []
         for judgment in judged:
             if judgment.answers_id not in given:
                 raise StllavaError(
@@ -103,20 +103,20 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                     remedy="Name the folders of one and the same round.",
                 )
             answered = given[judgment.answers_id]
-            found = pairs_of(answered, judgment, options=options)
-            if isinstance(found, str):
-                dropped.drop(found, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
+            result = pairs_of(answered, judgment, options=options)
+            if isinstance(result, str):
+                dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
-                made += found
-        taught = [Taught(one.id, one.prompt[-1].content, final_answer(one.chosen)) for one in made]
-        surplus = unbalanced(taught) if options.balance else set()
-        fair = [one for one in made if one.id not in surplus]
-        dropped["surplus of yes or no"] = _questions(made) - _questions(fair)
-        denied = denying([one for one in taught if one.id not in surplus], most=options.max_denial_share)
-        even = [one for one in fair if one.id not in denied]
+                pairs += result
+        taught = [TaughtAnswer(pair.id, pair.prompt[-1].content, final_answer(pair.chosen)) for pair in pairs]
+        surplus = surplus_of_yes_or_no(taught) if options.balance else set()
+        fair = [pair for pair in pairs if pair.id not in surplus]
+        dropped["surplus of yes or no"] = _questions(pairs) - _questions(fair)
+        denied = surplus_of_denials([row for row in taught if row.id not in surplus], max_share=options.max_denial_share)
+        even = [pair for pair in fair if pair.id not in denied]
         dropped["surplus of denials"] = _questions(fair) - _questions(even)
-        long = unbalanced_length(even) if options.balance_length else set()
-        kept = [one for one in even if one.id not in long]
+        long = surplus_of_one_length(even) if options.balance_length else set()
+        kept = [pair for pair in even if pair.id not in long]
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
         if not kept:
             raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
@@ -143,89 +143,95 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
         return judgment.cause or "failed"
     if len(scores) != len(answers.completions):
         return "wrong number of scores"
-    undecided = {(one.first, one.second) for one in judgment.comparisons if one.winner is None}
+    undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}
     texts, ended = answers.final_answers, answers.ended
-    ranked = contests(texts, scores, undecided=undecided)
+    ranked = scored_pairs(texts, scores, undecided=undecided)
     if not ranked:
         return "tie"
-    ranked = [one for one in ranked if ended[one.chosen]]
+    ranked = [pair for pair in ranked if ended[pair.chosen]]
     if not ranked:
         return "chosen answer cut off"
     if options.pairs == "extremes":
         ranked = ranked[:1]
-    made: dict[frozenset[str], Preference] = {}
+    preferences: dict[frozenset[str], Preference] = {}
     causes: list[PairCause] = []
-    for one in ranked:
-        both = frozenset((texts[one.chosen], texts[one.rejected]))
-        bad = scores[one.chosen] < options.min_chosen_score
-        cause = "chosen answer too bad" if bad else _fault(texts, one, margin=options.margin, alike=options.max_similarity)
+    for pair in ranked:
+        if scores[pair.chosen] < options.min_chosen_score:
+            causes.append("chosen answer too bad")
+            continue
+        both = frozenset((texts[pair.chosen], texts[pair.rejected]))
+        cause = _fault(texts, pair, min_gap=options.margin, max_similarity=options.max_similarity)
         if cause is not None:
             causes.append(cause)
-        elif both not in made:
-            made[both] = _preference(answers, judgment, contest=one)
-    return list(made.values())[: options.max_pairs_per_question] or causes[0]
+        elif both not in preferences:
+            preferences[both] = _preference(answers, judgment, pair)
+    return list(preferences.values())[: options.max_pairs_per_question] or causes[0]
 
 
-def contests(
+def scored_pairs(
     completions: Sequence[str], scores: Sequence[float], *, undecided: Collection[tuple[int, int]] = ()
-) -> list[Contest]:
-    """Every two answers of different score, best against worst first, but those `undecided` between (places of two texts).
+) -> list[ScoredPair]:
+    """Every two answers of different score, best against worst first, but those `undecided` between (indices of two texts).
 
-    Of contests with the same gap, first those of the answers that the policy gave most often, then those given first:
+    Of pairs with the same gap, first those of the answers that the policy gave most often, then those given first:
     what it believes most firmly is what a verdict can teach it most about.
     """
     times = Counter(completions)
-    blocked = {frozenset((completions[one], completions[other])) for one, other in undecided}
+    blocked = {frozenset((completions[first], completions[second])) for first, second in undecided}
 
-    def order(one: Contest) -> tuple[float, int, int, int, int]:
-        chosen, rejected = completions[one.chosen], completions[one.rejected]
-        return -one.gap, -times[chosen], one.chosen, -times[rejected], one.rejected
+    def order(pair: ScoredPair) -> tuple[float, int, int, int, int]:
+        chosen, rejected = completions[pair.chosen], completions[pair.rejected]
+        return -pair.gap, -times[chosen], pair.chosen, -times[rejected], pair.rejected
 
-    made = (
-        Contest(better, worse, high - low)
+    pairs = (
+        ScoredPair(better, worse, high - low)
         for better, high in enumerate(scores)
         for worse, low in enumerate(scores)
         if high > low and frozenset((completions[better], completions[worse])) not in blocked
     )
-    return sorted(made, key=order)
+    return sorted(pairs, key=order)
 
 
-def unbalanced_length(preferences: Iterable[Preference]) -> set[str]:
+def surplus_of_one_length(preferences: Iterable[Preference]) -> set[str]:
     """Ids of the pairs without which longer answers are chosen as often as shorter: of the more frequent, the last ids."""
     chosen: dict[bool, list[str]] = {True: [], False: []}
-    for one in preferences:
-        if len(one.chosen) != len(one.rejected):
-            chosen[len(one.chosen) > len(one.rejected)].append(one.id)
+    for pair in preferences:
+        if len(pair.chosen) != len(pair.rejected):
+            chosen[len(pair.chosen) > len(pair.rejected)].append(pair.id)
     fewest = min(map(len, chosen.values()))
     return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
 
 
-def nearly_the_same(one: str, other: str, *, alike: float) -> bool:
-    """Whether two texts are so alike: words in common, in the same order, over the mean of both lengths, from 0 to 1.
+def is_nearly_the_same(first: str, second: str, *, min_similarity: float) -> bool:
+    """Whether two texts are so similar: words in common, in the same order, over the mean of both lengths, from 0 to 1.
 
     Texts that repeat themselves take long to match (13 s for a thousand words), so that is done only where it can decide.
     """
-    words, others = normalise(one).split(), normalise(other).split()
-    if alike == 1:
+    words, others = normalise(first).split(), normalise(second).split()
+    if min_similarity == 1:
         return words == others
-    matched = SequenceMatcher(None, words, others, autojunk=False)
-    return matched.real_quick_ratio() >= alike and matched.quick_ratio() >= alike and matched.ratio() >= alike
+    matcher = SequenceMatcher(None, words, others, autojunk=False)
+    return (
+        matcher.real_quick_ratio() >= min_similarity
+        and matcher.quick_ratio() >= min_similarity
+        and matcher.ratio() >= min_similarity
+    )
 
 
-def _fault(texts: Sequence[str], contest: Contest, *, margin: float, alike: float) -> PairCause | None:
-    """Why two answers are no pair."""
-    chosen, rejected = texts[contest.chosen], texts[contest.rejected]
-    if contest.gap < margin:
+def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_similarity: float) -> PairCause | None:
+    """Why two answers are no pair to learn from."""
+    chosen, rejected = texts[pair.chosen], texts[pair.rejected]
+    if pair.gap < min_gap:
         return "margin too small"
     if chosen == rejected:
         return "same text"
     if not chosen:
         return "empty answer chosen"
-    return "nearly the same text" if nearly_the_same(chosen, rejected, alike=alike) else None
+    return "nearly the same text" if is_nearly_the_same(chosen, rejected, min_similarity=max_similarity) else None
 
 
-def _preference(answers: Answers, judgment: Judgment, *, contest: Contest) -> Preference:
-    chosen, rejected = answers.completions[contest.chosen], answers.completions[contest.rejected]
+def _preference(answers: Answers, judgment: Judgment, pair: ScoredPair) -> Preference:
+    chosen, rejected = answers.completions[pair.chosen], answers.completions[pair.rejected]
     lineage = Lineage(question_id=answers.question_id, answers_id=answers.id, judgment_id=judgment.id)
     key = content_id("preference", answers.question, chosen, rejected, lineage.model_dump())
     return Preference(
@@ -234,8 +240,8 @@ def _preference(answers: Answers, judgment: Judgment, *, contest: Contest) -> Pr
         prompt=(Message(role="user", content=answers.question),),
         chosen=chosen,
         rejected=rejected,
-        rejected_ended=answers.ended[contest.rejected],
-        margin=contest.gap,
+        rejected_ended=answers.ended[pair.rejected],
+        margin=pair.gap,
         lineage=lineage,
         reference=_reference(answers, key, chosen=chosen, rejected=rejected),
     )
@@ -254,17 +260,17 @@ def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Ref
 
 def _questions(preferences: Iterable[Preference]) -> int:
     """How many judgments the pairs come of."""
-    return len({one.lineage.judgment_id for one in preferences})
+    return len({pair.lineage.judgment_id for pair in preferences})
 
 
 def _measures(preferences: Collection[Preference], *, judged: int, surplus: int) -> dict[str, float]:
     """What the manifest says of the pairs; `surplus` counts the pairs left out so that yes and no are balanced."""
     count, questions = len(preferences), _questions(preferences)
-    longer = sum(len(one.chosen) > len(one.rejected) for one in preferences)
+    longer = sum(len(pair.chosen) > len(pair.rejected) for pair in preferences)
     return {
         "pair_share": questions / judged if judged else 0.0,
         "pairs_a_question": count / questions if questions else 0.0,
         "surplus_pairs": float(surplus),
-        "mean_margin": sum(one.margin for one in preferences) / count if count else 0.0,
+        "mean_margin": sum(pair.margin for pair in preferences) / count if count else 0.0,
         "chosen_longer_share": longer / count if count else 0.0,
     }

@@ -79,7 +79,7 @@ def read_questions(path: Path) -> tuple[list[Asked], tuple[str, ...]]:
             if file.read(1) == b"{":
                 return read_jsonl(path, Asked), ()
     rows, notes = read_rows(path, answers=False)
-    return [Asked.model_validate(one.model_dump()) for one in samples_of("asked", "", rows)], notes
+    return [Asked.model_validate(row.model_dump()) for row in samples_of("asked", "", rows)], notes
 
 
 def predict(
@@ -107,10 +107,10 @@ def predict(
         if stage.manifest is not None:
             return PredictResult(to, stage.manifest)
         weights = stage.inputs["policy"]
-        rows, told = read_questions(questions)
-        missing = count_missing(root, [(one.image,) for one in rows])
+        rows, file_notes = read_questions(questions)
+        missing = count_missing(root, [(row.image,) for row in rows])
         missing.refuse_faults(items=len(rows), unit="questions", max_bad=options.max_bad)
-        by_image = sorted(rows, key=lambda one: one.image)  # Questions about an image share its prefill within a chunk.
+        by_image = sorted(rows, key=lambda row: row.image)  # Questions about an image share its prefill within a chunk.
         sampler = open_sampler(options, policy=policy, root=root, audit=to)
         template = options.template(questions.stem)
 
@@ -131,46 +131,47 @@ def predict(
                     prompts[row.id] = prompt
             names = list(prompts)
             try:
-                said = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
+                completions = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
             except RefusedPromptsError as error:
-                said = error.said
-                for place, fault in error.refused.items():
-                    causes[names[place]] = cause_of(fault)
+                completions = error.said
+                for index, fault in error.refused.items():
+                    causes[names[index]] = cause_of(fault)
                     dropped.fault(fault, of="image")
-            told = {name: one for name, (one,) in zip((one for one in names if one not in causes), said, strict=True)}
+            answered = [name for name in names if name not in causes]
+            answers = {name: answer for name, (answer,) in zip(answered, completions, strict=True)}
             replies = [
-                reply(row, told.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
+                reply(row, answers.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
                 for row in chunk
             ]
             return replies, dropped
 
         replies, dropped = stage.map_chunks(
-            by_image, work, kind=Reply, size=options.chunk, unit="questions", max_bad=options.max_bad
+            by_image, work, record_type=Reply, size=options.chunk, unit="questions", max_bad=options.max_bad
         )
-        order = {row.id: place for place, row in enumerate(rows)}
-        replies.sort(key=lambda one: order[one.id])
+        order = {row.id: index for index, row in enumerate(rows)}
+        replies.sort(key=lambda reply: order[reply.id])
         stage.write_records("replies", replies)
         manifest = stage.finish(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),
             dropped=dropped,
-            notes=[*told, *sampler.notes, f"Every question was asked as {template!r}."],
+            notes=[*file_notes, *sampler.notes, f"Every question was asked as {template!r}."],
             device=sampler.device,
         )
         return PredictResult(to, manifest)
 
 
-def reply(row: Asked, said: "Completion | None", *, cause: str | None, prompt: str, policy: str) -> Reply:
-    """A question with what was said, or the cause why nothing was."""
+def reply(row: Asked, completion: "Completion | None", *, cause: str | None, prompt: str, policy: str) -> Reply:
+    """A question with its answer, or the cause why there is none."""
     return Reply(
         id=row.id,
         image=row.image,
         question=row.question,
         choices=row.choices,
         prompt="" if prompt == row.question else prompt,
-        answer=said.text if said is not None else None,
+        answer=completion.text if completion is not None else None,
         cause=cause,
-        finished=said is None or said.finished,
-        log_probability=said.log_probability if said is not None else None,
+        finished=completion is None or completion.finished,
+        log_probability=completion.log_probability if completion is not None else None,
         policy=policy,
     )

@@ -57,7 +57,7 @@ def sft(
             return TrainingResult(to, stage.manifest)
         read = read_conversation_file(conversations, root=images)
         total, dropped = read.rows, read.dropped
-        missing = count_missing(images, [one.images for one in read.records])
+        missing = count_missing(images, [row.images for row in read.records])
         for lost in (dropped, missing):
             lost.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         with TemporaryDirectory() as spare:

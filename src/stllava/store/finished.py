@@ -48,7 +48,7 @@ def write_chunk(path: Path, records: Sequence[Record], dropped: Dropped) -> None
     write_whole(path, f"{head.model_dump_json()}\n".encode() + lines)
 
 
-def read_chunk(path: Path, kind: type[R]) -> tuple[list[R], Dropped] | None:
+def read_chunk(path: Path, record_type: type[R]) -> tuple[list[R], Dropped] | None:
     """What is kept of a chunk; None where there is nothing or the file is damaged, so that it is to be made again."""
     if not path.is_file():
         return None
@@ -57,7 +57,7 @@ def read_chunk(path: Path, kind: type[R]) -> tuple[list[R], Dropped] | None:
         head = ChunkHead.model_validate_json(first)
         if hashlib.sha256(lines).hexdigest() != head.sha256:
             return None
-        records = [kind.model_validate_json(line) for line in lines.split(b"\n")[:-1]]
+        records = [record_type.model_validate_json(line) for line in lines.split(b"\n")[:-1]]
     except ValidationError:
         return None
     dropped = Dropped(head.dropped)

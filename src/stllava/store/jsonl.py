@@ -19,9 +19,9 @@ def to_jsonl(records: Iterable[Record]) -> str:
     return "".join(record.model_dump_json() + "\n" for record in records)
 
 
-def read_jsonl(path: Path, kind: type[R]) -> list[R]:
+def read_jsonl(path: Path, record_type: type[R]) -> list[R]:
     """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
-    require_file(path, expected=f"a JSONL file of {kind.__name__} records")
+    require_file(path, expected=f"a JSONL file of {record_type.__name__} records")
     records: list[R] = []
     lines: dict[str, int] = {}
     with path.open("rb") as file:
@@ -29,13 +29,13 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
             if not line.strip():
                 continue
             try:
-                record = kind.model_validate_json(line.removeprefix(BOM_UTF8))
+                record = record_type.model_validate_json(line.removeprefix(BOM_UTF8))
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
                 raise StllavaError(
                     f"{path}, line {number}: {first['msg']}{f' at {where!r}' if where else ''}",
-                    expected=f"one {kind.__name__} record in JSON a line",
+                    expected=f"one {record_type.__name__} record in JSON a line",
                     remedy="Fix or remove that line.",
                 ) from None
             if isinstance(record, Keyed):
@@ -54,19 +54,19 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
 class RecordStream(Iterable[R]):
     """The records of a JSONL file, one by one, as often as it is gone through."""
 
-    def __init__(self, path: Path, kind: type[R]) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, path: Path, record_type: type[R]) -> None:
+        self._path, self._record_type = path, record_type
 
     def __iter__(self) -> Iterator[R]:
         with self._path.open("rb") as file:
             for line in file:
-                yield self._kind.model_validate_json(line)
+                yield self._record_type.model_validate_json(line)
 
 
-def read_record(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, record_type: type[R]) -> R:
     """The one record that a JSON file holds; a damaged one is refused by name."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return record_type.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

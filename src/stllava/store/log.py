@@ -60,11 +60,11 @@ class Log:
                 yield at, line
                 at += len(line)
 
-    def read(self, at: int, kind: type[R]) -> R:
+    def read(self, at: int, record_type: type[R]) -> R:
         """The record of the line that begins there."""
         with self._lock:
             self._file.seek(at)
-            return kind.model_validate_json(self._file.readline())
+            return record_type.model_validate_json(self._file.readline())
 
     def close(self) -> None:
         """Bring every line to the disk and close the file."""

@@ -42,7 +42,7 @@ class Plan(Record):
 F = TypeVar("F", Manifest, Plan, Outcome)
 
 
-def read_formatted(path: Path, kind: type[F]) -> F:
+def read_formatted(path: Path, record_type: type[F]) -> F:
     """The manifest, plan or outcome in a file; one that another version wrote is refused by naming that version.
 
     That comes before all else: names of stages and options have changed between versions.
@@ -52,9 +52,9 @@ def read_formatted(path: Path, kind: type[F]) -> F:
         said = json.loads(written)
     except ValueError:
         said = None  # It is damaged, which is said below.
-    if isinstance(said, dict) and _is_of_another_version(said, kind) and not _is_damaged(written, said):
+    if isinstance(said, dict) and _is_of_another_version(said, record_type) and not _is_damaged(written, said):
         raise _other_version(path, said.get("format", 1))
-    return read_record(path, kind)
+    return read_record(path, record_type)
 
 
 def _other_version(path: Path, number: JsonValue) -> FormatError:
@@ -72,10 +72,10 @@ def _other_version(path: Path, number: JsonValue) -> FormatError:
     )
 
 
-def _is_of_another_version(said: dict[str, JsonValue], kind: type[Record]) -> bool:
+def _is_of_another_version(said: dict[str, JsonValue], record_type: type[Record]) -> bool:
     """Whether another version wrote a JSON object; one whose keys nobody wrote is damaged rather than old."""
     if "format" not in said:
-        return said.keys() <= kind.model_fields.keys()
+        return said.keys() <= record_type.model_fields.keys()
     return type(said["format"]) is int and said["format"] != FORMAT
 
 
@@ -118,14 +118,14 @@ def digest_of(written: str | bytes) -> str:
     return content_id({name: value for name, value in said.items() if name != "digest"})
 
 
-def read_records(folder: Path, name: str, kind: type[R]) -> list[R]:
+def read_records(folder: Path, name: str, record_type: type[R]) -> list[R]:
     """The records `<name>.jsonl` of a finished stage, checked against its manifest."""
-    return read_jsonl(_checked(folder, name), kind)
+    return read_jsonl(_checked(folder, name), record_type)
 
 
-def stream_records(folder: Path, name: str, kind: type[R]) -> "RecordStream[R]":
+def stream_records(folder: Path, name: str, record_type: type[R]) -> "RecordStream[R]":
     """The same one by one, for more than memory should hold."""
-    return RecordStream(_checked(folder, name), kind)
+    return RecordStream(_checked(folder, name), record_type)
 
 
 def _checked(folder: Path, name: str) -> Path:

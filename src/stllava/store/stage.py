@@ -172,9 +172,9 @@ class Stage:
     def _refuse_others(self) -> None:
         """Refuse to replace what another stage made: a run, or a paid judge, would be gone by a slip of the hand."""
         kinds: tuple[tuple[type[Manifest] | type[Plan], Path], ...] = ((Manifest, self.to / MANIFEST), (Plan, self.to / PLAN))
-        for kind, file in kinds:
+        for record_type, file in kinds:
             try:
-                made = read_record(file, kind).stage if file.is_file() else self.name
+                made = read_record(file, record_type).stage if file.is_file() else self.name
             except StllavaError:
                 continue  # It is damaged, which is what replacing is for.
             if made != self.name:
@@ -222,7 +222,7 @@ class Stage:
         items: Sequence[I],
         work: Callable[[Sequence[I]], tuple[list[O], Dropped]],
         *,
-        kind: type[O],
+        record_type: type[O],
         size: int,
         unit: str,
         max_bad: float,
@@ -236,7 +236,7 @@ class Stage:
         """
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
         paths = [self.to / PARTS / f"{chunk_id(chunk)}.jsonl" for chunk in chunks]
-        made = {path: known for path in paths if (known := read_chunk(path, kind)) is not None}
+        made = {path: known for path in paths if (known := read_chunk(path, record_type)) is not None}
         done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path in made)
         records: list[O] = []
         dropped, seen = Dropped(), 0

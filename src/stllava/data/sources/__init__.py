@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from stllava.data.sources.hub_dataset import HubData as HubData
 from stllava.data.sources.imported_set import ImportedData as ImportedData
 from stllava.data.sources.own_files import FilesData as FilesData
 from stllava.data.sources.pathvqa_train import PathVqaData as PathVqaData

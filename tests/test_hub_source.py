@@ -133,7 +133,7 @@ def test_paths_stay_inside_the_folder_and_a_row_has_one_image(tmp_path: Path) ->
     dropped = prepare(given, seed=0, to=tmp_path / "data", max_bad=0.5).manifest.dropped
     assert dropped == {"missing": 1, "outside-root": 2}
     several: Rows = [{"image": [{"bytes": encoded(n), "path": None} for n in range(i, i + 1 + i // 6)]} for i in range(7)]
-    several = [row | {"question": "Is it?", "answer": n % 2} for n, row in enumerate(several)]
+    several = [row | {"question": "Is it?", "answer": n % 2 if n != 5 else -1} for n, row in enumerate(several)]
     features = datasets.Features(
         {
             "image": datasets.List(datasets.Image()),
@@ -143,7 +143,7 @@ def test_paths_stay_inside_the_folder_and_a_row_has_one_image(tmp_path: Path) ->
     )
     datasets.Dataset.from_list(several, features=features).save_to_disk(str(tmp_path / "lists"))
     data = prepare(options(tmp_path / "lists", columns={}, splits={}), seed=0, to=tmp_path / "more", max_bad=0.5)
-    assert data.manifest.dropped == {"several images": 1}
+    assert data.manifest.dropped == {"empty text": 1, "several images": 1}
     assert {row.targets[0] for row in read_jsonl(data.validation, Sample)} <= {"no", "yes"}
 
 

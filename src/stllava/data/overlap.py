@@ -79,9 +79,9 @@ def fingerprints_of(root: Path, paths: Iterable[str]) -> dict[str, ImageFingerpr
     return {path: fingerprint(root, path) for path in sorted(set(paths))}
 
 
-Source = Conversation | Question | Preference | Image | Sample
+TrainingRecord = Conversation | Question | Preference | Image | Sample
 """What training learns from, or asks itself about."""
-_MARKS: dict[str, type[Source]] = {
+_MARKS: dict[str, type[TrainingRecord]] = {
     "chosen": Preference,
     "description": Question,
     "targets": Sample,
@@ -120,7 +120,7 @@ def read_training_items(path: Path) -> list[TrainingItem]:
     )
 
 
-def _records(path: Path) -> Sequence[Source] | None:
+def _records(path: Path) -> Sequence[TrainingRecord] | None:
     """What a file of records, or of others' conversations or questions, holds; None where its columns are of none."""
     if path.suffix == ".jsonl":
         with path.open("rb") as file:
@@ -145,7 +145,7 @@ def refuse(overlap: Overlap) -> NoReturn:
     )
 
 
-def training_items(record: Source) -> list[TrainingItem]:
+def training_items(record: TrainingRecord) -> list[TrainingItem]:
     """What training sees in a record: of a preference the chosen answer, of a reference sample every target."""
     match record:
         case Image():

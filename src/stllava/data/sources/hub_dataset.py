@@ -211,7 +211,10 @@ def _rows(options: HubData, table: Any) -> Iterator[dict[str, Any]]:
     for batch in raw.iter(batch_size=_AT_ONCE):
         for row in batch.to_pylist():
             cells = {what: row[column] for what, column in columns.items()}
-            yield cells | {what: names[cells[what]] for what, names in named.items() if cells[what] is not None}
+            for what, names in named.items():
+                # A label that is not known is -1.
+                cells[what] = names[cells[what]] if cells[what] is not None and cells[what] >= 0 else None
+            yield cells
 
 
 def _samples(

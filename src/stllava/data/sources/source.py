@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from stllava.config import Options
-from stllava.data.overlap import ImageFingerprint, TrainingItem, training_items
-from stllava.data.overlap import Source as Learnable
+from stllava.data.overlap import ImageFingerprint, TrainingItem, TrainingRecord, training_items
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.records import Conversation, Image, Sample
@@ -75,7 +74,7 @@ class SourceData:
 
     def learned(self) -> dict[str, list[TrainingItem]]:
         """What weights or verdicts depend on, by the part of the data it is in."""
-        parts: dict[str, Sequence[Learnable]] = {
+        parts: dict[str, Sequence[TrainingRecord]] = {
             "labelled conversations": self.conversations,
             "captions": self.captions or (),
             "images to ask about": self.images,

@@ -48,7 +48,13 @@ CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 
 
 def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
-    """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on, and so does one of more rounds."""
+    """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on, and so does one of more rounds.
+
+    Args:
+        options: What the recipe says.
+        to: The run directory.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
     folder = RunDir(to)
     with locked(to):
         stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)

@@ -93,6 +93,10 @@ def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) ->
 
     Its relative paths start at its own folder, so that they mean the same wherever the command is given; those of the
     recipes shipped start where the command is given.
+
+    Args:
+        path: The YAML file, or the bare name of a recipe that is shipped.
+        overrides: Values laid over it, nested as in the file.
     """
     if path.name == str(path) and not path.exists() and (RECIPES / path).is_file():
         path = RECIPES / path

@@ -55,6 +55,14 @@ def import_images(
 
     The salt is made when there is none. The same tree, options and salt give the same bytes, however often the work was
     killed, but for files at which the time limit strikes.
+
+    Args:
+        options: What is read of every file, what is written, and which pictures are left out.
+        source: The folder of image files; their kind is told by their content.
+        to: Folder for the image set, outside of the source.
+        salt: File of the secret under which ids are hidden; made where there is none.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+        make: The readers and what guards the output; for tests.
     """
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)

@@ -52,7 +52,14 @@ CHATML = (
 
 
 def compose(options: ComposeOptions, *, to: Path, seed: int = 0, existing: Existing = "resume") -> Manifest:
-    """Write a new LLaVA to `to`, a plain transformers folder; `seed` is the projector's."""
+    """Write a new LLaVA to `to`, a plain transformers folder; `seed` is the projector's.
+
+    Args:
+        options: The vision tower, the language model and the projector between them.
+        to: Folder for the new model.
+        seed: Seed of the projector's weights.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
     inputs: Inputs = {
         "vision": Input(options.vision, fingerprint),
         "language": Input(options.language, fingerprint),

@@ -54,6 +54,12 @@ def compare_runs(runs: Sequence[Path], *, to: Path, against: str | None = None, 
 
     `against` names the row that every other is compared with, as POLICY or RUN/POLICY: the first run's sft unless said.
     `policies` best shows sft, the best policy and their baselines; all shows every round.
+
+    Args:
+        runs: Finished run directories, or folders of single evaluations; runs that differ in the seed alone become one row.
+        to: Folder for compare.html, .md, .csv and .tex.
+        against: The row that others are compared with; the first run's sft where None.
+        policies: best shows sft, the best policy and their baselines; all shows every round.
     """
     comparison = make_comparison(runs, against=against, policies=policies)
     page = to / "compare.html"

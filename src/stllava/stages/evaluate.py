@@ -46,6 +46,20 @@ def evaluate(
     `candidates` is a JSON list of answers, which the published open accuracy chooses from. `learned` names what the
     policy learned from, about images under the same root: where it has test images the stage refuses, unless
     `allow_overlap`, and what was found is written to `overlaps.jsonl`.
+
+    Args:
+        options: How questions are put and answered.
+        policy: Folder of the policy, or its name on the hub.
+        samples: The benchmark's samples (JSONL), or a table with image, question, answer; its name is the benchmark's.
+        root: The image root: every image path is relative to it.
+        to: Folder for predictions and scores.
+        name: What the policy is called in the results.
+        blank: Show black images: the question-only baseline.
+        candidates: JSON list of answers that the published open accuracy chooses from.
+        learned: What the policy learned from (conversations, questions, pairs, images); refused where it shares images with
+            the samples.
+        allow_overlap: Go on although test images were learned from; the result says so.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, complete_usable, usable
@@ -156,6 +170,14 @@ def rescore(
 
     `verdicts` is what `stllava judge --answers PREDICTIONS` wrote: open answers are then scored by that expert too, and
     its agreement with our words is measured.
+
+    Args:
+        options: How questions were put; the prompts are those of the evaluation.
+        predictions: Folder of the evaluation.
+        to: Folder for the new scores.
+        candidates: JSON list of answers that the published open accuracy chooses from.
+        verdicts: What an expert said of its open answers: `stllava judge --answers FOLDER`.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     before = read_manifest(predictions)
     name = before.inputs.get("name", "policy")

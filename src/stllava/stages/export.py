@@ -38,6 +38,13 @@ def export(
     """Write `policy` to the folder `to`, with a card of what `run`, which made it, measured.
 
     Where `policy` is itself the directory of a run, its best policy is taken.
+
+    Args:
+        policy: Folder of the policy, or a finished run, whose best policy is taken.
+        to: The new folder.
+        run: The run that made the policy: the card then says how, and what was measured.
+        precision: Of the weights; same leaves them as they are.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.model.load import fingerprint, load_policy
 

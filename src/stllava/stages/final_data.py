@@ -28,7 +28,15 @@ def final_data(
     to: Path,
     existing: Existing = "resume",
 ) -> FinalDataResult:
-    """Write what sft is to learn into `to`; `rounds` are the folders of answers and of their judgments, the oldest first."""
+    """Write what sft is to learn into `to`; `rounds` are the folders of answers and of their judgments, the oldest first.
+
+    Args:
+        options: How right answers are chosen and balanced.
+        conversations: What stage 1 learned, which is learned again.
+        rounds: Folders of answers and of their judgments, the oldest round first.
+        to: Folder for the conversations.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
     inputs: Inputs = {"conversations": Input(conversations, file_hash)}
     for number, (answers, judgments) in enumerate(rounds, 1):
         inputs |= {f"answers {number}": Input(answers, output_hash), f"judgments {number}": Input(judgments, output_hash)}

@@ -60,6 +60,16 @@ def judge(
     `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
     know; a model sees the images under `root`. An expert that abstains on everything ends the stage with an error
     unless it `may_abstain`.
+
+    Args:
+        options: Which expert, and how it is asked.
+        answers: Folder of the answers.
+        truth: JSONL of phantom truths or reference samples, for experts that know the answer.
+        root: The image root, for experts that are models.
+        to: Folder for the judgments (judgments.jsonl).
+        seed: Seed of the run, noted in the manifest.
+        may_abstain: Whether an expert may abstain on everything without ending the stage in an error.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
     with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:

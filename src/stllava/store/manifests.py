@@ -119,7 +119,13 @@ def digest_of(written: str | bytes) -> str:
 
 
 def read_records(folder: Path, name: str, record_type: type[R]) -> list[R]:
-    """The records `<name>.jsonl` of a finished stage, checked against its manifest."""
+    """The records `<name>.jsonl` of a finished stage, checked against its manifest.
+
+    Args:
+        folder: Folder of a finished stage.
+        name: Name of the file without .jsonl, such as questions.
+        record_type: Class of the records in it.
+    """
     return read_jsonl(_checked(folder, name), record_type)
 
 

@@ -51,6 +51,15 @@ def import_benchmark(
     """Write the benchmark into `to`, unless it is there, and return it: its `root` is what image paths are relative to.
 
     The files are read and compared before anything is written.
+
+    Args:
+        name: vqa-rad, slake, pathvqa, pmc-vqa or omnimedvqa; any other name is that of your own file.
+        source: Its folder, hub:owner/name where there is a network, or your own file.
+        to: Folder for the samples, one JSONL a split.
+        language: Which of SLAKE's questions.
+        allow_changed: Take files that differ from the published ones; the notes say so.
+        splits: Which splits; all that are there where None.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     options = ImportOptions(
         name=name,

@@ -60,7 +60,15 @@ class Missing(Record):
 def import_conversations(
     source: Path, *, images: Path, to: Path, max_bad: float = MAX_BAD, existing: Existing = "resume"
 ) -> Manifest:
-    """Write the conversations of a file, such as LLaVA's, about images under `images` to the folder `to`."""
+    """Write the conversations of a file, such as LLaVA's, about images under `images` to the folder `to`.
+
+    Args:
+        source: A file as LLaVA, ms-swift, LLaMA-Factory and others write it: JSON, JSON lines or a table.
+        images: The image root of the paths in it.
+        to: Folder for conversations.jsonl and missing.jsonl.
+        max_bad: Largest share of rows that may be left out.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
     options = _options("conversations", source, images, max_bad=max_bad)
     with locked(to, source):
         return _bring(read_conversation_file(source, root=images), options, to=to, existing=existing)
@@ -72,6 +80,13 @@ def import_preferences(
     """Write the pairs of a preference file (`columns.LAYOUTS`) about images under `images` to the folder `to`.
 
     Prompts of several turns stay whole. A pair's lineage names the file and row that its verdict stands in.
+
+    Args:
+        source: JSON, JSON lines or a table in the columns of TRL, LLaVA-RLHF, RLHF-V, VLFeedback, ms-swift and others.
+        images: The image root of the paths in it.
+        to: Folder for preferences.jsonl and missing.jsonl.
+        max_bad: Largest share of rows that may be left out.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     options = _options("preferences", source, images, max_bad=max_bad)
     with locked(to, source):

@@ -27,6 +27,12 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
 
     The columns id and margin stand beside them. Image paths are put behind `images`, which TRL needs unless it runs in
     the image root. TRL knows no virtual user: its turns become the user's.
+
+    Args:
+        preferences: Folder of the pairs.
+        to: The JSONL file.
+        images: Root to put before each image's path, for TRL knows no root.
+        replace: Write over a file that is there.
     """
     pairs = read_records(preferences, "preferences", Preference)
     root = None if images is None else images.resolve()
@@ -39,6 +45,11 @@ def to_llava(conversations: Iterable[Conversation], *, to: Path, replace: bool =
 
     Image places stand where the records have them, else in front of the first human's text; a virtual user is `vuser`, as
     in SQ-LLaVA.
+
+    Args:
+        conversations: What is written.
+        to: The JSON file.
+        replace: Write over a file that is there.
     """
     rows = [json.dumps(_llava_row(one), ensure_ascii=False) for one in conversations]
     _write_file(to, ("[\n", ",\n".join(rows), "\n]\n"), replace=replace)

@@ -58,7 +58,17 @@ def import_checkpoint(
     projector: Path | None = None,
     existing: Existing = "resume",
 ) -> Manifest:
-    """Write the checkpoint `source` as a transformers folder into `to`; raises StllavaError for what is missing or wrong."""
+    """Write the checkpoint `source` as a transformers folder into `to`; raises StllavaError for what is missing or wrong.
+
+    Args:
+        source: The checkpoint: whole, or LoRA adapters, or the language model alone.
+        to: The new folder.
+        base: The language model that LoRA adapters or a lone projector belong to.
+        vision: A CLIP folder, where the checkpoint does not hold its vision tower.
+        vision_adapter: The vision tower's LoRA adapters.
+        projector: The projector's file or folder, where it lies apart.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
     parts = find_parts(source, base=base, vision=vision, vision_adapter=vision_adapter, projector=projector)
     with locked(to, source, base, vision):
         inputs = {f"{part}: {path.parent.name}/{path.name}": file_hash(path) for part, path in parts.files()}

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image as Pillow
 
 from stllava.data.prepare import prepare
+from stllava.data.sources import source_of
 from stllava.data.sources.hub_dataset import HubData
 from stllava.errors import StllavaError
 from stllava.recipe import load_recipe
@@ -191,4 +192,8 @@ def test_a_recipe_names_it_and_a_mistyped_key_is_told(tmp_path: Path) -> None:
     recipe.write_text("name: x\ndata: {kind: hub, dataset: set, columns: {image: scan}}\n", encoding="utf-8")
     data = load_recipe(recipe).data
     assert isinstance(data, HubData)
+    (tmp_path / "set").rmdir()
+    assert source_of(data).describe(data) == "A data set of the maker's own.", "a model card names no path"
+    public = HubData(kind="hub", dataset="owner/name")
+    assert source_of(public).describe(public) == "The data set owner/name of the Hugging Face hub."
     assert (data.dataset, data.columns.image, data.columns.answer) == (str(tmp_path / "set"), "scan", "answer")

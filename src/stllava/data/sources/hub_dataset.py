@@ -27,10 +27,10 @@ _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": 
 
 
 def _from_recipe(name: str, info: ValidationInfo) -> str:
-    """A data set in the recipe's folder, where there is one of that name; else the name stays as it is."""
+    """The whole path of a data set in the recipe's folder, where there is one of that name; else the name as it is."""
     folder: Path | None = (info.context or {}).get("folder")
     path = Path(name).expanduser() if folder is None else folder / Path(name).expanduser()
-    return str(path) if name and path.exists() else name
+    return str(path.absolute()) if name and path.exists() else name
 
 
 class HubColumns(Options):
@@ -137,7 +137,7 @@ class HubDataset:
 
     def describe(self, options: HubData) -> str:
         """The name of a public one; where one lies here is nobody's business."""
-        if Path(options.dataset).exists():
+        if Path(options.dataset).is_absolute():
             return "A data set of the maker's own."
         return f"The data set {options.dataset} of the Hugging Face hub."
 

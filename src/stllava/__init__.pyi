@@ -16,8 +16,11 @@ from .data.exchange import import_preferences as import_preferences
 from .data.exchange import to_llava as to_llava
 from .data.exchange import to_trl as to_trl
 from .data.sources import FilesData as FilesData
+from .data.sources import HubData as HubData
 from .data.sources import ImportedData as ImportedData
+from .data.sources import PathVqaData as PathVqaData
 from .data.sources import PhantomData as PhantomData
+from .data.sources import SlakeData as SlakeData
 from .data.sources import VqaRadData as VqaRadData
 from .errors import CollapseError as CollapseError
 from .errors import StllavaError as StllavaError

@@ -197,7 +197,7 @@ def test_answer_says_when_the_expert_could_judge_nothing(work: Path, tiny_model:
     [
         ((0.5, 0.5), None, r"3 × tie; for example: '0\?' with scores \(0\.5, 0\.5\).*mode pairwise"),
         ((0.5, 0.4), None, r"3 × margin too small.*Lower the margin"),
-        (None, "abstained", r"3 × abstained.*choose another expert"),
+        (None, "abstained", r"3 × abstained.*choose another one"),
     ],
     ids=["ties", "small margins", "no verdicts"],
 )

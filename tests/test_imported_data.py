@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.intake_parts import FAST, import_folder
 from stllava.config import EvaluateOptions, SamplingOptions, SftOptions
+from stllava.config.intake import SplitShares
 from stllava.data.image_set import Imported, read_imported
 from stllava.data.prepare import prepare
 from stllava.data.sources import ImportedData
@@ -19,7 +20,7 @@ from stllava.records import Conversation, Sample
 from stllava.records import Image as ImageRecord
 from stllava.store import read_jsonl
 
-SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+SPLITS = SplitShares(train=0.6, validation=0.2, test=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ class Tally:
             )
         if self.flipped > options.max_flips * self.compared:
             raise StllavaError(
-                f"in {self.flipped} of {self.compared} comparisons the order of the answers comparisons which one won",
+                f"in {self.flipped} of {self.compared} comparisons the order of the answers decided which one won",
                 expected=f"at most {options.max_flips:.0%} (max_flips)",
                 remedy="Use a better expert or rubric (stllava judge --check measures one), or raise max_flips.",
             )

@@ -208,3 +208,31 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tm
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert b"no command '\\xdcbung'" in done.stderr, done.stderr.decode()
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["answer", "--k", "4"], "--num-answers"),
+        (["sft", "--sq-r=0.5"], "--self-question-ratio"),
+        (["ask", "--description.temperature", "1"], "--description-sampling.temperature"),
+        (["pair", "--least", "1"], "--min-chosen-score"),
+        (["run", "phantom.yaml", "--answer.k", "4"], "--answer.num-answers"),
+        (["run", "phantom.yaml", "--sft.sq_r", "1"], "--sft.self-question-ratio"),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_of_the_release_before_is_refused_by_the_name_it_has_now(
+    words: list[str], now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert f"It is called {now} now." in capsys.readouterr().err
+
+
+def test_a_mistyped_command_is_told_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["evalute"])
+    assert left.value.code == 2
+    assert "Did you mean 'evaluate'?" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import stllava
-from stllava import config
+from stllava import config, recipe
 from stllava.config import Options
+from stllava.data import sources
 
 SOURCE = Path(stllava.__file__).parent
 NO_OPTIONS = frozenset(["bin", "csv", "jinja", "json", "jsonl", "md", "parquet", "py", "txt", "yaml"])
@@ -22,9 +23,10 @@ KEY = re.compile(r"(?<![\w./@-])[a-z_]+(?:\.[a-z_]+)+(?![\w/@])")
 def known() -> set[str]:
     """Names of all options, and of all parameters of the functions that commands call."""
     names = {"help"}
-    for _, one in inspect.getmembers(config, inspect.isclass):
-        if issubclass(one, Options):
-            names |= one.model_fields.keys()
+    for module in (config, recipe, sources):
+        for _, options in inspect.getmembers(module, inspect.isclass):
+            if issubclass(options, Options):
+                names |= options.model_fields.keys()
     for folder in ("commands", "stages"):
         for path in (SOURCE / folder).glob("*.py"):
             names |= {node.arg for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.arg)}

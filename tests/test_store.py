@@ -362,7 +362,7 @@ def test_a_damaged_plan_without_a_manifest_is_refused_by_name(name: str, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         copy(begin(tmp_path), stop_after=1)
     DAMAGES[name](tmp_path / PLAN)
-    with pytest.raises(StllavaError, match=r"plan\.json is damaged.*begin anew"):
+    with pytest.raises(StllavaError, match=r"plan\.json is damaged.*begin again"):
         begin(tmp_path)
     assert copy(begin(tmp_path, existing="replace")) == [3, 3, 3, 1]
 

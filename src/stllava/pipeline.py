@@ -54,6 +54,9 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
         options: What the recipe says.
         to: The run directory.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where a stage cannot go on; the same call goes on where it stopped once that is put right.
     """
     folder = RunDir(to)
     with locked(to):

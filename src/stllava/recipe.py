@@ -97,6 +97,9 @@ def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) ->
     Args:
         path: The YAML file, or the bare name of a recipe that is shipped.
         overrides: Values laid over it, nested as in the file.
+
+    Raises:
+        StllavaError: Where the file is no recipe: unknown keys are refused by name, repeated ones by their lines.
     """
     if path.name == str(path) and not path.exists() and (RECIPES / path).is_file():
         path = RECIPES / path

@@ -63,6 +63,9 @@ def import_images(
         salt: File of the secret under which ids are hidden; made where there is none.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
         make: The readers and what guards the output; for tests.
+
+    Raises:
+        StllavaError: Where the folder holds no picture that can be used, or the salt is not safe.
     """
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)

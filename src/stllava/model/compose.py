@@ -59,6 +59,9 @@ def compose(options: ComposeOptions, *, to: Path, seed: int = 0, existing: Exist
         to: Folder for the new model.
         seed: Seed of the projector's weights.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where a part cannot be read, or the parts do not fit.
     """
     inputs: Inputs = {
         "vision": Input(options.vision, fingerprint),

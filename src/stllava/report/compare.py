@@ -60,6 +60,10 @@ def compare_runs(runs: Sequence[Path], *, to: Path, against: str | None = None, 
         to: Folder for compare.html, .md, .csv and .tex.
         against: The row that others are compared with; the first run's sft where None.
         policies: best shows sft, the best policy and their baselines; all shows every round.
+
+    Raises:
+        StllavaError: Where a folder is neither a finished run nor an evaluation, or two of them were measured on other
+            samples.
     """
     comparison = make_comparison(runs, against=against, policies=policies)
     page = to / "compare.html"

@@ -87,7 +87,11 @@ class Figure:
 
 
 def write_report(run: Path) -> Path:
-    """Write the run's `summary.json` and `report.html`; returns the path of the page."""
+    """Write the run's `summary.json` and `report.html`; returns the path of the page.
+
+    Raises:
+        StllavaError: Where the run is not finished.
+    """
     folder, files = RunDir(run), read_run_files(run)
     write_whole(folder.summary, json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
     write_whole(folder.page, render(files))

@@ -60,6 +60,9 @@ def evaluate(
             the samples.
         allow_overlap: Go on although test images were learned from; the result says so.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where more than `max_bad` of the samples cannot be used, or training has seen their images.
     """
     from stllava.generation.decoder import open_sampler
     from stllava.generation.sampler import Prompt, complete_usable, usable
@@ -178,6 +181,9 @@ def rescore(
         candidates: JSON list of answers that the published open accuracy chooses from.
         verdicts: What an expert said of its open answers: `stllava judge --answers FOLDER`.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the folder is no evaluation, or the verdicts are about other answers.
     """
     before = read_manifest(predictions)
     name = before.inputs.get("name", "policy")

@@ -45,6 +45,9 @@ def export(
         run: The run that made the policy: the card then says how, and what was measured.
         precision: Of the weights; same leaves them as they are.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the policy or the run cannot be read, or the folder holds something else.
     """
     from stllava.model.load import fingerprint, load_policy
 

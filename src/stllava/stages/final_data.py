@@ -36,6 +36,9 @@ def final_data(
         rounds: Folders of answers and of their judgments, the oldest round first.
         to: Folder for the conversations.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where nothing right is left to learn.
     """
     inputs: Inputs = {"conversations": Input(conversations, file_hash)}
     for number, (answers, judgments) in enumerate(rounds, 1):

@@ -70,6 +70,10 @@ def judge(
         seed: Seed of the run, noted in the manifest.
         may_abstain: Whether an expert may abstain on everything without ending the stage in an error.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the expert cannot begin, cannot be reached, or gives no verdict; replies that were paid for are
+            kept.
     """
     inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
     with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:

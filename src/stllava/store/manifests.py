@@ -125,6 +125,9 @@ def read_records(folder: Path, name: str, record_type: type[R]) -> list[R]:
         folder: Folder of a finished stage.
         name: Name of the file without .jsonl, such as questions.
         record_type: Class of the records in it.
+
+    Raises:
+        StllavaError: Where the folder is not finished, or its file is not the one that the stage wrote.
     """
     return read_jsonl(_checked(folder, name), record_type)
 

@@ -60,6 +60,9 @@ def import_benchmark(
         allow_changed: Take files that differ from the published ones; the notes say so.
         splits: Which splits; all that are there where None.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where files are missing, are not the published ones, or too many rows cannot be used.
     """
     options = ImportOptions(
         name=name,

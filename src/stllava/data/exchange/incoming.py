@@ -68,6 +68,9 @@ def import_conversations(
         to: Folder for conversations.jsonl and missing.jsonl.
         max_bad: Largest share of rows that may be left out.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the columns are not known, or more than `max_bad` of the rows cannot be used.
     """
     options = _options("conversations", source, images, max_bad=max_bad)
     with locked(to, source):
@@ -87,6 +90,9 @@ def import_preferences(
         to: Folder for preferences.jsonl and missing.jsonl.
         max_bad: Largest share of rows that may be left out.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where the columns are not known, or more than `max_bad` of the rows cannot be used.
     """
     options = _options("preferences", source, images, max_bad=max_bad)
     with locked(to, source):

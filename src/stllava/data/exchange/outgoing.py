@@ -33,6 +33,9 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
         to: The JSONL file.
         images: Root to put before each image's path, for TRL knows no root.
         replace: Write over a file that is there.
+
+    Raises:
+        StllavaError: Where the file is there and `replace` is False, or the folder holds no preferences.
     """
     pairs = read_records(preferences, "preferences", Preference)
     root = None if images is None else images.resolve()
@@ -50,6 +53,9 @@ def to_llava(conversations: Iterable[Conversation], *, to: Path, replace: bool =
         conversations: What is written.
         to: The JSON file.
         replace: Write over a file that is there.
+
+    Raises:
+        StllavaError: Where the file is there and `replace` is False.
     """
     rows = [json.dumps(_llava_row(one), ensure_ascii=False) for one in conversations]
     _write_file(to, ("[\n", ",\n".join(rows), "\n]\n"), replace=replace)

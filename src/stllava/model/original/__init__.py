@@ -68,6 +68,9 @@ def import_checkpoint(
         vision_adapter: The vision tower's LoRA adapters.
         projector: The projector's file or folder, where it lies apart.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where a part is missing, is left over or does not fit.
     """
     parts = find_parts(source, base=base, vision=vision, vision_adapter=vision_adapter, projector=projector)
     with locked(to, source, base, vision):

@@ -139,11 +139,10 @@ def load_libraries() -> None:
     for name in (
         "model.small",
         "model.adapters",
-        "model.train",
-        "tree.decode",
+        "generation.decoder",
+        "training.preference_steps",
+        "training.sft_dataset",
         "tree.guard",
-        "tree.lessons",
-        "tree.preferences",
     ):
         importlib.import_module(f"stllava.{name}")
 

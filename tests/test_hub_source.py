@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from stllava.data.prepare import prepare
 from stllava.data.sources import source_of
-from stllava.data.sources.hub_dataset import HubData
+from stllava.data.sources.hub_dataset import HubData, _split
 from stllava.errors import StllavaError
 from stllava.recipe import load_recipe
 from stllava.records import Conversation, Image, Sample
@@ -197,3 +197,54 @@ def test_a_recipe_names_it_and_a_mistyped_key_is_told(tmp_path: Path) -> None:
     public = HubData(kind="hub", dataset="owner/name")
     assert source_of(public).describe(public) == "The data set owner/name of the Hugging Face hub."
     assert (data.dataset, data.columns.image, data.columns.answer) == (str(tmp_path / "set"), "scan", "answer")
+
+
+def test_a_cell_without_a_number_is_empty_and_a_whole_number_has_no_point(tmp_path: Path) -> None:
+    given = paths(tmp_path / "set")
+    answers = ["", 1, 2, "inf", 4, 5]
+    lines = [f"{number}.png,How many {number}?,{answer}" for number, answer in enumerate(answers)]
+    (tmp_path / "set" / "train.csv").write_text("\n".join(["scan,query,reply", *lines, ""]), encoding="utf-8")
+    data = prepare(given, seed=0, to=tmp_path / "data", max_bad=0.5)
+    assert data.manifest.dropped == {"empty text": 2}
+    taught = {row.messages[-1].content for row in read_jsonl(data.conversations, Conversation)}
+    measured = {row.targets[0] for row in read_jsonl(data.validation, Sample)}
+    assert taught | measured <= {"1", "2", "4", "5"}
+
+
+def test_labels_in_lists_have_their_names_and_empty_entries_are_passed_over(tmp_path: Path) -> None:
+    text, image = datasets.Value("string"), datasets.Image()
+    labels = datasets.List(datasets.ClassLabel(names=["benign", "malignant"]))
+    features = datasets.Features({"scan": image, "query": text, "reply": labels})
+    some = [{"scan": {"bytes": encoded(i), "path": None}, "query": "What?", "reply": [i % 2, None]} for i in range(6)]
+    datasets.DatasetDict({"fit": datasets.Dataset.from_list(some, features=features)}).save_to_disk(str(tmp_path / "set"))
+    data = prepare(options(tmp_path / "set", splits={"train": "fit"}), seed=0, to=tmp_path / "data")
+    assert {row.targets for row in read_jsonl(data.validation, Sample)} <= {("benign",), ("malignant",)}
+    assert data.manifest.dropped == {}
+
+
+@pytest.mark.parametrize("cell", ["a\0.png", "iVBORw0KGgo" * 400], ids=["NUL", "base64"])
+def test_what_no_path_can_be_is_missing_and_shown_in_short(cell: str, tmp_path: Path) -> None:
+    given = paths(tmp_path / "set")
+    table = [{"scan": f"{number}.png", "query": "Is it?", "reply": "yes"} for number in range(6)]
+    datasets.Dataset.from_list([*table, {"scan": cell, "query": "Is it?", "reply": "yes"}]).save_to_disk(str(tmp_path / "bad"))
+    for image in (tmp_path / "set").glob("*.png"):
+        image.rename(tmp_path / "bad" / image.name)
+    given = options(tmp_path / "bad", splits={})
+    with pytest.raises(StllavaError, match=r"1 of 7 rows .* 1 × missing") as told:
+        prepare(given, seed=0, to=tmp_path / "data")
+    assert len(str(told.value)) < 1000
+    assert prepare(given, seed=0, to=tmp_path / "data", max_bad=0.5).manifest.dropped == {"missing": 1}
+
+
+def test_one_split_for_both_ends_and_no_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="another split for test than for train"):
+        options(tmp_path, splits={"train": "fit", "test": "fit"})
+    with pytest.raises(ValueError, match="at least 1 character"):
+        HubData.model_validate({"kind": "hub", "dataset": ""})
+
+
+def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
+    features = built(rows(0))["fit"].features
+    empty = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
+    with pytest.raises(StllavaError, match=r"the split fit of .* has no rows"):
+        _split(options(tmp_path), {"fit": empty}, "fit", part="train")

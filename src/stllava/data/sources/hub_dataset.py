@@ -6,13 +6,14 @@ no code of a data set since 4.0; it is fetched from the hub only where the name 
 """
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, PositiveInt, ValidationInfo
+from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo, model_validator
 
 from stllava.config import Options
 from stllava.data.benchmarks.rows import Row, samples_of, told_kind
@@ -23,6 +24,8 @@ from stllava.records import Sample, content_id
 from stllava.store import file_hash, write_whole
 
 _AT_ONCE = 64
+_SHOWN = 80
+"""Characters of a path that an error shows."""
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp", b"II*\0": ".tif"}
 
 
@@ -47,10 +50,16 @@ class HubColumns(Options):
 class HubSplits(Options):
     """Which split is for what."""
 
-    train: str = "train"
+    train: Annotated[str, Field(min_length=1)] = "train"
     """The split whose images are labelled, held out for validation and asked about."""
     test: str | None = None
     """The split that measures; none when absent."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.train == self.test:
+            raise ValueError("another split for test than for train: what was learned measures nothing")
+        return self
 
 
 class HubData(SourceOptions):
@@ -60,7 +69,7 @@ class HubData(SourceOptions):
 
     kind: Literal["hub"]
     """A data set in the Hugging Face form."""
-    dataset: Annotated[str, AfterValidator(_from_recipe)]
+    dataset: Annotated[str, Field(min_length=1), AfterValidator(_from_recipe)]
     """owner/name on the hub, or a folder or parquet file."""
     configuration: str | None = None
     """Which of the data set's configurations, where it has several."""
@@ -179,6 +188,12 @@ def _split(options: HubData, splits: dict[str, Any], name: str, *, part: str) ->
             expected="a split that there is",
             remedy=f"Set data.splits.{part}{f': did you mean {near[0]!r}?' if near else ' to one of them.'}",
         )
+    if not len(splits[name]):
+        raise StllavaError(
+            f"the split {name} of {options.dataset} has no rows",
+            expected="at least one",
+            remedy=f"Set data.splits.{part} to another split.",
+        )
     there = list(splits[name].features)
     for what, column in options.columns.model_dump().items():
         if column not in there:
@@ -204,17 +219,27 @@ def _image_folder(options: HubData) -> Path:
 def _rows(options: HubData, table: Any) -> Iterator[dict[str, Any]]:
     """The three cells of every row by what they hold; images stay encoded."""
     columns = options.columns.model_dump()
-    named: dict[str, list[str]] = {
-        what: names for what, column in columns.items() if (names := getattr(table.features[column], "names", None))
-    }
+    named = {what: _label_names(table.features[column]) for what, column in columns.items()}
     raw = table.select_columns(list(dict.fromkeys(columns.values()))).with_format("arrow")
     for batch in raw.iter(batch_size=_AT_ONCE):
         for row in batch.to_pylist():
-            cells = {what: row[column] for what, column in columns.items()}
-            for what, names in named.items():
-                # A label that is not known is -1.
-                cells[what] = names[cells[what]] if cells[what] is not None and cells[what] >= 0 else None
-            yield cells
+            yield {what: _labelled(row[column], named[what]) for what, column in columns.items()}
+
+
+def _label_names(feature: Any) -> list[str] | None:
+    """The names of a column of class labels, or of lists of them."""
+    inner = getattr(feature, "feature", feature)
+    names: list[str] | None = getattr(inner, "names", None)
+    return names
+
+
+def _labelled(cell: Any, names: list[str] | None) -> Any:
+    """A cell with the names of its labels; one that is not known is -1."""
+    if names is None:
+        return cell
+    if isinstance(cell, list):
+        return [_labelled(part, names) for part in cell]
+    return names[cell] if cell is not None and cell >= 0 else None
 
 
 def _samples(
@@ -227,7 +252,7 @@ def _samples(
     for number, raw in enumerate(_rows(options, table), 1):
         try:
             answers = raw["answer"] if isinstance(raw["answer"], list) else [raw["answer"]]
-            targets = tuple(_text(answer) for answer in answers) or (_text(None),)
+            targets = tuple(_text(answer) for answer in answers if not _is_empty(answer)) or (_text(None),)
             rows.append(Row(_image(raw["image"], folder)[0], _text(raw["question"]), targets, told_kind(targets)))
         except ItemError as error:
             bad[error.cause] += 1
@@ -244,12 +269,20 @@ def _samples(
     return samples_of(options.kind, split, rows)
 
 
+def _is_empty(cell: object) -> bool:
+    """Whether a cell says nothing: pandas, for one, writes nan where there was nothing."""
+    if isinstance(cell, float):
+        return not math.isfinite(cell)
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
 def _text(cell: object) -> str:
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    """A cell's text; whole numbers have no point, though a column with an empty cell makes fractions of them."""
+    if _is_empty(cell):
         raise ItemError("empty text", "a question or an answer is empty")
     if isinstance(cell, bool) or not isinstance(cell, str | int | float):
         raise ItemError("not a text", f"a question or an answer is a {type(cell).__name__}")
-    return str(cell).strip()
+    return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
 def _image(cell: object, folder: Path) -> tuple[str, bytes]:
@@ -263,12 +296,16 @@ def _image(cell: object, folder: Path) -> tuple[str, bytes]:
     if not cell:
         raise ItemError("no image", "there is no image in the row")
     if isinstance(cell, str):
-        path = (folder / cell).resolve()
-        if not path.is_relative_to(folder):
-            raise ItemError("outside-root", f"{cell} is outside the data set's folder")
-        if not path.is_file():
-            raise ItemError("missing", f"there is no file {cell}")
-        cell = path.read_bytes()
+        shown = cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}…"
+        try:
+            path = (folder / cell).resolve()
+            if not path.is_relative_to(folder):
+                raise ItemError("outside-root", f"{shown} is outside the data set's folder")
+            cell = path.read_bytes()
+        except FileNotFoundError:
+            raise ItemError("missing", f"there is no file {shown}") from None
+        except (OSError, ValueError) as error:  # a path that no disk can have, such as an image in base64
+            raise ItemError("missing", f"{shown!r} is no file here: {type(error).__name__}") from None
     if not isinstance(cell, bytes):
         raise ItemError("not-an-image", f"an image is a {type(cell).__name__}")
     suffix = next((suffix for start, suffix in _SUFFIXES.items() if cell.startswith(start)), "")

@@ -236,3 +236,27 @@ def test_a_mistyped_command_is_told_the_near_one(capsys: pytest.CaptureFixture[s
         main(["evalute"])
     assert left.value.code == 2
     assert "Did you mean 'evaluate'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "phantom.yaml", "--seed", "-1"], "--seed is -1; expected greater than or equal to 0"),
+        (["run", "phantom.yaml", "--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["import", "images", ".", "--to", "set", "--step", "0"], "--step is 0; expected greater than 0"),
+        (["import", "images", ".", "--to", "set", "--memory", "inf"], "--memory is inf; expected a finite number"),
+        (["import", "images", ".", "--to", "set", "--tissue", "nan"], "--tissue is nan; expected a finite number"),
+        (["sft", "--epochs", "inf", "--model", "m", "--conversations", "c", "--images", "i", "--to", "t"], "--epochs is inf"),
+        (["predict", "--prompt", "none", "--policy", "p", "--questions", "q", "--root", ".", "--to", "t"], "do not fit"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_value_that_an_option_does_not_take_is_refused_in_a_sentence(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from helpers.intake_parts import FAST, import_folder, toolbox
+from stllava.cli import main
 from stllava.config import IntakeOptions
 from stllava.config.intake import SplitShares
 from stllava.data.folder import images_in
@@ -384,3 +385,14 @@ def test_of_an_imported_set_the_pictures_to_learn_from_are_listed(tmp_path: Path
     assert [image.path for image in images_in(tmp_path, Path("data"))] == learned
     import_folder(tmp_path, FAST.model_copy(update={"splits": SplitShares(train=1.0)}), to="whole")
     assert len(images_in(tmp_path, Path("whole"))) == len(images_in(tmp_path / "whole", None)) == 12
+
+
+def test_the_command_says_so_when_no_picture_came_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    words = ["import", "images", str(tmp_path / "in"), "--to", str(tmp_path / "set"), "--salt", str(tmp_path / "salt")]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--look-for-text", "rules"])
+        assert left.value.code == 2
+        assert "nothing that can be used came of the 1 files" in capsys.readouterr().err

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import yaml
-from pydantic import JsonValue, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.experts import JudgeOptions, PairOptions
@@ -33,7 +33,7 @@ class RunOptions(Options):
 
     name: str
     """Name of the experiment, shown in the report."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of data, model and sampling."""
     data: Data
     """Where images, conversations and benchmarks come from."""

@@ -4,10 +4,12 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
 
 import tyro
+from pydantic import ValidationError
 from tyro.conf import AvoidSubcommands, arg
 
 from stllava.commands import COMMANDS, Command, Group
@@ -79,11 +81,28 @@ def parse(function: Callable[..., T], words: list[str], *, name: str, options: o
     """Call a function with what the flags say; its parameter `options` gives its fields as flags without a prefix."""
     call = flagged(function, options=options)
     refuse_renamed(call, words)
-    return tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+    try:
+        bound: Callable[[], T] = tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
+    except ValidationError as error:
+        raise _unfit(error) from None
+    return bound()
 
 
-def flagged(function: Callable[..., T], *, options: object = EMPTY) -> Callable[..., T]:
-    """The function with the signature that tyro reads flags from: all by name but what is positional."""
+def _unfit(error: ValidationError) -> StllavaError:
+    """The error of a value, or of values together, that the options do not take."""
+    fault = error.errors()[0]
+    expected = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if not fault["loc"]:
+        return StllavaError("the flags do not fit together", expected=expected, remedy="Change one of them.")
+    name = flag(".".join(str(part) for part in fault["loc"]))
+    return StllavaError(f"{name} is {fault['input']!r}", expected=expected, remedy=f"Change {name}.")
+
+
+def flagged(function: Callable[..., T], *, options: object = EMPTY) -> Callable[..., Callable[[], T]]:
+    """What takes a function's flags and returns the call that they make.
+
+    It has the signature that tyro reads flags from: all by name but what is positional.
+    """
     signature = inspect.signature(function, eval_str=True)
     parameters = []
     for parameter in signature.parameters.values():
@@ -93,8 +112,8 @@ def flagged(function: Callable[..., T], *, options: object = EMPTY) -> Callable[
         else:
             parameters.append(parameter)
 
-    def call(**values: object) -> T:
-        return function(**values)
+    def call(**values: object) -> Callable[[], T]:
+        return partial(function, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

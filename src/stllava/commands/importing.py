@@ -8,7 +8,8 @@ from tyro.conf import Positional
 
 from stllava.commands.flags import tell
 from stllava.config import IntakeOptions
-from stllava.store import Existing
+from stllava.dropped import Dropped
+from stllava.store import Existing, nothing_left
 from stllava.text import show
 
 SALT = Path("~/.stllava/salt").expanduser()
@@ -66,6 +67,12 @@ def images(
 
     manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
     tell(manifest)
+    if not manifest.counts_out:
+        raise nothing_left(
+            f"the {manifest.counts_in} files of {source}",
+            Dropped(manifest.dropped),
+            remedy=f"Look at the list beside the salt ({salt}.….details.jsonl), which says what is wrong with each.",
+        )
     show(f"What was changed, for you to confirm: {to / page_name(1)}")
 
 

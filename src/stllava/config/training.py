@@ -53,7 +53,7 @@ class TrainingOptions(Options):
 
     runtime_only = frozenset({"checkpoint_activations", "max_bad"})
 
-    epochs: PositiveFloat = 1.0
+    epochs: Annotated[float, Field(gt=0, le=100_000)] = 1.0
     """Passes over the data."""
     batch_size: PositiveInt = 8
     """Images an optimizer step: all that is learned about one image is one sequence."""

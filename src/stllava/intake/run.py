@@ -65,7 +65,7 @@ def import_images(
         make: The readers and what guards the output; for tests.
 
     Raises:
-        StllavaError: Where the folder holds no picture that can be used, or the salt is not safe.
+        StllavaError: Where the salt is not safe, or source and output lie inside each other; a set of no pictures is none.
     """
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)

@@ -248,3 +248,9 @@ def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
     empty = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     with pytest.raises(StllavaError, match=r"the split fit of .* has no rows"):
         _split(options(tmp_path), {"fit": empty}, "fit", part="train")
+
+
+def test_a_test_split_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+    built(rows(*range(6)), [{"scan": None, "query": "Is it?", "reply": "no"}]).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(StllavaError, match="no row of the split held"):
+        prepare(options(tmp_path / "set"), seed=0, to=tmp_path / "data", max_bad=1.0)

@@ -115,6 +115,13 @@ class HubDataset:
         folder = _image_folder(options)
         dropped: Counter[str] = Counter()
         samples = {part: _samples(options, table, part, folder, dropped, max_bad=max_bad) for part, table in tables.items()}
+        for part, rows in samples.items():
+            if not rows:
+                raise StllavaError(
+                    f"no row of the split {parts[part]} of {options.dataset} can be used",
+                    expected="at least one",
+                    remedy=f"Set data.splits.{part} to another split, or name other columns (data.columns).",
+                )
         root = begin()
         wanted = {row.image for rows in samples.values() for row in rows}
         for table in tables.values():

@@ -60,19 +60,19 @@ class RunOptions(Options):
     evaluate: EvaluateOptions = EvaluateOptions()
     """Benchmarks."""
     rounds: NonNegativeInt = 3
-    """Most rounds of self-training; 0 ends with stage 1."""
+    """Maximum number of rounds of self-training; 0 ends with stage 1."""
     final_sft: SftOptions | None = None
     """After the rounds, train the best policy once more on the labels and on every answer that the expert found right."""
     keep_pairs: bool = False
     """Learn in every round from the pairs of the rounds before it too."""
     patience: PositiveInt = 1
-    """Stop after so many rounds in a row that do not beat the best one on the validation split."""
+    """Stop after this many rounds in a row that do not beat the best one on the validation split."""
     baselines: bool = True
     """Score the majority and question-only baselines too."""
     allow_overlap: bool = False
-    """Go on although benchmark images are among the training images; the report says so."""
+    """Continue although benchmark images are among the training images; the report says so."""
     max_bad: Share = 0.05
-    """Largest share of unusable images or rows before the run stops; fewer are counted and left out."""
+    """The run stops when a larger share of images or rows than this is unusable; fewer are counted and left out."""
 
     @model_validator(mode="after")
     def _policies_speak_here(self) -> "RunOptions":

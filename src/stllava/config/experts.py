@@ -31,17 +31,17 @@ class ChatOptions(ServerOptions):
     structured: bool = True
     """Ask for JSON by schema; set false where the server refuses `response_format`."""
     max_side: Annotated[int, Field(ge=32)] = 1024
-    """Larger images are scaled down to so many pixels on their longer side before they are sent."""
+    """Images whose longer side has more pixels than this are scaled down before they are sent."""
     requests_per_minute: NonNegativeInt = 0
-    """Most requests in any minute; 0 sets no limit."""
+    """Maximum requests per minute; 0 sets no limit."""
     tokens_per_minute: NonNegativeInt = 0
-    """Most tokens, prompts and replies, in any minute; 0 sets no limit."""
+    """Maximum tokens per minute, prompts and replies together; 0 sets no limit."""
     input_price: Rate = 0.0
     """US dollars a million tokens of prompt."""
     output_price: Rate = 0.0
     """US dollars a million tokens of reply."""
     image_tokens: NonNegativeInt = 1000
-    """Tokens the server counts for an image: for estimates, until its replies say."""
+    """Tokens that the server counts for an image; used for estimates until its replies tell."""
     max_cost: Rate = 0.0
     """US dollars after which the stage stops, to be resumed with more; 0 sets no limit."""
     max_requests: NonNegativeInt = 0
@@ -62,7 +62,7 @@ class LocalExpertOptions(Options):
     max_new_tokens: PositiveInt = 512
     """Longest reply, in tokens."""
     max_cache_tokens: PositiveInt = 32768
-    """Most tokens held in the cache at once: fewer need less memory and more time."""
+    """Maximum number of tokens in the cache at once; fewer need less memory and more time."""
 
 
 class ScriptedOptions(Options):
@@ -92,9 +92,9 @@ class JudgeOptions(Options):
     mode: Literal["scores", "pairwise"] = "scores"
     """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
     orders: PositiveInt = 2
-    """Orders in which a model is shown the same answers; where its verdicts differ, it is a tie."""
+    """Number of orders in which a model is shown the same answers; where its verdicts differ, it is a tie."""
     repeats: PositiveInt = 1
-    """Times a model is asked the same in each order; its verdicts are taken together as orders are."""
+    """How often a model is asked in each order; all of its verdicts count together."""
     rubric: NamedPath | None = None
     """Your own prompt in place of the one that is shipped (docs/expert.md)."""
     context: NamedPath | None = None
@@ -114,9 +114,9 @@ class JudgeOptions(Options):
     verdict: Literal["majority", "mean"] = "majority"
     """How a panel decides: by votes on every two answers, or by the mean of its members' scores."""
     max_failed: Share = 0.05
-    """Largest share of questions without a verdict because requests failed, before the stage stops."""
+    """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5
-    """Largest share of comparisons that the order of the answers decides, before the stage stops."""
+    """The stage stops when the order of the answers decides a larger share of comparisons than this."""
 
 
 class PairOptions(Options):
@@ -130,11 +130,11 @@ class PairOptions(Options):
     }
 
     margin: PositiveFloat = 0.2
-    """Smallest difference of scores, which go from 0 to 1, that makes a pair."""
+    """Minimum difference of two scores, which go from 0 to 1, that makes a pair."""
     pairs: Literal["extremes", "all"] = "extremes"
     """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
     max_pairs_per_question: PositiveInt | None = None
-    """Most pairs of one question, those that differ most; no limit when absent."""
+    """Maximum number of pairs per question, those that differ most first; no limit when absent."""
     balance: bool = True
     """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
     max_denial_share: Share = 1.0
@@ -142,6 +142,6 @@ class PairOptions(Options):
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     min_chosen_score: Share = 0.0
-    """Smallest score of a chosen answer: the best of bad answers is not worth learning."""
+    """Minimum score of a chosen answer: the best of bad answers is not worth learning."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

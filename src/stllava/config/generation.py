@@ -37,11 +37,11 @@ class ServerOptions(Options):
     model: str = ""
     """Name under which the server knows the model."""
     concurrency: PositiveInt = 8
-    """Most requests at a time."""
+    """Maximum number of requests at the same time."""
     timeout: PositiveFloat = 120.0
-    """Seconds that a request may take, to the last byte of its reply, before it is given up and tried again."""
+    """Seconds that a request may take, to the last byte of its reply, before it is cancelled and tried again."""
     retries: NonNegativeInt = 4
-    """Times a request is tried again when the server is busy, unreachable or failing."""
+    """How often a request is tried again when the server is busy, unreachable or failing."""
     send_images: bool = False
     """Your word that images may leave this machine for that address: re-encoded pixels without metadata."""
     key_variable: str = ""
@@ -67,12 +67,12 @@ class GenerationOptions(Options):
     runtime_only = frozenset({"max_bad"})
 
     max_cache_tokens: PositiveInt = 32768
-    """Most tokens held in the cache at once: fewer need less memory and more time."""
+    """Maximum number of tokens in the cache at once; fewer need less memory and more time."""
     max_bad: Share = 0.05
     """Largest share of items that cannot be used, such as those with a missing image, before the stage stops; a dozen are
     always let pass while any other is left."""
     endpoint: EndpointOptions = EndpointOptions()
-    """A server that speaks for the policy, for a stage run by itself."""
+    """A server that generates text for the policy, in a stage that is run on its own."""
 
 
 class AskOptions(GenerationOptions):
@@ -88,9 +88,9 @@ class AskOptions(GenerationOptions):
     }
 
     questions: PositiveInt = 5
-    """Questions an image."""
+    """Number of questions per image."""
     borrow_questions: NonNegativeInt = 0
-    """Questions that an image borrows, beside its own, from those of its chunk whose descriptions are most alike."""
+    """Number of questions that an image borrows from the images of its chunk with the most similar descriptions."""
     description_prompt: str = DESCRIBE
     """What the user says to get the description."""
     extra_description_prompts: tuple[str, ...] = ()
@@ -98,11 +98,11 @@ class AskOptions(GenerationOptions):
     description_sampling: SamplingOptions = SamplingOptions(temperature=0.0)
     """How the description is sampled."""
     num_descriptions: PositiveInt = 1
-    """Of so many descriptions the expert chooses the one that is asked about, and the policy learns from its choice."""
+    """Number of descriptions, of which the expert chooses the one that is asked about; the policy learns from that choice."""
     sampling: SamplingOptions = SamplingOptions(top_k=300)
     """How questions are sampled."""
     chunk: PositiveInt = 24
-    """Images decoded together and written at once; while they fit into half the tokens, each is computed once."""
+    """Number of images decoded together and written at once; each is computed once if they fit into half the cache."""
 
 
 class AnswerOptions(GenerationOptions):
@@ -111,11 +111,11 @@ class AnswerOptions(GenerationOptions):
     renamed: ClassVar[Mapping[str, str]] = {**GenerationOptions.renamed, "k": "num_answers"}
 
     num_answers: Annotated[int, Field(ge=2)] = 4
-    """Answers a question."""
+    """Number of answers per question."""
     sampling: SamplingOptions = SamplingOptions(temperature=1.5, max_new_tokens=1024)
     """How answers are sampled."""
     chunk: PositiveInt = 128
-    """Questions decoded together and written at once."""
+    """Number of questions decoded together and written at once."""
 
 
 class EvaluateOptions(GenerationOptions):
@@ -128,7 +128,7 @@ class EvaluateOptions(GenerationOptions):
     prompts: dict[str, str] = Field(default={})
     """The same for single benchmarks, by name."""
     chunk: PositiveInt = 128
-    """Samples decoded together and written at once."""
+    """Number of samples decoded together and written at once."""
 
     @model_validator(mode="after")
     def _prompts_hold_the_question(self) -> "EvaluateOptions":

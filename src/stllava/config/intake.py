@@ -64,7 +64,7 @@ class IntakeOptions(Options):
     level: NonNegativeInt = 0
     """Which level of a slide's pyramid is cut into tiles; 0 is the sharpest."""
     tissue: Share = 0.25
-    """Least share of tissue in a slide's tile that is kept; 0 keeps every tile."""
+    """Minimum share of tissue in a slide's tile for the tile to be kept; 0 keeps every tile."""
     text: Literal["mask", "quarantine"] = "mask"
     """What is done where text is found in the pixels: black it out, or leave the picture out."""
     look_for_text: Literal["rules", "doubtful", "all"] = "doubtful"

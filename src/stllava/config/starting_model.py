@@ -11,7 +11,7 @@ class SmallModel(Options):
     """The small LLaVA that is built from nothing, with a tokenizer trained on the labelled conversations."""
 
     image_size: PositiveInt = 64
-    """Width and height the processor makes of an image, in pixels."""
+    """Width and height to which images are resized, in pixels."""
     patch_size: PositiveInt = 8
     """Width and height of a patch; each becomes one image token."""
     vision_width: PositiveInt = 128
@@ -25,7 +25,7 @@ class SmallModel(Options):
     heads: PositiveInt = 4
     """Attention heads of both."""
     vocabulary: Annotated[int, Field(ge=300)] = 1024
-    """Most tokens of the byte-level BPE vocabulary."""
+    """Maximum size of the byte-level BPE vocabulary."""
     context: PositiveInt = 1024
     """Longest sequence in tokens."""
 
@@ -46,6 +46,6 @@ class ComposeOptions(Options):
     feature_layer: int = -2
     """Which of the tower's hidden states is shown; the last serves the tower's own task, the one before it carries over."""
     image_size: PositiveInt | None = None
-    """Width and height the processor makes of an image, in pixels; the tower's own when absent. Only DINOv2 takes another."""
+    """Width and height to which images are resized, in pixels; the tower's own when absent. Only DINOv2 takes another."""
     pad: bool = True
     """Pad an image to a square with the tower's mean colour, as the paper does; else it is stretched to one."""

@@ -54,11 +54,11 @@ class TrainingOptions(Options):
     runtime_only = frozenset({"checkpoint_activations", "max_bad"})
 
     epochs: Annotated[float, Field(gt=0, le=100_000)] = 1.0
-    """Passes over the data."""
+    """Number of passes over the data."""
     batch_size: PositiveInt = 8
-    """Images an optimizer step: all that is learned about one image is one sequence."""
+    """Number of images per optimizer step; all that is learned about an image is one sequence."""
     max_tokens_per_forward: PositiveInt = 16384
-    """Most tokens a forward, padding included: a step takes as many forwards as its images need."""
+    """Maximum tokens per forward pass, padding included; a step takes as many passes as its images need."""
     pack: bool = True
     """Learn all about an image in one sequence where the model allows it; else every answer is a sequence."""
     learning_rate: GroupRates = GroupRates()
@@ -74,7 +74,7 @@ class TrainingOptions(Options):
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
     save_steps: NonNegativeInt = 200
-    """Optimizer steps between checkpoints, from which a killed stage goes on; 0 keeps none."""
+    """Number of optimizer steps between checkpoints, from which a killed stage resumes; 0 keeps none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the device has it natively, else float32; weights that learn are float32 in either."""
     max_bad: Share = 0.05
@@ -121,11 +121,11 @@ class DpoOptions(TrainingOptions):
     replay: Rate = 1.0
     """Weight of the replayed stage-1 loss per token; 0 replays nothing."""
     replay_images: NonNegativeInt = 4
-    """Images with stage-1 conversations replayed in each forward."""
+    """Number of images whose stage-1 conversations are replayed in each step."""
     self_question_ratio: Share = 0.5
     """Self-questioning in the replayed conversations."""
     max_chosen_drop: Rate = 3.0
-    """Stop when chosen answers have become less likely than under the reference by so many nats a token; 0 never stops."""
+    """Stop when chosen answers are less likely than under the reference by more than this, in nats per token; 0 never stops."""
 
     @model_validator(mode="after")
     def _smoothing_fits_the_loss(self) -> "DpoOptions":

@@ -23,13 +23,13 @@ class PhantomData(SourceOptions):
     kind: Literal["phantom"] = "phantom"
     """Synthetic radiology phantoms."""
     labelled: PositiveInt = 100
-    """Images with conversations for sft."""
+    """Number of images with conversations for sft."""
     unlabelled: PositiveInt = 800
-    """Images the policy asks itself about."""
+    """Number of images that the policy asks itself about."""
     validation: PositiveInt = 80
-    """Held-out images that choose the best round."""
+    """Number of held-out images that choose the best round."""
     test: PositiveInt = 200
-    """Held-out images that measure it."""
+    """Number of held-out images that measure it."""
     size: Annotated[int, Field(ge=32)] = 128
     """Width and height in pixels."""
 

@@ -24,7 +24,7 @@ from stllava.records import (
     Sampling,
 )
 from stllava.stages.answer import answer
-from stllava.stages.ask import ask, best_descriptions, lend, request_descriptions, screen
+from stllava.stages.ask import ask, best_descriptions, request_descriptions, screen
 from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
@@ -146,21 +146,6 @@ def test_ask_goes_on_from_the_description_that_the_expert_chose(tiny_model: Path
     own = {one.images[0]: one.description for one in read_records(tmp_path / "alone", "questions", Question)}
     for one in read_records(tmp_path / "ask", "questions", Question):
         assert one.description == best.get(one.images[0], own.get(one.images[0]))
-
-
-def test_questions_are_borrowed_first_from_images_described_alike() -> None:
-    own = [["What size is the cyst?"], ["what size  is the CYST?", "where is the cyst?"], ["is it normal?"], []]
-    told = ["ct with a small cyst", "ct with a large cyst", "normal mr", "ct with a cyst"]
-    assert lend(own, told, max_borrowed=0) == own
-    assert lend(own, told, max_borrowed=1) == [
-        ["What size is the cyst?", "where is the cyst?"],
-        [*own[1], "is it normal?"],
-        ["is it normal?", "What size is the cyst?"],
-        ["What size is the cyst?"],
-    ]
-    everything = {"what size is the cyst?", "where is the cyst?", "is it normal?"}
-    for texts in lend(own, told, max_borrowed=9):
-        assert sorted(" ".join(text.lower().split()) for text in texts) == sorted(everything)
 
 
 def test_ask_answer_judge_and_pair_follow_each_other_until_nothing_is_left(

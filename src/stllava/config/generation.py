@@ -90,7 +90,7 @@ class AskOptions(GenerationOptions):
     questions: PositiveInt = 5
     """Number of questions per image."""
     borrow_questions: NonNegativeInt = 0
-    """Number of questions that an image borrows from the images of its chunk with the most similar descriptions."""
+    """Number of questions that an image borrows from the images most like it in description and look."""
     description_prompt: str = DESCRIBE
     """What the user says to get the description."""
     extra_description_prompts: tuple[str, ...] = ()

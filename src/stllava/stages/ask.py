@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from stllava.config import AskOptions
+from stllava.data.borrowing import AskedAbout, bare, lend, looks_of
 from stllava.data.folder import read_images
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
-from stllava.metrics.robust import token_f1
-from stllava.records import Answers, Image, Judgment, Message, Question, Sampling, content_id
+from stllava.records import Answers, Image, Judgment, Keyed, Message, Question, Sampling, content_id
 from stllava.stages.results import REPEATED, AskResult
 from stllava.store import Existing, Input, Inputs, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
@@ -28,6 +28,19 @@ MUTE = (
 """What to do where a policy asks nothing."""
 Cause = Literal["empty", "not a question", "too long", "repeated"]
 """Why a text is not kept as a question."""
+
+
+class ImageQuestions(Keyed):
+    """What the policy said of an image and asked about it, before images borrow questions from each other."""
+
+    id: str
+    """The image's id."""
+    image: str
+    """Path relative to the image root."""
+    description: str
+    """What it said of the image."""
+    texts: tuple[str, ...]
+    """Its usable questions, each once."""
 
 
 def request_descriptions(
@@ -45,7 +58,9 @@ def request_descriptions(
         sampling = Sampling(**options.description_sampling.model_dump(), seed=seed)
         prompts = dict.fromkeys((options.description_prompt, *options.extra_description_prompts))
         questions = [
-            _question(image, text, description="", policy=weights, sampling=sampling) for image in pictures for text in prompts
+            _question(image.path, text, description="", policy=weights, sampling=sampling)
+            for image in pictures
+            for text in prompts
         ]
         stage.write_records("questions", questions)
         return AskResult(to, stage.finish(counts_in=len(questions), counts_out=len(questions)))
@@ -133,7 +148,7 @@ def ask(
         describing = describing.model_copy(update={"temperature": 0.0}) if known else describing
         noted, outputs = Sampling(**options.sampling.model_dump(), seed=seed), options.questions
 
-        def work(chunk: Sequence[Image]) -> tuple[list[Question], Dropped]:
+        def work(chunk: Sequence[Image]) -> tuple[list[ImageQuestions], Dropped]:
             shown, prompts, dropped = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=outputs)
             new = [index for index, image in enumerate(shown) if image.path not in known]
             described_now, completions = complete_usable(
@@ -161,16 +176,23 @@ def ask(
                 sampler, tellable, prompts, dropped, k=outputs, sampling=options.sampling, seed=seed, outputs=outputs
             )
             own = [screen([final_answer(completion.text) for completion in texts], dropped) for texts in asked]
-            lent = lend(own, [text for _, text in asked_about], max_borrowed=options.borrow_questions)
+            if not any(own):
+                return [], dropped
             return [
-                _question(image, text, description=description, policy=weights, sampling=noted)
-                for (image, description), texts in zip(asked_about, lent, strict=True)
-                for text in texts
+                ImageQuestions(id=image.id, image=image.path, description=description, texts=tuple(texts))
+                for (image, description), texts in zip(asked_about, own, strict=True)
             ], dropped
 
-        questions, dropped = stage.map_chunks(
-            pictures, work, record_type=Question, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
+        spoken, dropped = stage.map_chunks(
+            pictures, work, record_type=ImageQuestions, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
         )
+        looks = looks_of(root, [row.image for row in spoken]) if options.borrow_questions else [None] * len(spoken)
+        about = [AskedAbout(row.description, row.texts, look) for row, look in zip(spoken, looks, strict=True)]
+        questions = [
+            _question(row.image, text, description=row.description, policy=weights, sampling=noted)
+            for row, texts in zip(spoken, lend(about, max_borrowed=options.borrow_questions), strict=True)
+            for text in texts
+        ]
         stage.write_records("questions", questions)
         asked = len(questions) + dropped.total()
         mute = () if questions else (f"None of so few questions can be used, and answer has nothing to answer. {MUTE}",)
@@ -195,39 +217,18 @@ def _names(images: Iterable[Image]) -> str:
     return content_id([image.path for image in images])
 
 
-def _question(image: Image, text: str, *, description: str, policy: str, sampling: Sampling) -> Question:
-    key = content_id("question", image.path, text, policy)
-    return Question(id=key, images=(image.path,), text=text, description=description, policy=policy, sampling=sampling)
-
-
-def lend(own: Sequence[Sequence[str]], descriptions: Sequence[str], *, max_borrowed: int) -> list[list[str]]:
-    """Each image's own questions, and so many of other images', first those of the images whose description is most alike.
-
-    A question that was asked about one cyst suits the next one: what a policy hardly ever asks of its own accord is what
-    it is taught least about.
-    """
-    if not max_borrowed:
-        return [list(texts) for texts in own]
-    lent = []
-    for index, texts in enumerate(own):
-        likeness = [token_f1(descriptions[index], [description]) for description in descriptions]
-        order = sorted(range(len(own)), key=lambda other: (-likeness[other], (other - index) % len(own)))
-        known = {_bare(text) for text in texts}
-        bank: dict[str, str] = {}
-        for text in (text for other in order for text in own[other]):
-            if _bare(text) not in known:
-                bank.setdefault(_bare(text), text)
-        lent.append([*texts, *list(bank.values())[:max_borrowed]])
-    return lent
+def _question(image: str, text: str, *, description: str, policy: str, sampling: Sampling) -> Question:
+    key = content_id("question", image, text, policy)
+    return Question(id=key, images=(image,), text=text, description=description, policy=policy, sampling=sampling)
 
 
 def screen(texts: Sequence[str], dropped: Dropped) -> list[str]:
     """The usable questions among `texts`, each once; the others are counted by cause in `dropped`."""
     kept: dict[str, str] = {}
     for text in texts:
-        cause = _fault(_bare(text), kept)
+        cause = _fault(bare(text), kept)
         if cause is None:
-            kept[_bare(text)] = text
+            kept[bare(text)] = text
         else:
             dropped.drop(cause, repr(text) if text.strip() else "")
     return list(kept.values())
@@ -242,7 +243,3 @@ def _fault(text: str, kept: Iterable[str]) -> Cause | None:
     if len(text.split()) > MAX_WORDS:
         return "too long"
     return REPEATED if text in kept else None
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.lower().split())

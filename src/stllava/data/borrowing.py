@@ -1,0 +1,116 @@
+"""Lends questions between images that are alike, over the whole set: what is hardly ever asked of one is asked of another.
+
+Two images are alike in what the policy said of them (words their descriptions share) and in what they look like
+(`likeness.picture_hash`). Questions come from a pool of at most `POOL` images, so that time grows with the number of
+images and not with its square. Reads pictures (`looks_of` only); writes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from stllava.data.likeness import picture_hash
+from stllava.metrics.robust import normalise
+
+POOL = 2048
+"""Images whose questions are lent, spread evenly over the set."""
+STEPS = 10
+"""Grades of likeness: among questions of one grade, those asked of the fewest images so far come first."""
+_BLOCK = 512
+_HASH_BYTES = 128
+
+
+@dataclass(frozen=True)
+class AskedAbout:
+    """An image, what was said of it and asked about it."""
+
+    description: str
+    """The policy's description."""
+    questions: tuple[str, ...]
+    """Its own questions."""
+    look: int | None = None
+    """Its `picture_hash`; None of a plain picture, which looks like no other."""
+
+
+def looks_of(root: Path, paths: Sequence[str]) -> list[int | None]:
+    """The `picture_hash` of every image."""
+    looks = []
+    for path in paths:
+        with Image.open(root / path) as picture:
+            looks.append(picture_hash(picture))
+    return looks
+
+
+def lend(images: Sequence[AskedAbout], *, max_borrowed: int) -> Iterator[list[str]]:
+    """Each image's own questions, and so many of other images' that it does not ask itself.
+
+    First those asked about the images most alike; of equally good ones first what the fewest images were asked so far, so
+    that rare questions reach as many images as common ones.
+    """
+    if not max_borrowed:
+        yield from (list(image.questions) for image in images)
+        return
+    pool = [image for image in images[:: -(-len(images) // POOL)] if image.questions]
+    texts: dict[str, str] = {}
+    for image in pool:
+        for text in image.questions:
+            texts.setdefault(bare(text), text)
+    number, names = {key: index for index, key in enumerate(texts)}, list(texts.values())
+    if not names:
+        yield from (list(image.questions) for image in images)
+        return
+    # Every question beside each image that asks it, those of one question together.
+    asks = sorted((number[bare(text)], donor) for donor, image in enumerate(pool) for text in image.questions)
+    donors = np.array([donor for _, donor in asks])
+    starts = np.searchsorted([question for question, _ in asks], np.arange(len(names)))
+    asked = Counter(bare(text) for image in images for text in image.questions)
+    counts = np.array([asked[key] for key in texts], dtype=np.int64)
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
+        best = np.maximum.reduceat(_likeness(block, pool)[:, donors], starts, axis=1)
+        for image, grades in zip(block, np.floor(best * STEPS), strict=True):
+            own = {number[key] for key in map(bare, image.questions) if key in number}
+            order = np.lexsort((counts, -grades))
+            borrowed = [index for index in order[: max_borrowed + len(own)].tolist() if index not in own][:max_borrowed]
+            counts[borrowed] += 1
+            yield [*image.questions, *(names[index] for index in borrowed)]
+
+
+def bare(text: str) -> str:
+    """A question without what does not tell it from another: case and spaces."""
+    return " ".join(text.lower().split())
+
+
+def _likeness(images: Sequence[AskedAbout], pool: Sequence[AskedAbout]) -> npt.NDArray[np.float32]:
+    """[image, pool] from 0 to 1: half of it the words their descriptions share (Dice), half what their looks do."""
+    words = {word: index for index, word in enumerate({word for image in pool for word in _words(image)})}
+    ours, theirs = _bags(images, words), _bags(pool, words)
+    lengths = np.array([len(_words(image)) for image in images])[:, None] + theirs.sum(axis=1)[None, :]
+    shared = 2 * (ours @ theirs.T) / np.maximum(lengths, 1)
+    looks = np.clip(_signs(images) @ _signs(pool).T / (8 * _HASH_BYTES), 0, 1)
+    return np.asarray((shared + looks) / 2, dtype=np.float32)
+
+
+def _words(image: AskedAbout) -> set[str]:
+    return set(normalise(image.description).split())
+
+
+def _bags(images: Sequence[AskedAbout], words: dict[str, int]) -> npt.NDArray[np.float32]:
+    """[image, word] 1 where the description holds the word."""
+    bags = np.zeros((len(images), len(words)), dtype=np.float32)
+    for row, image in zip(bags, images, strict=True):
+        row[[words[word] for word in _words(image) if word in words]] = 1
+    return bags
+
+
+def _signs(images: Sequence[AskedAbout]) -> npt.NDArray[np.float32]:
+    """[image, bit] ±1, or 0 for an image that looks like no other."""
+    heads = b"".join((image.look or 0).to_bytes(_HASH_BYTES) for image in images)
+    bits = np.unpackbits(np.frombuffer(heads, dtype=np.uint8)).reshape(len(images), -1).astype(np.float32) * 2 - 1
+    bits[[image.look is None for image in images]] = 0
+    return bits

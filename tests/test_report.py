@@ -37,7 +37,7 @@ from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ti
 from stllava.report.gallery import thumbnail
 from stllava.report.page import write_report
 from stllava.report.wording import percent, points
-from stllava.store import Stage, write_whole
+from stllava.store import Stage, remove_folder, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
 FINDINGS = ("nodule", "effusion", "mass", "consolidation", "hemorrhage", "opacity")
@@ -293,7 +293,7 @@ def test_a_script_in_a_chart_is_shown_as_text() -> None:
 def test_the_summary_file_has_exactly_the_promised_shape(made: Made) -> None:
     summary = json.loads((made.run / "summary.json").read_text())
     assert list(summary) == [
-        "name", "seed", "best", "rows", "differences", "prompts", "overlaps", "sentences", "notes", "stages",
+        "name", "seed", "best", "rows", "differences", "labels", "prompts", "overlaps", "sentences", "notes", "stages",
     ]  # fmt: skip
     assert (summary["name"], summary["seed"], summary["best"]) == ("phantom <demo>", 7, "round-2")
     assert [Score.model_validate(row) for row in summary["rows"]] == list(made.outcome.scores)
@@ -418,3 +418,52 @@ def test_a_curve_with_one_point_or_with_gaps_is_drawn() -> None:
 
 def test_the_page_stays_small(page: str) -> None:
     assert len(page.encode()) < 1_500_000
+
+
+def label(run: Path, name: str, values: list[str]) -> None:
+    """Give the samples of the first benchmark a label, its values in turn, in every policy's predictions."""
+    for folder in sorted((run / "evaluate").glob("*/phantom-test")):
+        path = folder / "predictions.jsonl"
+        rows = [Prediction.model_validate_json(line) for line in path.read_text().splitlines()]
+        named = [
+            row.model_copy(update={"labels": row.labels | {name: values[place % len(values)]}})
+            for place, row in enumerate(rows)
+        ]
+        remove_folder(folder)
+        made = stage("evaluate", folder)
+        made.write_records("predictions", named)
+        made.finish(counts_in=len(named), counts_out=len(named))
+
+
+def test_scores_by_label_are_on_the_page_and_in_the_summary_from_the_same_answers(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", images=60)
+    label(built.run, "source", ["clinic", "clinic", "<b>archive</b>"])
+    label(built.run, "hospital ward", ["one"])
+    page = " ".join(write_report(built.run).read_text().split())
+    [found] = json.loads((built.run / "summary.json").read_text())["labels"]
+    assert (found["benchmark"], found["label"], found["left_out"]) == ("phantom-test", "source", 0)
+    assert list(found["values"]) == ["clinic", "<b>archive</b>"]
+    for value in found["values"].values():
+        assert {row["policy"] for row in value["rows"]} == {"sft", "round-1", "round-2"}
+        assert {(row["policy"], row["against"]) for row in value["differences"]} == {("round-2", "sft")}
+        for row in map(Score.model_validate, value["rows"]):
+            assert f'{percent(row.value)}<span class="small">{percent(row.low)} – {percent(row.high)}</span>' in page
+        for gain in map(Difference.model_validate, value["differences"]):
+            assert f'{points(gain.value)}</span><span class="small">{points(gain.low)} to {points(gain.high)}</span>' in page
+    assert "<summary>phantom-test: source</summary>" in page
+    assert "&lt;b&gt;archive&lt;/b&gt;" in page
+    assert "hospital ward" not in page
+
+
+def test_small_groups_are_marked_and_rare_values_counted(tmp_path: Path) -> None:
+    built = build(tmp_path / "run", images=60)
+    label(built.run, "patient", [f"patient {place // 2}" for place in range(60)] + ["other"])
+    page = write_report(built.run).read_text()
+    assert '<span class="small">small</span>' in page
+    assert "are left out" not in page
+    label(built.run, "patient", [f"patient {place}" for place in range(60)])
+    assert "The 20 rarest values, of 20 questions together, are left out." in write_report(built.run).read_text()
+
+
+def test_samples_without_labels_have_no_section_of_labels(page: str) -> None:
+    assert 'id="labels"' not in page

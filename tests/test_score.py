@@ -7,7 +7,17 @@ from typing import Literal
 import pytest
 
 from stllava.metrics import llava_med
-from stllava.metrics.score import METRICS, TWINS, compare, measured, score, values
+from stllava.metrics.score import (
+    METRICS,
+    TWINS,
+    compare,
+    differences_by_label,
+    label_names,
+    measured,
+    score,
+    scores_by_label,
+    values,
+)
 from stllava.metrics.semantic import agreement, compared, verdicts
 from stllava.records import Comparison, Judgment, Prediction, Sampling, Score
 from stllava.report.disagreements import disagreements
@@ -184,3 +194,48 @@ def test_an_experts_agreement_with_the_words_is_measured() -> None:
     assert agreement(rows, [1.0, 1.0, 0.0, 0.0]).value == 1  # type: ignore[union-attr]
     assert agreement(rows, [1.0, 0.0, 0.0, 1.0]).value == 0  # type: ignore[union-attr]
     assert agreement(rows, [None] * 4) is None
+
+
+def labelled(kinds: Sequence[str], *, right: Sequence[bool]) -> list[Prediction]:
+    """Closed questions about an image each, with a kind of question and one source."""
+    return [
+        said("yes" if good else "no", ["yes"], kind="closed", key=str(place), image=f"{place}.png").model_copy(
+            update={"labels": {"question": kind, "source": "clinic"}}
+        )
+        for place, (kind, good) in enumerate(zip(kinds, right, strict=True))
+    ]
+
+
+def test_scores_by_label_are_the_scores_of_the_samples_that_carry_it() -> None:
+    rows = labelled(["side", "size", "side", "side"], right=[True, False, False, True])
+    found = scores_by_label(rows, "question", policy="x", benchmark="b")
+    assert list(found) == ["side", "size"]
+    for value, scores in found.items():
+        part = [row for row in rows if row.labels["question"] == value]
+        assert scores == [one for one in score(part, policy="x", benchmark="b") if one.metric == "closed_accuracy"]
+
+
+def test_a_sample_without_the_label_is_in_no_group() -> None:
+    rows = [*labelled(["side"], right=[True]), said("yes", ["yes"], kind="closed", key="9")]
+    assert [one.n for one in scores_by_label(rows, "question", policy="x", benchmark="b")["side"]] == [1]
+
+
+def test_only_the_commonest_values_of_a_label_are_looked_at() -> None:
+    rows = labelled(["rare", "common", "common"], right=[True] * 3)
+    assert list(scores_by_label(rows, "question", policy="x", benchmark="b", max_values=1)) == ["common"]
+
+
+def test_a_label_that_all_samples_share_tells_nothing() -> None:
+    assert label_names(labelled(["side", "size"], right=[True, True])) == ["question"]
+
+
+def test_differences_by_label_are_those_of_the_samples_that_carry_it() -> None:
+    before = labelled(["side", "size"] * 6, right=[False] * 12)
+    after = labelled(["side", "size"] * 6, right=[place % 3 == 0 for place in range(12)])
+    found = differences_by_label(after, before, "question", policy="x", against="y", benchmark="b")
+    for value, (gain,) in found.items():
+        part = [row for row in after if row.labels["question"] == value]
+        whole = next(
+            one for one in compare(part, before, policy="x", against="y", benchmark="b") if one.metric == "closed_accuracy"
+        )
+        assert gain == whole.model_copy(update={"p": None, "detectable": None})

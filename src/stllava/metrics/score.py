@@ -1,5 +1,6 @@
 """From predictions to scores with intervals: our own rules (`robust`) and the published ones (`llava_med`) side by side."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +66,11 @@ METRICS: dict[str, Metric] = {
     "llava_med_open_bleu_1": _published("open", lambda said, target: llava_med.bleu(said, target).bleu_1),
 }
 """Every metric by name, ours first. `llava_med_open_recall` and `llava_med_closed` are the published "Open" and "Closed"."""
+
+LABEL_METRICS = ("closed_accuracy", "open_exact_match")
+"""The metrics that are taken of every group of samples with the same label."""
+MAX_LABEL_VALUES = 40
+"""Values of a label that are looked at, the commonest: one that numbers its samples has as many as these."""
 
 TWINS = (
     ("closed_accuracy", "llava_med_closed"),
@@ -138,27 +144,102 @@ def compare(
     predictions: Sequence[Prediction], others: Sequence[Prediction], *, policy: str, against: str, benchmark: str
 ) -> list[Difference]:
     """Every metric's paired difference on the samples both answered."""
-    known = {row.sample_id: row for row in others}
     differences = []
     for metric in METRICS:
-        rows = [row for row in measured(predictions, metric) if row.sample_id in known]
-        if rows:
-            mine, theirs = values(rows, metric), values([known[row.sample_id] for row in rows], metric)
-            images = [row.image for row in rows]
-            value, low, high = paired_difference(mine, theirs, images)
+        pairs = _answered_by_both(predictions, others, metric)
+        if pairs:
+            mine, theirs = (values(rows, metric) for rows in zip(*pairs, strict=True))
+            images = [row.image for row, _ in pairs]
             detectable = detectable_difference(mine, theirs, images)
             differences.append(
-                Difference(
-                    policy=policy,
-                    against=against,
-                    benchmark=benchmark,
-                    metric=metric,
-                    value=value,
-                    low=low,
-                    high=high,
-                    n=len(rows),
-                    p=permutation_p(mine, theirs, images),
-                    detectable=detectable if isfinite(detectable) else None,
+                _difference(pairs, metric, policy=policy, against=against, benchmark=benchmark).model_copy(
+                    update={
+                        "p": permutation_p(mine, theirs, images),
+                        "detectable": detectable if isfinite(detectable) else None,
+                    }
                 )
             )
     return differences
+
+
+def label_names(predictions: Sequence[Prediction]) -> list[str]:
+    """The labels that tell the samples apart, by name: one that all share says no more than the whole score."""
+    names = sorted({name for row in predictions for name in row.labels})
+    return [name for name in names if len({row.labels.get(name) for row in predictions}) > 1]
+
+
+def label_values(predictions: Sequence[Prediction], label: str) -> list[str]:
+    """The values of a label, the commonest first."""
+    counts = Counter(row.labels[label] for row in predictions if label in row.labels)
+    return sorted(counts, key=lambda value: (-counts[value], value))
+
+
+def scores_by_label(
+    predictions: Sequence[Prediction], label: str, *, policy: str, benchmark: str, max_values: int = MAX_LABEL_VALUES
+) -> dict[str, list[Score]]:
+    """Closed accuracy and open exact match of the samples with each value of a label, the commonest values first.
+
+    Samples that do not carry the label are in no group, nor are values beyond the `max_values` commonest ones.
+    """
+    found = {}
+    for value in label_values(predictions, label)[:max_values]:
+        rows = [row for row in predictions if row.labels.get(label) == value]
+        found[value] = [
+            summed(part, readings(part, metric), metric=metric, rule=ROBUST, policy=policy, benchmark=benchmark)
+            for metric in LABEL_METRICS
+            if (part := measured(rows, metric))
+        ]
+    return found
+
+
+def differences_by_label(
+    predictions: Sequence[Prediction],
+    others: Sequence[Prediction],
+    label: str,
+    *,
+    policy: str,
+    against: str,
+    benchmark: str,
+    max_values: int = MAX_LABEL_VALUES,
+) -> dict[str, list[Difference]]:
+    """The paired differences of the groups that `scores_by_label` makes of the predictions.
+
+    They carry no p-value: among so many groups some differ by chance.
+
+    Args:
+        predictions: The answers of the policy whose gain is measured.
+        others: The answers of the policy it is compared with.
+        label: Name of the label.
+        policy: Name of the first policy.
+        against: Name of the second.
+        benchmark: Name of the benchmark.
+        max_values: Number of values, the commonest, that are looked at.
+    """
+    found = {}
+    for value in label_values(predictions, label)[:max_values]:
+        rows = [row for row in predictions if row.labels.get(label) == value]
+        found[value] = [
+            _difference(pairs, metric, policy=policy, against=against, benchmark=benchmark)
+            for metric in LABEL_METRICS
+            if (pairs := _answered_by_both(rows, others, metric))
+        ]
+    return found
+
+
+def _answered_by_both(
+    predictions: Sequence[Prediction], others: Sequence[Prediction], metric: str
+) -> list[tuple[Prediction, Prediction]]:
+    """Both answers to every sample that a metric is defined for and both policies answered."""
+    known = {row.sample_id: row for row in others}
+    return [(row, known[row.sample_id]) for row in measured(predictions, metric) if row.sample_id in known]
+
+
+def _difference(
+    pairs: Sequence[tuple[Prediction, Prediction]], metric: str, *, policy: str, against: str, benchmark: str
+) -> Difference:
+    """The mean paired difference of a metric with its interval."""
+    mine, theirs = (values(rows, metric) for rows in zip(*pairs, strict=True))
+    value, low, high = paired_difference(mine, theirs, [row.image for row, _ in pairs])
+    return Difference(
+        policy=policy, against=against, benchmark=benchmark, metric=metric, value=value, low=low, high=high, n=len(pairs)
+    )

@@ -23,6 +23,7 @@ from stllava.report import wording
 from stllava.report.charts import Dot, Line, difference_chart, interval_chart, line_chart
 from stllava.report.disagreements import disagreements
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
+from stllava.report.label_tables import SMALL_GROUP, LabelScores, scores_by_every_label
 from stllava.report.rendering import page_environment
 from stllava.report.run_files import Round, RunFiles, read_run_files
 from stllava.rundir import ROUND_STAGES, SFT, RunDir
@@ -93,12 +94,13 @@ def write_report(run: Path) -> Path:
         StllavaError: Where the run is not finished.
     """
     folder, files = RunDir(run), read_run_files(run)
-    write_whole(folder.summary, json.dumps(summarize(files), indent=1, ensure_ascii=False) + "\n")
-    write_whole(folder.page, render(files))
+    labels = scores_by_every_label(files)
+    write_whole(folder.summary, json.dumps(summarize(files, labels), indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder.page, render(files, labels))
     return folder.page
 
 
-def summarize(run: RunFiles) -> dict[str, JsonValue]:
+def summarize(run: RunFiles, labels: Sequence[LabelScores]) -> dict[str, JsonValue]:
     """The run's numbers, for programs."""
     outcome = run.outcome
     return {
@@ -107,6 +109,7 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
         "best": outcome.best,
         "rows": [score.model_dump(mode="json") for score in outcome.scores],
         "differences": [difference.model_dump(mode="json") for difference in outcome.differences],
+        "labels": [scores.as_json for scores in labels],
         "prompts": {name: run.options.evaluate.template(name) for name in wording.benchmarks(outcome.scores)},
         "overlaps": [overlap.model_dump(mode="json") for overlap in outcome.overlaps],
         "sentences": list(outcome.sentences),
@@ -125,7 +128,7 @@ def summarize(run: RunFiles) -> dict[str, JsonValue]:
     }
 
 
-def render(run: RunFiles) -> str:
+def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
     """The page."""
     environment = page_environment()
     environment.filters |= {
@@ -143,6 +146,8 @@ def render(run: RunFiles) -> str:
         summary=wording.summary(run.outcome, len(run.rounds)),
         tiles=tiles(run),
         tables=[table for name in names for table in tables(run, name)],
+        labels=labels,
+        small_group=SMALL_GROUP,
         family=wording.FAMILIES,
         disagreed=disagreements(run.predictions.get(names[0], {}).get(wording.challenger(run.outcome), ())) if names else [],
         overlaps=run.outcome.overlaps,

@@ -3,11 +3,12 @@
 Writes one folder a stage under the run directory, then `outcome.json`, `summary.json` and `report.html`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import SftOptions
+from stllava.config import JudgeOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
@@ -86,6 +87,7 @@ class Loop:
     policies: list[str] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)
     judged: list[tuple[Path, Path]] = field(default_factory=list)
+    spent: list[tuple[float, float]] = field(default_factory=list)
     finished: int = 0
 
     def turn(self) -> Outcome:
@@ -118,7 +120,7 @@ class Loop:
         fruitless = 0
         for number in range(1, options.rounds + 1):
             name = round_name(number)
-            if not self.round(name, self.folder.policy(best), data):
+            if not self.round(number, self.folder.policy(best), data):
                 break
             self.finished, values[name] = number, self.value(name, data)
             gain = values[name] - values[best]
@@ -153,23 +155,36 @@ class Loop:
         sft(options.align, model=model, conversations=data.captions, images=root, to=to, seed=options.seed)
         return str(to)
 
-    def round(self, name: str, policy: Path, data: DataSet) -> bool:
+    def round(self, number: int, policy: Path, data: DataSet) -> bool:
         """One round of self-training from `policy`; False, with a sentence, when it made no policy.
 
         Where not even the first round makes one, the run has learned nothing: that is an error, and once its cause is
         put right the same command goes on.
         """
         try:
-            self.learn(name, policy, data)
+            self.learn(number, policy, data)
         except (CollapseError, NothingLeftError) as error:
             if not self.finished:
                 raise
-            self.sentences.append(f"Stopped in {name}: {error}")
+            self.sentences.append(f"Stopped in {round_name(number)}: {error}")
             return False
         return True
 
-    def learn(self, name: str, policy: Path, data: DataSet) -> None:
+    def within_budget(self, number: int) -> JudgeOptions:
+        """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come."""
+        options = self.options.judge
+        asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
+        left = self.options.rounds - number + 1
+        shares: dict[str, float] = {}
+        if options.budget:
+            shares["budget"] = max(1, math.ceil((options.budget - asked) / left))
+        if options.budget_cost:
+            shares["budget_cost"] = (options.budget_cost - cost) / left
+        return options.model_copy(update=shares)
+
+    def learn(self, number: int, policy: Path, data: DataSet) -> None:
         """Make the policy of a round from `policy`."""
+        name = round_name(number)
         options, chooses = self.options, self.options.ask.num_descriptions > 1
         seed = int(content_id(options.seed, name)[:8], 16)
         questions, answers = self.folder.stage(name, "ask"), self.folder.stage(name, "answer")
@@ -196,8 +211,18 @@ class Loop:
             truth=data.truth,
             seed=seed,
         )
-        judged = judge(options.judge, answers=answers, truth=data.truth, root=data.image_root, to=judgments, seed=seed)
-        valid = judged.verdicts / asked.distinct if asked.distinct else 0.0
+        judged = judge(
+            self.within_budget(number),
+            answers=answers,
+            truth=data.truth,
+            root=data.image_root,
+            to=judgments,
+            earlier=self.judged if options.judge.is_limited or options.judge.is_paid else (),
+            seed=seed,
+        )
+        self.spent.append((judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0)))
+        subjects = judged.judged if options.judge.is_limited else asked.distinct
+        valid = judged.verdicts / subjects if subjects else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
         self.judged += [descriptions] if chooses else []
@@ -206,9 +231,10 @@ class Loop:
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
+        share = f"of the {judged.judged} chosen" if options.judge.is_limited else "of all but repeats"
         self.sentences.append(
             f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
-            f"verdict ({valid:.1%} of all but repeats); they made {paired.pairs} pairs."
+            f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
         )
         dpo(
             options.dpo,

@@ -113,10 +113,27 @@ class JudgeOptions(Options):
     """YAML files, each with these options of one member of `panel`."""
     verdict: Literal["majority", "mean"] = "majority"
     """How a panel decides: by votes on every two answers, or by the mean of its members' scores."""
+    budget: NonNegativeInt = 0
+    """Maximum number of questions whose answers are judged, in a run over all rounds; 0 judges all. Those that teach most are
+    chosen over the whole set, and what was judged in an earlier round costs nothing."""
+    budget_cost: Rate = 0.0
+    """The same in US dollars, by the prices given and the most that each request can cost; 0 sets no limit."""
+    selection: Literal["informative", "random"] = "informative"
+    """How questions are chosen within a budget: where answers split, spread over kinds of question and images; or by chance."""
     max_failed: Share = 0.05
     """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5
     """The stage stops when the order of the answers decides a larger share of comparisons than this."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether only what fits a budget is judged."""
+        return bool(self.budget or self.budget_cost)
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether a verdict costs money, or the time of a large model, so that none is asked for twice."""
+        return self.expert in ("chat", "local", "panel")
 
 
 class PairOptions(Options):

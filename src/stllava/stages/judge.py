@@ -8,7 +8,7 @@ judgments are then made from there, so a stage that was stopped asks nothing twi
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +16,16 @@ from tempfile import TemporaryDirectory
 from stllava.config import JudgeOptions
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
+from stllava.experts.budgeting import Chosen
 from stllava.experts.build import ExpertInputs, expert_of
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
-from stllava.experts.expert import Expert, no_verdict, shown
+from stllava.experts.expert import Expert, Verdict, no_verdict, shown
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
+from stllava.experts.selection import KnownVerdicts
 from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
 from stllava.remote.refusals import advice
 from stllava.stages.results import VERDICTS, JudgeResult
@@ -51,11 +53,14 @@ def judge(
     truth: Path | None = None,
     root: Path | None = None,
     to: Path,
+    earlier: Sequence[tuple[Path, Path]] = (),
     seed: int = 0,
     may_abstain: bool = False,
     existing: Existing = "resume",
 ) -> JudgeResult:
     """Let an expert judge the folder `answers`.
+
+    With a budget only the answers chosen within it are judged (`experts/selection.py`), and the others get no judgment.
 
     `truth` (JSONL of phantom truths or reference samples) is what the oracle, the simulated and the reference expert
     know; a model sees the images under `root`. An expert that abstains on everything ends the stage with an error
@@ -67,7 +72,9 @@ def judge(
         truth: JSONL of phantom truths or reference samples, for experts that know the answer.
         root: The image root, for experts that are models.
         to: Folder for the judgments (judgments.jsonl).
-        seed: Seed of the run, noted in the manifest.
+        earlier: Folders of answers and of their judgments by the same expert, the oldest first: what one of those verdicts
+            covers is taken from there, and costs nothing.
+        seed: Seed of the run; decides between questions that are worth as much within a budget.
         may_abstain: Whether an expert may abstain on everything without ending the stage in an error.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
@@ -76,21 +83,35 @@ def judge(
             kept.
     """
     inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
+    for number, (before, judged) in enumerate(earlier, 1):
+        inputs |= {f"answers {number}": Input(before, output_hash), f"judgments {number}": Input(judged, output_hash)}
     with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return JudgeResult(to, stage.manifest)
         given, tally = stream_records(answers, "answers", Answers), Tally()
         with expert_of(options, ExpertInputs(to, root, truth)) as expert:
-            expert.prepare(given)
-            stage.write_records("judgments", tally.count(_judged(expert, row) for row in given))
+            chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
+            expert.prepare(chosen)
+            stage.write_records("judgments", tally.count(_judged(expert, *row) for row in chosen.verdicts(expert)))
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
-            measures=tally.measures,
+            measures={**tally.measures, **chosen.measures},
             notes=(f"The expert is called {expert.name}. {expert.method}", *filter(None, (expert.damage,))),
         )
         return JudgeResult(to, manifest)
+
+
+def known_verdicts(earlier: Sequence[tuple[Path, Path]], expert: Expert) -> KnownVerdicts:
+    """What this very expert said before, by this very rubric."""
+    known = KnownVerdicts()
+    for answers, judgments in earlier:
+        given = {row.id: row for row in read_records(answers, "answers", Answers)}
+        for judgment in read_records(judgments, "judgments", Judgment):
+            if (judgment.expert, judgment.prompt_hash) == (expert.name, expert.prompt_hash):
+                known.add(given[judgment.answers_id], judgment)
+    return known
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,15 @@ class JudgePlan:
     """US dollars they cost at most, by the prices in the options; None where an expert is asked whose price is not given."""
 
 
-def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, root: Path | None = None, to: Path) -> JudgePlan:
+def plan(
+    options: JudgeOptions,
+    *,
+    answers: Path,
+    truth: Path | None = None,
+    root: Path | None = None,
+    to: Path,
+    seed: int = 0,
+) -> JudgePlan:
     """What judging the folder `answers` into `to` would still take; asks nothing and writes nothing."""
     with TemporaryDirectory() as spare:
         folder = to if (to / EXCHANGES).is_dir() else Path(spare)
@@ -114,7 +143,8 @@ def plan(options: JudgeOptions, *, answers: Path, truth: Path | None = None, roo
         with expert_of(options, ExpertInputs(folder, root, truth, asks=False)) as expert:
             experts = expert.members if isinstance(expert, Panel) else (expert,)
             members = [member for member in experts if isinstance(member, ModelExpert)]
-            for row in stream_records(answers, "answers", Answers):
+            given = stream_records(answers, "answers", Answers)
+            for row in Chosen.among(given, known=KnownVerdicts(), expert=expert, options=options, seed=seed):
                 for member in members:
                     for request in member.missing(row):
                         prompt, requests, max_cost = prompt or request.text, requests + 1, member.max_cost(request)
@@ -159,7 +189,10 @@ def check(
             expert.prepare(given)
             tally = Tally()
             if (
-                not any(judgment.scores is not None for judgment in tally.count(_judged(expert, row) for row in given))
+                not any(
+                    judgment.scores is not None
+                    for judgment in tally.count(_judged(expert, row, expert.judge(row)) for row in given)
+                )
                 and given
             ):
                 raise no_verdict(expert.name, f"any of {tally.judged} questions", tally.causes, tally.examples, ended=True)
@@ -253,8 +286,7 @@ class Tally:
         return figures
 
 
-def _judged(expert: Expert, answers: Answers) -> Judgment:
-    verdict = expert.judge(answers)
+def _judged(expert: Expert, answers: Answers, verdict: Verdict) -> Judgment:
     return Judgment(
         id=content_id("judgment", answers.id, expert.name, expert.prompt_hash),
         answers_id=answers.id,

@@ -105,6 +105,11 @@ class ModelExpert:
         """US dollars that a request costs at most; None where no price is known."""
         return self._backend.max_cost(request)
 
+    def max_cost_of(self, answers: Answers) -> float | None:
+        """US dollars that judging a set of answers costs at most, asked or not; None where no price is known."""
+        costs = [self._backend.max_cost(request) for request in self._requests(answers)]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
     @property
     def damage(self) -> str:
         """What is lost of its reply_log, in a sentence; empty where nothing is."""

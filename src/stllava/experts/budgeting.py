@@ -1,0 +1,82 @@
+"""What an expert is asked about within a budget, and what it said before and is not asked again."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from stllava.config import JudgeOptions
+from stllava.errors import StllavaError
+from stllava.experts.expert import Expert, Verdict
+from stllava.experts.model.model_expert import ModelExpert
+from stllava.experts.panel import Panel
+from stllava.experts.selection import KnownVerdicts, candidate, choose
+from stllava.records import Answers
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The answers that are judged, in their order; iterating gives those that the expert is to be asked about."""
+
+    given: Iterable[Answers]
+    """All answers; gone through more than once."""
+    known: KnownVerdicts
+    """What need not be asked."""
+    asked: frozenset[str] | None
+    """Ids of the answers that the expert is asked about; None where there is no budget, and so all are."""
+    measures: dict[str, float]
+    """What the manifest says of the choice; nothing where there was none."""
+
+    @classmethod
+    def among(
+        cls, given: Iterable[Answers], *, known: KnownVerdicts, expert: Expert, options: JudgeOptions, seed: int
+    ) -> "Chosen":
+        """What is judged within the budget of the options."""
+        if not options.budget and not options.budget_cost:
+            return cls(given, known, None, {})
+        candidates = [candidate(row) for row in given if known.verdict(row) is None]
+        order = choose(candidates, options.budget or len(candidates), by=options.selection, seed=seed)
+        if options.budget_cost:
+            costs = {row.id: _max_cost(expert, row) for row in given}
+            spent = accumulate(costs[key] for key in order)
+            order = [key for key, total in zip(order, spent, strict=True) if total <= options.budget_cost]
+            if not order and candidates:
+                least = min(costs.values())
+                raise StllavaError(
+                    f"judge.budget_cost is ${options.budget_cost:g}, and judging the first question can cost ${least:.4g}",
+                    expected="a budget for one question at least",
+                    remedy="Raise it.",
+                )
+        settled = sum(each.entropy == 0 for each in candidates)
+        return cls(
+            given,
+            known,
+            frozenset(order),
+            {"asked": float(len(order)), "not_chosen": float(len(candidates) - len(order)), "settled": float(settled)},
+        )
+
+    def __iter__(self) -> Iterator[Answers]:
+        for row in self.given:
+            if (self.asked is None or row.id in self.asked) and self.known.verdict(row) is None:
+                yield row
+
+    def verdicts(self, expert: Expert) -> Iterator[tuple[Answers, Verdict]]:
+        """The expert's verdict on each, and the earlier verdicts on what need not be asked."""
+        for row in self.given:
+            verdict = self.known.verdict(row)
+            if verdict is not None or self.asked is None or row.id in self.asked:
+                yield row, verdict if verdict is not None else expert.judge(row)
+
+
+def _max_cost(expert: Expert, answers: Answers) -> float:
+    """US dollars that judging a set of answers costs at most."""
+    total = 0.0
+    for member in expert.members if isinstance(expert, Panel) else (expert,):
+        cost = member.max_cost_of(answers) if isinstance(member, ModelExpert) else 0.0
+        if cost is None:
+            raise StllavaError(
+                f"judge.budget_cost without prices: what {member.name} costs is not known",
+                expected="input_price and output_price of every expert that is asked",
+                remedy="Give them, or set budget, a number of questions, instead.",
+            )
+        total += cost
+    return total

@@ -18,6 +18,8 @@ IMAGES = [
 
 def test_without_borrowing_every_image_keeps_its_own_questions() -> None:
     assert list(lend(IMAGES, max_borrowed=0)) == [list(image.questions) for image in IMAGES]
+    assert list(lend([], max_borrowed=3)) == []
+    assert list(lend([AskedAbout("", ())], max_borrowed=3)) == [[]]
 
 
 def test_questions_are_borrowed_first_from_images_described_alike() -> None:

@@ -219,3 +219,23 @@ def test_a_recipe_that_is_not_there_is_looked_for_in_a_named_folder(tmp_path: Pa
 def test_a_price_that_is_no_price_is_refused(name: str, value: float) -> None:
     with pytest.raises(StllavaError, match=f"chat.{name}"):
         validate(JudgeOptions, {"chat": {name: value}}, source="--chat")
+
+
+def test_the_last_training_is_like_stage_1_but_for_what_it_is_given(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(MINIMAL + "sft: {epochs: 7, batch_size: 2, warmup: 0.2}\nfinal_sft: {epochs: 3}\n")
+    final = load_recipe(recipe).final_sft
+    assert final is not None
+    assert (final.epochs, final.batch_size, final.warmup) == (3, 2, 0.2)
+    recipe.write_text(MINIMAL + "sft: {epochs: 7}\n")
+    overridden = load_recipe(recipe, overrides={"sft": {"batch_size": 5}})
+    assert overridden.final_sft == overridden.sft
+    recipe.write_text(MINIMAL + "sft: {epochs: 7}\nfinal_sft: null\n")
+    assert load_recipe(recipe).final_sft is None
+
+
+def test_a_budget_is_refused_beside_descriptions_that_it_does_not_count(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(MINIMAL + "judge: {budget: 10}\nask: {num_descriptions: 3}\n")
+    with pytest.raises(StllavaError, match="num_descriptions 1"):
+        load_recipe(recipe)

@@ -17,7 +17,8 @@ from stllava.stages.pair import REMEDIES, is_nearly_the_same, pair, pairs_of, sc
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
-EXTREMES, ALL = PairOptions(margin=0.5), PairOptions(margin=0.5, pairs="all")
+EXTREMES = PairOptions(margin=0.5, min_chosen_score=0)
+ALL = PairOptions(margin=0.5, min_chosen_score=0, pairs="all")
 EITHER = pytest.mark.parametrize("options", [EXTREMES, ALL], ids=["extremes", "all"])
 SCORES = st.integers(0, 6).map(lambda points: points / 4)
 MARKED = st.lists(st.tuples(st.sampled_from(["", "yes", "No", "no", "left", "a mass"]), SCORES), min_size=2, max_size=7)
@@ -268,10 +269,10 @@ def test_every_judgment_makes_a_pair_or_is_counted_by_cause(tmp_path: Path) -> N
     ]
     for options, pairs, surplus in (
         (EXTREMES, 3, 1),
-        (PairOptions(margin=0.5, balance=False), 4, 0),
+        (PairOptions(margin=0.5, balance=False, min_chosen_score=0), 4, 0),
         (ALL, 5, 3),
-        (PairOptions(margin=0.5, pairs="all", balance=False), 8, 0),
-        (PairOptions(margin=0.5, pairs="all", balance=False, max_pairs_per_question=2), 6, 0),
+        (PairOptions(margin=0.5, min_chosen_score=0, pairs="all", balance=False), 8, 0),
+        (PairOptions(margin=0.5, min_chosen_score=0, pairs="all", balance=False, max_pairs_per_question=2), 6, 0),
     ):
         manifest, made = run_pair(
             options, rounds, tmp_path / f"{options.pairs}-{options.balance}-{options.max_pairs_per_question}"

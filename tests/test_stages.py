@@ -317,6 +317,9 @@ def test_the_words_of_a_prompt_are_asked_and_kept(tiny_model: Path, phantoms: Pa
 def test_a_multiple_choice_question_is_asked_with_its_options() -> None:
     one = sample("a", "liver", "closed").model_copy(update={"choices": ("lung", "liver")})
     assert worded(one, "{question}\nLetter:") == "?\nA. lung\nB. liver\nLetter:"
+    named = one.model_copy(update={"question": "Is it the lung, or the LIVER?"})
+    assert worded(named, "{question}") == named.question
+    assert worded(named.model_copy(update={"question": "Is it the lung?"}), "{question}").endswith("\nA. lung\nB. liver")
 
 
 def test_rescoring_generates_nothing_and_gives_the_same_scores(

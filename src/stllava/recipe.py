@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
@@ -61,11 +61,12 @@ class RunOptions(Options):
     """Benchmarks."""
     rounds: NonNegativeInt = 3
     """Maximum number of rounds of self-training; 0 ends with stage 1."""
-    final_sft: SftOptions | None = None
-    """After the rounds, train the best policy once more on the labels and on every answer that the expert found right."""
-    keep_pairs: bool = False
+    final_sft: SftOptions | None = SftOptions()
+    """After the rounds, train the best policy once more on the labels and on every answer that the expert found right, with
+    the options of sft but for those given here; null leaves it out."""
+    keep_pairs: bool = True
     """Learn in every round from the pairs of the rounds before it too."""
-    patience: PositiveInt = 1
+    patience: PositiveInt = 2
     """Stop after this many rounds in a row that do not beat the best one on the validation split."""
     baselines: bool = True
     """Score the majority and question-only baselines too."""
@@ -74,11 +75,28 @@ class RunOptions(Options):
     max_bad: Share = 0.05
     """The run stops when a larger share of images or rows than this is unusable; fewer are counted and left out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _final_sft_is_like_sft(cls, values: Any) -> Any:
+        """What the last training is not given it takes from sft."""
+        if not isinstance(values, dict):
+            return values
+        sft, final = values.get("sft", {}), values.get("final_sft", {})
+        if isinstance(sft, SftOptions):
+            sft = sft.model_dump(exclude_unset=True)
+        return {**values, "final_sft": _merge(sft, final)} if isinstance(sft, dict) and isinstance(final, dict) else values
+
     @model_validator(mode="after")
     def _policies_speak_here(self) -> "RunOptions":
         for name in ("ask", "answer", "evaluate"):
             if getattr(self, name).endpoint.url:
                 raise ValueError(f"no {name}.endpoint in a run: a server serves one policy, and a run makes several")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_for_answers(self) -> "RunOptions":
+        if self.judge.is_limited and self.ask.num_descriptions > 1:
+            raise ValueError("ask.num_descriptions 1 with judge.budget: descriptions that are judged are not counted in it")
         return self
 
     @model_validator(mode="after")

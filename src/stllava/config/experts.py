@@ -154,11 +154,11 @@ class PairOptions(Options):
     """Maximum number of pairs per question, those that differ most first; no limit when absent."""
     balance: bool = True
     """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
-    max_denial_share: Share = 1.0
+    max_denial_share: Share = 0.1
     """Largest share of chosen answers such as "there is no …" to questions that take for granted what is not there."""
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
-    min_chosen_score: Share = 0.0
+    min_chosen_score: Share = 0.5
     """Minimum score of a chosen answer: the best of bad answers is not worth learning."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

@@ -89,7 +89,7 @@ class AskOptions(GenerationOptions):
 
     questions: PositiveInt = 5
     """Number of questions per image."""
-    borrow_questions: NonNegativeInt = 0
+    borrow_questions: NonNegativeInt = 10
     """Number of questions that an image borrows from the images most like it in description and look."""
     description_prompt: str = DESCRIBE
     """What the user says to get the description."""
@@ -110,7 +110,7 @@ class AnswerOptions(GenerationOptions):
 
     renamed: ClassVar[Mapping[str, str]] = {**GenerationOptions.renamed, "k": "num_answers"}
 
-    num_answers: Annotated[int, Field(ge=2)] = 4
+    num_answers: Annotated[int, Field(ge=2)] = 8
     """Number of answers per question."""
     sampling: SamplingOptions = SamplingOptions(temperature=1.5, max_new_tokens=1024)
     """How answers are sampled."""

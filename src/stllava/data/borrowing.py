@@ -55,7 +55,7 @@ def lend(images: Sequence[AskedAbout], *, max_borrowed: int) -> Iterator[list[st
     if not max_borrowed:
         yield from (list(image.questions) for image in images)
         return
-    pool = [image for image in images[:: -(-len(images) // POOL)] if image.questions]
+    pool = [image for image in images[:: 1 + len(images) // POOL] if image.questions]
     texts: dict[str, str] = {}
     for image in pool:
         for text in image.questions:

@@ -17,6 +17,7 @@ from stllava.data.images import count_missing
 from stllava.data.overlap import describe, find_overlap, fingerprints_of, read_training_items, refuse
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
+from stllava.metrics.robust import normalise
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
@@ -136,9 +137,15 @@ def _overlap(benchmark: str, samples: Sequence[Sample], learned: Sequence[Path],
 
 
 def worded(sample: Sample, template: str) -> str:
-    """The question in the words of a template; the options of a multiple-choice question stand one a line, lettered."""
+    """The question in the words of a template; the options of a multiple-choice question stand one a line, lettered.
+
+    A question that names all of its options itself ("Is it small, medium or large?") is asked as it is: it says what may be
+    answered, and a policy that never saw lettered lines answers it as it learned to.
+    """
+    words = f" {normalise(sample.question)} "
+    named = all(f" {normalise(choice)} " in words for choice in sample.choices)
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, sample.choices, strict=False))
-    question = f"{sample.question}\n{options}" if options else sample.question
+    question = sample.question if named else f"{sample.question}\n{options}"
     return template.replace(QUESTION, question)
 
 

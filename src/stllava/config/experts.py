@@ -93,6 +93,9 @@ class JudgeOptions(Options):
     """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
     orders: PositiveInt = 2
     """Number of orders in which a model is shown the same answers; where its verdicts differ, it is a tie."""
+    correct: bool = False
+    """Where no answer is right, also take the expert's own: the best answer with as few words changed as it takes. `pair`
+    makes it the chosen answer."""
     repeats: PositiveInt = 1
     """How often a model is asked in each order; all of its verdicts count together."""
     rubric: NamedPath | None = None

@@ -62,6 +62,8 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
                 remedy="List a YAML file of options for each member in judge.panel.",
             )
         members = [load_judge(path) for path in options.panel]
+        if options.correct:
+            members = [member.model_copy(update={"correct": True}) for member in members]
         if any(member.expert == "panel" for member in members):
             raise StllavaError("a panel is a member of a panel", expected="single experts", remedy="Name its members instead.")
         return Panel(
@@ -73,7 +75,8 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
         return by_rule
     reply_log = files.enter_context(closing(ReplyLog(inputs.folder, name=name)))
     mode: Mode = "pairwise" if options.expert == "simulated" else options.mode
-    rubric = load_rubric(options.rubric, mode=mode, structured=options.expert == "chat" and options.chat.structured)
+    structured = options.expert == "chat" and options.chat.structured
+    rubric = load_rubric(options.rubric, mode=mode, structured=structured, correct=options.correct)
     backend = backend_of(options, inputs, reply_log)
     return ModelExpert(backend, rubric, reply_log=reply_log, options=options, contexts=contexts_of(options, inputs))
 
@@ -99,7 +102,7 @@ def contexts_of(options: JudgeOptions, inputs: ExpertInputs) -> list[Context]:
 def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog) -> JudgeBackend:
     """The model that the options name."""
     if options.expert == "scripted":
-        return ScriptedBackend(options.scripted, mode=options.mode)
+        return ScriptedBackend(options.scripted, mode=options.mode, correct=options.correct)
     if options.expert == "simulated":
         return SimulatedBackend(options.simulated, oracle=Oracle(read_jsonl(_known(options.expert, inputs.truth), Truth)))
     if inputs.root is None:

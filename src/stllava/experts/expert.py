@@ -52,6 +52,8 @@ class Verdict:
     """US dollars."""
     agreement: float | None = None
     """Of a panel, the share of its members' votes that its verdict follows; None for one expert alone."""
+    correction: str | None = None
+    """The right answer where none of the completions is right, as far as the expert knows it."""
 
 
 class Expert(Protocol):

@@ -73,6 +73,7 @@ class Panel:
             raw=(*raw, *(reply for verdict in verdicts for reply in verdict.raw)),
             usage=dict(usage),
             cost=sum(verdict.cost for verdict in verdicts),
+            correction=next((verdict.correction for verdict in heard if verdict.correction is not None), None),
             agreement=sum(agreeing) / len(agreeing) if agreeing and len(heard) > 1 else None,
         )
 

@@ -120,6 +120,7 @@ class KnownVerdicts:
                     comparisons=_moved(judgment.comparisons, before.final_answers, texts),
                     context=judgment.context,
                     agreement=judgment.agreement,
+                    correction=judgment.correction,
                 )
         return None
 

@@ -1,5 +1,7 @@
 """Pairs that dpo learns from."""
 
+from pydantic import Field
+
 from stllava.records.dialogue import Message
 from stllava.records.record import Keyed, Record
 
@@ -10,6 +12,8 @@ class Lineage(Record):
     question_id: str
     answers_id: str
     judgment_id: str
+    correction: bool = Field(default=False, exclude_if=lambda corrected: not corrected)
+    """Whether the chosen answer is the expert's correction, which the policy did not give."""
 
 
 class Reference(Keyed):

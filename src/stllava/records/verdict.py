@@ -69,6 +69,8 @@ class Judgment(Keyed):
     """What it cost, in US dollars."""
     agreement: float | None = None
     """Of a panel, the share of its members' votes that the verdict follows; None for one expert alone."""
+    correction: str | None = Field(default=None, exclude_if=lambda text: text is None)
+    """The right answer where the expert found none right and was asked to correct; None otherwise."""
 
 
 class Vote(Keyed):

@@ -1,7 +1,8 @@
 """After the rounds: everything the expert found right becomes conversations, for one more sft (`final_sft`) beside the labels.
 
 Reads the labelled conversations and the answers and judgments of all rounds; writes `conversations.jsonl`. Of the same
-question about the same image the latest right answer counts; yes and no are balanced and denials limited as in pair.
+question about the same image the latest right answer counts, be it the policy's or the expert's correction; yes and no are
+balanced and denials limited as in pair.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
 from stllava.records import Answers, Conversation, Judgment, Message
+from stllava.stages.pair import correction_of
 from stllava.stages.results import FinalDataResult
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
@@ -52,14 +54,15 @@ def final_data(
             given = {row.id: row for row in read_records(answers, "answers", Answers)}
             for judgment in read_records(judgments, "judgments", Judgment):
                 answered = given[judgment.answers_id]
-                if judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
+                if (correction := correction_of(answered, judgment)) is not None:
+                    right[answered.images, answered.question] = _learned(answered, correction)
+                elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
                     scored = zip(answered.completions, answered.ended, judgment.scores, strict=True)
                     best = next((text for text, ended, score in scored if ended and score == max(judgment.scores)), None)
                     if best is None:
                         cut += 1
                         continue
-                    turns = (Message(role="user", content=answered.question), Message(role="assistant", content=best))
-                    right[answered.images, answered.question] = conversation(answered.images, turns)
+                    right[answered.images, answered.question] = _learned(answered, best)
         taught = [
             TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
         ]
@@ -80,3 +83,9 @@ def final_data(
             measures={"labelled": float(len(labels)), "right": float(len(kept))},
         )
         return FinalDataResult(to, manifest)
+
+
+def _learned(answers: Answers, right: str) -> Conversation:
+    """A question and its right answer."""
+    turns = (Message(role="user", content=answers.question), Message(role="assistant", content=right))
+    return conversation(answers.images, turns)

@@ -92,7 +92,9 @@ def judge(
         with expert_of(options, ExpertInputs(to, root, truth)) as expert:
             chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
             expert.prepare(chosen)
-            stage.write_records("judgments", tally.count(_judged(expert, *row) for row in chosen.verdicts(expert)))
+            stage.write_records(
+                "judgments", tally.count(_judged(expert, *row, correct=options.correct) for row in chosen.verdicts(expert))
+            )
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
@@ -218,6 +220,7 @@ class Tally:
     agreements: int = 0
     agreement: float = 0.0
     examples: dict[VerdictCause, str] = field(default_factory=dict)
+    corrections: int = 0
 
     def count(self, judgments: Iterator[Judgment]) -> Iterator[Judgment]:
         """The judgments, one by one."""
@@ -241,6 +244,7 @@ class Tally:
             if judgment.agreement is not None:
                 self.agreements += 1
                 self.agreement += judgment.agreement
+            self.corrections += judgment.correction is not None
             yield judgment
 
     def check(self, options: JudgeOptions, *, expert: str, may_abstain: bool) -> None:
@@ -283,10 +287,13 @@ class Tally:
             figures["cost"] = self.cost
         if self.agreements:
             figures["panel_agreement"] = self.agreement / self.agreements
+        if self.corrections:
+            figures["corrections"] = float(self.corrections)
         return figures
 
 
-def _judged(expert: Expert, answers: Answers, verdict: Verdict) -> Judgment:
+def _judged(expert: Expert, answers: Answers, verdict: Verdict, *, correct: bool = False) -> Judgment:
+    """The record of a verdict; an expert that knows the right answer says it only where it is to `correct`."""
     return Judgment(
         id=content_id("judgment", answers.id, expert.name, expert.prompt_hash),
         answers_id=answers.id,
@@ -301,6 +308,7 @@ def _judged(expert: Expert, answers: Answers, verdict: Verdict) -> Judgment:
         usage=verdict.usage,
         cost=verdict.cost,
         agreement=verdict.agreement,
+        correction=verdict.correction if correct else None,
     )
 
 

@@ -2,9 +2,10 @@
 
 Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
 margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
-the same. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for,
-that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one pair
-or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
+the same. Where the expert found no answer right and said which one is (`judge.correct`), that is the chosen answer, against
+the best of the wrong ones. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if
+asked for, that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one
+pair or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
 """
 
 from collections import Counter
@@ -144,28 +145,23 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     if len(scores) != len(answers.completions):
         return "wrong number of scores"
     undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}
-    texts, ended = answers.final_answers, answers.ended
-    ranked = scored_pairs(texts, scores, undecided=undecided)
-    if not ranked:
-        return "tie"
-    ranked = [pair for pair in ranked if ended[pair.chosen]]
-    if not ranked:
-        return "chosen answer cut off"
-    if options.pairs == "extremes":
-        ranked = ranked[:1]
-    preferences: dict[frozenset[str], Preference] = {}
-    causes: list[PairCause] = []
-    for pair in ranked:
-        if scores[pair.chosen] < options.min_chosen_score:
-            causes.append("chosen answer too bad")
-            continue
-        both = frozenset((texts[pair.chosen], texts[pair.rejected]))
-        cause = _fault(texts, pair, min_gap=options.margin, max_similarity=options.max_similarity)
-        if cause is not None:
-            causes.append(cause)
-        elif both not in preferences:
-            preferences[both] = _preference(answers, judgment, pair)
-    return list(preferences.values())[: options.max_pairs_per_question] or causes[0]
+    corrected = [_corrected(answers, judgment, right)] if (right := correction_of(answers, judgment)) is not None else []
+    if corrected and options.pairs == "extremes":
+        return corrected
+    given = _pairs_of_given(
+        answers, judgment, scored_pairs(answers.final_answers, scores, undecided=undecided), options=options
+    )
+    if isinstance(given, str):
+        return corrected or given
+    return [*corrected, *given][: options.max_pairs_per_question]
+
+
+def correction_of(answers: Answers, judgment: Judgment) -> str | None:
+    """The expert's own answer where it found none right and the policy did not give this one; None otherwise."""
+    right = judgment.correction
+    if judgment.scores is None or right is None or not normalise(right):
+        return None
+    return None if normalise(right) in map(normalise, answers.final_answers) else right
 
 
 def scored_pairs(
@@ -218,6 +214,45 @@ def is_nearly_the_same(first: str, second: str, *, min_similarity: float) -> boo
     )
 
 
+def _corrected(answers: Answers, judgment: Judgment, right: str) -> Preference:
+    """The expert's correction against the best of the wrong answers, of several the one that was given most often.
+
+    Neither `max_similarity` nor `margin` applies: that so little is wrong is what it teaches.
+    """
+    scores, texts = judgment.scores or (), answers.final_answers
+    times = Counter(texts)
+    best = max(range(len(texts)), key=lambda index: (scores[index], times[texts[index]], -index))
+    return _preference(answers, judgment, chosen=right, rejected=best, margin=1 - scores[best] if scores[best] < 1 else 1.0)
+
+
+def _pairs_of_given(
+    answers: Answers, judgment: Judgment, ranked: list[ScoredPair], *, options: PairOptions
+) -> list[Preference] | PairCause:
+    """The pairs among answers that the policy gave."""
+    scores, texts, ended = judgment.scores or (), answers.final_answers, answers.ended
+    if not ranked:
+        return "tie"
+    ranked = [pair for pair in ranked if ended[pair.chosen]]
+    if not ranked:
+        return "chosen answer cut off"
+    if options.pairs == "extremes":
+        ranked = ranked[:1]
+    preferences: dict[frozenset[str], Preference] = {}
+    causes: list[PairCause] = []
+    for pair in ranked:
+        if scores[pair.chosen] < options.min_chosen_score:
+            causes.append("chosen answer too bad")
+            continue
+        both = frozenset((texts[pair.chosen], texts[pair.rejected]))
+        cause = _fault(texts, pair, min_gap=options.margin, max_similarity=options.max_similarity)
+        if cause is not None:
+            causes.append(cause)
+        elif both not in preferences:
+            chosen = answers.completions[pair.chosen]
+            preferences[both] = _preference(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
+    return list(preferences.values())[: options.max_pairs_per_question] or causes[0]
+
+
 def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_similarity: float) -> PairCause | None:
     """Why two answers are no pair to learn from."""
     chosen, rejected = texts[pair.chosen], texts[pair.rejected]
@@ -230,20 +265,26 @@ def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_simila
     return "nearly the same text" if is_nearly_the_same(chosen, rejected, min_similarity=max_similarity) else None
 
 
-def _preference(answers: Answers, judgment: Judgment, pair: ScoredPair) -> Preference:
-    chosen, rejected = answers.completions[pair.chosen], answers.completions[pair.rejected]
-    lineage = Lineage(question_id=answers.question_id, answers_id=answers.id, judgment_id=judgment.id)
-    key = content_id("preference", answers.question, chosen, rejected, lineage.model_dump())
+def _preference(answers: Answers, judgment: Judgment, *, chosen: str, rejected: int, margin: float) -> Preference:
+    """A text against the answer with the index `rejected`; a text that is none of the answers is the expert's correction."""
+    worse = answers.completions[rejected]
+    lineage = Lineage(
+        question_id=answers.question_id,
+        answers_id=answers.id,
+        judgment_id=judgment.id,
+        correction=chosen not in answers.completions,
+    )
+    key = content_id("preference", answers.question, chosen, worse, lineage.model_dump())
     return Preference(
         id=key,
         images=answers.images,
         prompt=(Message(role="user", content=answers.question),),
         chosen=chosen,
-        rejected=rejected,
-        rejected_ended=answers.ended[pair.rejected],
-        margin=pair.gap,
+        rejected=worse,
+        rejected_ended=answers.ended[rejected],
+        margin=margin,
         lineage=lineage,
-        reference=_reference(answers, key, chosen=chosen, rejected=rejected),
+        reference=_reference(answers, key, chosen=chosen, rejected=worse),
     )
 
 
@@ -267,10 +308,12 @@ def _measures(preferences: Collection[Preference], *, judged: int, surplus: int)
     """What the manifest says of the pairs; `surplus` counts the pairs left out so that yes and no are balanced."""
     count, questions = len(preferences), _questions(preferences)
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in preferences)
+    corrected = sum(pair.lineage.correction for pair in preferences)
     return {
         "pair_share": questions / judged if judged else 0.0,
         "pairs_a_question": count / questions if questions else 0.0,
         "surplus_pairs": float(surplus),
         "mean_margin": sum(pair.margin for pair in preferences) / count if count else 0.0,
         "chosen_longer_share": longer / count if count else 0.0,
+        **({"corrected_pairs": float(corrected)} if corrected else {}),
     }

@@ -15,9 +15,9 @@ from stllava.records import content_id
 class ScriptedBackend(FreeBackend):
     """Likes answers with certain words, the more of them the better; reads nothing but what the prompt's marks enclose."""
 
-    def __init__(self, options: ScriptedOptions, *, mode: Mode) -> None:
-        """ServerReply with a verdict on two answers, or with scores."""
-        self._options, self._mode = options, mode
+    def __init__(self, options: ScriptedOptions, *, mode: Mode, correct: bool = False) -> None:
+        """Reply with a verdict on two answers, or with scores; to `correct`, also with a liked word where no answer has one."""
+        self._options, self._mode, self._correct = options, mode, correct
 
     @property
     def name(self) -> str:
@@ -33,11 +33,14 @@ class ScriptedBackend(FreeBackend):
         """ServerReply to every request."""
         for request in requests:
             marks = [self._mark(text) for text in shown(request)]
+            liked = "I like some words."
+            if self._correct and max(marks) == 1:
+                liked += f"\nCorrection: {self._options.prefer[0]}"
             if self._mode == "scores":
-                reply = f"I like some words.\nScores: {', '.join(map(str, marks))}"
+                reply = f"{liked}\nScores: {', '.join(map(str, marks))}"
             else:
                 first, second = marks
-                reply = f"I like some words.\nVerdict: {'tie' if first == second else '1' if first > second else '2'}"
+                reply = f"{liked}\nVerdict: {'tie' if first == second else '1' if first > second else '2'}"
             record(Exchange.of(request, model=self.name, body=as_body(reply)))
 
     def _mark(self, text: str) -> int:

@@ -95,6 +95,7 @@ class ModelExpert:
         context = " and what is known of it" if self._contexts else ""
         order = f"in {options.orders} orders" if options.orders > 1 else "in one order"
         asked = f"It is a model that sees the image{context}, and is asked {task}, {order}{times}"
+        asked += ", and for the right answer where none is" if options.correct else ""
         return f"{asked}; where replies differ, it is a tie."
 
     def missing(self, answers: Answers) -> list[JudgeRequest]:
@@ -167,6 +168,7 @@ class ModelExpert:
             raw=tuple(reply.words for reply in replies),
             usage=dict(usage) if replies else {},
             cost=sum(cost for cost, _ in spent),
+            correction=result.correction,
         )
 
     def _parse(self, reply: ReplyText, count: int) -> ParsedReply:

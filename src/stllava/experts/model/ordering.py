@@ -3,7 +3,7 @@
 Where the orders disagree about two answers, it is a tie; where one of them brought no verdict, there is none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,6 +11,8 @@ from stllava.experts.model.rubric import Mode
 from stllava.experts.model.verdict_parser import MOST_POINTS, ParsedReply
 from stllava.records import Comparison, VerdictCause
 
+RIGHT = 0.8
+"""A completion of this mean score is right enough to need no correction: the rubric's 8 of 10."""
 Order = tuple[int, ...]
 """Places of completions, first shown first."""
 
@@ -25,6 +27,8 @@ class Aggregated:
     """Why there is none."""
     comparisons: tuple[Comparison, ...]
     """Of every two different texts."""
+    correction: str | None = None
+    """The right answer, where the replies that saw the best completion say that it is not right."""
 
 
 def distinct(completions: Sequence[str]) -> list[int]:
@@ -74,7 +78,16 @@ def aggregate(completions: Sequence[str], replies: Sequence[tuple[Order, ParsedR
     if len(marks) < len(places):
         return Aggregated(None, _commonest(causes), comparisons)
     by_text = {completions[place]: mark for place, mark in marks.items()}
-    return Aggregated(tuple(by_text[text] for text in completions), None, comparisons)
+    scores = tuple(by_text[text] for text in completions)
+    return Aggregated(scores, None, comparisons, _correction(marks, replies, mode=mode))
+
+
+def _correction(marks: Mapping[int, float], replies: Sequence[tuple[Order, ParsedReply]], *, mode: Mode) -> str | None:
+    """The first correction of a reply that saw the best completion; none of one that is right by its own score."""
+    best = max(marks, key=lambda place: (marks[place], -place))
+    if mode == "scores" and marks[best] >= RIGHT:
+        return None
+    return next((parsed.correction for order, parsed in replies if best in order and parsed.correction is not None), None)
 
 
 def _compared(one: int, other: int, replies: Sequence[tuple[Order, ParsedReply]]) -> Comparison:

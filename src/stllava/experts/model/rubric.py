@@ -46,6 +46,21 @@ _FORMS = {
     ),
 }
 
+_NONE_RIGHT = {
+    "pairwise": "neither answer is right, also give the right one: the better of the two",
+    "scores": "no answer deserves 8 or more, also give the right one: the best of them",
+}
+_CORRECTIONS = {
+    True: (
+        ' If {none_right} with as few words changed as it takes, in a third field "correction" before the last one. '
+        'Else, and where you do not know it, leave that field an empty text: "correction": "".'
+    ),
+    False: (
+        ' If {none_right} with as few words changed as it takes, on a line of its own before that one, such as "Correction: a '
+        'mass in the left lung". Else, and where you do not know it, leave that line out.'
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Rubric:
@@ -57,11 +72,19 @@ class Rubric:
     """What it asks for."""
     structured: bool
     """Whether the reply is to be JSON."""
+    correct: bool = False
+    """Whether the right answer is asked for where none is right."""
 
     @property
     def hash(self) -> str:
         """Hash of everything here that shapes a prompt."""
-        return content_id("rubric", self.template, _FORMS[self.mode, self.structured])
+        return content_id("rubric", self.template, self.form)
+
+    @property
+    def form(self) -> str:
+        """In which form the reply is to come."""
+        form = _FORMS[self.mode, self.structured]
+        return form + _CORRECTIONS[self.structured].format(none_right=_NONE_RIGHT[self.mode]) if self.correct else form
 
     def write(self, question: str, answers: Sequence[str], contexts: Sequence[Context]) -> str:
         """The prompt that shows these answers in this order."""
@@ -79,7 +102,7 @@ class Rubric:
             answers="".join(
                 fenced(f"answer {number}", text, mark) + "\n" for number, text in enumerate(texts[1 : 1 + len(answers)], 1)
             ),
-            form=_FORMS[self.mode, self.structured],
+            form=self.form,
         )
 
     def schema(self, count: int) -> dict[str, JsonValue]:
@@ -89,15 +112,16 @@ class Rubric:
             verdict = {"verdict": {"type": "string", "enum": ["1", "2", "tie", "abstain"]}}
         else:
             verdict = {"scores": {"type": "array", "items": {"type": "number"}, "description": f"{count} scores, or none"}}
-        properties: dict[str, JsonValue] = {"reason": {"type": "string"}, **verdict}
+        correction: dict[str, JsonValue] = {"correction": {"type": "string"}} if self.correct else {}
+        properties: dict[str, JsonValue] = {"reason": {"type": "string"}, **correction, **verdict}
         return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
-def load_rubric(path: Path | None, *, mode: Mode, structured: bool) -> Rubric:
+def load_rubric(path: Path | None, *, mode: Mode, structured: bool, correct: bool = False) -> Rubric:
     """The rubric of a file, or the one that is shipped; a file without the places it needs is refused."""
     if path is None:
         shipped = resources.files("stllava.prompts") / f"{mode}.txt"
-        return Rubric(shipped.read_text(encoding="utf-8"), mode, structured)
+        return Rubric(shipped.read_text(encoding="utf-8"), mode, structured, correct)
     if not path.is_file():
         raise StllavaError(f"no rubric {path}", expected="a text file", remedy="Check the path, or leave rubric out.")
     template = path.read_text(encoding="utf-8")
@@ -109,7 +133,7 @@ def load_rubric(path: Path | None, *, mode: Mode, structured: bool) -> Rubric:
         raise _bad_rubric(path, f"it has no place for {', '.join(sorted(missing))}")
     if unknown := places - FIELDS:
         raise _bad_rubric(path, f"it has places that nothing fills: {', '.join(sorted(unknown))}")
-    return Rubric(template, mode, structured)
+    return Rubric(template, mode, structured, correct)
 
 
 def harmless(text: str) -> str:

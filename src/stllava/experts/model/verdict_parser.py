@@ -37,6 +37,8 @@ class ParsedReply:
     """Why there is no verdict; None when there is one."""
     reason: str
     """The model's grounds, in its words; what is wrong with a reply that breaks off."""
+    correction: str | None = None
+    """The right answer in the model's words, where it has a verdict and says one."""
 
 
 def parse_verdict(text: str) -> ParsedReply:
@@ -87,8 +89,11 @@ def _read(
     if found is None:
         return ParsedReply(None, _silence(said), said.strip())
     cause: VerdictCause | None = "abstained" if found == "abstain" else "refused" if _is_refusal(grounds) else None
-    reason = grounds if value is not None and end == len(words) and grounds else said.strip()
-    return ParsedReply(None if found == "abstain" or cause else found, cause, reason)
+    as_object = value if end == len(words) else None
+    reason = grounds if as_object is not None and grounds else said.strip()
+    if found == "abstain" or cause:
+        return ParsedReply(None, cause, reason)
+    return ParsedReply(found, None, reason, _object_correction(as_object) if as_object is not None else _line_correction(words))
 
 
 # ---- the words alone ----
@@ -332,6 +337,37 @@ def _listed_scores(text: str, count: int) -> Scores | None:
 def _complete(marks: list[float | None]) -> Scores | None:
     known = tuple(mark for mark in marks if mark is not None)
     return known if known and len(known) == len(marks) else None
+
+
+# ---- corrections ----
+
+_CORRECTION_KEYS = frozenset({"correction", "correctedanswer", "correctanswer", "corrected", "rightanswer"})
+_CORRECTION_LABELS = ("correction", "corrected answer", "correct answer", "right answer")
+_NO_CORRECTION = frozenset(
+    {"", "none", "n/a", "na", "null", "no correction", "not needed", "none needed", "empty", "-", "–", "…", "..."}
+)
+LONGEST_CORRECTION, LINES_LOOKED_AT = 2_000, 20
+
+
+def _object_correction(value: Mapping[str, object]) -> str | None:
+    """The correction of a JSON object; none where two of its fields differ."""
+    found = {_correction(given) for key, given in value.items() if _name(key) in _CORRECTION_KEYS and isinstance(given, str)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _line_correction(words: str) -> str | None:
+    """What stands behind "Correction:" in the last line but the verdict's that begins so."""
+    for line in reversed(words.split("\n")[-LINES_LOOKED_AT:-1]):
+        label, colon, text = line[: LONGEST_CORRECTION + LONGEST_LINE].partition(":")
+        if colon and _plain(label[:LONGEST_LINE]) in _CORRECTION_LABELS:
+            return _correction(text)
+    return None
+
+
+def _correction(text: str) -> str | None:
+    """A correction on one line without the quotes and emphasis around it, or None where it says that there is none."""
+    said = " ".join(text.split()).strip("*_`\"'“” ") if len(text) <= LONGEST_CORRECTION else ""
+    return None if said.lower().rstrip(".") in _NO_CORRECTION else said
 
 
 # ---- what is no verdict ----

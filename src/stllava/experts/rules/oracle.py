@@ -113,7 +113,13 @@ class Oracle(RuleJudge):
             return Verdict(scores=None, cause="abstained", reason=case)
         query, truth = case
         scores = tuple(score(completion, query, truth) for completion in completions)
-        return Verdict(scores=scores, cause=None, reason=f"The right answer is: {answer(query, truth)[0]}.")
+        right = answer(query, truth)[0]
+        return Verdict(
+            scores=scores,
+            cause=None,
+            reason=f"The right answer is: {right}.",
+            correction=right if max(scores, default=0.0) < 1 else None,
+        )
 
     def _case(self, question: str, images: tuple[str, ...]) -> tuple[Query, Truth] | str:
         """What is asked and what is true, or why it cannot be judged."""

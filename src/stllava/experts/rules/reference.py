@@ -64,7 +64,9 @@ class ReferenceJudge(RuleJudge):
         grounds = self._grounds(answers.question, answers.images)
         if isinstance(grounds, str):
             return Verdict(scores=None, cause="abstained", reason=grounds)
-        return Verdict(scores=tuple(map(grounds.score, answers.final_answers)), cause=None, reason=grounds.reason)
+        scores = tuple(map(grounds.score, answers.final_answers))
+        correction = grounds.right if max(scores, default=0.0) < 1 else None
+        return Verdict(scores=scores, cause=None, reason=grounds.reason, correction=correction)
 
     def _grounds(self, question: str, images: tuple[str, ...]) -> "_Grounds | str":
         """What answers to the question are judged by, or why they cannot be."""
@@ -78,15 +80,15 @@ class ReferenceJudge(RuleJudge):
             truth = expected_answer(question, self._known[images[0]])
             if truth is None:
                 return f"none of the {len(known)} reference questions about this image is this question"
-            return _Grounds(truth.score, f"the references of this image say {truth.value!r}")
+            return _Grounds(truth.score, f"the references of this image say {truth.value!r}", truth.value)
         targets = list(dict.fromkeys(target for sample in found for target in sample.targets))
         truths = {normalise(target) for target in targets if is_yes_no(target)}
         if not targets or len(truths) > 1:
             return f"the reference answers to {found[0].question!r} disagree or are missing"
         reason = f"the reference answer to {found[0].question!r} is {' or '.join(repr(target) for target in targets)}"
         if truths:
-            return _Grounds(lambda completion: float(yes_no(completion) in truths), reason)
-        return _Grounds(lambda completion: token_f1(completion, targets), reason)
+            return _Grounds(lambda completion: float(yes_no(completion) in truths), reason, targets[0])
+        return _Grounds(lambda completion: token_f1(completion, targets), reason, targets[0])
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class _Grounds:
 
     score: Callable[[str], float]
     reason: str
+    right: str
+    """An answer that is right."""
 
 
 def _matches(question: str, known: Sequence[Sample]) -> list[Sample]:

@@ -22,7 +22,8 @@ from stllava.stages.pair import pair, pairs_of
 from stllava.store import read_records
 
 WRONG = answers_of("What is seen?", ("a fracture", "a mass", "a mass"))
-ALL, EXTREMES = PairOptions(pairs="all", max_similarity=0.5), PairOptions(max_similarity=0.5)
+ALL = PairOptions(pairs="all", max_similarity=0.5, min_chosen_score=0.3)
+EXTREMES = PairOptions(max_similarity=0.5)
 
 
 def judgment(correction: str | None, *scores: float) -> Judgment:

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stllava.data.borrowing import AskedAbout, bare, lend, looks_of
+from stllava.data.borrowing import AskedAbout, bare, labelled_donors, lend, looks_of
+from stllava.data.conversations import conversation
+from stllava.records import Message, Role
 
 CYST, WHERE, NORMAL = "What size is the cyst?", "where is the cyst?", "is it normal?"
 IMAGES = [
@@ -54,6 +56,26 @@ def test_of_equally_alike_questions_the_rarest_reach_as_many_images_as_the_commo
     assert min(counts.values()) >= 25
 
 
+def said(role: Role, text: str) -> Message:
+    """A turn."""
+    return Message(role=role, content=text)
+
+
+def test_questions_of_labelled_images_are_lent_too(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 255, (40, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    described = (said("user", "Describe it."), said("assistant", "a smear"))
+    few = (said("user", "Few or many cells?"), said("assistant", "few"))
+    where = (said("user", "Where is the cell?"), said("assistant", "left"))
+    talks = [conversation(("a.png",), turns) for turns in ((*described, *few), where)]
+    (donor,) = labelled_donors(talks, tmp_path)
+    assert (donor.description, donor.questions) == ("a smear", ("Few or many cells?", "Where is the cell?"))
+    assert donor.look == looks_of(tmp_path, ["a.png"])[0]
+    images = [AskedAbout("a chest", ("is it a chest?",)), AskedAbout("a smear", ())]
+    lent = list(lend(images, max_borrowed=2, donors=[donor]))
+    assert lent[1] == ["Few or many cells?", "Where is the cell?"]
+
+
 def test_the_look_of_an_image_on_disk_is_its_hash(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 255, (40, 40), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -61,3 +83,4 @@ def test_the_look_of_an_image_on_disk_is_its_hash(tmp_path: Path) -> None:
     look, plain = looks_of(tmp_path, ["a.png", "plain.png"])
     assert look is not None
     assert plain is None
+    assert looks_of(tmp_path, ["gone.png"]) == [None]

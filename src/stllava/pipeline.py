@@ -199,6 +199,7 @@ class Loop:
             to=questions,
             described=descriptions[0] if chooses else None,
             verdicts=descriptions[1] if chooses else None,
+            conversations=data.conversations,
             seed=seed,
         )
         answer(

@@ -6,8 +6,9 @@ images and not with its square. Reads pictures (`looks_of` only); writes nothing
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from stllava.data.likeness import picture_hash
 from stllava.metrics.robust import normalise
+from stllava.records import Conversation
 
 POOL = 2048
 """Images whose questions are lent, spread evenly over the set."""
@@ -38,16 +40,45 @@ class AskedAbout:
 
 
 def looks_of(root: Path, paths: Sequence[str]) -> list[int | None]:
-    """The `picture_hash` of every image."""
-    looks = []
+    """The `picture_hash` of every image; None of one that is not there."""
+    looks: list[int | None] = []
     for path in paths:
+        if not (root / path).is_file():
+            looks.append(None)
+            continue
         with Image.open(root / path) as picture:
             looks.append(picture_hash(picture))
     return looks
 
 
-def lend(images: Sequence[AskedAbout], *, max_borrowed: int) -> Iterator[list[str]]:
-    """Each image's own questions, and so many of other images' that it does not ask itself.
+def labelled_donors(conversations: Iterable[Conversation], root: Path) -> list[AskedAbout]:
+    """The labelled images with what their labels say and ask of them: a policy hardly asks what it saw asked a dozen times.
+
+    A user's turn that ends in a question mark is a question; the answer to any other first turn is the description.
+    """
+    told: dict[str, str] = {}
+    asked: dict[str, dict[str, str]] = {}
+    for talk in conversations:
+        if len(talk.images) != 1:
+            continue
+        questions = asked.setdefault(talk.images[0], {})
+        turns = [turn for turn in talk.messages if turn.role != "system"]
+        for turn, following in pairwise(turns):
+            if turn.role == "assistant":
+                continue
+            if turn.content.rstrip().endswith("?"):
+                questions.setdefault(bare(turn.content), turn.content.strip())
+            elif turn is turns[0]:
+                told.setdefault(talk.images[0], following.content)
+    looks = looks_of(root, list(asked))
+    return [
+        AskedAbout(told.get(image, ""), tuple(questions.values()), look)
+        for (image, questions), look in zip(asked.items(), looks, strict=True)
+    ]
+
+
+def lend(images: Sequence[AskedAbout], *, max_borrowed: int, donors: Sequence[AskedAbout] = ()) -> Iterator[list[str]]:
+    """Each image's own questions, and so many of other images', or of `donors`, that it does not ask itself.
 
     First those asked about the images most alike; of equally good ones first what the fewest images were asked so far, so
     that rare questions reach as many images as common ones.
@@ -55,7 +86,8 @@ def lend(images: Sequence[AskedAbout], *, max_borrowed: int) -> Iterator[list[st
     if not max_borrowed:
         yield from (list(image.questions) for image in images)
         return
-    pool = [image for image in images[:: 1 + len(images) // POOL] if image.questions]
+    every = 1 + (len(images) + len(donors)) // POOL
+    pool = [image for image in [*images[::every], *donors[::every]] if image.questions]
     texts: dict[str, str] = {}
     for image in pool:
         for text in image.questions:
@@ -65,14 +97,14 @@ def lend(images: Sequence[AskedAbout], *, max_borrowed: int) -> Iterator[list[st
         yield from (list(image.questions) for image in images)
         return
     # Every question beside each image that asks it, those of one question together.
-    asks = sorted((number[bare(text)], donor) for donor, image in enumerate(pool) for text in image.questions)
-    donors = np.array([donor for _, donor in asks])
+    asks = sorted((number[bare(text)], index) for index, image in enumerate(pool) for text in image.questions)
+    asking = np.array([index for _, index in asks])
     starts = np.searchsorted([question for question, _ in asks], np.arange(len(names)))
     asked = Counter(bare(text) for image in images for text in image.questions)
     counts = np.array([asked[key] for key in texts], dtype=np.int64)
     for start in range(0, len(images), _BLOCK):
         block = images[start : start + _BLOCK]
-        best = np.maximum.reduceat(_likeness(block, pool)[:, donors], starts, axis=1)
+        best = np.maximum.reduceat(_likeness(block, pool)[:, asking], starts, axis=1)
         for image, grades in zip(block, np.floor(best * STEPS), strict=True):
             own = {number[key] for key in map(bare, image.questions) if key in number}
             order = np.lexsort((counts, -grades))

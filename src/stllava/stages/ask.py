@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from stllava.config import AskOptions
-from stllava.data.borrowing import AskedAbout, bare, lend, looks_of
+from stllava.data.borrowing import AskedAbout, bare, labelled_donors, lend, looks_of
+from stllava.data.conversations import read_conversations
 from stllava.data.folder import read_images
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.records import Answers, Image, Judgment, Keyed, Message, Question, Sampling, content_id
 from stllava.stages.results import REPEATED, AskResult
-from stllava.store import Existing, Input, Inputs, open_stage, output_hash, read_records
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
 
 MAX_WORDS = 60
@@ -95,6 +96,7 @@ def ask(
     to: Path,
     described: Path | None = None,
     verdicts: Path | None = None,
+    conversations: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
 ) -> AskResult:
@@ -112,6 +114,7 @@ def ask(
         to: Folder for the questions (questions.jsonl).
         described: Folder of answers to requests for a description, made before.
         verdicts: Folder of the judgments of those answers, which choose the description.
+        conversations: Labelled conversations about images under the same root, whose questions are lent to images too.
         seed: Seed of what is drawn at random; the same seed gives the same output.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
@@ -133,6 +136,8 @@ def ask(
     inputs: Inputs = {"policy": Input(policy, fingerprint), "images": _names(pictures), "seed": str(seed)}
     if described is not None and verdicts is not None:
         inputs |= {"described": Input(described, output_hash), "verdicts": Input(verdicts, output_hash)}
+    if conversations is not None:
+        inputs["conversations"] = Input(conversations, file_hash)
     with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing, items="images") as stage:
         if stage.manifest is not None:
             return AskResult(to, stage.manifest)
@@ -188,9 +193,11 @@ def ask(
         )
         looks = looks_of(root, [row.image for row in spoken]) if options.borrow_questions else [None] * len(spoken)
         about = [AskedAbout(row.description, row.texts, look) for row, look in zip(spoken, looks, strict=True)]
+        labels = read_conversations(conversations, root=root)[0] if conversations and options.borrow_questions else []
+        lent = lend(about, max_borrowed=options.borrow_questions, donors=labelled_donors(labels, root))
         questions = [
             _question(row.image, text, description=row.description, policy=weights, sampling=noted)
-            for row, texts in zip(spoken, lend(about, max_borrowed=options.borrow_questions), strict=True)
+            for row, texts in zip(spoken, lent, strict=True)
             for text in texts
         ]
         stage.write_records("questions", questions)

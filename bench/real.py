@@ -1,0 +1,234 @@
+"""Whether self-training pays on real images: all labels, 9 % of them as long, and 9 % with the loop.
+
+    STLLAVA_MEDVQA=… python bench/real.py
+    STLLAVA_MEDVQA=… python bench/real.py --seeds 0 --arms loop "a quarter, informative" "a quarter, by chance" …
+
+The data set is medvqa_mini, the recipe `medvqa-mini.yaml`. Every arm of a seed shares images, validation and test
+questions; the two arms of stage 1 alone see as many labelled images in training (`PRESENTED`), and all arms of the loop
+go on from one and the same stage 1. `--resplit N` draws the labelled 9 % of the pool anew, N deciding which.
+
+Runs are single-threaded processes, `--jobs` at a time; each goes on where it was when the command is given again with the
+same --work. Writes bench/results/real-DEVICE.json (`--name` in place of real) and prints a table. Intervals are over seeds
+and images (`stllava.metrics.seeds`), differences are paired by question; the tables by label are of all seeds together.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from shared.measure import device_kind, write_result
+from stllava.recipe import RECIPES, RunOptions, load_recipe
+
+PRESENTED = 7720
+"""Labelled images that both arms of stage 1 alone see in training: five passes over the whole pool."""
+LABELLED_SHARE = 0.09
+SHOWN = ("open_exact_match", "closed_accuracy")
+TEST = "test"
+BASE = "loop"
+Overrides = dict[str, JsonValue]
+
+
+def stage_1(**sft: JsonValue) -> Overrides:
+    """Stage 1 alone."""
+    return {"rounds": 0, "final_sft": None, "sft": sft}
+
+
+def judged(**judge: JsonValue) -> Overrides:
+    """The loop with another expert, or fewer verdicts."""
+    return {"judge": judge}
+
+
+FULL = 30_000
+"""Verdicts of the whole loop, about: two rounds on 1,403 images."""
+ARMS: dict[str, Overrides] = {
+    "all labels": stage_1(epochs=5),
+    "9 % as long": stage_1(),
+    "loop": {},
+    "a quarter of the verdicts": judged(budget=FULL // 4),
+    "a quarter, by chance": judged(budget=FULL // 4, selection="random"),
+    "a tenth of the verdicts": judged(budget=FULL // 10),
+    "a tenth, by chance": judged(budget=FULL // 10, selection="random"),
+}
+"""What each arm changes of the recipe."""
+
+
+def options_of(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path, quick: bool) -> RunOptions:
+    """The recipe of an arm."""
+    overrides: Overrides = {"seed": seed, **ARMS[arm]}
+    labels = data / "conversations_100.json" if arm == "all labels" else data / "conversations_9.json"
+    images: Overrides = {"conversations": str(labels)}
+    if resplit is not None and arm != "all labels":
+        conversations, unlabelled = split_anew(data, resplit, work)
+        images = {"conversations": str(conversations), "unlabelled": str(unlabelled)}
+    overrides["data"] = images
+    if arm == "9 % as long":
+        talks = json.loads(Path(str(images["conversations"])).read_text(encoding="utf-8"))
+        epochs = PRESENTED / len({talk["image"] for talk in talks})
+        overrides |= stage_1(epochs=epochs)
+    if quick:
+        sft: Overrides = {"epochs": 1, "batch_size": 64}
+        overrides |= {"sft": sft, "rounds": 0, "final_sft": None}
+    return load_recipe(RECIPES / "medvqa-mini.yaml", overrides=overrides)
+
+
+def split_anew(data: Path, number: int, work: Path) -> tuple[Path, Path]:
+    """Other labels of the pool: conversations about as many images, drawn by source and class, and the list of the rest."""
+    from stllava.records import content_id
+
+    folder = work / f"split-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = [json.loads(line) for line in (data / "facts.jsonl").read_text(encoding="utf-8").splitlines()]
+    pool = [row for row in facts if row["split"] in ("labelled", "unlabelled")]
+    strata: dict[str, list[str]] = {}
+    for row in pool:
+        kind = content_id({key: row.get(key) for key in ("source", "modality", "region", "finding", "tumour_type")})
+        strata.setdefault(kind, []).append(row["image"])
+    known: set[str] = set()
+    for names in strata.values():
+        drawn = sorted(names, key=lambda name: content_id("split", number, name))
+        known.update(drawn[: max(1, round(LABELLED_SHARE * len(names)))])
+    talks = json.loads((data / "conversations_100.json").read_text(encoding="utf-8"))
+    conversations, unlabelled = folder / "conversations.json", folder / "unlabelled.txt"
+    conversations.write_text(json.dumps([talk for talk in talks if talk["image"] in known]), encoding="utf-8")
+    unlabelled.write_text("".join(f"{row['image']}\n" for row in pool if row["image"] not in known), encoding="utf-8")
+    return conversations, unlabelled
+
+
+def folder_of(arm: str, seed: int, work: Path) -> Path:
+    """The run directory of an arm."""
+    return work / str(seed) / "".join(letter if letter.isalnum() else "-" for letter in arm)
+
+
+def run_arm(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path, quick: bool) -> None:
+    """Run an arm; one of the loop goes on from the stage 1 of the first that has one."""
+    from stllava.pipeline import run
+
+    options = options_of(arm, seed, data=data, resplit=resplit, work=work, quick=quick)
+    to, start = folder_of(arm, seed, work), folder_of(BASE, seed, work)
+    if options.rounds and arm != BASE and (start / "sft" / "manifest.json").is_file() and not (to / "sft").is_dir():
+        for part in ("data", "model", "sft", "evaluate/sft"):
+            shutil.copytree(start / part, to / part)
+        shutil.copy(start / "plan.json", to / "plan.json")
+    run(options, to=to)
+
+
+def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str, JsonValue]:
+    """Every arm's best policy: scores, the loop's paired differences from it, black images, scores by kind of question."""
+    from stllava.metrics.score import measured, scores_by_label, values
+    from stllava.metrics.seeds import combine_seeds
+    from stllava.records import Outcome, Prediction
+    from stllava.store import read_records
+
+    def told(arm: str, seed: int, policy: str = "") -> list[Prediction]:
+        folder = folder_of(arm, seed, work)
+        best = Outcome.model_validate_json((folder / "outcome.json").read_text(encoding="utf-8")).best
+        name = {"": best, "blind": f"blind-{best}"}.get(policy, policy)
+        return read_records(folder / "evaluate" / name / TEST, "predictions", Prediction)
+
+    shown = {arm: {seed: told(arm, seed) for seed in seeds} for arm in arms}
+    if BASE in arms:
+        shown["the loop's start"] = {seed: told(BASE, seed, "sft") for seed in seeds}
+    table: dict[str, JsonValue] = {}
+    for arm, by_seed in shown.items():
+        row: dict[str, JsonValue] = {}
+        for metric in SHOWN:
+            rows = {seed: measured(by_seed[seed], metric) for seed in seeds}
+            scores = {seed: values(rows[seed], metric) for seed in seeds}
+            images = [[each.image for each in rows[seed]] for seed in seeds]
+            cell: dict[str, JsonValue] = {
+                "score": [100 * value for value in combine_seeds([scores[seed] for seed in seeds], images)],
+                "seeds": [100 * sum(scores[seed]) / len(scores[seed]) for seed in seeds],
+            }
+            if BASE in shown:
+                loops = {seed: values(measured(shown[BASE][seed], metric), metric) for seed in seeds}
+                gaps = [[mine - theirs for mine, theirs in zip(loops[seed], scores[seed], strict=True)] for seed in seeds]
+                cell["loop_minus_this"] = [100 * value for value in combine_seeds(gaps, images, differences=True)]
+            if arm in arms:
+                blind = [values(measured(told(arm, seed, "blind"), metric), metric) for seed in seeds]
+                cell["blind"] = 100 * sum(sum(part) / len(part) for part in blind) / len(blind)
+            row[metric] = cell
+        everything = [answer for seed in seeds for answer in by_seed[seed]]
+        kinds = scores_by_label(everything, "question", policy=arm, benchmark=TEST)
+        row["by_label"] = {kind: {each.metric: 100 * each.value for each in found} for kind, found in kinds.items()}
+        table[arm] = row
+    return table
+
+
+def main() -> None:
+    """Run the arms of all seeds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["all labels", "9 % as long", "loop"], choices=list(ARMS))
+    parser.add_argument("--resplit", type=int, help="draw the labelled images anew; which ones, this number decides")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one when not given")
+    parser.add_argument("--name", default="real", help="the result is written to bench/results/NAME-DEVICE.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="stage 1 in small, in this process: whether it runs, not what it finds"
+    )
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if not os.environ.get("STLLAVA_MEDVQA"):
+        sys.exit("STLLAVA_MEDVQA is not set: it names the folder of medvqa_mini")
+    data = Path(os.environ["STLLAVA_MEDVQA"])
+    if asked.task:
+        (seed,) = asked.seeds
+        run_arm(asked.task, seed, data=data, resplit=asked.resplit, work=asked.work, quick=asked.quick)
+        return
+    began = time.perf_counter()
+    work = asked.work or Path(tempfile.mkdtemp(prefix="stllava-real-"))
+    work.mkdir(parents=True, exist_ok=True)
+
+    def start(task: tuple[str, int]) -> float:
+        arm, seed = task
+        clock = time.perf_counter()
+        if asked.quick:
+            run_arm(arm, seed, data=data, resplit=asked.resplit, work=work, quick=True)
+            return time.perf_counter() - clock
+        words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", arm]
+        words += ["--resplit", str(asked.resplit)] if asked.resplit is not None else []
+        (work / str(seed)).mkdir(exist_ok=True)
+        with Path(f"{folder_of(arm, seed, work)}.log").open("w", encoding="utf-8") as log:
+            subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=True)
+        print(f"seed {seed}, {arm}: {time.perf_counter() - clock:.0f} s", flush=True)
+        return time.perf_counter() - clock
+
+    # The loop first: its stage 1 is where its variants start.
+    first = [(arm, seed) for arm in asked.arms if arm == BASE for seed in asked.seeds]
+    rest = [(arm, seed) for seed in asked.seeds for arm in asked.arms if arm != BASE]
+    with ThreadPoolExecutor(1 if asked.quick else asked.jobs) as pool:
+        seconds = [*pool.map(start, first), *pool.map(start, rest)]
+    table = summarise(asked.arms, asked.seeds, work)
+    for arm, row in table.items():
+        assert isinstance(row, dict)
+        cells = []
+        for metric in SHOWN:
+            cell = row[metric]
+            assert isinstance(cell, dict)
+            cells.append("{:5.1f} [{:.1f}, {:.1f}]".format(*cell["score"]))  # type: ignore[misc]
+            gap = cell.get("loop_minus_this")
+            cells.append("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*gap) if isinstance(gap, list) else "")  # type: ignore[str-format]
+        print(f"{arm:<28}" + "".join(f"{text:>24}" for text in cells))
+    result: dict[str, JsonValue] = {
+        "bench": "real",
+        "seeds": list(asked.seeds),
+        "resplit": asked.resplit,
+        "arms": table,
+        "seconds": {f"{seed} {arm}": spent for (arm, seed), spent in zip([*first, *rest], seconds, strict=True)},
+        "wall_seconds": time.perf_counter() - began,
+    }
+    print(write_result(f"{asked.name}-{device_kind()}", result))
+
+
+if __name__ == "__main__":
+    main()

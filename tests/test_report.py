@@ -36,8 +36,10 @@ from stllava.records import (
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
 from stllava.report.gallery import thumbnail
 from stllava.report.page import write_report
+from stllava.report.run_files import read_run_files
+from stllava.report.verdicts_spent import verdicts_spent
 from stllava.report.wording import percent, points
-from stllava.store import Stage, remove_folder, write_whole
+from stllava.store import Stage, read_manifest, remove_folder, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
 FINDINGS = ("nodule", "effusion", "mass", "consolidation", "hemorrhage", "opacity")
@@ -249,6 +251,18 @@ def test_every_score_and_difference_of_the_outcome_is_on_the_page(made: Made, pa
     for row in made.outcome.differences:
         assert f">{points(row.value)}</span> [{points(row.low)}, {points(row.high)}]" in cells
     assert cells.count("<td><b>") == len(made.outcome.scores)
+
+
+def test_the_page_says_what_the_verdicts_bought(made: Made, page: str) -> None:
+    spent = verdicts_spent(read_run_files(made.run), made.outcome.scores[0].benchmark)
+    assert spent is not None
+    judged = [read_manifest(made.run / f"round-{number}" / "judge").counts_in for number in (1, 2)]
+    assert [row.verdicts for row in spent.rows][:3] == [0, judged[0], sum(judged)]
+    section = page.split('<section id="spent">')[1].split("</section>")[0]
+    for row in spent.rows:
+        assert f"<td>{row.verdicts:,}</td>" in section
+        for gain in row.gains:
+            assert gain is None or f">{points(gain.value)}</span>" in section
 
 
 def test_the_summary_gives_the_gain_of_the_best_policy_with_its_interval(page: str) -> None:

@@ -112,8 +112,8 @@ def difference_chart(title: str, value: float, low: float, high: float, *, exten
     return _svg(title, 44, body)
 
 
-def line_chart(title: str, lines: Sequence[Line], *, share: bool) -> Markup:
-    """Series over steps: faint as measured, bold as a running mean; `share` fixes the axis at 0 to 100 %."""
+def line_chart(title: str, lines: Sequence[Line], *, share: bool, unit: str = "step") -> Markup:
+    """Series over steps, or another `unit`: faint as measured, bold as a running mean; `share` fixes the axis at 0 to 100 %."""
     drawn = [
         Line(line.label, tuple(spot for spot in line.points if all(map(math.isfinite, spot))), line.shade) for line in lines
     ]
@@ -144,7 +144,7 @@ def line_chart(title: str, lines: Sequence[Line], *, share: bool) -> Markup:
         body.append(f'<text class="tick" x="{left - 7}" y="{at + 4:.1f}" text-anchor="end">{name}</text>')
     for place, anchor, name in (
         (left, "start", f"{start:g}"),
-        ((left + right) / 2, "middle", "step"),
+        ((left + right) / 2, "middle", escape(unit)),
         (right, "end", f"{end:g}"),
     ):
         body.append(f'<text class="tick" x="{place}" y="{bottom + 17}" text-anchor="{anchor}">{name}</text>')

@@ -26,6 +26,7 @@ from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.label_tables import SMALL_GROUP, LabelScores, scores_by_every_label
 from stllava.report.rendering import page_environment
 from stllava.report.run_files import Round, RunFiles, read_run_files
+from stllava.report.verdicts_spent import verdicts_spent
 from stllava.rundir import ROUND_STAGES, SFT, RunDir
 from stllava.store import write_whole
 
@@ -146,6 +147,7 @@ def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
         summary=wording.summary(run.outcome, len(run.rounds)),
         tiles=tiles(run),
         tables=[table for name in names for table in tables(run, name)],
+        spent=verdicts_spent(run, names[0]) if names else None,
         labels=labels,
         small_group=SMALL_GROUP,
         family=wording.FAMILIES,

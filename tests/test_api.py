@@ -26,6 +26,14 @@ verdicts: int = stllava.judge(
     stllava.JudgeOptions(expert="reference"), answers=home / "answer", truth=home / "r.jsonl", to=home / "judge"
 ).verdicts
 stllava.pair(stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", to=home / "pair")
+agreement: stllava.Rate | None = stllava.distill(
+    stllava.DistillOptions(),
+    policy=home / "sft",
+    answers=[home / "answer"],
+    judgments=[home / "judge"],
+    images=home,
+    to=home / "own-judge",
+).check.agreement
 stllava.final_data(
     stllava.PairOptions(), conversations=home / "c.jsonl", rounds=[(home / "answer", home / "judge")], to=home / "found"
 )

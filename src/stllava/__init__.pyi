@@ -2,6 +2,7 @@
 from .config import AnswerOptions as AnswerOptions
 from .config import AskOptions as AskOptions
 from .config import ComposeOptions as ComposeOptions
+from .config import DistillOptions as DistillOptions
 from .config import DpoOptions as DpoOptions
 from .config import EvaluateOptions as EvaluateOptions
 from .config import IntakeOptions as IntakeOptions
@@ -33,6 +34,7 @@ from .recipe import load_recipe as load_recipe
 from .records import Answers as Answers
 from .records import Conversation as Conversation
 from .records import Difference as Difference
+from .records import DistilledCheck as DistilledCheck
 from .records import Image as Image
 from .records import JudgeCheck as JudgeCheck
 from .records import Judgment as Judgment
@@ -42,12 +44,14 @@ from .records import Outcome as Outcome
 from .records import Prediction as Prediction
 from .records import Preference as Preference
 from .records import Question as Question
+from .records import Rate as Rate
 from .records import Sample as Sample
 from .records import Score as Score
 from .report.compare import compare_runs as compare_runs
 from .report.page import write_report as write_report
 from .stages.answer import answer as answer
 from .stages.ask import ask as ask
+from .stages.distill import distill as distill
 from .stages.dpo import dpo as dpo
 from .stages.evaluate import evaluate as evaluate
 from .stages.evaluate import rescore as rescore
@@ -58,6 +62,7 @@ from .stages.pair import pair as pair
 from .stages.predict import predict as predict
 from .stages.results import AnswerResult as AnswerResult
 from .stages.results import AskResult as AskResult
+from .stages.results import DistillResult as DistillResult
 from .stages.results import EvaluateResult as EvaluateResult
 from .stages.results import FinalDataResult as FinalDataResult
 from .stages.results import JudgeResult as JudgeResult

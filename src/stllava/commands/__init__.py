@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "judge": Command(f"{_HERE}.judging:judge_or_look", "Let an expert score the answers."),
     "pair": Command(f"{_STAGES}.pair:pair", "Turn verdicts into preferences: the best answer against the worst."),
     "dpo": Command(f"{_STAGES}.dpo:dpo", "Stage 2: teach a policy the preferences."),
+    "distill": Command(f"{_STAGES}.distill:distill", "Make a judge of your own of an expert's verdicts."),
     "evaluate": Command(f"{_HERE}.measuring:evaluate_or_rescore", "Score a policy on a benchmark, or rescore its answers."),
     "compare": Command(f"{_HERE}.measuring:compare", "Compare runs with each other and with published numbers."),
     "import": Group(

@@ -4,7 +4,15 @@ Those of a data source stand in its own file below `data.sources`, those of the 
 """
 
 from stllava.config.base import Options, Rate, Share, validate
-from stllava.config.experts import ChatOptions, JudgeOptions, LocalExpertOptions, PairOptions, ScriptedOptions, SimulatedOptions
+from stllava.config.experts import (
+    ChatOptions,
+    DistilledOptions,
+    JudgeOptions,
+    LocalExpertOptions,
+    PairOptions,
+    ScriptedOptions,
+    SimulatedOptions,
+)
 from stllava.config.generation import (
     DESCRIBE,
     QUESTION,
@@ -18,7 +26,15 @@ from stllava.config.generation import (
 )
 from stllava.config.intake import IntakeOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
-from stllava.config.training import AdapterOptions, DpoOptions, GroupRates, LoraOptions, SftOptions, TrainingOptions
+from stllava.config.training import (
+    AdapterOptions,
+    DistillOptions,
+    DpoOptions,
+    GroupRates,
+    LoraOptions,
+    SftOptions,
+    TrainingOptions,
+)
 
 __all__ = [
     "DESCRIBE",
@@ -28,6 +44,8 @@ __all__ = [
     "AskOptions",
     "ChatOptions",
     "ComposeOptions",
+    "DistillOptions",
+    "DistilledOptions",
     "DpoOptions",
     "EndpointOptions",
     "EvaluateOptions",

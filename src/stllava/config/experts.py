@@ -81,14 +81,28 @@ class SimulatedOptions(Options):
     """Share of replies that prefer the answer shown first, whatever it says."""
 
 
+class DistilledOptions(Options):
+    """A judge that `stllava distill` made of another expert's verdicts, in this process."""
+
+    runtime_only = frozenset({"max_tokens_per_forward"})
+
+    model: NamedModel = ""
+    """Folder of the judge."""
+    min_confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
+    """It abstains on a question where it is less sure than this that some answer is right, or that it is wrong."""
+    max_tokens_per_forward: PositiveInt = 16384
+    """Maximum tokens per forward pass, padding included."""
+
+
 class JudgeOptions(Options):
     """An expert scores the answers."""
 
     runtime_only = frozenset({"max_failed", "max_flips", "rubric", "context", "panel"})
 
-    expert: Literal["oracle", "reference", "chat", "local", "scripted", "simulated", "panel"] = "oracle"
+    expert: Literal["oracle", "reference", "chat", "local", "distilled", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
-    a vision-language model behind a server or here; scripted: by rule; simulated: the oracle made worse; panel: several."""
+    a vision-language model behind a server or here; distilled: what `stllava distill` made of another expert's verdicts;
+    scripted: by rule; simulated: the oracle made worse; panel: several."""
     mode: Literal["scores", "pairwise"] = "scores"
     """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
     orders: PositiveInt = 2
@@ -108,6 +122,8 @@ class JudgeOptions(Options):
     """The server of `chat`."""
     local: LocalExpertOptions = LocalExpertOptions()
     """The model of `local`."""
+    distilled: DistilledOptions = DistilledOptions()
+    """The model of `distilled`."""
     scripted: ScriptedOptions = ScriptedOptions()
     """The script of `scripted`."""
     simulated: SimulatedOptions = SimulatedOptions()

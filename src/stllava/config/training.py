@@ -99,6 +99,17 @@ class SftOptions(TrainingOptions):
     """Probability that a user turn but the first becomes the virtual user's, whose question is learned."""
 
 
+class DistillOptions(TrainingOptions):
+    """Making a judge of an expert's verdicts: a copy of the policy learns to say of an answer whether it is right."""
+
+    threshold: Share = 0.5
+    """Minimum score at which an answer counts as right."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images whose verdicts are not learned: on them the judge is compared with its teacher."""
+    balance: bool = True
+    """Learn as many right as wrong answers to questions that begin alike."""
+
+
 class DpoOptions(TrainingOptions):
     """Learning from preferences (stage 2): DPO + NLL on the chosen answer + replay of stage-1 conversations."""
 

@@ -73,6 +73,10 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
     by_rule = rule_judge(options.expert, inputs.truth)
     if by_rule is not None:
         return by_rule
+    if options.expert == "distilled":
+        from stllava.experts.distilled_judge import DistilledJudge
+
+        return DistilledJudge(options.distilled, root=_image_root(options, inputs))
     reply_log = files.enter_context(closing(ReplyLog(inputs.folder, name=name)))
     mode: Mode = "pairwise" if options.expert == "simulated" else options.mode
     structured = options.expert == "chat" and options.chat.structured
@@ -105,18 +109,23 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
         return ScriptedBackend(options.scripted, mode=options.mode, correct=options.correct)
     if options.expert == "simulated":
         return SimulatedBackend(options.simulated, oracle=Oracle(read_jsonl(_known(options.expert, inputs.truth), Truth)))
+    root = _image_root(options, inputs)
+    if options.expert == "local":
+        from stllava.experts.backends.local_model import LocalBackend
+
+        return LocalBackend(options.local, root=root)
+    server = ChatServer(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
+    return BatchBackend(server) if options.chat.batch else ChatBackend(server)
+
+
+def _image_root(options: JudgeOptions, inputs: ExpertInputs) -> Path:
     if inputs.root is None:
         raise StllavaError(
             f"the expert {options.expert!r} has to see the images, but no image root is given",
             expected="the folder that image paths are relative to",
             remedy="Give it with --root.",
         )
-    if options.expert == "local":
-        from stllava.experts.backends.local_model import LocalBackend
-
-        return LocalBackend(options.local, root=inputs.root)
-    server = ChatServer(options.chat, root=inputs.root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
-    return BatchBackend(server) if options.chat.batch else ChatBackend(server)
+    return inputs.root
 
 
 def _known(expert: str, truth: Path | None) -> Path:

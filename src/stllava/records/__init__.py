@@ -16,7 +16,7 @@ from stllava.records.preference import Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.record import FORMAT, Keyed, Record, content_id
 from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
-from stllava.records.verdict import Comparison, Context, Flip, JudgeCheck, Judgment, Rate, VerdictCause, Vote
+from stllava.records.verdict import Comparison, Context, DistilledCheck, Flip, JudgeCheck, Judgment, Rate, VerdictCause, Vote
 
 __all__ = [
     "FORMAT",
@@ -26,6 +26,7 @@ __all__ = [
     "Context",
     "Conversation",
     "Difference",
+    "DistilledCheck",
     "FingerprintRow",
     "Flip",
     "Image",

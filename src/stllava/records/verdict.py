@@ -101,6 +101,47 @@ class Rate(Record):
     """What it is a share of."""
 
 
+class DistilledCheck(Record):
+    """How far a distilled judge can be trusted: on images it was not trained on, answer by answer, right or wrong.
+
+    Every interval is resampled by image.
+    """
+
+    teacher: str
+    """The expert whose verdicts it learned."""
+    images: int
+    """Images held out."""
+    answers: int
+    """Different answers to questions about them."""
+    same: Rate | None
+    """Answers of which judge and teacher say the same."""
+    agreement: Rate | None
+    """Cohen's kappa of judge and teacher; None where nothing was held out."""
+    truth_agreement: Rate | None
+    """Cohen's kappa of judge and truth; None without a truth."""
+    teacher_truth_agreement: Rate | None
+    """Cohen's kappa of teacher and truth on the same answers; None without a truth."""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in a sentence."""
+        if self.same is None or self.agreement is None:
+            return "No image was held out, so how far the judge agrees with its teacher is not known."
+        told = (
+            f"On {self.answers} answers about {self.images} images held out, the judge says what {self.teacher} says of "
+            f"{self.same.value:.1%}; {_kappa(self.agreement)}"
+        )
+        if self.truth_agreement is None or self.teacher_truth_agreement is None:
+            return f"{told}."
+        return (
+            f"{told}. With the truth: {_kappa(self.truth_agreement)}; of its teacher, {_kappa(self.teacher_truth_agreement)}."
+        )
+
+
+def _kappa(rate: Rate) -> str:
+    return f"Cohen's kappa {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+
+
 class Flip(Record):
     """Two answers of which an expert preferred whichever stood first, or second."""
 

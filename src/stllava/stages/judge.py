@@ -319,4 +319,9 @@ def _file(path: Path | None) -> Input | str:
 def _others(options: JudgeOptions) -> Inputs:
     """The other files that shape verdicts, where there are any."""
     files = {"context": options.context, "rubric": options.rubric, **{f"panel {path.name}": path for path in options.panel}}
-    return {name: Input(path, file_hash) for name, path in files.items() if path is not None}
+    others: Inputs = {name: Input(path, file_hash) for name, path in files.items() if path is not None}
+    if options.expert == "distilled" and options.distilled.model:
+        from stllava.model.load import fingerprint
+
+        others["distilled"] = Input(options.distilled.model, fingerprint)
+    return others

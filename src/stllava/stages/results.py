@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stllava.records import Manifest, Score
-from stllava.store import read_records
+from stllava.records import DistilledCheck, Manifest, Score
+from stllava.store import CHECK, read_record, read_records
 
 VERDICTS = "verdicts"
 """The figure of judge's manifest that counts verdicts."""
@@ -111,6 +111,21 @@ class FinalDataResult(StageResult):
     def right(self) -> int:
         """Questions whose right answer is among them."""
         return self.manifest.counts_out
+
+
+@dataclass(frozen=True)
+class DistillResult(StageResult):
+    """What distill came to: the folder is a judge for `judge.distilled.model`."""
+
+    @property
+    def learned(self) -> int:
+        """Judged answers that it learned from."""
+        return self.manifest.counts_out
+
+    @property
+    def check(self) -> DistilledCheck:
+        """How far it agrees with its teacher."""
+        return read_record(self.folder / CHECK, DistilledCheck)
 
 
 @dataclass(frozen=True)

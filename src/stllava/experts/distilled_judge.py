@@ -1,0 +1,127 @@
+"""A judge distilled from another one's verdicts: a model in this process that says of one answer whether it is right.
+
+`stllava distill` makes the model. An answer's score is the probability of yes against no behind the prompt
+(`prompts/distilled.txt`), from packed forwards; nothing is sampled, and there is no order that could matter.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+
+from stllava.config import DistilledOptions
+from stllava.errors import ItemError, StllavaError, cause_of
+from stllava.experts.expert import Verdict
+from stllava.model.load import Policy, fingerprint, load_policy
+from stllava.progress import Progress
+from stllava.records import Answers, Message, content_id
+from stllava.tree.scoring import answer_log_probabilities
+
+RIGHT, WRONG = "yes", "no"
+AT_ONCE = 512
+"""Answers that are prepared together."""
+PROMPT = (resources.files("stllava.prompts") / "distilled.txt").read_text(encoding="utf-8").strip()
+"""What it is asked, with places for a question and an answer."""
+
+
+def judging_prompt(question: str, answer: str) -> Message:
+    """The turn that asks whether an answer is right."""
+    return Message(role="user", content=PROMPT.format(question=question, answer=answer))
+
+
+def distinct_texts(answers: Answers) -> list[str]:
+    """The different final answers, in their order."""
+    return list(dict.fromkeys(answers.final_answers))
+
+
+def right_shares(
+    policy: Policy, asked: Sequence[tuple[tuple[str, ...], str, str]], *, images: Path, max_tokens: int
+) -> list[float | ItemError]:
+    """The probability of yes against no for every (images, question, answer), or why it cannot be asked."""
+    prompts = [((judging_prompt(question, answer),), shown) for shown, question, answer in asked]
+    found = answer_log_probabilities(policy, prompts, (RIGHT, WRONG), images=images, max_tokens=max_tokens)
+    return [each if isinstance(each, ItemError) else 1 / (1 + math.exp(min(each[1] - each[0], 700.0))) for each in found]
+
+
+class DistilledJudge:
+    """Scores each answer by how likely its model is to call it right."""
+
+    damage = ""
+    """It keeps nothing that could be lost."""
+
+    def __init__(self, options: DistilledOptions, *, root: Path) -> None:
+        """Images are relative to `root`; the model is loaded when the first answers are prepared."""
+        if not options.model:
+            raise StllavaError(
+                "the distilled expert has no model",
+                expected="the folder that `stllava distill` wrote",
+                remedy="Set judge.distilled.model.",
+            )
+        self._options, self._root = options, root
+        self._weights = fingerprint(Path(options.model))
+        self._shares: dict[str, dict[str, float] | str] = {}
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return load_policy(Path(self._options.model))
+
+    @property
+    def name(self) -> str:
+        """`distilled`, and which weights."""
+        return f"distilled {self._weights[:8]}"
+
+    @property
+    def method(self) -> str:
+        """What it is asked, and when it abstains."""
+        band = self._options.min_confidence
+        unsure = f"; it abstains where it is less than {band:.0%} sure of some answer" if band > 0.5 else ""
+        return (
+            "It is a model trained on the verdicts of another expert; it sees the image and one answer, and the score is the "
+            f"probability with which it calls that answer right{unsure}."
+        )
+
+    @property
+    def prompt_hash(self) -> str:
+        """Hash of its prompt, its weights and its band."""
+        return content_id("distilled", PROMPT, self._weights, self._options.min_confidence)
+
+    def prepare(self, given: Iterable[Answers]) -> None:
+        """Score every different answer, all of an image together."""
+        rows = iter(row for row in given if row.id not in self._shares)
+        total = sum(1 for row in given if row.id not in self._shares)
+        if not total:
+            return
+        with Progress("judge", total, unit="questions") as progress:
+            while part := list(islice(rows, AT_ONCE)):
+                self._score(part)
+                progress.advance(len(part))
+
+    def _score(self, part: Sequence[Answers]) -> None:
+        asked = [(row, text) for row in part for text in distinct_texts(row)]
+        shares = right_shares(
+            self._policy,
+            [(row.images, row.question, text) for row, text in asked],
+            images=self._root,
+            max_tokens=self._options.max_tokens_per_forward,
+        )
+        for (row, text), share in zip(asked, shares, strict=True):
+            known = self._shares.setdefault(row.id, {})
+            if isinstance(share, ItemError):
+                self._shares[row.id] = f"{cause_of(share)}: {share}"
+            elif isinstance(known, dict):
+                known[text] = share
+
+    def judge(self, answers: Answers) -> Verdict:
+        """Score each completion, or abstain where the model is not sure enough."""
+        shares = self._shares[answers.id]
+        if isinstance(shares, str):
+            return Verdict(scores=None, cause="failed", reason=shares)
+        text, least = min(shares.items(), key=lambda item: abs(item[1] - 0.5))
+        if max(least, 1 - least) < self._options.min_confidence:
+            reason = f"It is not sure of {text!r}: right with a probability of {least:.2f}."
+            return Verdict(scores=None, cause="abstained", reason=reason)
+        scores = tuple(shares[text] for text in answers.final_answers)
+        right = sum(share >= 0.5 for share in shares.values())
+        return Verdict(scores=scores, cause=None, reason=f"It takes {right} of {len(shares)} different answers for right.")

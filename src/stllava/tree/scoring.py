@@ -1,0 +1,84 @@
+"""How likely given texts are as answers to prompts about images, from packed forwards: nothing is sampled, nothing learned."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stllava.errors import ItemError, TextError
+from stllava.model.load import Policy, Prefix
+from stllava.model.prompt import Segment, open_turn, said_in
+from stllava.records import Message
+from stllava.tree.forward import Tree, build_tree, collate, longest_chain, split_into_forwards, token_log_probabilities
+from stllava.tree.guard import check_packing
+from stllava.tree.layout import cut_branches
+
+Posed = tuple[tuple[Message, ...], tuple[str, ...]]
+"""The turns of a prompt, and paths of the images that it shows."""
+
+
+def answer_log_probabilities(
+    policy: Policy, prompts: Sequence[Posed], answers: Sequence[str], *, images: Path, max_tokens: int
+) -> list[tuple[float, ...] | ItemError]:
+    """The natural logarithm of the probability of each of `answers`, its end included, behind every prompt.
+
+    All prompts about the same images are one tree, or several of at most `max_tokens` tokens. A prompt that cannot be
+    used (its image, its length) has its error in place of the numbers.
+
+    Args:
+        policy: Who would answer.
+        prompts: What is asked.
+        answers: The same texts behind every prompt.
+        images: The image root.
+        max_tokens: Maximum number of tokens of a forward.
+    """
+    found: dict[int, tuple[float, ...] | ItemError] = {}
+    groups: dict[Prefix, list[tuple[int, list[list[Segment]]]]] = {}
+    for index, (messages, shown) in enumerate(prompts):
+        try:
+            prefix, chains = _chains(policy, messages, shown, answers, images=images)
+            if (length := longest_chain(policy, build_tree(policy, prefix, chains))) > policy.context:
+                raise TextError("longer than the context", f"{length} tokens do not fit into {policy.context}")
+        except ItemError as error:
+            found[index] = error
+        else:
+            groups.setdefault(prefix, []).append((index, chains))
+    trees: list[Tree] = []
+    places: list[list[int]] = []
+    for prefix, members in groups.items():
+        lengths = [sum(len(policy.tokens(piece.text)) for chain in chains for piece in chain) for _, chains in members]
+        for part in cut_branches(policy.length(prefix), lengths, most=min(policy.context, max_tokens)):
+            trees.append(build_tree(policy, prefix, [chain for place in part for chain in members[place][1]]))
+            places.append([members[place][0] for place in part])
+    if trees:
+        check_packing(policy, trees)
+    for tree, asked, sums in zip(trees, places, _sums(policy, trees, max_tokens=max_tokens), strict=True):
+        values = iter([sums[learned[-1]] for learned in tree.leaves])
+        for index in asked:
+            found[index] = tuple(next(values) for _ in answers)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _chains(
+    policy: Policy, messages: Sequence[Message], shown: tuple[str, ...], answers: Sequence[str], *, images: Path
+) -> tuple[Prefix, list[list[Segment]]]:
+    """What stands before and with the images, and behind them a chain for each answer."""
+    turn = open_turn(policy.chat, messages, images=len(shown), speaker="assistant")
+    before = [Segment(piece.text, False) for piece in turn.before]
+    prefix = Prefix(before[0].text if shown else "", shown, images)
+    return prefix, [[*before[1 if shown else 0 :], said_in(policy.chat, turn, answer)] for answer in answers]
+
+
+def _sums(policy: Policy, trees: Sequence[Tree], *, max_tokens: int) -> list[list[float]]:
+    """Of every tree the summed log-probability of each learned node, and 0 for the others."""
+    policy.model.eval()
+    found: dict[int, list[float]] = {}
+    with torch.inference_mode():
+        for part in split_into_forwards(policy, trees, most=max_tokens) if trees else []:
+            batch = {name: value.to(policy.device) for name, value in collate(policy, [trees[place] for place in part]).items()}
+            values = token_log_probabilities(policy.model, batch)
+            nodes = [len(trees[place].nodes) for place in part]
+            sums = iter(values.new_zeros(sum(nodes)).index_add(0, batch["leaf"], values).tolist())
+            for place, count in zip(part, nodes, strict=True):
+                found[place] = [next(sums) for _ in range(count)]
+    return [found[place] for place in range(len(trees))]

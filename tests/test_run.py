@@ -38,7 +38,7 @@ def options(**changed: object) -> RunOptions:
         },
         "answer": {"num_answers": 6, "sampling": {"temperature": 2.0, "max_new_tokens": 8}},
         "judge": {"expert": "scripted", "scripted": {"prefer": ["no", "yes", "ct", "mr", "x", "left", "right", "chest"]}},
-        "pair": {"balance": False, "margin": 0.01},
+        "pair": {"balance": False, "margin": 0.01, "min_chosen_score": 0.0, "max_denial_share": 1.0},
         "dpo": {"epochs": 1, "batch_size": 4, "save_steps": 0, "learning_rate": dict.fromkeys(RATES, 1e-3)},
         "evaluate": {"sampling": {"temperature": 0, "max_new_tokens": 8}},
         "rounds": 1,
@@ -204,3 +204,20 @@ def test_a_run_that_learns_nothing_fails_and_goes_on_once_the_cause_is_put_right
     # Of ask nothing is settled, so its options may change; this policy still says nothing.
     with pytest.raises(NothingLeftError, match="not a question"):
         run(options(sft=untaught, ask={"questions": 3, "sampling": {"max_new_tokens": 8}}), to=tmp_path)
+
+
+@pytest.mark.slow
+def test_after_its_rounds_the_expert_is_followed_by_a_judge_made_of_its_verdicts(tmp_path: Path) -> None:
+    changed = options(rounds=3, distill_after=1, distill={"threshold": 0.15, "held_out": 0.3}, final_sft=TAUGHT | {"epochs": 1})
+    outcome = run(changed, to=tmp_path / "run")
+    experts = [read_manifest(tmp_path / "run" / f"round-{number}" / "judge").notes[0] for number in (1, 2, 3)]
+    assert [note.split()[4] for note in experts] == ["scripted.", "distilled", "distilled"]
+    [told] = [sentence for sentence in outcome.sentences if "judge made of the expert's verdicts" in sentence]
+    assert told.startswith("From round-2 on")
+    assert "Cohen's kappa" in told
+    made = read_run_files(tmp_path / "run").manifests["own-judge"]
+    assert made.config["epochs"] == TAUGHT["epochs"]
+    moved = Path(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
+    (moved / "outcome.json").unlink()
+    (moved / MANIFEST).unlink()
+    assert run(changed, to=moved) == outcome

@@ -20,6 +20,7 @@ from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
+from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.final_data import final_data
@@ -87,6 +88,9 @@ class Loop:
     policies: list[str] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)
     judged: list[tuple[Path, Path]] = field(default_factory=list)
+    """Folders of answers and of the expert's judgments of them."""
+    judged_at_no_cost: list[tuple[Path, Path]] = field(default_factory=list)
+    """Those judged by what was made of its verdicts."""
     spent: list[tuple[float, float]] = field(default_factory=list)
     finished: int = 0
 
@@ -174,13 +178,37 @@ class Loop:
         """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come."""
         options = self.options.judge
         asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
-        left = self.options.rounds - number + 1
+        left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
         shares: dict[str, float] = {}
         if options.budget:
             shares["budget"] = max(1, math.ceil((options.budget - asked) / left))
         if options.budget_cost:
             shares["budget_cost"] = (options.budget_cost - cost) / left
         return options.model_copy(update=shares)
+
+    def judging(self, number: int, policy: Path, data: DataSet) -> JudgeOptions:
+        """How a round's answers are judged: by the expert within its budget, later by a judge made of its verdicts."""
+        options = self.options
+        if not options.distill_after or number <= options.distill_after:
+            return self.within_budget(number)
+        to = self.folder.own_judge
+        if not self.judged_at_no_cost:
+            made = distill(
+                options.distill,
+                policy=policy,
+                answers=[answers for answers, _ in self.judged],
+                judgments=[judgments for _, judgments in self.judged],
+                images=data.image_root,
+                to=to,
+                truth=data.truth,
+                truth_expert="oracle" if options.data.synthetic else "reference",
+                seed=options.seed,
+            )
+            self.sentences.append(
+                f"From {round_name(number)} on a judge made of the expert's verdicts judges. {made.check.sentence}"
+            )
+        own = options.judge.distilled.model_copy(update={"model": str(to)})
+        return options.judge.model_copy(update={"expert": "distilled", "distilled": own, "budget": 0, "budget_cost": 0.0})
 
     def learn(self, number: int, policy: Path, data: DataSet) -> None:
         """Make the policy of a round from `policy`."""
@@ -190,7 +218,8 @@ class Loop:
         questions, answers = self.folder.stage(name, "ask"), self.folder.stage(name, "answer")
         judgments, pairs = self.folder.stage(name, "judge"), self.folder.stage(name, "pair")
         descriptions = self.folder.description_stage(name, "answer"), self.folder.description_stage(name, "judge")
-        described = self.describe(name, policy, data, seed) if chooses else None
+        judging = self.judging(number, policy, data)
+        described = self.describe(name, policy, data, seed, judging=judging) if chooses else None
         asked = ask(
             options.ask,
             policy=policy,
@@ -208,31 +237,31 @@ class Loop:
             questions=questions,
             root=data.image_root,
             to=answers,
-            expert=options.judge.expert,
+            expert=judging.expert,
             truth=data.truth,
             seed=seed,
         )
         judged = judge(
-            self.within_budget(number),
+            judging,
             answers=answers,
             truth=data.truth,
             root=data.image_root,
             to=judgments,
-            earlier=self.judged if options.judge.is_limited or options.judge.is_paid else (),
+            earlier=self.judged if judging.is_limited or judging.is_paid else (),
             seed=seed,
         )
         self.spent.append((judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0)))
-        subjects = judged.judged if options.judge.is_limited else asked.distinct
+        subjects = judged.judged if judging.is_limited else asked.distinct
         valid = judged.verdicts / subjects if subjects else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
-        self.judged += [descriptions] if chooses else []
-        self.judged.append((answers, judgments))
+        judged_so = self.judged if judging.expert == options.judge.expert else self.judged_at_no_cost
+        judged_so += [descriptions, (answers, judgments)] if chooses else [(answers, judgments)]
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
-        share = f"of the {judged.judged} chosen" if options.judge.is_limited else "of all but repeats"
+        share = f"of the {judged.judged} chosen" if judging.is_limited else "of all but repeats"
         self.sentences.append(
             f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
             f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
@@ -249,7 +278,7 @@ class Loop:
         )
         self.policies.append(name)
 
-    def describe(self, name: str, policy: Path, data: DataSet, seed: int) -> Path | None:
+    def describe(self, name: str, policy: Path, data: DataSet, seed: int, *, judging: JudgeOptions) -> Path | None:
         """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
         options, root = self.options, data.image_root
         several = options.answer.model_copy(
@@ -259,7 +288,7 @@ class Loop:
         requests, answers, judgments, pairs = (self.folder.description_stage(name, stage) for stage in stages)
         request_descriptions(options.ask, policy=policy, images=data.images, root=root, to=requests, seed=seed)
         answer(several, policy=policy, questions=requests, root=root, to=answers, seed=seed)
-        judged = judge(options.judge, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed, may_abstain=True)
+        judged = judge(judging, answers=answers, truth=data.truth, root=root, to=judgments, seed=seed, may_abstain=True)
         if not judged.verdicts:
             self.notes.append(
                 f"{name}: the expert abstained on all {judged.judged} requests for a description; questions follow from "
@@ -286,8 +315,9 @@ class Loop:
         """Gather what the expert found right and train `policy` on it."""
         to, root = self.folder.policy(FINAL), data.image_root
         seed = int(content_id(self.options.seed, FINAL)[:8], 16)
+        rounds = [*self.judged_at_no_cost, *self.judged]  # Of the same question the expert's own verdict counts.
         right = final_data(
-            self.options.pair, conversations=data.conversations, rounds=self.judged, to=self.folder.final_data
+            self.options.pair, conversations=data.conversations, rounds=rounds, to=self.folder.final_data
         ).conversations
         sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)
 

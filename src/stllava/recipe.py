@@ -19,7 +19,7 @@ from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.experts import JudgeOptions, PairOptions
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
-from stllava.config.training import DpoOptions, SftOptions
+from stllava.config.training import DistillOptions, DpoOptions, SftOptions
 from stllava.data.sources import Data
 from stllava.errors import StllavaError
 
@@ -57,6 +57,11 @@ class RunOptions(Options):
     """Preferences."""
     dpo: DpoOptions = DpoOptions()
     """Stage 2."""
+    distill: DistillOptions = DistillOptions()
+    """Making a judge of the expert's verdicts, with the options of sft but for those given here."""
+    distill_after: NonNegativeInt = 0
+    """Number of rounds that the expert judges; later ones are judged by a judge made of its verdicts, at no cost. 0: the
+    expert judges all."""
     evaluate: EvaluateOptions = EvaluateOptions()
     """Benchmarks."""
     rounds: NonNegativeInt = 3
@@ -77,14 +82,18 @@ class RunOptions(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _final_sft_is_like_sft(cls, values: Any) -> Any:
-        """What the last training is not given it takes from sft."""
+    def _later_trainings_are_like_sft(cls, values: Any) -> Any:
+        """What the last training and that of a judge are not given they take from sft."""
         if not isinstance(values, dict):
             return values
-        sft, final = values.get("sft", {}), values.get("final_sft", {})
+        sft = values.get("sft", {})
         if isinstance(sft, SftOptions):
             sft = sft.model_dump(exclude_unset=True)
-        return {**values, "final_sft": _merge(sft, final)} if isinstance(sft, dict) and isinstance(final, dict) else values
+        if not isinstance(sft, dict):
+            return values
+        like = {"final_sft": sft, "distill": {key: value for key, value in sft.items() if key != "self_question_ratio"}}
+        given = {name: values.get(name, {}) for name in like}
+        return values | {name: _merge(like[name], own) for name, own in given.items() if isinstance(own, dict)}
 
     @model_validator(mode="after")
     def _policies_speak_here(self) -> "RunOptions":

@@ -11,6 +11,7 @@ A run directory holds
     round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
     round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
     final/{data,sft}/                       what was found right in all rounds, and the policy that learned it
+    own-judge/                              the judge that was made of the expert's verdicts, where the run makes one
     evaluate/<policy>/<benchmark>/          every answer and score
     judge-check/                            how far the expert can be trusted, where that was measured
     outcome.json  summary.json  report.html
@@ -82,6 +83,11 @@ class RunDir:
     def judge_check(self) -> Path:
         """Where a check of the run's expert is looked for."""
         return self.path / "judge-check"
+
+    @property
+    def own_judge(self) -> Path:
+        """The judge made of the expert's verdicts, where the run makes one."""
+        return self.path / "own-judge"
 
     @property
     def final(self) -> Path:

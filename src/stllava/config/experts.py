@@ -84,7 +84,8 @@ class SimulatedOptions(Options):
 class DistilledOptions(Options):
     """A judge that `stllava distill` made of another expert's verdicts, in this process."""
 
-    runtime_only = frozenset({"max_tokens_per_forward"})
+    # A stage notes the weights themselves, wherever they lie.
+    runtime_only = frozenset({"model", "max_tokens_per_forward"})
 
     model: NamedModel = ""
     """Folder of the judge."""

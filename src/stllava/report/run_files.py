@@ -58,6 +58,7 @@ def read_run_files(folder: Path) -> RunFiles:
     rounds = tuple(_round(run, name, whole=name in outcome.policies) for name in names)
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
+    manifests |= {run.name_of(run.own_judge): read_manifest(run.own_judge)} if run.own_judge.is_dir() else {}
     if FINAL in outcome.policies:
         manifests |= {run.name_of(at): read_manifest(at) for at in (run.final_data, run.policy(FINAL))}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}

@@ -2,14 +2,10 @@
 
     python bench/efficiency.py
 
-Phantoms, the demo's recipe and model, three seeds of data, model and sampling. In every seed the arms share images, test
+Phantoms, bench/efficiency.yaml, three seeds of data, model and sampling. In every seed the arms share images, test
 and validation questions; "the rest" are the images whose labels an arm does not see, and the loop's expert is the
 oracle, which compares answers with the truth but never gives one. Every stage-1 arm sees as many labelled images in
 training (`PRESENTED`); the loop starts from the recipe's own short stage 1 on 9 %.
-
-The loop's own options, beyond the recipe's: the expert chooses the descriptions that are asked about, images borrow
-questions from those described alike, and the rounds end with one more training on the labels and on all that the
-expert found right.
 
 Runs are single-threaded processes, two at a time; each goes on where it was when the command is given again with the
 same --work. Writes bench/results/efficiency-DEVICE.json and .svg and prints a table. Intervals are over seeds and images
@@ -30,7 +26,7 @@ from pydantic import JsonValue
 
 from shared.measure import RESULTS, device_kind, write_result
 from stllava.data.sources import PhantomData
-from stllava.recipe import RECIPES, RunOptions, load_recipe
+from stllava.recipe import RunOptions, load_recipe
 
 SHARES = {"3 %": 0.03, "9 %": 0.09, "27 %": 0.27, "100 %": 1.0}
 LOOP = "9 % and the loop"
@@ -38,44 +34,23 @@ RECIPE_START = "9 %, the recipe's stage 1"
 IMAGES, PRESENTED, BATCH = 300, 3600, 8
 SHOWN = ("open_exact_match", "closed_accuracy")
 TESTS = "phantom"
+RECIPE = Path(__file__).with_name("efficiency.yaml")
 
 
 def options_of(seed: int, *, quick: bool) -> RunOptions:
-    """The demo's recipe on this bench's images."""
-    images = 33 if quick else IMAGES
-    labelled = round(SHARES["9 %"] * images)
-    data: dict[str, JsonValue] = {"labelled": labelled, "unlabelled": images - labelled}
-    overrides: dict[str, JsonValue] = {"seed": seed, "baselines": False, "data": data}
+    """The recipe of this bench."""
+    overrides: dict[str, JsonValue] = {"seed": seed}
     if quick:
-        data |= {"validation": 6, "test": 8}
-        overrides |= {"sft": {"epochs": 150}, "dpo": {"epochs": 1}, "rounds": 1}
-    else:
-        rates: dict[str, JsonValue] = dict.fromkeys(("language", "projector", "vision"), 0.001)
         overrides |= {
-            "rounds": 5,
-            "patience": 5,
-            "dpo": {"epochs": 3},
-            "keep_pairs": True,
-            "ask": {
-                "questions": 12,
-                "borrow_questions": 14,
-                "chunk": 100,
-                "num_descriptions": 20,
-                "extra_description_prompts": ["What does the image show?", "Give a short report.", "Summarize the image."],
-                "description_sampling": {"temperature": 1.2, "max_new_tokens": 32},
-            },
-            "answer": {"num_answers": 10, "sampling": {"temperature": 1.5}},
-            "pair": {"min_chosen_score": 1.0, "max_denial_share": 0.1},
-            "final_sft": {
-                "epochs": 10,
-                "batch_size": BATCH,
-                "learning_rate": rates,
-                "warmup": 0.1,
-                "weight_decay": 0.05,
-                "self_question_ratio": 1.0,
-            },
+            "data": {"labelled": 3, "unlabelled": 30, "validation": 6, "test": 8},
+            "sft": {"epochs": 150},
+            "ask": {"borrow_questions": 0, "num_descriptions": 1, "extra_description_prompts": []},
+            "answer": {"num_answers": 8},
+            "dpo": {"epochs": 1},
+            "rounds": 1,
+            "final_sft": None,
         }
-    return load_recipe(RECIPES / "phantom.yaml", overrides=overrides)
+    return load_recipe(RECIPE, overrides=overrides)
 
 
 def run_loop(work: Path, seed: int, *, quick: bool) -> None:

@@ -106,7 +106,7 @@ def test_pairs_are_not_made_between_answers_the_expert_could_not_decide(tmp_path
     options = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("b", "c", "not here")))
     judge(options, answers=folder, root=write_image(tmp_path / "i"), to=tmp_path / "out")
     [judgment] = judgments_of(tmp_path / "out").values()
-    made = pairs_of(given, judgment, options=PairOptions(margin=0.05, pairs="all"))
+    made = pairs_of(given, judgment, options=PairOptions(margin=0.05, min_chosen_score=0, pairs="all"))
     assert not isinstance(made, str)
     assert {(one.chosen, one.rejected) for one in made} == {("b", "a"), ("c", "a")}
 

@@ -97,12 +97,13 @@ class Loop:
     def turn(self) -> Outcome:
         """All stages in order; returns what came of them."""
         options = self.options
-        if options.rounds and options.judge.expert in ("oracle", "simulated") and not options.data.synthetic:
+        if options.rounds and options.judge.rule in ("oracle", "simulated") and not options.data.synthetic:
             raise StllavaError(
                 f"judge.expert is {options.judge.expert!r}, which knows synthetic phantoms alone, and data.kind is "
                 f"{options.data.kind!r}",
                 expected="an expert that can judge answers about these images",
-                remedy="Set judge.expert to reference (with data.references), chat or local: docs/expert.md.",
+                remedy="Set judge.expert to reference (with data.references), chat or local: docs/expert.md; of a "
+                "simulated one, set simulated.of to reference.",
             )
         data = prepare(
             options.data, seed=options.seed, to=self.folder.data, allow_overlap=options.allow_overlap, max_bad=options.max_bad
@@ -237,7 +238,7 @@ class Loop:
             questions=questions,
             root=data.image_root,
             to=answers,
-            expert=judging.expert,
+            expert=judging.rule,
             truth=data.truth,
             seed=seed,
         )

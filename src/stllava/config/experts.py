@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from stllava.config.base import NamedModel, NamedPath, Options, Rate, Share
 from stllava.config.generation import ServerOptions
@@ -73,12 +73,26 @@ class ScriptedOptions(Options):
 
 
 class SimulatedOptions(Options):
-    """The oracle made worse on purpose, to learn what an expert's quality is worth; judges pair by pair."""
+    """An expert that knows, made worse on purpose, to learn what an expert's quality is worth (docs/expert.md)."""
 
+    of: Literal["oracle", "reference"] = "oracle"
+    """Which expert it is made of. One of the oracle judges pair by pair, one of the reference expert by judge.mode."""
     wrong: Share = 0.0
-    """Share of comparisons in which the worse answer wins, whatever the order."""
+    """Share of verdicts that are the wrong way round: of comparisons, whatever the order, or of single answers' scores."""
     order_bias: Share = 0.0
-    """Share of replies that prefer the answer shown first, whatever it says."""
+    """Share of replies that prefer the answer shown first, whatever it says; only where it judges pair by pair."""
+    abstains: Share = 0.0
+    """Share of questions on which it will not say."""
+    confuses: dict[str, str] = Field(default={})
+    """Classes that it mixes up, each with the one it takes it for and the other way round: {glioma: meningioma}."""
+    confused: Share = 1.0
+    """Share of the images of either class of such a pair that it takes for the other, in every question about them."""
+
+    @model_validator(mode="after")
+    def _only_references_name_classes(self) -> "SimulatedOptions":
+        if self.confuses and self.of == "oracle":
+            raise ValueError("confuses with of: reference, whose answers name the classes")
+        return self
 
 
 class DistilledOptions(Options):
@@ -103,7 +117,7 @@ class JudgeOptions(Options):
     expert: Literal["oracle", "reference", "chat", "local", "distilled", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
     a vision-language model behind a server or here; distilled: what `stllava distill` made of another expert's verdicts;
-    scripted: by rule; simulated: the oracle made worse; panel: several."""
+    scripted: by rule; simulated: one that knows, made worse; panel: several."""
     mode: Literal["scores", "pairwise"] = "scores"
     """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
     orders: PositiveInt = 2
@@ -144,6 +158,22 @@ class JudgeOptions(Options):
     """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5
     """The stage stops when the order of the answers decides a larger share of comparisons than this."""
+
+    @model_validator(mode="after")
+    def _order_means_something(self) -> "JudgeOptions":
+        if self.expert == "simulated" and self.simulated.order_bias and not self.compares:
+            raise ValueError("mode pairwise with simulated.order_bias: single answers are shown in no order")
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is asked which of two answers is better."""
+        return self.mode == "pairwise" or (self.expert == "simulated" and self.simulated.of == "oracle")
+
+    @property
+    def rule(self) -> str:
+        """Which expert says what can be judged: the one that a simulated expert of references is made of, else itself."""
+        return "reference" if self.expert == "simulated" and self.simulated.of == "reference" else self.expert
 
     @property
     def is_limited(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stllava.config import JudgeOptions
+from stllava.config import JudgeOptions, SimulatedOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
@@ -18,10 +18,11 @@ from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.reply_log import JudgeBackend, ReplyLog
 from stllava.experts.model.rubric import Mode, load_rubric
 from stllava.experts.panel import Panel
+from stllava.experts.rules.fallible import FallibleJudge, confused
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.recipe import load_judge
-from stllava.records import Context, content_id
+from stllava.records import Context, Sample, content_id
 from stllava.store import read_jsonl
 
 
@@ -70,6 +71,8 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
             [_expert(member, inputs, files, name=f"expert-{number}") for number, member in enumerate(members, 1)],
             verdict=options.verdict,
         )
+    if options.expert == "simulated" and not options.compares:
+        return FallibleJudge(options.simulated, _references(options.expert, inputs.truth))
     by_rule = rule_judge(options.expert, inputs.truth)
     if by_rule is not None:
         return by_rule
@@ -78,7 +81,7 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
 
         return DistilledJudge(options.distilled, root=_image_root(options, inputs))
     reply_log = files.enter_context(closing(ReplyLog(inputs.folder, name=name)))
-    mode: Mode = "pairwise" if options.expert == "simulated" else options.mode
+    mode: Mode = "pairwise" if options.compares else options.mode
     structured = options.expert == "chat" and options.chat.structured
     rubric = load_rubric(options.rubric, mode=mode, structured=structured, correct=options.correct)
     backend = backend_of(options, inputs, reply_log)
@@ -89,14 +92,19 @@ def rule_judge(expert: str, truth: Path | None) -> Oracle | ReferenceJudge | Non
     """The expert of this name if it knows its answers from `truth`; None of every other, which must be asked."""
     if expert == "oracle":
         return Oracle(read_jsonl(_known(expert, truth), Truth))
-    return ReferenceJudge(read_samples(_known(expert, truth))[0]) if expert == "reference" else None
+    return ReferenceJudge(_references(expert, truth)) if expert == "reference" else None
+
+
+def _references(expert: str, truth: Path | None) -> list[Sample]:
+    """The reference samples that an expert knows."""
+    return read_samples(_known(expert, truth))[0]
 
 
 def contexts_of(options: JudgeOptions, inputs: ExpertInputs) -> list[Context]:
     """What a model is shown beside the image."""
     contexts = read_jsonl(options.context, Context) if options.context is not None else []
     if options.show_references:
-        for sample in read_samples(_known(options.expert, inputs.truth))[0]:
+        for sample in _references(options.expert, inputs.truth):
             text = " or ".join(sample.targets)
             key = content_id("context", sample.image, sample.question, text)
             contexts.append(Context(id=key, image=sample.image, question=sample.question, kind="reference answer", text=text))
@@ -108,7 +116,7 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
     if options.expert == "scripted":
         return ScriptedBackend(options.scripted, mode=options.mode, correct=options.correct)
     if options.expert == "simulated":
-        return SimulatedBackend(options.simulated, oracle=Oracle(read_jsonl(_known(options.expert, inputs.truth), Truth)))
+        return SimulatedBackend(options.simulated, judge=_of_simulated(options.simulated, inputs.truth))
     root = _image_root(options, inputs)
     if options.expert == "local":
         from stllava.experts.backends.local_model import LocalBackend
@@ -116,6 +124,13 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
         return LocalBackend(options.local, root=root)
     server = ChatServer(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
     return BatchBackend(server) if options.chat.batch else ChatBackend(server)
+
+
+def _of_simulated(options: SimulatedOptions, truth: Path | None) -> Oracle | ReferenceJudge:
+    """The expert that a simulated one is made of, classes mixed up as it mixes them up."""
+    if options.of == "oracle":
+        return Oracle(read_jsonl(_known("simulated", truth), Truth))
+    return ReferenceJudge(confused(_references("reference", truth), options.confuses, share=options.confused))
 
 
 def _image_root(options: JudgeOptions, inputs: ExpertInputs) -> Path:

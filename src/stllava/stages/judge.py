@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stllava.config import JudgeOptions
+from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.budgeting import Chosen
@@ -25,6 +26,7 @@ from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
+from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.selection import KnownVerdicts
 from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
 from stllava.remote.refusals import advice
@@ -185,6 +187,8 @@ def check(
         name = ""
         if votes is not None:
             truths, name = truths_of_votes(read_jsonl(votes, Vote)), "people"
+        elif truth is not None and options.expert == "simulated" and options.rule == "reference":
+            truths, name = truths_of_expert(ReferenceJudge(read_samples(truth)[0]), given), "the references"
         elif truth is not None and options.expert != "reference" and not options.show_references:
             truths, name = truths_of_expert(Oracle(read_jsonl(truth, Truth)), given), "the oracle"
         with expert_of(thorough, ExpertInputs(to, root, truth)) as expert:

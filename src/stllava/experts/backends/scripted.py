@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable
 from pydantic import JsonValue
 
 from stllava.config import ScriptedOptions, SimulatedOptions
+from stllava.data.borrowing import bare
 from stllava.experts.model.reply_log import Exchange, FreeBackend, JudgeRequest, as_body
 from stllava.experts.model.rubric import Mode, unfenced
+from stllava.experts.rules.fallible import chance
 from stllava.experts.rules.oracle import RULE, Oracle
+from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.robust import normalise
-from stllava.records import content_id
 
 
 class ScriptedBackend(FreeBackend):
@@ -49,11 +51,11 @@ class ScriptedBackend(FreeBackend):
 
 
 class SimulatedBackend(FreeBackend):
-    """The oracle with faults of known size: what a real expert's faults would do can be measured with it."""
+    """A rule judge with faults of known size: what a real expert's faults would do can be measured with it."""
 
-    def __init__(self, options: SimulatedOptions, *, oracle: Oracle) -> None:
-        """Compare two answers as `oracle` does, but wrongly, or by their order, as often as the options say."""
-        self._options, self._oracle = options, oracle
+    def __init__(self, options: SimulatedOptions, *, judge: Oracle | ReferenceJudge) -> None:
+        """Compare two answers as `judge` does, but wrongly, or by their order, as often as the options say."""
+        self._options, self._judge = options, judge
 
     @property
     def name(self) -> str:
@@ -63,7 +65,11 @@ class SimulatedBackend(FreeBackend):
     @property
     def identity(self) -> dict[str, JsonValue]:
         """Its rule and its faults."""
-        return {"expert": "simulated", "rule": RULE, **self._options.resume_key()}
+        rule = RULE if isinstance(self._judge, Oracle) else self._judge.prompt_hash
+        faults = self._options.resume_key()
+        changed = self._options.model_dump(mode="json", exclude_defaults=True)
+        # Faults that came later count only where it has them: they leave earlier draws as they were.
+        return {"expert": "simulated", "rule": rule, "wrong": faults["wrong"], "order_bias": faults["order_bias"], **changed}
 
     def ask(self, requests: Iterable[JudgeRequest], record: Callable[[Exchange], None]) -> None:
         """ServerReply to every request."""
@@ -72,16 +78,17 @@ class SimulatedBackend(FreeBackend):
 
     def _verdict(self, request: JudgeRequest) -> str:
         texts = shown(request)
-        scores = self._oracle.score(unfenced(request.text)["question"], request.images, texts).scores
-        if scores is None:
+        question = unfenced(request.text)["question"]
+        scores = self._judge.score(question, request.images, texts).scores
+        if scores is None or chance("abstains", *request.images, bare(question)) < self._options.abstains:
             return "abstain"
-        if _chance("order", request.id) < self._options.order_bias:
+        if chance("order", request.id) < self._options.order_bias:
             return "1"
         first, second = scores
         if first == second:
             return "tie"
         # The same two answers are judged wrongly in every order: such an error no swapping finds.
-        wrong = _chance("wrong", request.subject, *sorted(texts)) < self._options.wrong
+        wrong = chance("wrong", request.subject, *sorted(texts)) < self._options.wrong
         return "1" if (first > second) != wrong else "2"
 
 
@@ -89,8 +96,3 @@ def shown(request: JudgeRequest) -> list[str]:
     """The answers in a prompt, in their order, as its marks enclose them."""
     found = unfenced(request.text)
     return [found[f"answer {number}"] for number in range(1, len(request.order) + 1)]
-
-
-def _chance(*parts: str) -> float:
-    """A number from 0 to 1 that depends on the parts alone."""
-    return int(content_id("chance", *parts), 16) / 16**16

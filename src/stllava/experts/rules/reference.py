@@ -61,10 +61,14 @@ class ReferenceJudge(RuleJudge):
 
     def judge(self, answers: Answers) -> Verdict:
         """Yes-or-no references score 1 or 0; others the word F1 of each completion with the nearest reference answer."""
-        grounds = self._grounds(answers.question, answers.images)
+        return self.score(answers.question, answers.images, answers.final_answers)
+
+    def score(self, question: str, images: tuple[str, ...], completions: Sequence[str]) -> Verdict:
+        """Score bare texts as answers to a question, as `judge` does."""
+        grounds = self._grounds(question, images)
         if isinstance(grounds, str):
             return Verdict(scores=None, cause="abstained", reason=grounds)
-        scores = tuple(map(grounds.score, answers.final_answers))
+        scores = tuple(map(grounds.score, completions))
         correction = grounds.right if max(scores, default=0.0) < 1 else None
         return Verdict(scores=scores, cause=None, reason=grounds.reason, correction=correction)
 

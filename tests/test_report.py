@@ -1,6 +1,7 @@
 """The report page, on a small made-up run directory with drawn images."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -34,7 +35,7 @@ from stllava.records import (
     content_id,
 )
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
-from stllava.report.gallery import thumbnail
+from stllava.report.gallery import self_asked, thumbnail
 from stllava.report.page import write_report
 from stllava.report.run_files import read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
@@ -481,3 +482,15 @@ def test_small_groups_are_marked_and_rare_values_counted(tmp_path: Path) -> None
 
 def test_samples_without_labels_have_no_section_of_labels(page: str) -> None:
     assert 'id="labels"' not in page
+
+
+def test_the_gallery_shows_the_experts_correction_as_what_was_chosen(made: Made) -> None:
+    files = read_run_files(made.run)
+    part = files.rounds[0]
+    key = part.preferences[0].lineage.judgment_id
+    judgments = tuple(row.model_copy(update={"correction": "a hernia"}) if row.id == key else row for row in part.judgments)
+    chosen = part.preferences[0].model_copy(update={"chosen": "a hernia"})
+    shown = dataclasses.replace(part, judgments=judgments, preferences=(chosen,))
+    cards = self_asked(dataclasses.replace(files, rounds=(shown,)))
+    [card] = [card for card in cards if "became a pair" in card.head]
+    assert (card.said[0].label, card.said[0].text, card.said[0].mark) == ("expert", "a hernia", "chosen")

@@ -113,19 +113,23 @@ def self_asked(run: RunFiles) -> list[Card]:
 def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair: Preference | None, described: str) -> Card:
     scores = judgment.scores or (0.0,) * len(answers.completions)
     rows = Counter(zip(scores, answers.completions, strict=True))
+    own = [] if judgment.correction is None else [judgment.correction]
     return Card(
         image=thumbnail(run.images, answers.images[0]),
         head=f"{policy_label(name)} · " + ("became a pair" if pair else plain(judgment.cause or "no pair").lower()),
         question=shorten(answers.question, 240),
         described=shorten(described, 200),
-        said=tuple(
-            ShownAnswer(
-                f"{score:.2f}" if judgment.scores else "–",
-                shorten(text, 240) or "(nothing)",
-                "" if pair is None else "chosen" if text == pair.chosen else "rejected" if text == pair.rejected else "",
-                times,
-            )
-            for (score, text), times in sorted(rows.items(), key=lambda row: -row[0][0])
+        said=(
+            *(ShownAnswer("expert", shorten(text, 240), "chosen" if pair and pair.chosen == text else "", 1) for text in own),
+            *(
+                ShownAnswer(
+                    f"{score:.2f}" if judgment.scores else "–",
+                    shorten(text, 240) or "(nothing)",
+                    "" if pair is None else "chosen" if text == pair.chosen else "rejected" if text == pair.rejected else "",
+                    times,
+                )
+                for (score, text), times in sorted(rows.items(), key=lambda row: -row[0][0])
+            ),
         ),
         verdict=shorten(judgment.reason or ("No reason was given." if judgment.scores else "No verdict."), 280),
     )

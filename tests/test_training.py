@@ -422,3 +422,54 @@ def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"not to be opened")
     with pytest.raises(StllavaError, match="never loaded"):
         load_policy(tmp_path)
+
+
+Gradients = dict[str, torch.Tensor]
+
+
+def weighted(tiny_model: Path, phantoms: Path, weights: list[float], options: DpoOptions) -> tuple[float, Gradients]:
+    """The loss and gradients of one step over the pairs with these weights, from a policy that has moved."""
+    policy = load_policy(tiny_model)
+    policy.packs = options.pack
+    preferences = [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs(), weights, strict=True)]
+    dataset = PreferenceDataset(policy, preferences, images=phantoms / "images", max_tokens=options.max_tokens_per_forward)
+    made = PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights="mine"), None, options, 0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    forwards = made.collate([made.example(index, 0) for index in range(len(dataset))])
+    counts: Counter[str] = Counter()
+    for batch in forwards:
+        counts.update(counts_of(batch))
+    loss = torch.stack([made.loss(policy.model, batch, counts)[0] for batch in forwards]).sum()
+    loss.backward()
+    gradients = {name: value.grad for name, value in policy.model.named_parameters() if value.grad is not None}
+    return float(loss.detach()), gradients
+
+
+ANCHORED = DpoOptions(nll=0.7, replay=0, max_tokens_per_forward=16384)
+
+
+def test_pairs_of_equal_weight_are_learned_as_pairs_without_one(tiny_model: Path, phantoms: Path) -> None:
+    plain, gradients = weighted(tiny_model, phantoms, [1.0] * len(pairs()), ANCHORED)
+    same, others = weighted(tiny_model, phantoms, [4.0] * len(pairs()), ANCHORED)
+    assert same == plain
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+def test_a_weight_is_what_counts_and_packing_does_not_change_it(tiny_model: Path, phantoms: Path) -> None:
+    weights = [0.25 + 0.5 * (place % 4) for place in range(len(pairs()))]
+    packed, gradients = weighted(tiny_model, phantoms, weights, ANCHORED)
+    alone, others = weighted(tiny_model, phantoms, weights, ANCHORED.model_copy(update={"pack": False}))
+    plain, _ = weighted(tiny_model, phantoms, [1.0] * len(pairs()), ANCHORED)
+    assert packed == pytest.approx(alone, rel=1e-5)
+    assert packed != pytest.approx(plain, rel=1e-4)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, others[name], rtol=2e-3, atol=2e-6)
+
+
+def test_a_weight_of_1_is_not_written(tiny_model: Path) -> None:
+    (pair, *_) = pairs()
+    assert "weight" not in pair.model_dump_json()
+    assert Preference.model_validate_json(pair.model_copy(update={"weight": 0.5}).model_dump_json()).weight == 0.5

@@ -46,6 +46,8 @@ class Preference(Keyed):
     """Whether the worse answer came to its own end; one that was cut off is learned without an end."""
     margin: float
     """Difference of their scores, above 0."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, exclude_if=lambda weight: weight == 1)
+    """How much it counts beside other pairs; where all count the same it is 1 and not written."""
     lineage: Lineage
     """Question, answers and judgment behind it."""
     reference: Reference | None = None

@@ -1,8 +1,9 @@
 """What an optimizer step of dpo minimises, as a pure function of log-probabilities and counts.
 
 A forward is a batch of `collate_preferences`. M learned tokens in it belong to nodes of trees (`leaf` [M]); P pairs name the
-nodes of their chosen and rejected answers (`pairs` [P, 2]) and what the reference gives them (`reference` [P, 2], summed
-log-probabilities in nats); `replayed` [M] tells which tokens are of replayed conversations.
+nodes of their chosen and rejected answers (`pairs` [P, 2]), what the reference gives them (`reference` [P, 2], summed
+log-probabilities in nats) and how much each counts (`weights` [P]); `replayed` [M] tells which tokens are of replayed
+conversations.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ from stllava.training.losses import nll, preference_loss
 
 
 def counts_of(batch: Mapping[str, Tensor]) -> dict[str, float]:
-    """What the parts of the objective are divided by: the pairs and tokens of one forward, to be added up over a step."""
+    """What the parts of the objective are divided by: weights of pairs and of tokens in one forward, added up over a step."""
     return {
-        "pairs": float(len(batch["pairs"])),
-        "chosen_tokens": float(_anchored(batch).sum()),
+        "pairs": float(batch["weights"].sum()),
+        "chosen_tokens": float(_anchors(batch).sum()),
         "replayed_tokens": float(batch["replayed"].sum()),
     }
 
@@ -28,7 +29,8 @@ def preference_objective(
 ) -> tuple[Tensor, dict[str, float]]:
     """One forward's share of a step's loss, and of its figures.
 
-    The loss is that of the pairs, plus NLL over the chosen answers' tokens, plus NLL over the replayed tokens.
+    The loss is that of the pairs, plus NLL over the chosen answers' tokens, plus NLL over the replayed tokens. A pair's weight
+    is that of its loss and of its chosen answer's tokens, of several pairs with one chosen answer the largest.
 
     Args:
         tokens: [M] log-probabilities of the learned tokens under the policy, in nats.
@@ -36,7 +38,7 @@ def preference_objective(
         counts: `counts_of` all forwards of the step, added up.
         options: The loss and the weights of its parts.
     """
-    pairs, leaf, reference = batch["pairs"], batch["leaf"], batch["reference"]
+    pairs, leaf, reference, weights = batch["pairs"], batch["leaf"], batch["reference"], batch["weights"]
     sums, lengths = sum_by_leaf(tokens, leaf)[pairs], sum_by_leaf(torch.ones_like(tokens), leaf)[pairs]
     losses = preference_loss(
         options.loss,
@@ -46,9 +48,11 @@ def preference_objective(
         label_smoothing=options.label_smoothing,
         lengths=lengths.unbind(1) if options.length_normalised else None,
     )
-    loss = losses.sum() / counts["pairs"]
+    loss = (weights * losses).sum() / counts["pairs"]
     if counts["chosen_tokens"] > 0:
-        loss = loss + options.nll * nll(tokens[_anchored(batch)], tokens=counts["chosen_tokens"])
+        anchors = _anchors(batch)
+        chosen = anchors > 0
+        loss = loss + options.nll * nll(anchors[chosen] * tokens[chosen], tokens=counts["chosen_tokens"])
     if counts["replayed_tokens"] > 0:
         loss = loss + options.replay * nll(tokens[batch["replayed"]], tokens=counts["replayed_tokens"])
     rewards = options.beta * (sums.detach() - reference)
@@ -62,7 +66,7 @@ def preference_objective(
         "chosen_drift": (moved := (sums.detach() - reference) / lengths)[:, 0],
         "distance": moved.abs().mean(dim=1),
     }
-    shares = torch.stack([value.sum() / counts["pairs"] for value in figures.values()]).tolist()
+    shares = torch.stack([(weights * value).sum() / counts["pairs"] for value in figures.values()]).tolist()
     return loss, dict(zip(figures, shares, strict=True))
 
 
@@ -77,7 +81,8 @@ def sum_by_leaf(tokens: Tensor, leaf: Tensor) -> Tensor:
     return tokens.new_zeros(int(leaf.max()) + 1).index_add(0, leaf, tokens)
 
 
-def _anchored(batch: Mapping[str, Tensor]) -> Tensor:
-    """[M] whether a token is of an answer that is chosen and, where a question has several pairs, never rejected."""
+def _anchors(batch: Mapping[str, Tensor]) -> Tensor:
+    """[M] the weight of a token of an answer that is chosen and, where a question has several pairs, never rejected; else 0."""
     leaf, pairs = batch["leaf"], batch["pairs"]
-    return torch.isin(leaf, pairs[:, 0]) & ~torch.isin(leaf, pairs[:, 1])
+    of_node = batch["weights"].new_zeros(int(leaf.max()) + 1).scatter_reduce(0, pairs[:, 0], batch["weights"], "amax")
+    return of_node[leaf] * ~torch.isin(leaf, pairs[:, 1])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,28 +105,39 @@ class PreferenceDataset:
             self.preferences.append(tuple(preference for branch in chosen for preference in branch.preferences))
 
 
-def collate_pairs(
-    policy: Policy, parts: Sequence[tuple[Tree, Sequence[PairNodes], Sequence[tuple[float, float]]]]
-) -> dict[str, Tensor]:
-    """One forward of trees, each with its pairs and their reference; a tree without pairs is replayed.
+class PairsOfTree(NamedTuple):
+    """A tree of one forward with its pairs; a tree without pairs is replayed."""
 
-    Adds to the keys of `collate`: pairs [P, 2], the nodes of chosen and rejected; reference [P, 2], in nats; replayed [M].
+    tree: Tree
+    pairs: Sequence[PairNodes] = ()
+    reference: Sequence[tuple[float, float]] = ()
+    """What the reference gives chosen and rejected answers, in nats; none while that is being measured."""
+    weights: Sequence[float] = ()
+    """How much each pair counts."""
+
+
+def collate_pairs(policy: Policy, parts: Sequence[PairsOfTree]) -> dict[str, Tensor]:
+    """One forward of trees, each with its pairs, their reference and weights.
+
+    Adds to the keys of `collate`: pairs [P, 2], the nodes of chosen and rejected; reference [P, 2], in nats; weights [P];
+    replayed [M].
     """
-    trees = [tree for tree, *_ in parts]
+    trees = [part.tree for part in parts]
     batch = collate(policy, trees)
     nodes = torch.tensor([len(tree.nodes) for tree in trees])
     first = (nodes.cumsum(0) - nodes).tolist()
-    pairs = [(a + start, b + start) for (_, pairs, _), start in zip(parts, first, strict=True) for a, b in pairs]
-    replayed = torch.tensor([not pairs for _, pairs, _ in parts]).repeat_interleave(nodes)
+    pairs = [(a + start, b + start) for part, start in zip(parts, first, strict=True) for a, b in part.pairs]
+    replayed = torch.tensor([not part.pairs for part in parts]).repeat_interleave(nodes)
     batch["pairs"] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-    batch["reference"] = torch.tensor([pair for *_, reference in parts for pair in reference]).reshape(-1, 2)
+    batch["reference"] = torch.tensor([pair for part in parts for pair in part.reference]).reshape(-1, 2)
+    batch["weights"] = torch.tensor([weight for part in parts for weight in part.weights])
     batch["replayed"] = replayed[batch["leaf"]]
     return batch
 
 
 def without_pairs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model is given of a forward."""
-    return {name: value for name, value in batch.items() if name not in ("pairs", "reference", "replayed")}
+    return {name: value for name, value in batch.items() if name not in ("pairs", "reference", "weights", "replayed")}
 
 
 def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:

@@ -13,7 +13,7 @@ from stllava.model.load import Policy
 from stllava.records import content_id
 from stllava.training.collapse import CollapseMonitor
 from stllava.training.objective import counts_of, first_loss, preference_objective
-from stllava.training.preference_dataset import PairNodes, PreferenceDataset, collate_pairs, without_pairs
+from stllava.training.preference_dataset import PairNodes, PairsOfTree, PreferenceDataset, collate_pairs, without_pairs
 from stllava.training.references import LogProbabilities, References, close_of
 from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import Items, StepCheck, fit
@@ -30,6 +30,8 @@ class PreferenceExample:
     """The nodes of each pair's chosen and rejected answer."""
     reference: tuple[LogProbabilities, ...]
     """The reference's summed log-probabilities of them."""
+    weights: tuple[float, ...]
+    """How much each counts."""
     replay: tuple[Tree, ...]
     """Trees of stage 1, learned in the same step."""
 
@@ -55,7 +57,11 @@ class PreferenceSteps:
         """The pairs of one tree; which conversations are replayed beside them is drawn for each epoch."""
         dataset = self.dataset
         return PreferenceExample(
-            dataset.trees[index], dataset.pairs[index], self.references.values[index], self._replay(index, epoch)
+            tree=dataset.trees[index],
+            pairs=dataset.pairs[index],
+            reference=self.references.values[index],
+            weights=tuple(preference.weight for preference in dataset.preferences[index]),
+            replay=self._replay(index, epoch),
         )
 
     def _replay(self, index: int, epoch: int) -> tuple[Tree, ...]:
@@ -69,9 +75,9 @@ class PreferenceSteps:
 
     def collate(self, examples: Sequence[PreferenceExample]) -> list[dict[str, Tensor]]:
         """The forwards of one step: trees of pairs and replayed trees, cut at the tokens of a forward."""
-        parts = [(example.tree, example.pairs, example.reference) for example in examples]
-        parts += [(tree, (), ()) for example in examples for tree in example.replay]
-        trees = [tree for tree, *_ in parts]
+        parts = [PairsOfTree(example.tree, example.pairs, example.reference, example.weights) for example in examples]
+        parts += [PairsOfTree(tree) for example in examples for tree in example.replay]
+        trees = [part.tree for part in parts]
         return [
             collate_pairs(self.policy, [parts[place] for place in part])
             for part in split_into_forwards(self.policy, trees, most=self.dataset.max_tokens)

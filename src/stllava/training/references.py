@@ -14,7 +14,7 @@ from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.records import Preference, Reference
 from stllava.training.objective import sum_by_leaf
-from stllava.training.preference_dataset import PreferenceDataset, collate_pairs, without_pairs
+from stllava.training.preference_dataset import PairsOfTree, PreferenceDataset, collate_pairs, without_pairs
 from stllava.tree.forward import collate, some_chains, split_into_forwards, token_log_probabilities
 
 LogProbabilities = tuple[float, float]
@@ -111,7 +111,7 @@ def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int])
     trees = [dataset.trees[index] for index in indices]
     with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
         for part in split_into_forwards(policy, trees, most=dataset.max_tokens):
-            batch = collate_pairs(policy, [(trees[place], dataset.pairs[indices[place]], ()) for place in part])
+            batch = collate_pairs(policy, [PairsOfTree(trees[place], dataset.pairs[indices[place]]) for place in part])
             batch = {name: value.to(policy.device) for name, value in batch.items()}
             sums = sum_by_leaf(token_log_probabilities(policy.model, without_pairs(batch)), batch["leaf"])
             values = sums[batch["pairs"]].tolist()

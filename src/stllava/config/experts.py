@@ -202,6 +202,9 @@ class PairOptions(Options):
     """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
     max_pairs_per_question: PositiveInt | None = None
     """Maximum number of pairs per question, those that differ most first; no limit when absent."""
+    counter_pairs: bool = False
+    """Beside its other pairs, let a question reject an answer that is right of another image asked the same and wrong of this
+    one: what cannot be told from the question alone."""
     balance: bool = True
     """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
     max_denial_share: Share = 0.1

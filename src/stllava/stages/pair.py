@@ -9,7 +9,7 @@ pair or, where all pairs are asked for, several; `dropped` counts the judgments 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -21,6 +21,7 @@ from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
+from stllava.stages.counter_pairs import counter_pairs
 from stllava.stages.results import PairResult
 from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
@@ -109,6 +110,8 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
                 dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
                 pairs += result
+        if options.counter_pairs:
+            pairs += _counter_pairs(given, judged, pairs, options=options)
         taught = [TaughtAnswer(pair.id, pair.prompt[-1].content, final_answer(pair.chosen)) for pair in pairs]
         surplus = surplus_of_yes_or_no(taught) if options.balance else set()
         fair = [pair for pair in pairs if pair.id not in surplus]
@@ -125,6 +128,22 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
         manifest = stage.finish(counts_in=len(judged), counts_out=len(kept), dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
+
+
+def _counter_pairs(
+    given: Mapping[str, Answers], judged: Sequence[Judgment], pairs: Sequence[Preference], *, options: PairOptions
+) -> list[Preference]:
+    """The counter-pairs of all judgments, beside the pairs there are."""
+    known = {(pair.lineage.answers_id, final_answer(pair.chosen), final_answer(pair.rejected)) for pair in pairs}
+    by_answers = {judgment.answers_id: judgment for judgment in judged}
+    rows = [(given[key], judgment) for key, judgment in by_answers.items()]
+    made = []
+    for key, chosen, rejected in counter_pairs(rows, known=known, options=options):
+        answers, scores = given[key], by_answers[key].scores or ()
+        margin = scores[chosen] - scores[rejected]
+        text = answers.completions[chosen]
+        made.append(_preference(answers, by_answers[key], chosen=text, rejected=rejected, margin=margin))
+    return made
 
 
 def remedy_of(dropped: Dropped) -> str:

@@ -8,7 +8,9 @@ from stllava.errors import CollapseError, StllavaError
 
 WINDOW = 10
 """Steps whose mean is looked at for signs of a collapse."""
-GOOD, FLIPPED = 0.7, 0.5
+GOOD, FLIPPED = 0.7, 0.4
+"""Shares of pairs ranked rightly: a ranking that was good has turned round when it is worse than chance, not when it is at
+chance, where one of hard pairs may well stand for a while."""
 
 
 class CollapseMonitor:

@@ -15,6 +15,7 @@ from stllava.pipeline import run
 from stllava.recipe import RunOptions
 from stllava.records import Answers, Outcome, Question
 from stllava.report.run_files import read_run_files
+from stllava.rundir import RunDir, round_name
 from stllava.stages.judge import judge
 from stllava.stages.results import JudgeResult
 from stllava.store import EXCHANGES, MANIFEST, read_manifest, read_records
@@ -221,3 +222,24 @@ def test_after_its_rounds_the_expert_is_followed_by_a_judge_made_of_its_verdicts
     (moved / "outcome.json").unlink()
     (moved / MANIFEST).unlink()
     assert run(changed, to=moved) == outcome
+
+
+@pytest.mark.slow
+def test_a_run_without_an_expert_is_calibrated_by_labelled_questions_and_says_how_often_its_votes_are_wrong(
+    tmp_path: Path,
+) -> None:
+    votes = {"expert": "itself", "itself": {"min_agreement": 0.3, "min_precision": 0.0, "labels": 20}}
+    answers = {"num_answers": 6, "sampling": {"temperature": 1.0, "max_new_tokens": 8}}
+    outcome = run(options(judge=votes, answer=answers, rounds=2, final_sft=None), to=tmp_path)
+    folder = RunDir(tmp_path)
+    for number in (1, 2):
+        name = round_name(number)
+        asked = read_records(folder.calibration_stage(name, "ask"), "questions", Question)
+        given = read_records(folder.calibration_stage(name, "answer"), "answers", Answers)
+        assert [row.question for row in given] == [row.text for row in asked]
+        assert len(asked) == 20
+        measures = read_manifest(folder.stage(name, "judge")).measures
+        assert 0 <= measures["true_error"] <= 1
+        told = f"{name}: of {measures['true_error_n']:.0f} verdicts whose answer is known"
+        assert any(told in sentence for sentence in outcome.sentences)
+    assert any("labelled questions" in note for note in outcome.notes)

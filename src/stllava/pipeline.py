@@ -4,7 +4,7 @@ Writes one folder a stage under the run directory, then `outcome.json`, `summary
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from stllava.data.overlap import find_overlap, read_fingerprints, read_training_
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.experts.build import require_expert
+from stllava.experts.vote_monitor import takeover
 from stllava.metrics.score import compare
 from stllava.recipe import RunOptions
 from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score, content_id
@@ -20,6 +21,7 @@ from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
+from stllava.stages.calibrate import ask_labelled
 from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
@@ -91,6 +93,8 @@ class Loop:
     """Folders of answers and of the expert's judgments of them."""
     judged_at_no_cost: list[tuple[Path, Path]] = field(default_factory=list)
     """Those judged by what was made of its verdicts."""
+    votes: list[Mapping[str, float]] = field(default_factory=list)
+    """What was counted of the votes in each round, where the policy judges itself."""
     spent: list[tuple[float, float]] = field(default_factory=list)
     finished: int = 0
 
@@ -242,12 +246,15 @@ class Loop:
             truth=data.truth,
             seed=seed,
         )
+        labelled = self.answer_labelled(name, policy, data, judging=judging, seed=seed)
         judged = judge(
             judging,
             answers=answers,
             truth=data.truth,
             root=data.image_root,
             to=judgments,
+            labels=data.validation if labelled else None,
+            labelled_answers=labelled,
             earlier=self.judged if judging.is_limited or judging.is_paid else (),
             seed=seed,
         )
@@ -256,6 +263,8 @@ class Loop:
         valid = judged.verdicts / subjects if subjects else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
+        if judging.expert == "itself":
+            self.tell_votes(name, judged.manifest.measures)
         judged_so = self.judged if judging.expert == options.judge.expert else self.judged_at_no_cost
         judged_so += [descriptions, (answers, judgments)] if chooses else [(answers, judgments)]
         paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
@@ -278,6 +287,30 @@ class Loop:
             seed=seed,
         )
         self.policies.append(name)
+
+    def answer_labelled(self, name: str, policy: Path, data: DataSet, *, judging: JudgeOptions, seed: int) -> Path | None:
+        """The policy's answers to labelled questions, where the expert is calibrated by them; None where it is not."""
+        number = judging.itself.labels if judging.expert == "itself" else 0
+        if not number:
+            return None
+        questions, answers = (self.folder.calibration_stage(name, stage) for stage in ("ask", "answer"))
+        # Of the validation split: what the policy has learned it knows better than what it will ask about.
+        ask_labelled(judging, samples=data.validation, to=questions, number=number)
+        answer(self.options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
+        return answers
+
+    def tell_votes(self, name: str, measures: Mapping[str, float]) -> None:
+        """Say how far the votes of a policy that judges itself were right, and whether one answer takes over."""
+        if "true_error" in measures:
+            low, high = measures["true_error_low"], measures["true_error_high"]
+            self.sentences.append(
+                f"{name}: of {measures['true_error_n']:.0f} verdicts whose answer is known, {measures['true_error']:.1%} "
+                f"[{low:.1%}, {high:.1%}] call a wrong answer right."
+            )
+        self.votes.append(measures)
+        sentence = takeover(self.votes[0], measures)
+        if sentence is not None:
+            self.sentences.append(f"{name}: {sentence}")
 
     def describe(self, name: str, policy: Path, data: DataSet, seed: int, *, judging: JudgeOptions) -> Path | None:
         """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""

@@ -10,6 +10,7 @@ A run directory holds
     sft/                                    policy 0
     round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
     round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
+    round-1/calibrate/{ask,answer}/         answers to labelled questions, by which the expert `itself` is calibrated
     final/{data,sft}/                       what was found right in all rounds, and the policy that learned it
     own-judge/                              the judge that was made of the expert's verdicts, where the run makes one
     evaluate/<policy>/<benchmark>/          every answer and score
@@ -106,6 +107,10 @@ class RunDir:
     def description_stage(self, round_name: str, stage: RoundStage) -> Path:
         """A stage of the descriptions with which a round begins, where the expert chooses among several."""
         return self.path / round_name / "describe" / stage
+
+    def calibration_stage(self, round_name: str, stage: RoundStage) -> Path:
+        """A stage of what the policy answers to labelled questions, where a round needs that."""
+        return self.path / round_name / "calibrate" / stage
 
     def policy(self, name: str) -> Path:
         """The folder of a policy by its name: sft, round-1, …, final."""

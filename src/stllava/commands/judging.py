@@ -19,6 +19,8 @@ def judge_or_look(
     to: Path,
     truth: Path | None = None,
     root: Path | None = None,
+    labels: Path | None = None,
+    labelled_answers: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
     dry_run: bool = False,
@@ -34,6 +36,8 @@ def judge_or_look(
         to: Folder for the judgments, or for the check.
         truth: JSONL of phantom truths or reference samples, for experts that know.
         root: The image root, for experts that are models.
+        labels: JSONL of questions with known answers, by which the expert itself finds out how far votes can be trusted.
+        labelled_answers: Folder of the policy's answers to those questions.
         seed: Seed of the run.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
         dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
@@ -45,6 +49,9 @@ def judge_or_look(
         refuse_ignored({"--sample": sample, "--votes": votes}, without="--check")
     if dry_run:
         refuse_ignored({"--check": check or None}, beside="--dry-run")
+    if dry_run or check:
+        given = {"--labels": labels, "--labelled-answers": labelled_answers}
+        refuse_ignored(given, beside="--check" if check else "--dry-run")
     if dry_run:
         found = plan(options, answers=answers, truth=truth, root=root, to=to)
         show(found.prompt or "Nothing is to be asked.")
@@ -65,7 +72,19 @@ def judge_or_look(
             )
         )
     else:
-        tell(judge(options, answers=answers, truth=truth, root=root, to=to, seed=seed, existing=existing).manifest)
+        tell(
+            judge(
+                options,
+                answers=answers,
+                truth=truth,
+                root=root,
+                to=to,
+                labels=labels,
+                labelled_answers=labelled_answers,
+                seed=seed,
+                existing=existing,
+            ).manifest
+        )
 
 
 def price(cost: float | None) -> str:

@@ -7,6 +7,7 @@ from stllava.config.base import Options, Rate, Share, validate
 from stllava.config.experts import (
     ChatOptions,
     DistilledOptions,
+    ItselfOptions,
     JudgeOptions,
     LocalExpertOptions,
     PairOptions,
@@ -52,6 +53,7 @@ __all__ = [
     "GenerationOptions",
     "GroupRates",
     "IntakeOptions",
+    "ItselfOptions",
     "JudgeOptions",
     "LocalExpertOptions",
     "LoraOptions",

@@ -95,6 +95,19 @@ class SimulatedOptions(Options):
         return self
 
 
+class ItselfOptions(Options):
+    """No expert: what most of the policy's own answers to a question say counts as right."""
+
+    min_agreement: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """It abstains on a question where a smaller share of the answers than this says the same."""
+    min_precision: Share = 0.9
+    """Where labelled questions were answered too: it also abstains where the share of the answers that says the same was right
+    on fewer of those than this."""
+    labels: NonNegativeInt = 500
+    """Maximum number of questions of the validation split that the policy answers in each round of a run, to find out how far
+    its agreement can be trusted; 0: min_agreement decides alone."""
+
+
 class DistilledOptions(Options):
     """A judge that `stllava distill` made of another expert's verdicts, in this process."""
 
@@ -114,10 +127,11 @@ class JudgeOptions(Options):
 
     runtime_only = frozenset({"max_failed", "max_flips", "rubric", "context", "panel"})
 
-    expert: Literal["oracle", "reference", "chat", "local", "distilled", "scripted", "simulated", "panel"] = "oracle"
+    expert: Literal["oracle", "reference", "chat", "local", "distilled", "itself", "scripted", "simulated", "panel"] = "oracle"
     """oracle: knows the phantoms' truth; reference: compares with reference answers to the same question; chat, local:
     a vision-language model behind a server or here; distilled: what `stllava distill` made of another expert's verdicts;
-    scripted: by rule; simulated: one that knows, made worse; panel: several."""
+    itself: no expert, what most of the policy's answers say; scripted: by rule; simulated: one that knows, made worse;
+    panel: several."""
     mode: Literal["scores", "pairwise"] = "scores"
     """What a model is asked: to score all answers to a question at once, or which of two is better, for every two."""
     orders: PositiveInt = 2
@@ -139,6 +153,8 @@ class JudgeOptions(Options):
     """The model of `local`."""
     distilled: DistilledOptions = DistilledOptions()
     """The model of `distilled`."""
+    itself: ItselfOptions = ItselfOptions()
+    """When `itself` abstains."""
     scripted: ScriptedOptions = ScriptedOptions()
     """The script of `scripted`."""
     simulated: SimulatedOptions = SimulatedOptions()
@@ -163,6 +179,12 @@ class JudgeOptions(Options):
     def _order_means_something(self) -> "JudgeOptions":
         if self.expert == "simulated" and self.simulated.order_bias and not self.compares:
             raise ValueError("mode pairwise with simulated.order_bias: single answers are shown in no order")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_buys_verdicts(self) -> "JudgeOptions":
+        if self.expert == "itself" and self.is_limited:
+            raise ValueError("no budget with the expert itself: its verdicts cost nothing")
         return self
 
     @property

@@ -18,6 +18,11 @@ class TaughtAnswer(NamedTuple):
     answer: str
 
 
+def opening_words(question: str) -> str:
+    """The first words of a question, by which its kind is told."""
+    return " ".join(question.lower().split()[:OPENING])
+
+
 def surplus_of_yes_or_no(taught: Iterable[TaughtAnswer]) -> set[str]:
     """Ids of those without which yes and no are taught equally often: of the more frequent answer, the last ids.
 
@@ -27,8 +32,7 @@ def surplus_of_yes_or_no(taught: Iterable[TaughtAnswer]) -> set[str]:
     groups: dict[str, dict[str, list[str]]] = {}
     for row in taught:
         if is_yes_no(row.answer):
-            opening = " ".join(row.question.lower().split()[:OPENING])
-            groups.setdefault(opening, {"yes": [], "no": []})[normalise(row.answer)].append(row.id)
+            groups.setdefault(opening_words(row.question), {"yes": [], "no": []})[normalise(row.answer)].append(row.id)
     return {
         key for group in groups.values() for keys in group.values() for key in sorted(keys)[min(map(len, group.values())) :]
     }

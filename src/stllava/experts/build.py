@@ -1,12 +1,13 @@
 """The expert that the options name, with what it knows read from disk."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stllava.config import JudgeOptions, SimulatedOptions
+from stllava.config import ItselfOptions, JudgeOptions, SimulatedOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
@@ -19,11 +20,12 @@ from stllava.experts.model.reply_log import JudgeBackend, ReplyLog
 from stllava.experts.model.rubric import Mode, load_rubric
 from stllava.experts.panel import Panel
 from stllava.experts.rules.fallible import FallibleJudge, confused
+from stllava.experts.rules.itself import ItselfJudge, Thresholds, labelled_votes, thresholds_of
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.recipe import load_judge
-from stllava.records import Context, Sample, content_id
-from stllava.store import read_jsonl
+from stllava.records import Answers, Context, Sample, content_id
+from stllava.store import read_jsonl, read_records
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class ExpertInputs:
     """The image root; only experts that are models need it."""
     truth: Path | None = None
     """JSONL of phantom truths or reference samples; only experts that know need it."""
+    labels: Path | None = None
+    """JSONL of questions with known answers; only the expert itself takes them, to learn how far votes can be trusted."""
+    labelled_answers: Path | None = None
+    """Folder of the policy's answers to those questions."""
     asks: bool = True
     """Whether anything will be asked: if not, no permission and no key is needed."""
 
@@ -73,6 +79,8 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
         )
     if options.expert == "simulated" and not options.compares:
         return FallibleJudge(options.simulated, _references(options.expert, inputs.truth))
+    if options.expert == "itself":
+        return ItselfJudge(_thresholds(options.itself, inputs))
     by_rule = rule_judge(options.expert, inputs.truth)
     if by_rule is not None:
         return by_rule
@@ -93,6 +101,33 @@ def rule_judge(expert: str, truth: Path | None) -> Oracle | ReferenceJudge | Non
     if expert == "oracle":
         return Oracle(read_jsonl(_known(expert, truth), Truth))
     return ReferenceJudge(_references(expert, truth)) if expert == "reference" else None
+
+
+def judge_that_knows(truth: Path) -> Oracle | ReferenceJudge:
+    """The expert that knows by what stands in a file: truths of phantoms, or reference samples."""
+    with truth.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        row = None  # It may be another table, of samples.
+    phantoms = isinstance(row, dict) and row.keys() == Truth.model_fields.keys()
+    return Oracle(read_jsonl(truth, Truth)) if phantoms else ReferenceJudge(read_samples(truth)[0])
+
+
+def _thresholds(options: ItselfOptions, inputs: ExpertInputs) -> Thresholds:
+    """How many answers must agree: by votes on labelled questions where there are some."""
+    if inputs.labels is None and inputs.labelled_answers is None:
+        return Thresholds(options.min_agreement)
+    if inputs.labels is None or inputs.labelled_answers is None:
+        lacking = "labels" if inputs.labels is None else "labelled_answers"
+        raise StllavaError(
+            f"{'labelled_answers' if inputs.labels is None else 'labels'} without {lacking}",
+            expected="labelled questions and the policy's answers to them, or neither",
+            remedy=f"Name {lacking} too.",
+        )
+    given = read_records(inputs.labelled_answers, "answers", Answers)
+    return thresholds_of(labelled_votes(given, ReferenceJudge(read_samples(inputs.labels)[0])), options=options)
 
 
 def _references(expert: str, truth: Path | None) -> list[Sample]:

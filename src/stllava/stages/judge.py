@@ -18,7 +18,7 @@ from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.budgeting import Chosen
-from stllava.experts.build import ExpertInputs, expert_of
+from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
 from stllava.experts.expert import Expert, Verdict, no_verdict, shown
@@ -28,6 +28,7 @@ from stllava.experts.panel import Panel
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.selection import KnownVerdicts
+from stllava.experts.vote_monitor import VoteMonitor
 from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
 from stllava.remote.refusals import advice
 from stllava.stages.results import VERDICTS, JudgeResult
@@ -56,6 +57,8 @@ def judge(
     root: Path | None = None,
     to: Path,
     earlier: Sequence[tuple[Path, Path]] = (),
+    labels: Path | None = None,
+    labelled_answers: Path | None = None,
     seed: int = 0,
     may_abstain: bool = False,
     existing: Existing = "resume",
@@ -76,6 +79,8 @@ def judge(
         to: Folder for the judgments (judgments.jsonl).
         earlier: Folders of answers and of their judgments by the same expert, the oldest first: what one of those verdicts
             covers is taken from there, and costs nothing.
+        labels: JSONL of questions with known answers, by which the expert itself finds out how far votes can be trusted.
+        labelled_answers: Folder of the policy's answers to those questions.
         seed: Seed of the run; decides between questions that are worth as much within a budget.
         may_abstain: Whether an expert may abstain on everything without ending the stage in an error.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
@@ -85,23 +90,29 @@ def judge(
             kept.
     """
     inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
+    if labels is not None:
+        inputs["labels"] = Input(labels, file_hash)
+    if labelled_answers is not None:
+        inputs["labelled answers"] = Input(labelled_answers, output_hash)
     for number, (before, judged) in enumerate(earlier, 1):
         inputs |= {f"answers {number}": Input(before, output_hash), f"judgments {number}": Input(judged, output_hash)}
     with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return JudgeResult(to, stage.manifest)
         given, tally = stream_records(answers, "answers", Answers), Tally()
-        with expert_of(options, ExpertInputs(to, root, truth)) as expert:
+        known = ExpertInputs(to, root, truth, labels=labels, labelled_answers=labelled_answers)
+        monitor = VoteMonitor(judge_that_knows(truth) if truth is not None else None) if options.expert == "itself" else None
+        with expert_of(options, known) as expert:
             chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
             expert.prepare(chosen)
-            stage.write_records(
-                "judgments", tally.count(_judged(expert, *row, correct=options.correct) for row in chosen.verdicts(expert))
-            )
+            verdicts = chosen.verdicts(expert)
+            watched = verdicts if monitor is None else monitor.watch(verdicts)
+            stage.write_records("judgments", tally.count(_judged(expert, *row, correct=options.correct) for row in watched))
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
-            measures={**tally.measures, **chosen.measures},
+            measures={**tally.measures, **chosen.measures, **(monitor.measures if monitor is not None else {})},
             notes=(f"The expert is called {expert.name}. {expert.method}", *filter(None, (expert.damage,))),
         )
         return JudgeResult(to, manifest)

@@ -29,6 +29,7 @@ FLAGS_AT = {"compile": 1, "search": 2, "match": 2, "fullmatch": 2, "findall": 2,
 """Functions of `re` that take a pattern, and where they take flags."""
 SEARCHES = frozenset({"search", "findall", "finditer", "sub", "subn", "split"})
 MADE: Mapping[str, tuple[re.Pattern[str], ...]] = {
+    "experts/rules/fallible.py": (re.compile(r"\bglioma\ grade\ 4\b", re.I),),
     "data/benchmarks/multiple_choice.py": (re.compile(r"^A\s*:\s*"),),
     "data/overlap.py": (re.compile(r'"conversations"\s*:'),),
     "data/phantom/answer_parser.py": tuple(pattern for _, pattern in answer_parser.patterns()),

@@ -51,7 +51,7 @@ def test_where_all_agree_all_are_right_and_no_pair_comes_of_it(tmp_path: Path) -
     answers = answers_of(QUESTION, ("yes", "Yes.", "yes"))
     judge(JudgeOptions(expert="itself"), answers=write_answers(tmp_path / "answers", [answers]), to=tmp_path / "to")
     judgment = judgments_of(tmp_path / "to")[answers.id]
-    assert judgment.scores == (1, 1, 1)
+    assert judgment.scores == (1.0, 1.0, 1.0)
     assert pairs_of(answers, judgment, options=PairOptions()) == "tie"
 
 

@@ -19,7 +19,7 @@ SHIFT = 0.2
 """A change in the share of yes, since the first round, that means the same."""
 
 
-class Knowing(Protocol):
+class TruthJudge(Protocol):
     """Whatever knows the truth."""
 
     def judge(self, answers: Answers) -> Verdict:
@@ -30,7 +30,7 @@ class Knowing(Protocol):
 class VoteMonitor:
     """Counts the votes on questions as their verdicts pass by."""
 
-    truth: Knowing | None = None
+    truth: TruthJudge | None = None
     """Who knows right answers to some of the questions; never asked for a verdict that is learned."""
     _questions: int = 0
     _unanimous: int = 0

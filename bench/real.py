@@ -58,6 +58,8 @@ ARMS: dict[str, Overrides] = {
     "a quarter, by chance": judged(budget=FULL // 4, selection="random"),
     "a tenth of the verdicts": judged(budget=FULL // 10),
     "a tenth, by chance": judged(budget=FULL // 10, selection="random"),
+    "a tenth, with corrections": judged(budget=FULL // 10, correct=True),
+    "a tenth, then its own judge": judged(budget=FULL // 10) | {"distill_after": 1, "distill": {"epochs": 2, "batch_size": 8}},
 }
 """What each arm changes of the recipe."""
 

@@ -13,7 +13,7 @@ from stllava.experts.distilled_judge import judging_prompt, right_shares
 from stllava.model.load import load_policy
 from stllava.records import Answers, Conversation, Message
 from stllava.stages.distill import JudgedAnswer, balanced_answers, distill, read_judged, split_by_image
-from stllava.stages.judge import judge
+from stllava.stages.judge import check, judge
 from stllava.store import read_records
 from stllava.tree.scoring import answer_log_probabilities
 
@@ -137,6 +137,15 @@ def test_texts_without_an_image_are_scored_too(student: Path, phantoms: Path) ->
     [values] = answer_log_probabilities(policy, [(asked, ())], ("yes", "no"), images=phantoms / "images", max_tokens=4096)
     assert not isinstance(values, ItemError)
     assert all(value < 0 for value in values)
+
+
+def test_a_distilled_judge_can_be_checked_like_any_other(
+    student: Path, judged: tuple[Path, Path], phantoms: Path, tmp_path: Path
+) -> None:
+    options = JudgeOptions(expert="distilled", distilled=DistilledOptions(model=str(student)))
+    found = check(options, answers=judged[0], root=phantoms / "images", sample=10, to=tmp_path / "check")
+    assert (found.questions, found.requests, found.flips) == (10, 0, None)
+    assert found.longer_wins is not None
 
 
 def rows_of(scores: list[float], *, question: str = "is there a mass here?") -> list[JudgedAnswer]:

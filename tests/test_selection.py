@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.judging import answers_of, judgments_of, many_answers, write_answers
-from stllava.config import ChatOptions, JudgeOptions, ScriptedOptions
+from stllava.config import ChatOptions, ItselfOptions, JudgeOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.experts.selection import KnownVerdicts, candidate, choose
 from stllava.records import Answers, Comparison, Judgment
@@ -143,3 +143,22 @@ def test_a_budget_in_dollars_needs_prices_and_buys_what_it_can_pay(tmp_path: Pat
     free = priced.model_copy(update={"chat": chat.model_copy(update={"input_price": 0.0, "output_price": 0.0})})
     with pytest.raises(StllavaError, match="without prices"):
         judge(free, answers=answers, root=tmp_path, to=tmp_path / "unpriced")
+
+
+def test_within_a_budget_the_policys_own_vote_may_judge_what_is_not_asked(tmp_path: Path) -> None:
+    rows = [answers_of("Is it a mass?", ["yes"] * yes + ["no"] * (8 - yes), image=f"{yes}.png") for yes in (8, 7, 5, 4)]
+    answers = write_answers(tmp_path / "answer", rows)
+    limited = SCRIPTED.model_copy(update={"budget": 1})
+    judge(limited, answers=answers, to=tmp_path / "plain")
+    options = limited.model_copy(update={"consensus": True, "itself": ItselfOptions(min_agreement=0.8)})
+    judge(options, answers=answers, to=tmp_path / "judge")
+    plain, found = judgments_of(tmp_path / "plain"), judgments_of(tmp_path / "judge")
+    assert {rows.index(row) for row in rows if row.id in plain} == {3}
+    # The most contested one is asked; of the others those that agree enough are believed.
+    assert {rows.index(row): found[row.id].expert for row in rows if row.id in found} == {
+        0: "itself",
+        1: "itself",
+        3: "scripted",
+    }
+    assert found[rows[3].id] == plain[rows[3].id]
+    assert read_manifest(tmp_path / "judge").measures["asked"] == 1

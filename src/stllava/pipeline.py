@@ -94,7 +94,7 @@ class Loop:
     judged_at_no_cost: list[tuple[Path, Path]] = field(default_factory=list)
     """Those judged by what was made of its verdicts."""
     votes: list[Mapping[str, float]] = field(default_factory=list)
-    """What was counted of the votes in each round, where the policy judges itself."""
+    """What was counted of the policy's own votes in each round, where they judge."""
     spent: list[tuple[float, float]] = field(default_factory=list)
     finished: int = 0
 
@@ -263,7 +263,7 @@ class Loop:
         valid = judged.verdicts / subjects if subjects else 0.0
         self.measures[f"{name}/valid_share"] = valid
         self.notes += [note for note in judged.notes if note not in self.notes]
-        if judging.expert == "itself":
+        if judging.votes:
             self.tell_votes(name, judged.manifest.measures)
         judged_so = self.judged if judging.expert == options.judge.expert else self.judged_at_no_cost
         judged_so += [descriptions, (answers, judgments)] if chooses else [(answers, judgments)]
@@ -290,7 +290,7 @@ class Loop:
 
     def answer_labelled(self, name: str, policy: Path, data: DataSet, *, judging: JudgeOptions, seed: int) -> Path | None:
         """The policy's answers to labelled questions, where the expert is calibrated by them; None where it is not."""
-        number = judging.itself.labels if judging.expert == "itself" else 0
+        number = judging.itself.labels if judging.votes else 0
         if not number:
             return None
         questions, answers = (self.folder.calibration_stage(name, stage) for stage in ("ask", "answer"))

@@ -170,6 +170,8 @@ class JudgeOptions(Options):
     """The same in US dollars, by the prices given and the most that each request can cost; 0 sets no limit."""
     selection: Literal["informative", "random"] = "informative"
     """How questions are chosen within a budget: where answers split, spread over kinds of question and images; or by chance."""
+    consensus: bool = False
+    """Within a budget, also take what the expert `itself` would say of the questions that are not asked."""
     max_failed: Share = 0.05
     """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5
@@ -196,6 +198,11 @@ class JudgeOptions(Options):
     def rule(self) -> str:
         """Which expert says what can be judged: the one that a simulated expert of references is made of, else itself."""
         return "reference" if self.expert == "simulated" and self.simulated.of == "reference" else self.expert
+
+    @property
+    def votes(self) -> bool:
+        """Whether the policy's own vote judges, everything or what a budget leaves out."""
+        return self.expert == "itself" or (self.consensus and self.is_limited)
 
     @property
     def is_limited(self) -> bool:

@@ -66,6 +66,12 @@ class Chosen:
             if verdict is not None or self.asked is None or row.id in self.asked:
                 yield row, verdict if verdict is not None else expert.judge(row)
 
+    def left_out(self) -> Iterator[Answers]:
+        """The answers that nobody is asked about."""
+        for row in self.given:
+            if self.asked is not None and row.id not in self.asked and self.known.verdict(row) is None:
+                yield row
+
 
 def _max_cost(expert: Expert, answers: Answers) -> float:
     """US dollars that judging a set of answers costs at most."""

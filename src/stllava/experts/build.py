@@ -80,7 +80,7 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
     if options.expert == "simulated" and not options.compares:
         return FallibleJudge(options.simulated, _references(options.expert, inputs.truth))
     if options.expert == "itself":
-        return ItselfJudge(_thresholds(options.itself, inputs))
+        return own_vote(options, inputs)
     by_rule = rule_judge(options.expert, inputs.truth)
     if by_rule is not None:
         return by_rule
@@ -113,6 +113,11 @@ def judge_that_knows(truth: Path) -> Oracle | ReferenceJudge:
         row = None  # It may be another table, of samples.
     phantoms = isinstance(row, dict) and row.keys() == Truth.model_fields.keys()
     return Oracle(read_jsonl(truth, Truth)) if phantoms else ReferenceJudge(read_samples(truth)[0])
+
+
+def own_vote(options: JudgeOptions, inputs: ExpertInputs) -> ItselfJudge:
+    """The vote of the policy's own answers as a judge."""
+    return ItselfJudge(_thresholds(options.itself, inputs))
 
 
 def _thresholds(options: ItselfOptions, inputs: ExpertInputs) -> Thresholds:

@@ -18,13 +18,14 @@ from stllava.data.benchmarks.own import read_samples
 from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.budgeting import Chosen
-from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows
+from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows, own_vote
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
 from stllava.experts.expert import Expert, Verdict, no_verdict, shown
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
+from stllava.experts.rules.itself import ItselfJudge
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.selection import KnownVerdicts
@@ -101,21 +102,38 @@ def judge(
             return JudgeResult(to, stage.manifest)
         given, tally = stream_records(answers, "answers", Answers), Tally()
         known = ExpertInputs(to, root, truth, labels=labels, labelled_answers=labelled_answers)
-        monitor = VoteMonitor(judge_that_knows(truth) if truth is not None else None) if options.expert == "itself" else None
+        monitor = VoteMonitor(judge_that_knows(truth) if truth is not None else None) if options.votes else None
         with expert_of(options, known) as expert:
             chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
             expert.prepare(chosen)
-            verdicts = chosen.verdicts(expert)
-            watched = verdicts if monitor is None else monitor.watch(verdicts)
-            stage.write_records("judgments", tally.count(_judged(expert, *row, correct=options.correct) for row in watched))
+            vote = own_vote(options, known) if options.consensus and options.is_limited else None
+            judgments = _judgments(expert, chosen, vote, monitor, correct=options.correct)
+            stage.write_records("judgments", tally.count(judgments))
         tally.check(options, expert=expert.name, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
             measures={**tally.measures, **chosen.measures, **(monitor.measures if monitor is not None else {})},
-            notes=(f"The expert is called {expert.name}. {expert.method}", *filter(None, (expert.damage,))),
+            notes=(
+                f"The expert is called {expert.name}. {expert.method}",
+                *([f"On what it was not asked, the policy's own answers voted. {vote.method}"] if vote is not None else []),
+                *filter(None, (expert.damage,)),
+            ),
         )
         return JudgeResult(to, manifest)
+
+
+def _judgments(
+    expert: Expert, chosen: Chosen, vote: ItselfJudge | None, monitor: VoteMonitor | None, *, correct: bool
+) -> Iterator[Judgment]:
+    """The expert's judgments, then those of the policy's own `vote` on what the expert was not asked; votes are watched."""
+    verdicts = chosen.verdicts(expert)
+    for row in monitor.watch(verdicts) if monitor is not None and vote is None else verdicts:
+        yield _judged(expert, *row, correct=correct)
+    if vote is not None and monitor is not None:
+        for answers, verdict in monitor.watch((row, vote.judge(row)) for row in chosen.left_out()):
+            if verdict.scores is not None:
+                yield _judged(vote, answers, verdict)
 
 
 def known_verdicts(earlier: Sequence[tuple[Path, Path]], expert: Expert) -> KnownVerdicts:

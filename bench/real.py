@@ -59,7 +59,8 @@ ARMS: dict[str, Overrides] = {
     "a tenth of the verdicts": judged(budget=FULL // 10),
     "a tenth, by chance": judged(budget=FULL // 10, selection="random"),
     "a tenth, with corrections": judged(budget=FULL // 10, correct=True),
-    "a tenth, then its own judge": judged(budget=FULL // 10) | {"distill_after": 1, "distill": {"epochs": 2, "batch_size": 8}},
+    "a tenth, then its own judge": judged(budget=FULL // 10)
+    | {"distill_after": 1, "distill": {"epochs": 6, "batch_size": 8, "threshold": 1.0}},
 }
 """What each arm changes of the recipe."""
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import JsonValue
 
 from helpers.judging import answers_of, judgments_of, write_answers
-from stllava.config import DistilledOptions, DistillOptions, GroupRates, JudgeOptions, ScriptedOptions
+from stllava.config import DistilledOptions, DistillOptions, GroupRates, JudgeOptions, ScriptedOptions, validate
 from stllava.errors import ItemError, NothingLeftError, StllavaError
 from stllava.experts.distilled_judge import judging_prompt, right_shares
 from stllava.model.load import load_policy
+from stllava.recipe import RunOptions
 from stllava.records import Answers, Conversation, Message
 from stllava.stages.distill import JudgedAnswer, balanced_answers, distill, read_judged, split_by_image
 from stllava.stages.judge import check, judge
@@ -201,3 +203,25 @@ def test_a_distilled_expert_without_a_model_is_refused(tmp_path: Path) -> None:
     answers = write_answers(tmp_path / "answers", [answers_of("what is seen?", ("a", "b"))])
     with pytest.raises(StllavaError, match="the distilled expert has no model"):
         judge(JudgeOptions(expert="distilled"), answers=answers, root=tmp_path, to=tmp_path / "verdicts")
+
+
+def test_a_run_makes_no_judge_of_the_verdicts_of_such_a_judge() -> None:
+    values: dict[str, JsonValue] = {
+        "name": "x",
+        "data": {"kind": "phantom"},
+        "distill_after": 1,
+        "judge": {"expert": "distilled"},
+    }
+    with pytest.raises(StllavaError, match="it is such a judge already"):
+        validate(RunOptions, values, source="recipe")
+
+
+def test_the_training_of_a_judge_is_like_sft_but_for_what_is_given() -> None:
+    values: dict[str, JsonValue] = {
+        "name": "x",
+        "data": {"kind": "phantom"},
+        "sft": {"epochs": 7, "batch_size": 2, "self_question_ratio": 0.3},
+        "distill": {"epochs": 3},
+    }
+    made = validate(RunOptions, values, source="recipe").distill
+    assert (made.epochs, made.batch_size, made.held_out) == (3, 2, 0.1)

@@ -109,6 +109,12 @@ class RunOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _a_judge_is_made_of_anothers_verdicts(self) -> "RunOptions":
+        if self.distill_after and self.judge.expert == "distilled":
+            raise ValueError("distill_after 0 with judge.expert distilled: it is such a judge already")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_have_images(self) -> "RunOptions":
         if self.data.all_labelled and self.rounds:
             raise ValueError("rounds 0 with data.labelled all: no image is left to ask about")

@@ -13,12 +13,13 @@ from stllava.config import JudgeOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
-from stllava.records import Answers, Outcome, Question
+from stllava.records import Answers, ExpertAudit, Outcome, Question
 from stllava.report.run_files import read_run_files
 from stllava.rundir import RunDir, round_name
+from stllava.stages.calibrate import error_of
 from stllava.stages.judge import judge
 from stllava.stages.results import JudgeResult
-from stllava.store import EXCHANGES, MANIFEST, read_manifest, read_records
+from stllava.store import AUDITED, EXCHANGES, MANIFEST, read_manifest, read_record, read_records
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
 TAUGHT = {"epochs": 40, "batch_size": 4, "save_steps": 0, "learning_rate": RATES}
@@ -243,3 +244,19 @@ def test_a_run_without_an_expert_is_calibrated_by_labelled_questions_and_says_ho
         told = f"{name}: of {measures['true_error_n']:.0f} verdicts whose answer is known"
         assert any(told in sentence for sentence in outcome.sentences)
     assert any("labelled questions" in note for note in outcome.notes)
+
+
+@pytest.mark.slow
+def test_a_run_audits_its_expert_once_and_learns_with_the_errors_that_it_finds(tmp_path: Path) -> None:
+    judging = options().judge.model_copy(update={"audit": 15, "smooth_labels": True})
+    pairing = options().pair.model_copy(update={"min_confidence": 0.05})
+    outcome = run(options(judge=judging, pair=pairing, final_sft=None), to=tmp_path)
+    folder = RunDir(tmp_path)
+    found = read_record(folder.expert_audit / AUDITED, ExpertAudit)
+    assert found.wrong is not None
+    assert found.wrong_pairs is not None
+    assert outcome.sentences[: len(found.sentences)] == found.sentences
+    paired, learned = (read_manifest(folder.stage("round-1", stage)).config for stage in ("pair", "dpo"))
+    assert paired["expert_error"] == error_of(found.wrong.value, found.wrong.n)
+    assert learned["label_smoothing"] == error_of(found.wrong_pairs.value, found.wrong_pairs.n)
+    assert not (folder.calibration_stage("round-2", "ask")).exists()

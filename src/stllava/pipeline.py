@@ -6,9 +6,10 @@ Writes one folder a stage under the run directory, then `outcome.json`, `summary
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from stllava.config import JudgeOptions, SftOptions
+from stllava.config import DpoOptions, JudgeOptions, PairOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
@@ -21,7 +22,7 @@ from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
-from stllava.stages.calibrate import ask_labelled
+from stllava.stages.calibrate import ask_labelled, audit_expert, error_of
 from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
@@ -84,6 +85,10 @@ class Loop:
 
     options: RunOptions
     folder: RunDir
+    pairing: PairOptions = field(init=False)
+    """How pairs are made: as the options say, or with the expert's errors as an audit found them."""
+    learning: DpoOptions = field(init=False)
+    """How they are learned: as the options say, or with the label smoothing that an audit found."""
     sentences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measures: dict[str, float] = field(default_factory=dict)
@@ -97,6 +102,10 @@ class Loop:
     """What was counted of the policy's own votes in each round, where they judge."""
     spent: list[tuple[float, float]] = field(default_factory=list)
     finished: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin with the options as they are."""
+        self.pairing, self.learning = self.options.pair, self.options.dpo
 
     def turn(self) -> Outcome:
         """All stages in order; returns what came of them."""
@@ -223,6 +232,8 @@ class Loop:
         questions, answers = self.folder.stage(name, "ask"), self.folder.stage(name, "answer")
         judgments, pairs = self.folder.stage(name, "judge"), self.folder.stage(name, "pair")
         descriptions = self.folder.description_stage(name, "answer"), self.folder.description_stage(name, "judge")
+        if number == 1 and options.judge.audit:
+            self.audit_expert(policy, data, seed)
         judging = self.judging(number, policy, data)
         described = self.describe(name, policy, data, seed, judging=judging) if chooses else None
         asked = ask(
@@ -246,7 +257,10 @@ class Loop:
             truth=data.truth,
             seed=seed,
         )
-        labelled = self.answer_labelled(name, policy, data, judging=judging, seed=seed)
+        labelled = None
+        if judging.votes and judging.itself.labels:
+            to = partial(self.folder.calibration_stage, name)
+            labelled = self.answer_labelled(policy, data, number=judging.itself.labels, to=to, seed=seed)
         judged = judge(
             judging,
             answers=answers,
@@ -267,7 +281,7 @@ class Loop:
             self.tell_votes(name, judged.manifest.measures)
         judged_so = self.judged if judging.expert == options.judge.expert else self.judged_at_no_cost
         judged_so += [descriptions, (answers, judgments)] if chooses else [(answers, judgments)]
-        paired = pair(options.pair, answers=answers, judgments=judgments, to=pairs)
+        paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs)
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
@@ -277,7 +291,7 @@ class Loop:
             f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
         )
         dpo(
-            options.dpo,
+            self.learning,
             policy=policy,
             preferences=pairs,
             earlier=earlier,
@@ -288,16 +302,33 @@ class Loop:
         )
         self.policies.append(name)
 
-    def answer_labelled(self, name: str, policy: Path, data: DataSet, *, judging: JudgeOptions, seed: int) -> Path | None:
-        """The policy's answers to labelled questions, where the expert is calibrated by them; None where it is not."""
-        number = judging.itself.labels if judging.votes else 0
-        if not number:
-            return None
-        questions, answers = (self.folder.calibration_stage(name, stage) for stage in ("ask", "answer"))
+    def answer_labelled(self, policy: Path, data: DataSet, *, number: int, to: Callable[[RoundStage], Path], seed: int) -> Path:
+        """The folder of the policy's answers to so many labelled questions; `to` says where these stages lie."""
+        questions, answers = to("ask"), to("answer")
         # Of the validation split: what the policy has learned it knows better than what it will ask about.
-        ask_labelled(judging, samples=data.validation, to=questions, number=number)
+        ask_labelled(self.options.judge, samples=data.validation, to=questions, number=number)
         answer(self.options.answer, policy=policy, questions=questions, root=data.image_root, to=answers, seed=seed)
         return answers
+
+    def audit_expert(self, policy: Path, data: DataSet, seed: int) -> None:
+        """Estimate the expert's errors from labelled questions, and learn from its verdicts accordingly."""
+        options, labels, root = self.options, data.validation, data.image_root
+        to = self.folder.audit_stage
+        answers = self.answer_labelled(policy, data, number=options.judge.audit, to=to, seed=seed)
+        judgments = to("judge")
+        everything = options.judge.model_copy(update={"budget": 0, "budget_cost": 0.0, "consensus": False})
+        # A rule knows the labels here as it knows its references there.
+        judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
+        self.spent.append((float(judged.judged), judged.manifest.measures.get("cost", 0.0)))
+        found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
+        self.sentences += found.sentences
+        if found.wrong is not None and not options.pair.expert_error:
+            error = error_of(found.wrong.value, found.wrong.n)
+            self.pairing = options.pair.model_copy(update={"expert_error": error if options.pair.min_confidence else 0.0})
+        if found.wrong_pairs is not None and options.judge.smooth_labels:
+            smoothing = error_of(found.wrong_pairs.value, found.wrong_pairs.n)
+            self.learning = options.dpo.model_copy(update={"label_smoothing": smoothing})
+            self.sentences.append(f"Pairs are learned with a label smoothing of {smoothing:.3f}.")
 
     def tell_votes(self, name: str, measures: Mapping[str, float]) -> None:
         """Say how far the votes of a policy that judges itself were right, and whether one answer takes over."""
@@ -329,7 +360,7 @@ class Loop:
                 "the first description of each image."
             )
         try:
-            pair(options.pair, answers=answers, judgments=judgments, to=pairs)
+            pair(self.pairing, answers=answers, judgments=judgments, to=pairs)
         except NothingLeftError:
             return None  # The best description is asked about all the same.
         return pairs
@@ -351,7 +382,7 @@ class Loop:
         seed = int(content_id(self.options.seed, FINAL)[:8], 16)
         rounds = [*self.judged_at_no_cost, *self.judged]  # Of the same question the expert's own verdict counts.
         right = final_data(
-            self.options.pair, conversations=data.conversations, rounds=rounds, to=self.folder.final_data
+            self.pairing, conversations=data.conversations, rounds=rounds, to=self.folder.final_data
         ).conversations
         sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)
 

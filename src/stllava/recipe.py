@@ -115,6 +115,14 @@ class RunOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _confidence_knows_errors(self) -> "RunOptions":
+        if self.pair.min_confidence and not (self.pair.expert_error or self.judge.audit):
+            raise ValueError("pair.min_confidence with judge.audit or pair.expert_error: how often the expert errs")
+        if self.judge.smooth_labels and (self.dpo.loss == "ipo" or self.dpo.label_smoothing):
+            raise ValueError("judge.smooth_labels with dpo.label_smoothing 0, and a loss other than ipo")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_have_images(self) -> "RunOptions":
         if self.data.all_labelled and self.rounds:
             raise ValueError("rounds 0 with data.labelled all: no image is left to ask about")

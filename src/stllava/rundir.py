@@ -11,6 +11,7 @@ A run directory holds
     round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
     round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
     round-1/calibrate/{ask,answer}/         answers to labelled questions, by which the expert `itself` is calibrated
+    expert-audit/{ask,answer,judge,result}/ the expert's verdicts on labelled questions, and how often they err (`judge.audit`)
     final/{data,sft}/                       what was found right in all rounds, and the policy that learned it
     own-judge/                              the judge that was made of the expert's verdicts, where the run makes one
     evaluate/<policy>/<benchmark>/          every answer and score
@@ -111,6 +112,15 @@ class RunDir:
     def calibration_stage(self, round_name: str, stage: RoundStage) -> Path:
         """A stage of what the policy answers to labelled questions, where a round needs that."""
         return self.path / round_name / "calibrate" / stage
+
+    @property
+    def expert_audit(self) -> Path:
+        """How often the expert errs, by labelled questions, where that was measured."""
+        return self.path / "expert-audit" / "result"
+
+    def audit_stage(self, stage: RoundStage) -> Path:
+        """A stage of what the policy answers to labelled questions, and the expert says of that, before the first round."""
+        return self.path / "expert-audit" / stage
 
     def policy(self, name: str) -> Path:
         """The folder of a policy by its name: sft, round-1, …, final."""

@@ -172,6 +172,11 @@ class JudgeOptions(Options):
     """How questions are chosen within a budget: where answers split, spread over kinds of question and images; or by chance."""
     consensus: bool = False
     """Within a budget, also take what the expert `itself` would say of the questions that are not asked."""
+    audit: NonNegativeInt = 0
+    """In a run, the number of labelled questions (of the validation split) whose answers the expert judges before the first
+    round, for an estimate of its errors; 0: none. They count in the budget."""
+    smooth_labels: bool = False
+    """Take the share of pairs that the audit finds to be the wrong way round as dpo.label_smoothing."""
     max_failed: Share = 0.05
     """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5
@@ -187,6 +192,16 @@ class JudgeOptions(Options):
     def _budget_buys_verdicts(self) -> "JudgeOptions":
         if self.expert == "itself" and self.is_limited:
             raise ValueError("no budget with the expert itself: its verdicts cost nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _audits_ask_who_can_tell(self) -> "JudgeOptions":
+        if self.audit and self.rule in ("oracle", "simulated", "itself"):
+            raise ValueError(
+                "audit with an expert that can judge answers about labelled images: not itself, nor one that knows phantoms"
+            )
+        if self.smooth_labels and not self.audit:
+            raise ValueError("smooth_labels with an audit that finds the pairs' errors")
         return self
 
     @property
@@ -242,5 +257,11 @@ class PairOptions(Options):
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     min_chosen_score: Share = 0.5
     """Minimum score of a chosen answer: the best of bad answers is not worth learning."""
+    min_confidence: Share = 0.0
+    """Choose an answer only where it is right with this probability, given the expert's errors and how many of the policy's
+    answers say the same; 0 believes the expert. Above 0.5, one answer to a question can be chosen at most."""
+    expert_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the expert's verdicts on single answers that are wrong, for min_confidence; in a run with judge.audit, 0 stands
+    for what the audit finds."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

@@ -16,17 +16,31 @@ from stllava.records.preference import Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.record import FORMAT, Keyed, Record, content_id
 from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
-from stllava.records.verdict import Comparison, Context, DistilledCheck, Flip, JudgeCheck, Judgment, Rate, VerdictCause, Vote
+from stllava.records.verdict import (
+    AuditedKind,
+    Comparison,
+    Context,
+    DistilledCheck,
+    ExpertAudit,
+    Flip,
+    JudgeCheck,
+    Judgment,
+    Rate,
+    VerdictCause,
+    Vote,
+)
 
 __all__ = [
     "FORMAT",
     "MAX_CHOICES",
     "Answers",
+    "AuditedKind",
     "Comparison",
     "Context",
     "Conversation",
     "Difference",
     "DistilledCheck",
+    "ExpertAudit",
     "FingerprintRow",
     "Flip",
     "Image",

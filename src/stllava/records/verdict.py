@@ -142,6 +142,65 @@ def _kappa(rate: Rate) -> str:
     return f"Cohen's kappa {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
 
 
+class AuditedKind(Record):
+    """How often an expert errs about questions that begin alike."""
+
+    opening: str
+    """Their first words."""
+    wrong: Rate
+    """Verdicts on single answers that are wrong."""
+
+
+class ExpertAudit(Record):
+    """How often an expert errs, by its verdicts on answers to questions with known answers.
+
+    Equal answers to a question count once; those that the label calls partly right do not count. Every interval is
+    resampled by image.
+    """
+
+    expert: str
+    """Who was audited."""
+    questions: int
+    """Questions with a verdict and a known answer."""
+    wrong: Rate | None
+    """Of verdicts on single answers, those that call a right one wrong or a wrong one right; None without any."""
+    misses: Rate | None
+    """Of right answers, those that are called wrong."""
+    false_alarms: Rate | None
+    """Of wrong answers, those that are called right."""
+    wrong_pairs: Rate | None
+    """Of the pairs that `pair` makes of these verdicts, those whose rejected answer is the better one; pairs of answers that
+    are equally good do not count."""
+    wrong_chosen: Rate | None
+    """Of the same pairs, those whose chosen answer is wrong."""
+    kinds: tuple[AuditedKind, ...] = ()
+    """The same of questions that begin alike, where there are 30 verdicts or more."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found."""
+        if self.wrong is None:
+            return (f"The audit of {self.expert} found no verdict on an answer that is known.",)
+        told = f"By {self.questions} labelled questions, {self.expert} is wrong about {_share(self.wrong)} of single answers"
+        parts = {"it calls right answers wrong": self.misses, "and wrong ones right": self.false_alarms}
+        more = ", ".join(f"{text} in {_share(found)}" for text, found in parts.items() if found is not None)
+        sentences = [f"{told}: {more}."]
+        if self.wrong_pairs is not None and self.wrong_chosen is not None:
+            sentences.append(
+                f"Of the pairs that come of it, {_share(self.wrong_pairs)} are the wrong way round, and "
+                f"{_share(self.wrong_chosen)} choose a wrong answer."
+            )
+        worst = sorted(self.kinds, key=lambda kind: -kind.wrong.value)[:3]
+        if len(self.kinds) > 1:
+            kinds = ", ".join(f"“{kind.opening} …” {_share(kind.wrong)}" for kind in worst)
+            sentences.append(f"It errs most about {kinds}.")
+        return tuple(sentences)
+
+
+def _share(rate: Rate) -> str:
+    return f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+
+
 class Flip(Record):
     """Two answers of which an expert preferred whichever stood first, or second."""
 

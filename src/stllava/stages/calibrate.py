@@ -1,20 +1,43 @@
-"""Labelled questions for the policy to answer, by which an expert is calibrated.
+"""Labelled questions, and how often an expert errs by them.
 
-Reads samples with known answers; writes `questions.jsonl`, which `answer` reads like those that a policy asked.
+`ask_labelled` reads samples with known answers and writes `questions.jsonl`, which `answer` reads like those that a policy
+asked. `audit_expert` reads the answers, an expert's judgments of them and the labels, and writes `expert-audit.json`.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import JudgeOptions
+from stllava.config import JudgeOptions, PairOptions
+from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
+from stllava.experts.calibration import Outcomes, image_of
+from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
-from stllava.records import Question, Sampling, content_id
+from stllava.metrics.agreement import rate
+from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Question, Sampling, content_id
+from stllava.stages.pair import pairs_of
 from stllava.stages.results import AskResult
-from stllava.store import Existing, Input, Inputs, file_hash, open_stage
+from stllava.store import (
+    AUDITED,
+    Existing,
+    Input,
+    Inputs,
+    file_hash,
+    open_stage,
+    output_hash,
+    read_record,
+    read_records,
+    write_whole,
+)
 
 NOT_SAMPLED = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=0, seed=0)
 """Nobody sampled the words of a labelled question."""
+Known = tuple[Answers, Judgment, tuple[float, ...]]
+"""Answers, what the expert says of them, and their scores by the labels."""
+HALF = 0.5
+"""An answer that scores less by its label is wrong; one between this and 1 is neither right nor wrong."""
 
 
 def ask_labelled(options: JudgeOptions, *, samples: Path, to: Path, number: int, existing: Existing = "resume") -> AskResult:
@@ -54,3 +77,108 @@ def ask_labelled(options: JudgeOptions, *, samples: Path, to: Path, number: int,
         ]
         stage.write_records("questions", questions)
         return AskResult(to, stage.finish(counts_in=len(given), counts_out=len(questions)))
+
+
+def audit_expert(
+    options: PairOptions, *, answers: Path, judgments: Path, labels: Path, to: Path, existing: Existing = "resume"
+) -> ExpertAudit:
+    """Estimate an expert's rate of errors; write `audit.json` to `to`.
+
+    Args:
+        options: How pairs are made, whose errors are counted too; an `expert_error` of 0 stands for the one found here.
+        answers: Folder of a policy's answers to labelled questions.
+        judgments: Folder of the expert's judgments of them.
+        labels: JSONL of samples: the questions with their known answers.
+        to: Folder for the audit.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
+    inputs: Inputs = {
+        "answers": Input(answers, output_hash),
+        "judgments": Input(judgments, output_hash),
+        "labels": Input(labels, file_hash),
+    }
+    with open_stage("expert-audit", to, options, inputs=inputs, existing=existing) as stage:
+        if stage.manifest is not None:
+            return read_record(to / AUDITED, ExpertAudit)
+        given = {row.id: row for row in read_records(answers, "answers", Answers)}
+        judged = read_records(judgments, "judgments", Judgment)
+        truth = ReferenceJudge(read_samples(labels)[0])
+        known: list[Known] = []
+        for judgment in judged:
+            scores = truth.judge(row := given[judgment.answers_id]).scores
+            if judgment.scores is not None and scores is not None:
+                known.append((row, judgment, scores))
+        made = audit_of(known, options=options, expert=judged[0].expert if judged else "")
+        write_whole(to / AUDITED, made.model_dump_json(indent=1) + "\n")
+        measures = {"wrong": made.wrong.value, "wrong_n": float(made.wrong.n)} if made.wrong is not None else {}
+        stage.finish(counts_in=len(judged), counts_out=len(known), measures=measures)
+        return made
+
+
+def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> ExpertAudit:
+    """The audit of verdicts whose truth is known."""
+    errors, kinds = Errors(), dict[str, Errors]()
+    for answers, judgment, truth in known:
+        kind = kinds.setdefault(opening_words(answers.question), Errors())
+        for right, called in verdicts_of(answers, judgment, truth, min_score=options.min_chosen_score):
+            for counted in (errors, kind):
+                counted.add(right, called, image_of(answers))
+    wrong = rate(errors.wrong.hits, errors.wrong.images)
+    if wrong is not None and not options.expert_error:
+        options = options.model_copy(update={"expert_error": error_of(wrong.value, wrong.n)})
+    pairs, chosen = Outcomes(), Outcomes()
+    for answers, judgment, truth in known:
+        scores = dict(zip(answers.completions, truth, strict=True))
+        made = pairs_of(answers, judgment, options=options)
+        for pair in made if not isinstance(made, str) else ():
+            if pair.chosen in scores and scores[pair.chosen] != scores[pair.rejected]:
+                pairs.add(scores[pair.chosen] < scores[pair.rejected], image_of(answers))
+            if pair.chosen in scores:
+                chosen.add(scores[pair.chosen] < HALF, image_of(answers))
+    return ExpertAudit(
+        expert=expert,
+        questions=len(known),
+        wrong=wrong,
+        misses=rate(errors.misses.hits, errors.misses.images),
+        false_alarms=rate(errors.false_alarms.hits, errors.false_alarms.images),
+        wrong_pairs=rate(pairs.hits, pairs.images),
+        wrong_chosen=rate(chosen.hits, chosen.images),
+        kinds=tuple(
+            AuditedKind(opening=opening, wrong=found)
+            for opening, kind in sorted(kinds.items())
+            if len(kind.wrong.hits) >= ENOUGH and (found := rate(kind.wrong.hits, kind.wrong.images)) is not None
+        ),
+    )
+
+
+@dataclass
+class Errors:
+    """Verdicts on single answers, by what is wrong with them."""
+
+    wrong: Outcomes = field(default_factory=Outcomes)
+    """Whether the verdict is wrong."""
+    misses: Outcomes = field(default_factory=Outcomes)
+    """Of right answers, whether it is called wrong."""
+    false_alarms: Outcomes = field(default_factory=Outcomes)
+    """Of wrong answers, whether it is called right."""
+
+    def add(self, right: bool, called: bool, image: str) -> None:
+        """Note a verdict."""
+        self.wrong.add(right != called, image)
+        (self.misses if right else self.false_alarms).add(right != called, image)
+
+
+def verdicts_of(
+    answers: Answers, judgment: Judgment, truth: Sequence[float], *, min_score: float
+) -> Iterator[tuple[bool, bool]]:
+    """Whether each different answer is right and whether the expert calls it right; those that are neither are left out."""
+    seen: set[str] = set()
+    for text, score, known in zip(answers.final_answers, judgment.scores or (), truth, strict=True):
+        if text not in seen and (known == 1 or known < HALF):
+            seen.add(text)
+            yield known == 1, score >= min_score
+
+
+def error_of(share: float, count: int) -> float:
+    """A rate of errors to reckon with: as if one more of two more verdicts had been wrong, and below one half."""
+    return min((share * count + 1) / (count + 2), 0.45)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from stllava.config import PairOptions
 from stllava.data.borrowing import bare
+from stllava.experts.confidence import may_be_chosen
 from stllava.experts.selection import vote
 from stllava.records import Answers, Judgment
 
@@ -32,8 +33,10 @@ def counter_pairs(judged: Iterable[Judged], *, known: Collection[tuple[str, str,
         scores, ended = judgment.scores, answers.ended
         if scores is None or len(scores) != len(answers.completions):
             continue
-        _, best = min((-score, place) for place, score in enumerate(scores) if ended[place]) if any(ended) else (0.0, 0)
-        if ended[best] and scores[best] >= max(options.min_chosen_score, options.margin):
+        sure = may_be_chosen(answers, judgment, options=options)
+        fit = [(-score, place) for place, score in enumerate(scores) if ended[place] and sure[place]]
+        _, best = min(fit, default=(0.0, 0))
+        if fit and scores[best] >= max(options.min_chosen_score, options.margin):
             asked.setdefault(bare(answers.question), []).append((answers, judgment, best))
     made: list[Places] = []
     for rows in asked.values():

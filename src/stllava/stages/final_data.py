@@ -5,6 +5,7 @@ question about the same image the latest right answer counts, be it the policy's
 balanced and denials limited as in pair.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,14 @@ from typing import Literal
 from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
+from stllava.experts.confidence import may_be_chosen
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.pair import correction_of
 from stllava.stages.results import FinalDataResult
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
 
-Cause = Literal["answer cut off", "surplus of yes or no", "surplus of denials"]
+Cause = Literal["answer cut off", "answer not sure enough", "surplus of yes or no", "surplus of denials"]
 """Why a right answer is left out."""
 
 
@@ -49,7 +51,7 @@ def final_data(
         if stage.manifest is not None:
             return FinalDataResult(to, stage.manifest)
         right: dict[tuple[tuple[str, ...], str], Conversation] = {}
-        cut = 0
+        left_out: Counter[str] = Counter({"answer cut off": 0})
         for answers, judgments in rounds:
             given = {row.id: row for row in read_records(answers, "answers", Answers)}
             for judgment in read_records(judgments, "judgments", Judgment):
@@ -57,10 +59,9 @@ def final_data(
                 if (correction := correction_of(answered, judgment)) is not None:
                     right[answered.images, answered.question] = _learned(answered, correction)
                 elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
-                    scored = zip(answered.completions, answered.ended, judgment.scores, strict=True)
-                    best = next((text for text, ended, score in scored if ended and score == max(judgment.scores)), None)
+                    best, cause = _best(answered, judgment, options=options)
                     if best is None:
-                        cut += 1
+                        left_out[cause] += 1
                         continue
                     right[answered.images, answered.question] = _learned(answered, best)
         taught = [
@@ -71,18 +72,24 @@ def final_data(
         kept = [row for row in right.values() if row.id not in surplus | denied]
         labels, _ = read_conversations(conversations)
         stage.write_records("conversations", [*labels, *kept])
-        causes: list[tuple[Cause, int]] = [
-            ("answer cut off", cut),
-            ("surplus of yes or no", len(surplus)),
-            ("surplus of denials", len(denied)),
-        ]
+        read = len(right) + left_out.total()
+        dropped = {**left_out, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)}
         manifest = stage.finish(
-            counts_in=len(right) + cut,
+            counts_in=read,
             counts_out=len(kept),
-            dropped=dict(causes),
+            dropped=dropped,
             measures={"labelled": float(len(labels)), "right": float(len(kept))},
         )
         return FinalDataResult(to, manifest)
+
+
+def _best(answers: Answers, judgment: Judgment, *, options: PairOptions) -> tuple[str | None, Cause]:
+    """The first of the answers that scored highest, came to an end and are sure enough; or None and why there is none."""
+    scores = judgment.scores or ()
+    sure = may_be_chosen(answers, judgment, options=options)
+    fit = [place for place, ended in enumerate(answers.ended) if ended and scores[place] == max(scores)]
+    best = next((answers.completions[place] for place in fit if sure[place]), None)
+    return best, "answer not sure enough" if fit else "answer cut off"
 
 
 def _learned(answers: Answers, right: str) -> Conversation:

@@ -19,6 +19,7 @@ from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
+from stllava.experts.confidence import may_be_chosen
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
 from stllava.stages.counter_pairs import counter_pairs
@@ -33,6 +34,7 @@ PairCause = (
         "tie",
         "chosen answer cut off",
         "chosen answer too bad",
+        "chosen answer not sure enough",
         "margin too small",
         "same text",
         "empty answer chosen",
@@ -51,6 +53,7 @@ REMEDIES = {
     "margin too small": "Lower the margin, or judge with mode pairwise.",
     "nearly the same text": "Raise max_similarity, or answer with a higher sampling.temperature.",
     "chosen answer too bad": "Lower min_chosen_score.",
+    "chosen answer not sure enough": "Lower min_confidence, or sample more answers (num_answers).",
     "chosen answer cut off": (
         "The policy does not come to an end: raise answer's sampling.max_new_tokens, or train it longer in sft."
     ),
@@ -254,6 +257,10 @@ def _pairs_of_given(
     ranked = [pair for pair in ranked if ended[pair.chosen]]
     if not ranked:
         return "chosen answer cut off"
+    sure = may_be_chosen(answers, judgment, options=options)
+    ranked = [pair for pair in ranked if sure[pair.chosen]]
+    if not ranked:
+        return "chosen answer not sure enough"
     if options.pairs == "extremes":
         ranked = ranked[:1]
     preferences: dict[frozenset[str], Preference] = {}

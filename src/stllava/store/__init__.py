@@ -32,11 +32,12 @@ from stllava.store.manifests import (
     versions,
     warn_of_losses,
 )
-from stllava.store.names import AUDIT, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
+from stllava.store.names import AUDIT, AUDITED, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
 from stllava.store.stage import HOPELESS, Existing, Input, Inputs, Stage, first_difference, nothing_left, open_stage
 
 __all__ = [
     "AUDIT",
+    "AUDITED",
     "CHECK",
     "EXCHANGES",
     "HOPELESS",

@@ -1,7 +1,7 @@
 """The names of files in a stage's folder."""
 
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
-CHECK, SEAL = "check.json", "seal.json"
+CHECK, AUDITED, SEAL = "check.json", "expert-audit.json", "seal.json"
 DRAFTS = ".*.draft"
 """Files that are being written."""
 AUDIT, EXCHANGES = "audit.jsonl", "exchanges"

@@ -1,0 +1,211 @@
+"""How sure it is that an answer is right, and what becomes of answers of which it is not."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.judging import answers_of, write_answers
+from stllava.config import JudgeOptions, PairOptions
+from stllava.experts.confidence import may_be_chosen, posterior
+from stllava.records import Answers, Judgment, Sample
+from stllava.stages.calibrate import audit_expert, audit_of, error_of
+from stllava.stages.counter_pairs import counter_pairs
+from stllava.stages.final_data import final_data
+from stllava.stages.judge import judge
+from stllava.stages.pair import pairs_of
+from stllava.store import Stage, to_jsonl
+
+SURE = PairOptions(min_confidence=0.8, expert_error=0.15)
+VERDICTS = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=6)
+
+
+def judged(answers: Answers, *scores: float) -> Judgment:
+    return Judgment(
+        id=f"j {answers.id}", answers_id=answers.id, scores=scores, cause=None, reason="", expert="e", prompt_hash="h"
+    )
+
+
+@given(VERDICTS, st.integers(0, 4), st.floats(0.01, 0.49))
+def test_the_posterior_is_what_bayes_rule_says_of_every_hypothesis(
+    verdicts: list[tuple[int, bool]], others: int, error: float
+) -> None:
+    votes, called = zip(*verdicts, strict=True)
+    answers = sum(votes) + others
+
+    def likelihood(right: int | None) -> float:
+        chance = 1.0
+        for place, says in enumerate(called):
+            chance *= 1 - error if says == (place == right) else error
+        return chance
+
+    joint = [count / (answers + 1) * likelihood(place) for place, count in enumerate(votes)]
+    total = sum(joint) + (1 - sum(votes) / (answers + 1)) * likelihood(None)
+    assert posterior(votes, called, answers=answers, error=error) == pytest.approx([part / total for part in joint])
+
+
+def test_an_expert_that_never_errs_is_believed_and_one_that_guesses_leaves_the_votes() -> None:
+    assert posterior([1, 7], [True, False], answers=8, error=0.0) == [1.0, 0.0]
+    assert posterior([1, 7], [False, False], answers=8, error=0.0) == [0.0, 0.0]
+    assert posterior([1, 7], [True, False], answers=8, error=0.5) == pytest.approx([1 / 9, 7 / 9])
+
+
+def test_votes_for_an_answer_and_silence_on_others_make_it_surer() -> None:
+    one, many = (posterior([votes], [True], answers=8, error=0.15)[0] for votes in (1, 5))
+    rivalled = posterior([5, 3], [True, True], answers=8, error=0.15)[0]
+    denied = posterior([5, 3], [True, False], answers=8, error=0.15)[0]
+    assert one < many
+    assert rivalled < denied
+
+
+def test_confidence_is_the_share_of_right_answers_among_those_called_so_in_a_world_like_the_model() -> None:
+    """Ten thousand questions whose right answer is drawn by the votes, and an expert wrong in 15 % of its verdicts."""
+    draw = random.Random(0)
+    counts: Counter[bool] = Counter()
+    expected = 0.0
+    for _ in range(10_000):
+        votes = Counter(draw.choices("abc", weights=(4, 2, 1), k=8))
+        texts = sorted(votes)
+        right = draw.choices([*texts, ""], weights=[*(votes[text] for text in texts), 1])[0]
+        called = [(text == right) != (draw.random() < 0.15) for text in texts]
+        found = posterior([votes[text] for text in texts], called, answers=8, error=0.15)
+        for text, chance in zip(texts, found, strict=True):
+            if chance >= 0.8:
+                counts[text == right] += 1
+                expected += chance
+    assert counts.total() > 2000
+    assert counts[True] / counts.total() == pytest.approx(expected / counts.total(), abs=0.02)
+
+
+def test_without_a_minimum_every_answer_may_be_chosen() -> None:
+    answers = answers_of("Is it big?", ("yes", "", "no"))
+    assert may_be_chosen(answers, judged(answers, 1.0, 0.0, 1.0), options=PairOptions()) == [True] * 3
+
+
+def test_a_lone_answer_that_is_called_right_beside_a_common_one_is_not_chosen() -> None:
+    answers = answers_of("What is it?", ("glioma",) * 6 + ("cyst", "Glioma."))
+    scores = (1.0,) * 6 + (1.0, 1.0)
+    assert may_be_chosen(answers, judged(answers, *scores), options=SURE) == [True] * 6 + [False, True]
+    lone = (0.0,) * 6 + (1.0, 0.0)
+    assert may_be_chosen(answers, judged(answers, *lone), options=SURE) == [False] * 8
+    own = judged(answers, *lone).model_copy(update={"expert": "itself"})
+    assert may_be_chosen(answers, own, options=SURE) == [True] * 8
+
+
+def test_pairs_counter_pairs_and_the_last_training_choose_only_what_is_sure(tmp_path: Path) -> None:
+    lone = answers_of("What is it?", ("glioma",) * 7 + ("cyst",), image="a.png")
+    verdict = judged(lone, *(0.0,) * 7, 1.0)
+    assert pairs_of(lone, verdict, options=SURE) == "chosen answer not sure enough"
+    assert not isinstance(pairs_of(lone, verdict, options=PairOptions()), str)
+    agreed = answers_of("What is it?", ("cyst",) * 6 + ("glioma",) * 2, image="b.png")
+    right = judged(agreed, *(1.0,) * 6, 0.0, 0.0)
+    made = pairs_of(agreed, right, options=SURE)
+    assert not isinstance(made, str)
+    assert [(pair.chosen, pair.rejected) for pair in made] == [("cyst", "glioma")]
+    other = answers_of("What is it?", ("glioma",) * 6 + ("cyst",) * 2, image="c.png")
+    third = judged(other, *(1.0,) * 6, 0.0, 0.0)
+    rows = [(lone, verdict), (agreed, right), (other, third)]
+    sure = {key for key, *_ in counter_pairs(rows, known=(), options=SURE)}
+    assert sure == {agreed.id, other.id}
+    assert {key for key, *_ in counter_pairs(rows, known=(), options=PairOptions())} == {lone.id, agreed.id, other.id}
+
+
+def sample(question: str, target: str, image: str) -> Sample:
+    return Sample(
+        id=f"{image} {question}", image=image, question=question, targets=(target,), kind="closed", split="validation"
+    )
+
+
+def test_an_audit_finds_how_often_an_expert_is_wrong_and_about_what() -> None:
+    known = []
+    for number in range(100):
+        for question, wrong in (("Is it a cyst?", number < 20), ("Is there a mass?", number < 4)):
+            answers = answers_of(question, ("yes", "no", "yes"), image=f"{number}.png")
+            says = (0.0, 0.0, 0.0) if wrong else (1.0, 0.0, 1.0)
+            known.append((answers, judged(answers, *says), (1.0, 0.0, 1.0)))
+    found = audit_of(known, options=PairOptions(), expert="e")
+    assert found.wrong is not None
+    assert found.misses is not None
+    assert found.false_alarms is not None
+    assert (found.questions, found.wrong.n, found.wrong.value) == (200, 400, 24 / 400)
+    assert (found.misses.value, found.false_alarms.value) == (24 / 200, 0)
+    assert found.wrong.low < 24 / 400 < found.wrong.high
+    assert {kind.opening: kind.wrong.value for kind in found.kinds} == {"is it a": 0.1, "is there a": 0.02}
+    assert "“is it a …” 10.0%" in found.sentences[-1]
+
+
+def test_an_audit_counts_the_pairs_that_are_the_wrong_way_round() -> None:
+    known = []
+    for number in range(40):
+        answers = answers_of("Is it a cyst?", ("yes", "no", "no"), image=f"{number}.png")
+        says = (0.0, 1.0, 1.0) if number < 10 else (1.0, 0.0, 0.0)
+        known.append((answers, judged(answers, *says), (1.0, 0.0, 0.0)))
+    found = audit_of(known, options=PairOptions(), expert="e")
+    assert found.wrong_pairs is not None
+    assert found.wrong_chosen is not None
+    assert found.wrong_pairs.value == found.wrong_chosen.value == 0.25
+    assert "25.0%" in found.sentences[1]
+
+
+def test_an_answer_that_is_partly_right_tells_nothing_of_the_expert() -> None:
+    answers = answers_of("Where is it?", ("left upper lobe", "left lobe"))
+    assert audit_of([(answers, judged(answers, 1.0, 0.0), (1.0, 0.8))], options=PairOptions(), expert="e").wrong is not None
+    found = audit_of([(answers, judged(answers, 1.0, 0.0), (0.8, 0.8))], options=PairOptions(), expert="e")
+    assert found.wrong is None
+    assert found.sentences == ("The audit of e found no verdict on an answer that is known.",)
+
+
+def test_a_rate_to_reckon_with_is_never_nothing_nor_one_half() -> None:
+    assert error_of(0.0, 98) == 0.01
+    assert error_of(0.15, 100) == 16 / 102
+    assert error_of(1.0, 50) == 0.45
+
+
+def test_the_audit_of_a_simulated_expert_finds_the_errors_it_was_given(tmp_path: Path) -> None:
+    labels = [sample("Is it a cyst?", "yes" if number % 2 else "no", f"{number}.png") for number in range(400)]
+    file = tmp_path / "validation.jsonl"
+    file.write_text(to_jsonl(labels))
+    answers = write_answers(
+        tmp_path / "answers", [answers_of(row.question, ("yes", "no", "yes"), image=row.image) for row in labels]
+    )
+    options = JudgeOptions.model_validate({"expert": "simulated", "simulated": {"of": "reference", "wrong": 0.15}})
+    judge(options, answers=answers, truth=file, to=tmp_path / "judge")
+    to = tmp_path / "audit"
+    found = audit_expert(PairOptions(), answers=answers, judgments=tmp_path / "judge", labels=file, to=to)
+    assert found.wrong is not None
+    assert found.wrong.value == pytest.approx(0.15, abs=3 * (0.15 * 0.85 / found.wrong.n) ** 0.5)
+    assert audit_expert(PairOptions(), answers=answers, judgments=tmp_path / "judge", labels=file, to=to) == found
+
+
+def test_the_last_training_leaves_out_what_is_not_sure(tmp_path: Path) -> None:
+    given = [
+        answers_of("What is it?", ("glioma",) * 7 + ("cyst",), image="a.png"),
+        answers_of("What is it?", ("cyst",) * 6 + ("glioma",) * 2, image="b.png"),
+    ]
+    folder = write_answers(tmp_path / "answers", given)
+    stage = Stage("judge", tmp_path / "judge", JudgeOptions(), inputs={}, existing="resume")
+    stage.write_records("judgments", [judged(given[0], *(0.0,) * 7, 1.0), judged(given[1], *(1.0,) * 6, 0.0, 0.0)])
+    stage.finish(counts_in=2, counts_out=2)
+    labels = tmp_path / "conversations.jsonl"
+    labels.write_text(
+        '{"id": "x", "images": ["x.png"], "messages": [{"role": "user", "content": "?"}, '
+        '{"role": "assistant", "content": "yes"}]}\n'
+    )
+    made = {}
+    for name, options in (("all", PairOptions(balance=False)), ("sure", SURE.model_copy(update={"balance": False}))):
+        rounds = [(folder, tmp_path / "judge")]
+        made[name] = final_data(options, conversations=labels, rounds=rounds, to=tmp_path / name)
+    assert (made["all"].right, made["sure"].right) == (2, 1)
+    assert made["sure"].dropped["answer not sure enough"] == 1
+    assert "answer not sure enough" not in made["all"].dropped
+
+
+def test_an_audit_asks_who_can_tell() -> None:
+    for expert in ("oracle", "itself"):
+        with pytest.raises(ValueError, match="can judge answers about labelled images"):
+            JudgeOptions.model_validate({"expert": expert, "audit": 10})
+    with pytest.raises(ValueError, match="an audit that finds"):
+        JudgeOptions.model_validate({"expert": "reference", "smooth_labels": True})

@@ -124,3 +124,11 @@ def test_faults_that_mean_nothing_are_refused() -> None:
         SimulatedOptions(confuses=PAIR)
     with pytest.raises(ValidationError, match="in no order"):
         JudgeOptions(expert="simulated", simulated=SimulatedOptions(of="reference", order_bias=0.1))
+
+
+def test_what_it_believes_is_how_it_corrects_and_it_misses_corrections_as_often_as_it_is_wrong() -> None:
+    given = [answers_of(QUESTION, ("fracture",), image=f"{number}.png") for number in range(0, 600, 3)]
+    assert {faulty().judge(row).correction for row in given} == {"glioma"}
+    assert {faulty(confuses=PAIR, confused=1.0).judge(row).correction for row in given} == {"meningioma"}
+    missed = [faulty(wrong=0.3).judge(row).correction is None for row in given]
+    assert 0.2 < sum(missed) / len(missed) < 0.65  # The verdict on the answer itself is wrong as often, too.

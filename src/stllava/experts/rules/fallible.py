@@ -50,7 +50,9 @@ class FallibleJudge(RuleJudge):
             1 - score if chance("wrong", *subject, text) < self._options.wrong else score
             for text, score in zip(answers.final_answers, verdict.scores, strict=True)
         )
-        return Verdict(scores, None, verdict.reason)
+        right = verdict.correction if max(scores, default=0.0) < 1 else None
+        missed = right is not None and chance("wrong", *subject, right) < self._options.wrong
+        return Verdict(scores, None, verdict.reason, correction=None if missed else right)
 
 
 def confused(samples: Sequence[Sample], confuses: Mapping[str, str], *, share: float) -> list[Sample]:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from helpers.judging import answers_of, write_answers
 from stllava.config import JudgeOptions, PairOptions
+from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.selection import vote
 from stllava.records import Answers, Comparison, Judgment, Preference, content_id
-from stllava.stages.counter_pairs import counter_pairs
 from stllava.stages.pair import pair
 from stllava.store import Stage, read_records
 

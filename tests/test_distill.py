@@ -113,12 +113,12 @@ def test_packed_log_probabilities_are_those_of_every_answer_alone(student: Path,
         for image in shown(phantoms)[:2]
         for question, answer in (("what is seen?", "a nodule"), ("what is seen?", "an effusion in the left lung"))
     ]
-    together = answer_log_probabilities(policy, prompts, ("yes", "no"), images=root, max_tokens=4096)
+    together = answer_log_probabilities(policy, prompts, [("yes", "no")] * len(prompts), images=root, max_tokens=4096)
     for posed, values in zip(prompts, together, strict=True):
         assert not isinstance(values, ItemError)
         for answer, value in zip(("yes", "no"), values, strict=True):
             policy.packs = False
-            [alone] = answer_log_probabilities(policy, [posed], (answer,), images=root, max_tokens=4096)
+            [alone] = answer_log_probabilities(policy, [posed], [(answer,)], images=root, max_tokens=4096)
             policy.packs = True
             assert not isinstance(alone, ItemError)
             assert math.isclose(alone[0], value, abs_tol=1e-4)
@@ -128,7 +128,7 @@ def test_a_share_is_yes_against_no(student: Path, phantoms: Path) -> None:
     policy, root, image = load_policy(student), phantoms / "images", shown(phantoms)[0]
     [share] = right_shares(policy, [((image,), "what is seen?", "a nodule")], images=root, max_tokens=4096)
     prompt = ((judging_prompt("what is seen?", "a nodule"),), (image,))
-    [values] = answer_log_probabilities(policy, [prompt], ("yes", "no"), images=root, max_tokens=4096)
+    [values] = answer_log_probabilities(policy, [prompt], [("yes", "no")], images=root, max_tokens=4096)
     assert not isinstance(values, ItemError)
     assert share == pytest.approx(torch.tensor(values).softmax(0)[0].item(), abs=1e-5)
 
@@ -136,7 +136,7 @@ def test_a_share_is_yes_against_no(student: Path, phantoms: Path) -> None:
 def test_texts_without_an_image_are_scored_too(student: Path, phantoms: Path) -> None:
     policy = load_policy(student)
     asked = (Message(role="user", content="Is that right?"),)
-    [values] = answer_log_probabilities(policy, [(asked, ())], ("yes", "no"), images=phantoms / "images", max_tokens=4096)
+    [values] = answer_log_probabilities(policy, [(asked, ())], [("yes", "no")], images=phantoms / "images", max_tokens=4096)
     assert not isinstance(values, ItemError)
     assert all(value < 0 for value in values)
 

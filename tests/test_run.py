@@ -13,7 +13,7 @@ from stllava.config import JudgeOptions
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
-from stllava.records import Answers, ExpertAudit, Outcome, Question
+from stllava.records import Answers, ExpertAudit, Outcome, Preference, Question
 from stllava.report.run_files import read_run_files
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import error_of
@@ -260,3 +260,12 @@ def test_a_run_audits_its_expert_once_and_learns_with_the_errors_that_it_finds(t
     assert paired["expert_error"] == error_of(found.wrong.value, found.wrong.n)
     assert learned["label_smoothing"] == error_of(found.wrong_pairs.value, found.wrong_pairs.n)
     assert not (folder.calibration_stage("round-2", "ask")).exists()
+
+
+def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_path: Path) -> None:
+    weighing = {"balance": False, "margin": 0.01, "min_chosen_score": 0, "gain_weight": 0.5}
+    outcome = run(options(image_gain={}, pair=weighing, final_sft=None, patience=1), to=tmp_path / "run")
+    assert any("of the right answers" in sentence and "read the image" in sentence for sentence in outcome.sentences)
+    weights = [row.weight for row in read_records(tmp_path / "run" / "round-1" / "pair", "preferences", Preference)]
+    assert sum(weights) / len(weights) == pytest.approx(1, abs=0.05)
+    assert len(set(weights)) > 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from stllava.config import DpoOptions, JudgeOptions, PairOptions, SftOptions
+from stllava.config import DpoOptions, ImageGainOptions, JudgeOptions, PairOptions, SftOptions
 from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
@@ -27,6 +27,7 @@ from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
 from stllava.stages.final_data import final_data
+from stllava.stages.image_gain import image_gain
 from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.stages.results import EvaluateResult
@@ -144,6 +145,8 @@ class Loop:
             gain = values[name] - values[best]
             change = f"changed validation from {values[best]:.3f} ({best}) to {values[name]:.3f}"
             self.sentences.append(f"{name} {change}; it {'is kept as the best so far' if gain > 0 else 'did not help'}.")
+            if options.baselines:
+                self.tell_blind_gain(name, best, data, gain=gain)
             best, fruitless = (name, 0) if gain > 0 else (best, fruitless + 1)
             if fruitless >= options.patience:
                 self.sentences.append(f"Stopped after {name}: {fruitless} round(s) in a row did not beat {best} on validation.")
@@ -281,7 +284,8 @@ class Loop:
             self.tell_votes(name, judged.manifest.measures)
         judged_so = self.judged if judging.expert == options.judge.expert else self.judged_at_no_cost
         judged_so += [descriptions, (answers, judgments)] if chooses else [(answers, judgments)]
-        paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs)
+        gains = self.measure_gains(name, policy, data) if options.image_gain is not None else None
+        paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs, gains=gains)
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
@@ -343,6 +347,32 @@ class Loop:
         if sentence is not None:
             self.sentences.append(f"{name}: {sentence}")
 
+    def measure_gains(self, name: str, policy: Path, data: DataSet) -> Path:
+        """How much likelier a round's judged answers are with their image; says how many of them read it."""
+        options = self.options.image_gain or ImageGainOptions()
+        gains = image_gain(
+            options,
+            policy=policy,
+            answers=self.folder.stage(name, "answer"),
+            judgments=self.folder.stage(name, "judge"),
+            root=data.image_root,
+            to=self.folder.image_gain(name),
+        )
+        self.sentences.append(
+            f"{name}: {gains.reading('right'):.0%} of the right answers and {gains.reading('wrong'):.0%} of the wrong ones "
+            f"read the image: with it they are at least {options.min_ratio:g} times as likely as with a black one."
+        )
+        return gains.folder
+
+    def tell_blind_gain(self, name: str, before: str, data: DataSet, *, gain: float) -> None:
+        """Warn where a policy that is shown black images gained as much on validation as one that sees."""
+        blind = [self.value(policy, data, blank=True) for policy in (before, name)]
+        if gain > 0 and blind[1] - blind[0] >= gain:
+            self.sentences.append(
+                f"{name} gained no more by looking: shown black images it went from {blind[0]:.3f} to {blind[1]:.3f} on "
+                "validation. What it learned is in the questions, not in the images."
+            )
+
     def describe(self, name: str, policy: Path, data: DataSet, seed: int, *, judging: JudgeOptions) -> Path | None:
         """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
         options, root = self.options, data.image_root
@@ -386,9 +416,9 @@ class Loop:
         ).conversations
         sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)
 
-    def value(self, name: str, data: DataSet) -> float:
-        """The mean of the policy's validation metrics: what rounds are compared by."""
-        scores = [score.value for score in self.evaluate(name, data.validation, data) if score.metric in CHOOSING]
+    def value(self, name: str, data: DataSet, *, blank: bool = False) -> float:
+        """The mean of the policy's validation metrics: what rounds are compared by; with `blank`, shown black images."""
+        scores = [score.value for score in self.evaluate(name, data.validation, data, blank=blank) if score.metric in CHOOSING]
         return sum(scores) / len(scores)
 
     def evaluate(self, name: str, samples: Path, data: DataSet, *, blank: bool = False) -> list[Score]:

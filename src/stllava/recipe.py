@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_valida
 
 from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.experts import JudgeOptions, PairOptions
-from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions
+from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions, ImageGainOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
 from stllava.config.training import DistillOptions, DpoOptions, SftOptions
 from stllava.data.sources import Data
@@ -53,6 +53,8 @@ class RunOptions(Options):
     """Answers."""
     judge: JudgeOptions = JudgeOptions()
     """Verdicts."""
+    image_gain: ImageGainOptions | None = None
+    """Measure in every round how much likelier each judged answer is with its image than with a black one."""
     pair: PairOptions = PairOptions()
     """Preferences."""
     dpo: DpoOptions = DpoOptions()
@@ -120,6 +122,12 @@ class RunOptions(Options):
             raise ValueError("pair.min_confidence with judge.audit or pair.expert_error: how often the expert errs")
         if self.judge.smooth_labels and (self.dpo.loss == "ipo" or self.dpo.label_smoothing):
             raise ValueError("judge.smooth_labels with dpo.label_smoothing 0, and a loss other than ipo")
+        return self
+
+    @model_validator(mode="after")
+    def _gains_are_measured(self) -> "RunOptions":
+        if self.pair.gain_weight and self.image_gain is None:
+            raise ValueError("image_gain: {} with pair.gain_weight, which weighs pairs by what it measures")
         return self
 
     @model_validator(mode="after")

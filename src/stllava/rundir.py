@@ -9,6 +9,7 @@ A run directory holds
     model/  align/                          the starting model, where it is built here; the one that has learned captions
     sft/                                    policy 0
     round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
+    round-1/image-gain/                     how much likelier its answers are with their image, where the run measures that
     round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
     round-1/calibrate/{ask,answer}/         answers to labelled questions, by which the expert `itself` is calibrated
     expert-audit/{ask,answer,judge,result}/ the expert's verdicts on labelled questions, and how often they err (`judge.audit`)
@@ -121,6 +122,10 @@ class RunDir:
     def audit_stage(self, stage: RoundStage) -> Path:
         """A stage of what the policy answers to labelled questions, and the expert says of that, before the first round."""
         return self.path / "expert-audit" / stage
+
+    def image_gain(self, round_name: str) -> Path:
+        """How much likelier a round's answers are with their image than with a black one, where a run measures that."""
+        return self.path / round_name / "image-gain"
 
     def policy(self, name: str) -> Path:
         """The folder of a policy by its name: sft, round-1, …, final."""

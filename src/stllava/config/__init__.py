@@ -22,6 +22,7 @@ from stllava.config.generation import (
     EndpointOptions,
     EvaluateOptions,
     GenerationOptions,
+    ImageGainOptions,
     SamplingOptions,
     ServerOptions,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "EvaluateOptions",
     "GenerationOptions",
     "GroupRates",
+    "ImageGainOptions",
     "IntakeOptions",
     "ItselfOptions",
     "JudgeOptions",

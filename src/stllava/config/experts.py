@@ -246,6 +246,9 @@ class PairOptions(Options):
     """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
     max_pairs_per_question: PositiveInt | None = None
     """Maximum number of pairs per question, those that differ most first; no limit when absent."""
+    gain_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much more a pair counts whose chosen answer the image makes likelier, where image gains are known: its weight is
+    1 + gain_weight × tanh(gain in nats), divided by the mean of all; 0 weighs all alike."""
     counter_pairs: bool = False
     """Beside its other pairs, let a question reject an answer that is right of another image asked the same and wrong of this
     one: what cannot be told from the question alone."""

@@ -140,3 +140,14 @@ class EvaluateOptions(GenerationOptions):
     def template(self, benchmark: str) -> str:
         """The words in which a benchmark's questions are asked."""
         return self.prompts.get(benchmark, self.prompt)
+
+
+class ImageGainOptions(Options):
+    """How much likelier each judged answer is with its image than with a black one."""
+
+    runtime_only = frozenset({"max_tokens_per_forward"})
+
+    min_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
+    """An answer reads the image where it is at least this many times as likely with it; else it could be guessed."""
+    max_tokens_per_forward: PositiveInt = 16384
+    """Maximum tokens per forward pass, padding included."""

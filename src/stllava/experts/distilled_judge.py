@@ -41,7 +41,7 @@ def right_shares(
 ) -> list[float | ItemError]:
     """The probability of yes against no for every (images, question, answer), or why it cannot be asked."""
     prompts = [((judging_prompt(question, answer),), shown) for shown, question, answer in asked]
-    found = answer_log_probabilities(policy, prompts, (RIGHT, WRONG), images=images, max_tokens=max_tokens)
+    found = answer_log_probabilities(policy, prompts, [(RIGHT, WRONG)] * len(prompts), images=images, max_tokens=max_tokens)
     return [each if isinstance(each, ItemError) else 1 / (1 + math.exp(min(each[1] - each[0], 700.0))) for each in found]
 
 

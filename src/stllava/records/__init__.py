@@ -5,11 +5,12 @@ machine, so the same work gives the same ids wherever and however often it runs.
 the image root of their data set; pixels are never embedded.
 
 In the order of the loop: `dialogue` (images, turns, labelled conversations), `question` (what a policy asks and answers),
-`verdict` (what judges say), `preference` (pairs), `scores` (benchmarks, predictions, scores), `overlaps` (what training has
-seen of a benchmark), `outcome` (manifests and the end of a run).
+`verdict` (what judges say), `gain` (how much an image speaks for an answer), `preference` (pairs), `scores` (benchmarks,
+predictions, scores), `overlaps` (what training has seen of a benchmark), `outcome` (manifests and the end of a run).
 """
 
 from stllava.records.dialogue import Conversation, Image, Message, Role
+from stllava.records.gain import ImageGain
 from stllava.records.outcome import Manifest, Outcome
 from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
 from stllava.records.preference import Lineage, Preference, Reference
@@ -44,6 +45,7 @@ __all__ = [
     "FingerprintRow",
     "Flip",
     "Image",
+    "ImageGain",
     "JudgeCheck",
     "Judgment",
     "Keyed",

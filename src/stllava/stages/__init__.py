@@ -1,6 +1,7 @@
 """What a run does, a file for each: from records on disk to records on disk.
 
-The loop is `sft`, then in every round `ask`, `answer`, `judge`, `pair` (with `counter_pairs`) and `dpo`; `calibrate` asks what
-is known and audits an expert by it, `distill` makes a judge of verdicts, `final_data` gathers what was found right for one more
-sft, `evaluate` scores each policy. `predict` and `export` put a policy to use. `results` types what they come to.
+The loop is `sft`, then in every round `ask`, `answer`, `judge`, `pair` and `dpo`; `calibrate` asks what is known and audits an
+expert by it, `image_gain` measures how much an image speaks for an answer, `distill` makes a judge of verdicts, `final_data`
+gathers what was found right for one more sft, `evaluate` scores each policy. `predict` and `export` put a policy to use.
+`results` types what they come to.
 """

@@ -8,6 +8,7 @@ asked for, that of longer or shorter answers chosen. The manifest counts judgmen
 pair or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_ye
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.experts.confidence import may_be_chosen
+from stllava.experts.counter_pairs import counter_pairs
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
-from stllava.stages.counter_pairs import counter_pairs
+from stllava.records import Answers, ImageGain, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
 from stllava.stages.results import PairResult
 from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_records
 from stllava.thoughts import final_answer
@@ -42,6 +43,7 @@ PairCause = (
     ]
 )
 """Why a judgment makes no pair."""
+LEAST_WEIGHT = 0.05
 REMEDIES = {
     "abstained": "The expert cannot judge these questions: choose another one, or give it more references (--truth).",
     "unparsed": "The expert's replies cannot be read: see `stllava judge --help` for its options, or choose a better one.",
@@ -77,7 +79,15 @@ class ScoredPair:
     """Difference of their scores, above 0."""
 
 
-def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, existing: Existing = "resume") -> PairResult:
+def pair(
+    options: PairOptions,
+    *,
+    answers: Path,
+    judgments: Path,
+    to: Path,
+    gains: Path | None = None,
+    existing: Existing = "resume",
+) -> PairResult:
     """Turn verdicts into preferences: of each question the best answer against the worst, by what the expert said.
 
     Ties, abstentions and differences below the margin make no pair and are counted by cause.
@@ -87,12 +97,20 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         answers: Folder of the answers.
         judgments: Folder of the judgments of these answers.
         to: Folder for the preferences (preferences.jsonl).
+        gains: Folder of the image gains of these answers, by which pairs are weighed (gain_weight).
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
     Raises:
         StllavaError: Where the judgments are not about these answers, or no pair is left.
     """
+    if options.gain_weight and gains is None:
+        raise StllavaError(
+            f"gain_weight is {options.gain_weight:g}, and no image gains are named",
+            expected="the folder that image-gain wrote of these answers",
+            remedy="Name it (--gains; in a run, set image_gain), or set gain_weight to 0.",
+        )
     inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
+    inputs |= {"gains": Input(gains, output_hash)} if gains is not None else {}
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return PairResult(to, stage.manifest)
@@ -127,10 +145,30 @@ def pair(options: PairOptions, *, answers: Path, judgments: Path, to: Path, exis
         dropped["surplus of one length"] = _questions(even) - _questions(kept)
         if not kept:
             raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
+        if options.gain_weight and gains is not None:
+            kept = weighed(kept, given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
         stage.write_records("preferences", kept)
         measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
         manifest = stage.finish(counts_in=len(judged), counts_out=len(kept), dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
+
+
+def weighed(
+    pairs: Sequence[Preference], answers: Mapping[str, Answers], gains: Iterable[ImageGain], *, strength: float
+) -> list[Preference]:
+    """The pairs with weights of mean 1: 1 + strength × tanh(gain of the chosen answer), and 1 where that is not known."""
+    known = {
+        (row.answers_id, text): gain
+        for row in gains
+        for text, gain in zip(answers[row.answers_id].completions, row.gains, strict=True)
+        if gain is not None
+    }
+    raw = [1 + strength * math.tanh(known.get((pair.lineage.answers_id, pair.chosen), 0.0)) for pair in pairs]
+    mean = sum(raw) / len(raw)
+    # Far from its image an answer still counts a little: a weight of 0 is none.
+    return [
+        pair.model_copy(update={"weight": max(LEAST_WEIGHT, weight / mean)}) for pair, weight in zip(pairs, raw, strict=True)
+    ]
 
 
 def _counter_pairs(

@@ -89,6 +89,16 @@ class JudgeResult(StageResult):
 
 
 @dataclass(frozen=True)
+class ImageGainResult(StageResult):
+    """What image_gain came to."""
+
+    def reading(self, side: Literal["right", "wrong"]) -> float:
+        """Of the right or of the wrong answers, the share that reads the image."""
+        reads, guesses = (self.manifest.measures[f"{side}_{how}"] for how in ("reading", "guessing"))
+        return reads / (reads + guesses) if reads + guesses else 0.0
+
+
+@dataclass(frozen=True)
 class PairResult(StageResult):
     """What pair came to."""
 

@@ -18,9 +18,15 @@ Posed = tuple[tuple[Message, ...], tuple[str, ...]]
 
 
 def answer_log_probabilities(
-    policy: Policy, prompts: Sequence[Posed], answers: Sequence[str], *, images: Path, max_tokens: int
+    policy: Policy,
+    prompts: Sequence[Posed],
+    answers: Sequence[Sequence[str]],
+    *,
+    images: Path,
+    max_tokens: int,
+    blank: bool = False,
 ) -> list[tuple[float, ...] | ItemError]:
-    """The natural logarithm of the probability of each of `answers`, its end included, behind every prompt.
+    """The natural logarithm of the probability of each answer, its end included, behind its prompt.
 
     All prompts about the same images are one tree, or several of at most `max_tokens` tokens. A prompt that cannot be
     used (its image, its length) has its error in place of the numbers.
@@ -28,15 +34,16 @@ def answer_log_probabilities(
     Args:
         policy: Who would answer.
         prompts: What is asked.
-        answers: The same texts behind every prompt.
+        answers: The texts behind each prompt.
         images: The image root.
         max_tokens: Maximum number of tokens of a forward.
+        blank: Show black in place of every image.
     """
     found: dict[int, tuple[float, ...] | ItemError] = {}
     groups: dict[Prefix, list[tuple[int, list[list[Segment]]]]] = {}
-    for index, (messages, shown) in enumerate(prompts):
+    for index, ((messages, shown), texts) in enumerate(zip(prompts, answers, strict=True)):
         try:
-            prefix, chains = _chains(policy, messages, shown, answers, images=images)
+            prefix, chains = _chains(policy, messages, shown, texts, images=images, blank=blank)
             if (length := longest_chain(policy, build_tree(policy, prefix, chains))) > policy.context:
                 raise TextError("longer than the context", f"{length} tokens do not fit into {policy.context}")
         except ItemError as error:
@@ -55,17 +62,17 @@ def answer_log_probabilities(
     for tree, asked, sums in zip(trees, places, _sums(policy, trees, max_tokens=max_tokens), strict=True):
         values = iter([sums[learned[-1]] for learned in tree.leaves])
         for index in asked:
-            found[index] = tuple(next(values) for _ in answers)
+            found[index] = tuple(next(values) for _ in answers[index])
     return [found[index] for index in range(len(prompts))]
 
 
 def _chains(
-    policy: Policy, messages: Sequence[Message], shown: tuple[str, ...], answers: Sequence[str], *, images: Path
+    policy: Policy, messages: Sequence[Message], shown: tuple[str, ...], answers: Sequence[str], *, images: Path, blank: bool
 ) -> tuple[Prefix, list[list[Segment]]]:
     """What stands before and with the images, and behind them a chain for each answer."""
     turn = open_turn(policy.chat, messages, images=len(shown), speaker="assistant")
     before = [Segment(piece.text, False) for piece in turn.before]
-    prefix = Prefix(before[0].text if shown else "", shown, images)
+    prefix = Prefix(before[0].text if shown else "", shown, images, blank=blank)
     return prefix, [[*before[1 if shown else 0 :], said_in(policy.chat, turn, answer)] for answer in answers]
 
 

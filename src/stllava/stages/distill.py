@@ -18,7 +18,7 @@ from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
 from stllava.metrics.agreement import kappa, rate
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, DistilledCheck, Judgment, Message, Rate, content_id
+from stllava.records import Answers, Conversation, DistilledCheck, Judgment, Message, Rate, content_id
 from stllava.stages.results import DistillResult
 from stllava.store import (
     CHECK,
@@ -87,7 +87,6 @@ def distill(
     Raises:
         StllavaError: Where answers and judgments do not belong together, or no verdict is left to learn from.
     """
-    from stllava.experts.distilled_judge import RIGHT, WRONG, judging_prompt
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
     from stllava.training.sft_dataset import SftDataset, fit_conversations
@@ -115,16 +114,7 @@ def distill(
                 dropped,
                 remedy="A judge needs answers that were found right and others that were not.",
             )
-        rows = [
-            conversation(
-                row.answers.images,
-                (
-                    judging_prompt(row.answers.question, row.text),
-                    Message(role="assistant", content=RIGHT if row.right else WRONG),
-                ),
-            )
-            for row in taught
-        ]
+        rows = judging_conversations(taught)
         count_missing(images, [row.images for row in rows]).refuse_faults(
             items=len(rows), unit="conversations", max_bad=options.max_bad
         )
@@ -201,6 +191,19 @@ def balanced_answers(learned: Sequence[JudgedAnswer]) -> tuple[list[JudgedAnswer
     surplus, dropped = surplus_of_yes_or_no(rows), Dropped()
     dropped["surplus of right or wrong"] = len(surplus)
     return [row for row in learned if row.id not in surplus], dropped
+
+
+def judging_conversations(taught: Sequence[JudgedAnswer]) -> list[Conversation]:
+    """For each answer the request to judge it, and what the teacher said."""
+    from stllava.experts.distilled_judge import RIGHT, WRONG, judging_prompt
+
+    return [
+        conversation(
+            row.answers.images,
+            (judging_prompt(row.answers.question, row.text), Message(role="assistant", content=RIGHT if row.right else WRONG)),
+        )
+        for row in taught
+    ]
 
 
 def check_judge(

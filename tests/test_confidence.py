@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stllava.stages.counter_pairs import counter_pairs
 
 from helpers.judging import answers_of, write_answers
 from stllava.config import JudgeOptions, PairOptions
 from stllava.experts.confidence import may_be_chosen, posterior
+from stllava.experts.counter_pairs import counter_pairs
 from stllava.records import Answers, Judgment, Sample
 from stllava.stages.calibrate import audit_expert, audit_of, error_of
 from stllava.stages.final_data import final_data

@@ -12,8 +12,8 @@ from helpers.judging import answers_of, write_answers
 from stllava.config import JudgeOptions, PairOptions
 from stllava.experts.confidence import may_be_chosen, posterior
 from stllava.experts.counter_pairs import counter_pairs
-from stllava.records import Answers, Judgment, Sample
-from stllava.stages.calibrate import audit_expert, audit_of, error_of
+from stllava.records import Answers, AuditedKind, Judgment, Rate, Sample
+from stllava.stages.calibrate import audit_expert, audit_of, error_of, with_errors
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
 from stllava.stages.pair import pairs_of
@@ -122,7 +122,7 @@ def sample(question: str, target: str, image: str) -> Sample:
 def test_an_audit_finds_how_often_an_expert_is_wrong_and_about_what() -> None:
     known = []
     for number in range(100):
-        for question, wrong in (("Is it a cyst?", number < 20), ("Is there a mass?", number < 4)):
+        for question, wrong in (("Is it a cyst?", number < 40), ("Is there a mass?", number < 4)):
             answers = answers_of(question, ("yes", "no", "yes"), image=f"{number}.png")
             says = (0.0, 0.0, 0.0) if wrong else (1.0, 0.0, 1.0)
             known.append((answers, judged(answers, *says), (1.0, 0.0, 1.0)))
@@ -130,11 +130,11 @@ def test_an_audit_finds_how_often_an_expert_is_wrong_and_about_what() -> None:
     assert found.wrong is not None
     assert found.misses is not None
     assert found.false_alarms is not None
-    assert (found.questions, found.wrong.n, found.wrong.value) == (200, 400, 24 / 400)
-    assert (found.misses.value, found.false_alarms.value) == (24 / 200, 0)
-    assert found.wrong.low < 24 / 400 < found.wrong.high
-    assert {kind.opening: kind.wrong.value for kind in found.kinds} == {"is it a": 0.1, "is there a": 0.02}
-    assert "“is it a …” 10.0%" in found.sentences[-1]
+    assert (found.questions, found.wrong.n, found.wrong.value) == (200, 400, 44 / 400)
+    assert (found.misses.value, found.false_alarms.value) == (44 / 200, 0)
+    assert found.wrong.low < 44 / 400 < found.wrong.high
+    assert {kind.opening: kind.wrong.value for kind in found.kinds} == {"is it a": 0.2, "is there a": 0.02}
+    assert "more than elsewhere about “is it a …” 20.0%" in found.sentences[-1]
 
 
 def test_an_audit_counts_the_pairs_that_are_the_wrong_way_round() -> None:
@@ -159,9 +159,30 @@ def test_an_answer_that_is_partly_right_tells_nothing_of_the_expert() -> None:
 
 
 def test_a_rate_to_reckon_with_is_never_nothing_nor_one_half() -> None:
-    assert error_of(0.0, 98) == 0.01
-    assert error_of(0.15, 100) == 16 / 102
-    assert error_of(1.0, 50) == 0.45
+    assert error_of(Rate(value=0.0, low=0, high=0, n=98)) == 0.01
+    assert error_of(Rate(value=0.15, low=0, high=1, n=100)) == 16 / 102
+    assert error_of(Rate(value=1.0, low=0, high=1, n=50)) == 0.45
+
+
+def test_a_kind_of_question_about_which_the_expert_errs_more_needs_more_votes() -> None:
+    answers = answers_of("What type of tumour is it?", ("glioma",) * 5 + ("cyst",) * 3)
+    verdict = judged(answers, *(1.0,) * 5, *(0.0,) * 3)
+    assert may_be_chosen(answers, verdict, options=SURE)[0]
+    wrong = Rate(value=0.1, low=0, high=1, n=400)
+    kind = AuditedKind(opening="what type of", wrong=Rate(value=0.9, low=0.5, high=1, n=50))
+    like = AuditedKind(opening="what is it?", wrong=Rate(value=0.3, low=0.05, high=0.5, n=30))
+    audited = with_errors(PairOptions(min_confidence=0.8), wrong, (kind, like))
+    assert (audited.expert_error, audited.expert_errors) == (41 / 402, {"what type of": 0.45})
+    assert not any(may_be_chosen(answers, verdict, options=audited))
+    other = answers.model_copy(update={"question": "What is it?"})
+    assert may_be_chosen(other, verdict, options=audited)[0]
+
+
+def test_errors_that_are_given_or_that_do_not_matter_are_left_as_they_are() -> None:
+    wrong = Rate(value=0.1, low=0, high=1, n=400)
+    for options in (PairOptions(), PairOptions(min_confidence=0.8, expert_error=0.2)):
+        assert with_errors(options, wrong, ()) == options
+    assert with_errors(PairOptions(min_confidence=0.8), None, ()).expert_error == 0
 
 
 def test_the_audit_of_a_simulated_expert_finds_the_errors_it_was_given(tmp_path: Path) -> None:

@@ -257,8 +257,8 @@ def test_a_run_audits_its_expert_once_and_learns_with_the_errors_that_it_finds(t
     assert found.wrong_pairs is not None
     assert outcome.sentences[: len(found.sentences)] == found.sentences
     paired, learned = (read_manifest(folder.stage("round-1", stage)).config for stage in ("pair", "dpo"))
-    assert paired["expert_error"] == error_of(found.wrong.value, found.wrong.n)
-    assert learned["label_smoothing"] == error_of(found.wrong_pairs.value, found.wrong_pairs.n)
+    assert paired["expert_error"] == error_of(found.wrong)
+    assert learned["label_smoothing"] == error_of(found.wrong_pairs)
     assert not (folder.calibration_stage("round-2", "ask")).exists()
 
 

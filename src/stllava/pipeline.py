@@ -22,7 +22,7 @@ from stllava.report.page import write_report
 from stllava.rundir import BLIND, FINAL, SFT, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
-from stllava.stages.calibrate import ask_labelled, audit_expert, error_of
+from stllava.stages.calibrate import ask_labelled, audit_expert, error_of, with_errors
 from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.evaluate import evaluate, guess, majority
@@ -326,11 +326,9 @@ class Loop:
         self.spent.append((float(judged.judged), judged.manifest.measures.get("cost", 0.0)))
         found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
         self.sentences += found.sentences
-        if found.wrong is not None and not options.pair.expert_error:
-            error = error_of(found.wrong.value, found.wrong.n)
-            self.pairing = options.pair.model_copy(update={"expert_error": error if options.pair.min_confidence else 0.0})
+        self.pairing = with_errors(options.pair, found.wrong, found.kinds)
         if found.wrong_pairs is not None and options.judge.smooth_labels:
-            smoothing = error_of(found.wrong_pairs.value, found.wrong_pairs.n)
+            smoothing = error_of(found.wrong_pairs)
             self.learning = options.dpo.model_copy(update={"label_smoothing": smoothing})
             self.sentences.append(f"Pairs are learned with a label smoothing of {smoothing:.3f}.")
 

@@ -266,5 +266,8 @@ class PairOptions(Options):
     expert_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of the expert's verdicts on single answers that are wrong, for min_confidence; in a run with judge.audit, 0 stands
     for what the audit finds."""
+    expert_errors: dict[str, Annotated[float, Field(ge=0, lt=0.5)]] = Field(default={})
+    """The same of questions that begin with these three words, where it errs more or less than elsewhere: {what type of: 0.4};
+    in a run with judge.audit, what that finds of kinds that stand out."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""

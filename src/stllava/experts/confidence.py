@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stllava.config import PairOptions
+from stllava.data.balance import opening_words
 from stllava.experts.selection import vote
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment
@@ -54,7 +55,7 @@ def may_be_chosen(answers: Answers, judgment: Judgment, *, options: PairOptions)
         [len(marks) for marks in said.values()],
         [sum(marks) / len(marks) >= options.min_chosen_score for marks in said.values()],
         answers=len(scores),
-        error=options.expert_error,
+        error=options.expert_errors.get(opening_words(answers.question), options.expert_error),
     )
     sure = {text for text, chance in zip(said, found, strict=True) if chance >= options.min_confidence}
     return [vote(text) in sure for text in answers.final_answers]

@@ -190,10 +190,10 @@ class ExpertAudit(Record):
                 f"Of the pairs that come of it, {_share(self.wrong_pairs)} are the wrong way round, and "
                 f"{_share(self.wrong_chosen)} choose a wrong answer."
             )
-        worst = sorted(self.kinds, key=lambda kind: -kind.wrong.value)[:3]
-        if len(self.kinds) > 1:
-            kinds = ", ".join(f"“{kind.opening} …” {_share(kind.wrong)}" for kind in worst)
-            sentences.append(f"It errs most about {kinds}.")
+        worst = sorted((kind for kind in self.kinds if kind.wrong.low > self.wrong.value), key=lambda kind: -kind.wrong.value)
+        if worst:
+            kinds = ", ".join(f"“{kind.opening} …” {_share(kind.wrong)}" for kind in worst[:3])
+            sentences.append(f"It errs more than elsewhere about {kinds}.")
         return tuple(sentences)
 
 

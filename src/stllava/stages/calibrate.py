@@ -16,7 +16,7 @@ from stllava.experts.calibration import Outcomes, image_of
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.agreement import rate
-from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Question, Sampling, content_id
+from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Question, Rate, Sampling, content_id
 from stllava.stages.pair import pairs_of
 from stllava.stages.results import AskResult
 from stllava.store import (
@@ -124,8 +124,12 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
             for counted in (errors, kind):
                 counted.add(right, called, image_of(answers))
     wrong = rate(errors.wrong.hits, errors.wrong.images)
-    if wrong is not None and not options.expert_error:
-        options = options.model_copy(update={"expert_error": error_of(wrong.value, wrong.n)})
+    audited = tuple(
+        AuditedKind(opening=opening, wrong=found)
+        for opening, kind in sorted(kinds.items())
+        if len(kind.wrong.hits) >= ENOUGH and (found := rate(kind.wrong.hits, kind.wrong.images)) is not None
+    )
+    options = with_errors(options, wrong, audited)
     pairs, chosen = Outcomes(), Outcomes()
     for answers, judgment, truth in known:
         scores = dict(zip(answers.completions, truth, strict=True))
@@ -143,11 +147,7 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
         false_alarms=rate(errors.false_alarms.hits, errors.false_alarms.images),
         wrong_pairs=rate(pairs.hits, pairs.images),
         wrong_chosen=rate(chosen.hits, chosen.images),
-        kinds=tuple(
-            AuditedKind(opening=opening, wrong=found)
-            for opening, kind in sorted(kinds.items())
-            if len(kind.wrong.hits) >= ENOUGH and (found := rate(kind.wrong.hits, kind.wrong.images)) is not None
-        ),
+        kinds=audited,
     )
 
 
@@ -179,6 +179,17 @@ def verdicts_of(
             yield known == 1, score >= min_score
 
 
-def error_of(share: float, count: int) -> float:
+def with_errors(options: PairOptions, wrong: Rate | None, kinds: Sequence[AuditedKind]) -> PairOptions:
+    """The options with an expert's errors as an audit found them, where they matter and none are given.
+
+    A kind of question has a rate of its own where its interval does not hold the rate of all: the rest is chance.
+    """
+    if wrong is None or not options.min_confidence or options.expert_error:
+        return options
+    errors = {kind.opening: error_of(kind.wrong) for kind in kinds if not kind.wrong.low <= wrong.value <= kind.wrong.high}
+    return options.model_copy(update={"expert_error": error_of(wrong), "expert_errors": errors | options.expert_errors})
+
+
+def error_of(found: Rate) -> float:
     """A rate of errors to reckon with: as if one more of two more verdicts had been wrong, and below one half."""
-    return min((share * count + 1) / (count + 2), 0.45)
+    return min((found.value * found.n + 1) / (found.n + 2), 0.45)

@@ -269,3 +269,12 @@ def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_
     weights = [row.weight for row in read_records(tmp_path / "run" / "round-1" / "pair", "preferences", Preference)]
     assert sum(weights) / len(weights) == pytest.approx(1, abs=0.05)
     assert len(set(weights)) > 1
+
+
+def test_a_run_whose_budget_is_spent_ends_its_rounds_and_says_so(tmp_path: Path) -> None:
+    loop = pipeline.Loop(options(rounds=3, judge={"budget": 20}), RunDir(tmp_path))
+    loop.spent = [(8.0, 0.0)]
+    assert loop.within_budget(2).budget == 6
+    loop.spent = [(8.0, 0.0), (12.0, 0.0)]
+    with pytest.raises(NothingLeftError, match="of 20 is spent"):
+        loop.within_budget(3)

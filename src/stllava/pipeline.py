@@ -197,8 +197,16 @@ class Loop:
         asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
         left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
         shares: dict[str, float] = {}
+        # A share of nothing would mean no limit.
+        for name, total, spent in (("budget", options.budget, asked), ("budget_cost", options.budget_cost, cost)):
+            if total and spent >= total:
+                raise NothingLeftError(
+                    f"judge.{name} of {total:g} is spent",
+                    expected="a verdict to pay for",
+                    remedy="Raise it, or run fewer rounds.",
+                )
         if options.budget:
-            shares["budget"] = max(1, math.ceil((options.budget - asked) / left))
+            shares["budget"] = math.ceil((options.budget - asked) / left)
         if options.budget_cost:
             shares["budget_cost"] = (options.budget_cost - cost) / left
         return options.model_copy(update=shares)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from stllava.config import JudgeOptions
-from stllava.errors import StllavaError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts.expert import Expert, Verdict
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.panel import Panel
@@ -41,7 +41,7 @@ class Chosen:
             order = [key for key, total in zip(order, spent, strict=True) if total <= options.budget_cost]
             if not order and candidates:
                 least = min(costs.values())
-                raise StllavaError(
+                raise NothingLeftError(
                     f"judge.budget_cost is ${options.budget_cost:g}, and judging the first question can cost ${least:.4g}",
                     expected="a budget for one question at least",
                     remedy="Raise it.",

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stllava.errors import StllavaError
-from stllava.training.losses import Loss, nll, preference_gap, preference_loss
+from stllava.stages.pair import group_weights
+from stllava.training.losses import Loss, group_loss, nll, preference_gap, preference_loss
 
 KINDS: tuple[Loss, ...] = ("sigmoid", "ipo", "hinge")
 SMOOTHED: tuple[Literal["sigmoid", "hinge"], ...] = ("sigmoid", "hinge")
@@ -196,3 +197,41 @@ def tensors(tokens: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The numbers of tokens of chosen and rejected, the same for every pair."""
     chosen, rejected = tokens
     return torch.tensor([chosen]), torch.tensor([rejected])
+
+
+def test_the_group_loss_gains_nothing_beyond_its_clip() -> None:
+    def loss(chosen: float, rejected: float) -> float:
+        return float(group_loss(*columns([(chosen, rejected, -3.0, -3.0)]), clip=0.2))
+
+    assert loss(-3.0, -3.0) == pytest.approx(0)
+    assert loss(-3.0 + math.log(1.1), -3.0) == pytest.approx(1 - 1.1)
+    assert loss(-1.0, -3.0) == pytest.approx(1 - 1.2)
+    assert loss(-3.0, -9.0) == pytest.approx(0.8 - 1)
+    assert loss(-6.0, -1.0) == pytest.approx(math.exp(2) - math.exp(-3))
+
+
+@given(given_scores=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6), times=st.lists(st.integers(1, 4)))
+def test_over_all_pairs_its_gradient_is_that_of_advantages_within_the_group(
+    given_scores: list[float], times: list[int]
+) -> None:
+    marks = dict(enumerate(given_scores))
+    texts = [f"answer {index}" for index in marks for _ in range((times + [1] * len(marks))[index])]
+    scores = [marks[int(text.split()[1])] for text in texts]
+    if len(set(scores)) < 2:
+        return
+    weights = group_weights(texts, scores)
+    distinct = list(dict.fromkeys(texts))
+    reference = torch.linspace(-9, -1, len(distinct), dtype=torch.float64)
+    values = reference.clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for (one, other), weight in weights.items():
+        better, worse = distinct.index(one), distinct.index(other)
+        four = (values[[better]], values[[worse]], reference[[better]], reference[[worse]])
+        total = total + weight * group_loss(*four, clip=0.2).sum()
+    total.backward()
+    mean = sum(scores) / len(scores)
+    spread = (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5
+    advantages = [texts.count(text) * (scores[texts.index(text)] - mean) / spread for text in distinct]
+    assert values.grad is not None
+    # The clip's edge is not reached, so every ratio has its gradient, which is 1 at the reference.
+    assert values.grad.tolist() == pytest.approx([-advantage for advantage in advantages], abs=1e-9)

@@ -377,3 +377,13 @@ def test_the_result_of_a_stage_that_is_done_is_what_it_was(tmp_path: Path) -> No
     again = pair(PairOptions(), answers=answers, judgments=judgments, to=to)
     assert again == pair(PairOptions(), answers=answers, judgments=judgments, to=to)
     assert (again.pairs, again.dropped, again.folder) == (1, {"tie": 1}, tmp_path / "pair")
+
+
+def test_a_group_makes_every_pair_that_differs_with_the_weight_of_its_advantages(tmp_path: Path) -> None:
+    rounds: list[Marked] = [[("a", 1.0), ("b", 0.5), ("b", 0.5), ("c", 0.0)], [("a", 1.0), ("b", 1.0)]]
+    options = PairOptions(pairs="group", balance=False, margin=0.9, min_chosen_score=1.0)
+    manifest, made = run_pair(options, rounds, tmp_path)
+    assert manifest.dropped == {"tie": 1}
+    spread = 0.125**0.5
+    expected = {("a", "c"): 1 / (4 * spread), ("a", "b"): 2 * 0.5 / (4 * spread), ("b", "c"): 2 * 0.5 / (4 * spread)}
+    assert {(one.chosen, one.rejected): one.weight for one in made} == pytest.approx(expected)

@@ -469,6 +469,16 @@ def test_a_weight_is_what_counts_and_packing_does_not_change_it(tiny_model: Path
         torch.testing.assert_close(value, others[name], rtol=2e-3, atol=2e-6)
 
 
+def test_the_group_objective_is_the_same_packed_and_unpacked(tiny_model: Path, phantoms: Path) -> None:
+    grouped = ANCHORED.model_copy(update={"loss": "group"})
+    weights = [0.25 + 0.5 * (place % 4) for place in range(len(pairs()))]
+    packed, gradients = weighted(tiny_model, phantoms, weights, grouped)
+    alone, others = weighted(tiny_model, phantoms, weights, grouped.model_copy(update={"pack": False}))
+    assert packed == pytest.approx(alone, rel=1e-4)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, others[name], rtol=5e-3, atol=1e-5)
+
+
 def test_a_weight_of_1_is_not_written(tiny_model: Path) -> None:
     (pair, *_) = pairs()
     assert "weight" not in pair.model_dump_json()

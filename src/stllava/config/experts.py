@@ -242,8 +242,9 @@ class PairOptions(Options):
 
     margin: PositiveFloat = 0.2
     """Minimum difference of two scores, which go from 0 to 1, that makes a pair."""
-    pairs: Literal["extremes", "all"] = "extremes"
-    """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin."""
+    pairs: Literal["extremes", "all", "group"] = "extremes"
+    """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin; group: every two
+    that differ at all, weighed so that together they are the group's advantages (for dpo.loss group)."""
     max_pairs_per_question: PositiveInt | None = None
     """Maximum number of pairs per question, those that differ most first; no limit when absent."""
     gain_weight: Annotated[float, Field(ge=0, le=1)] = 0.0

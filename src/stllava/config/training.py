@@ -119,8 +119,11 @@ class DpoOptions(TrainingOptions):
         "collapse": "max_chosen_drop",
     }
 
-    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
-    """sigmoid: DPO; ipo: squared distance to a margin of 1 / (2 beta); hinge: SLiC-HF."""
+    loss: Literal["sigmoid", "ipo", "hinge", "group"] = "sigmoid"
+    """sigmoid: DPO; ipo: squared distance to a margin of 1 / (2 beta); hinge: SLiC-HF; group: a clipped policy gradient with
+    advantages within the answers to a question (GRPO's), from pairs that `pair.pairs: group` makes."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """With the loss group: an answer's probability gains nothing beyond 1 + clip times the reference's, or below 1 - clip."""
     beta: PositiveFloat = 0.1
     """Strength of the pull to the reference policy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -142,4 +145,6 @@ class DpoOptions(TrainingOptions):
     def _smoothing_fits_the_loss(self) -> "DpoOptions":
         if self.loss == "ipo" and self.label_smoothing > 0:
             raise ValueError("label_smoothing 0 with the loss ipo: raise beta instead")
+        if self.loss == "group" and (self.label_smoothing > 0 or self.length_normalised):
+            raise ValueError("no label_smoothing and no length_normalised with the loss group, which compares no two answers")
         return self

@@ -299,6 +299,10 @@ def _pairs_of_given(
     ranked = [pair for pair in ranked if sure[pair.chosen]]
     if not ranked:
         return "chosen answer not sure enough"
+    if options.pairs == "group":
+        ranked = [pair for pair in ranked if texts[pair.chosen]]
+        weights = group_weights(texts, scores)
+        return _group_of(answers, judgment, ranked, weights) or "empty answer chosen"
     if options.pairs == "extremes":
         ranked = ranked[:1]
     preferences: dict[frozenset[str], Preference] = {}
@@ -315,6 +319,35 @@ def _pairs_of_given(
             chosen = answers.completions[pair.chosen]
             preferences[both] = _preference(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
     return list(preferences.values())[: options.max_pairs_per_question] or causes[0]
+
+
+def group_weights(texts: Sequence[str], scores: Sequence[float]) -> dict[tuple[str, str], float]:
+    """The weight of every two different texts, the better one first: their pairs, times the gap, over K σ of the scores."""
+    count, times = len(scores), Counter(texts)
+    mean = sum(scores) / count
+    spread = (sum((score - mean) ** 2 for score in scores) / count) ** 0.5
+    mark = dict(zip(texts, scores, strict=True))
+    return {
+        (one, other): times[one] * times[other] * (mark[one] - mark[other]) / (count * spread)
+        for one in times
+        for other in times
+        if mark[one] > mark[other]
+    }
+
+
+def _group_of(
+    answers: Answers, judgment: Judgment, ranked: Sequence[ScoredPair], weights: Mapping[tuple[str, str], float]
+) -> list[Preference]:
+    """Every two different answers of a question once, with their weights."""
+    texts = answers.final_answers
+    made: dict[tuple[str, str], Preference] = {}
+    for pair in ranked:
+        both = (texts[pair.chosen], texts[pair.rejected])
+        if both not in made:
+            chosen = answers.completions[pair.chosen]
+            preference = _preference(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
+            made[both] = preference.model_copy(update={"weight": weights[both]})
+    return list(made.values())
 
 
 def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_similarity: float) -> PairCause | None:

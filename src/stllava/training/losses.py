@@ -11,6 +11,8 @@ under the reference. Every function gives TRL 1.16's values (`trl/trainer/dpo_tr
 | hinge | hinge |
 | `nll` of the chosen answers | sft |
 
+`group_loss` is none of TRL's: it is GRPO's objective written over pairs (`pair.pairs: group`).
+
 TRL has no name for ipo on sums, hinge with lengths, or label smoothing of sigmoid and hinge: it leaves its own
 `label_smoothing` unread in these, and its robust loss is another one (Chowdhury et al. 2024).
 """
@@ -80,6 +82,19 @@ def preference_gap(
     if lengths is not None:
         towards, away = (move / tokens.clamp(min=1) for move, tokens in zip((towards, away), lengths, strict=True))
     return towards - away
+
+
+def group_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, clip: float) -> Tensor:
+    """[P] The clipped policy-gradient loss of each pair: max(r_rejected, 1 - clip) - min(r_chosen, 1 + clip), r = p / p_ref.
+
+    Summed over all pairs of a question's K answers with the weights (s_i - s_j) / (K σ), equal texts counted as often as they
+    were given, its gradient at the reference is that of GRPO's group-relative advantages (Shao et al. 2024, arXiv
+    2402.03300): Σ_i A_i ∇log p_i with A_i = (s_i - mean) / σ, for Σ_i A_i x_i = Σ_{i<j} (s_i - s_j)(x_i - x_j) / (K σ). Other
+    than there, a ratio is that of a whole answer and not of a token, answers were sampled once and not anew in every step,
+    and the pull to the reference is the clip alone, without a KL term.
+    """
+    grow, shrink = (chosen - ref_chosen).exp(), (rejected - ref_rejected).exp()
+    return shrink.clamp(min=1 - clip) - grow.clamp(max=1 + clip)
 
 
 def nll(log_probabilities: Tensor, *, tokens: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stllava.config import DpoOptions
-from stllava.training.losses import nll, preference_loss
+from stllava.training.losses import group_loss, nll, preference_loss
 
 
 def counts_of(batch: Mapping[str, Tensor]) -> dict[str, float]:
@@ -40,14 +40,7 @@ def preference_objective(
     """
     pairs, leaf, reference, weights = batch["pairs"], batch["leaf"], batch["reference"], batch["weights"]
     sums, lengths = sum_by_leaf(tokens, leaf)[pairs], sum_by_leaf(torch.ones_like(tokens), leaf)[pairs]
-    losses = preference_loss(
-        options.loss,
-        *sums.unbind(1),
-        *reference.unbind(1),
-        beta=options.beta,
-        label_smoothing=options.label_smoothing,
-        lengths=lengths.unbind(1) if options.length_normalised else None,
-    )
+    losses = _losses(options, sums, reference, lengths)
     loss = (weights * losses).sum() / counts["pairs"]
     if counts["chosen_tokens"] > 0:
         anchors = _anchors(batch)
@@ -72,8 +65,22 @@ def preference_objective(
 
 def first_loss(options: DpoOptions) -> float:
     """The loss of a pair under a policy that has not moved from its reference."""
-    zeros = torch.zeros(4, 1)
-    return float(preference_loss(options.loss, *zeros, beta=options.beta, label_smoothing=options.label_smoothing))
+    zeros = torch.zeros(1, 2)
+    return float(_losses(options, zeros, zeros, zeros))
+
+
+def _losses(options: DpoOptions, sums: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
+    """[P] The loss of each pair, of [P, 2] log-probabilities of chosen and rejected and their numbers of tokens."""
+    four = (*sums.unbind(1), *reference.unbind(1))
+    if options.loss == "group":
+        return group_loss(*four, clip=options.clip)
+    return preference_loss(
+        options.loss,
+        *four,
+        beta=options.beta,
+        label_smoothing=options.label_smoothing,
+        lengths=lengths.unbind(1) if options.length_normalised else None,
+    )
 
 
 def sum_by_leaf(tokens: Tensor, leaf: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ ARMS: dict[str, Overrides] = {
     "without earlier pairs": {"keep_pairs": False},
     "without the last training": {"final_sft": None},
     "counter-pairs": {"pair": {"counter_pairs": True}},
+    "image-conditional": {"dpo": {"image_conditional": 1.0}},
+    "group-relative": {"pair": {"pairs": "group"}, "dpo": {"loss": "group"}},
     "image-gain weights": {"image_gain": {}, "pair": {"gain_weight": 0.5}},
 }
 """What each arm changes of the recipe."""

@@ -34,6 +34,7 @@ from stllava.training.preference_steps import PreferenceSteps
 from stllava.training.references import measure_reference
 from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import newest_whole_checkpoint
+from stllava.tree.scoring import answer_log_probabilities
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
 QUICK = SftOptions(learning_rate=RATES, warmup=0.0, schedule="constant", batch_size=3, save_steps=0)
@@ -427,17 +428,28 @@ def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
 Gradients = dict[str, torch.Tensor]
 
 
+def move(policy: Policy) -> None:
+    """Move the weights a little, the same way each time."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+
+
 def weighted(tiny_model: Path, phantoms: Path, weights: list[float], options: DpoOptions) -> tuple[float, Gradients]:
     """The loss and gradients of one step over the pairs with these weights, from a policy that has moved."""
     policy = load_policy(tiny_model)
     policy.packs = options.pack
     preferences = [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs(), weights, strict=True)]
-    dataset = PreferenceDataset(policy, preferences, images=phantoms / "images", max_tokens=options.max_tokens_per_forward)
+    dataset = PreferenceDataset(
+        policy,
+        preferences,
+        images=phantoms / "images",
+        max_tokens=options.max_tokens_per_forward,
+        image_conditional=options.image_conditional > 0,
+    )
     made = PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights="mine"), None, options, 0)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    move(policy)
     forwards = made.collate([made.example(index, 0) for index in range(len(dataset))])
     counts: Counter[str] = Counter()
     for batch in forwards:
@@ -483,3 +495,47 @@ def test_a_weight_of_1_is_not_written(tiny_model: Path) -> None:
     (pair, *_) = pairs()
     assert "weight" not in pair.model_dump_json()
     assert Preference.model_validate_json(pair.model_copy(update={"weight": 0.5}).model_dump_json()).weight == 0.5
+
+
+LOOKING = DpoOptions(nll=0, replay=0, image_conditional=1.5, max_tokens_per_forward=16384)
+
+
+def test_the_image_conditional_loss_is_that_of_each_chosen_answer_with_its_image_against_a_black_one(
+    tiny_model: Path, phantoms: Path
+) -> None:
+    both, _ = weighted(tiny_model, phantoms, [1.0] * len(pairs()), LOOKING)
+    plain, _ = weighted(tiny_model, phantoms, [1.0] * len(pairs()), LOOKING.model_copy(update={"image_conditional": 0.0}))
+    prompts = [(pair.prompt, pair.images) for pair in pairs()]
+    texts = [(pair.chosen,) for pair in pairs()]
+    policy, gaps = load_policy(tiny_model), []
+    for moved in (False, True):
+        if moved:
+            move(policy)
+        sides = []
+        for blank in (False, True):
+            found = answer_log_probabilities(policy, prompts, texts, images=phantoms / "images", max_tokens=4096, blank=blank)
+            sides.append(torch.tensor([values[0] for values in found if isinstance(values, tuple)]))
+        gaps.append(sides[0] - sides[1])
+    expected = 1.5 * -torch.nn.functional.logsigmoid(LOOKING.beta * (gaps[1] - gaps[0])).mean()
+    assert both - plain == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [300, 16384], ids=["several forwards", "one forward"])
+def test_the_image_conditional_loss_is_the_same_packed_and_unpacked(tiny_model: Path, phantoms: Path, tokens: int) -> None:
+    options = LOOKING.model_copy(update={"max_tokens_per_forward": tokens})
+    weights = [1.0] * len(pairs())
+    packed, gradients = weighted(tiny_model, phantoms, weights, options)
+    alone, others = weighted(tiny_model, phantoms, weights, LOOKING.model_copy(update={"pack": False}))
+    assert packed == pytest.approx(alone, rel=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, others[name], rtol=5e-3, atol=1e-5)
+
+
+def test_before_anything_is_learned_the_image_conditional_loss_is_log_2(tiny_model: Path, phantoms: Path) -> None:
+    policy = load_policy(tiny_model)
+    dataset = PreferenceDataset(policy, pairs(), images=phantoms / "images", max_tokens=16384, image_conditional=True)
+    steps = PreferenceSteps(policy, dataset, measure_reference(dataset, policy, weights="mine"), None, LOOKING, 0)
+    loss, figures, counts = step(steps)
+    assert counts["contrasts"] == len(pairs())
+    assert loss == pytest.approx(2.5 * math.log(2), abs=1e-4)
+    steps.monitor()(0, figures)

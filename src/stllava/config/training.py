@@ -130,6 +130,9 @@ class DpoOptions(TrainingOptions):
     """Probability that the expert's preference is wrong; not with ipo."""
     length_normalised: bool = False
     """Compare log-probabilities per token instead of per answer; true gives TRL's ipo and sigmoid_norm."""
+    image_conditional: Rate = 0.0
+    """Weight of a further loss by which each chosen answer is to gain more with its image than with a black one (mDPO's
+    image-conditional preference, there against a cropped image); about half as much computing again; 0 leaves it out."""
     nll: Rate = 1.0
     """Weight of the chosen answer's negative log-likelihood per token; 0 with replay 0 is the paper's plain recipe."""
     replay: Rate = 1.0

@@ -92,7 +92,13 @@ def dpo(
             if read
             else None
         )
-        dataset = PreferenceDataset(loaded, pairs, images=images, max_tokens=options.max_tokens_per_forward)
+        dataset = PreferenceDataset(
+            loaded,
+            pairs,
+            images=images,
+            max_tokens=options.max_tokens_per_forward,
+            image_conditional=options.image_conditional > 0,
+        )
         dataset.dropped.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         unpacked = check_packing(loaded, dataset.trees)
         # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.

@@ -3,13 +3,15 @@
 A forward is a batch of `collate_preferences`. M learned tokens in it belong to nodes of trees (`leaf` [M]); P pairs name the
 nodes of their chosen and rejected answers (`pairs` [P, 2]), what the reference gives them (`reference` [P, 2], summed
 log-probabilities in nats) and how much each counts (`weights` [P]); `replayed` [M] tells which tokens are of replayed
-conversations.
+conversations; `contrasts` [C, 2] names the nodes of chosen answers behind their image and behind a black one, with what the
+reference gives them (`contrast_reference` [C, 2]).
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from stllava.config import DpoOptions
 from stllava.training.losses import group_loss, nll, preference_loss
@@ -21,6 +23,7 @@ def counts_of(batch: Mapping[str, Tensor]) -> dict[str, float]:
         "pairs": float(batch["weights"].sum()),
         "chosen_tokens": float(_anchors(batch).sum()),
         "replayed_tokens": float(batch["replayed"].sum()),
+        "contrasts": float(len(batch["contrasts"])),
     }
 
 
@@ -29,7 +32,8 @@ def preference_objective(
 ) -> tuple[Tensor, dict[str, float]]:
     """One forward's share of a step's loss, and of its figures.
 
-    The loss is that of the pairs, plus NLL over the chosen answers' tokens, plus NLL over the replayed tokens. A pair's weight
+    The loss is that of the pairs, plus NLL over the chosen answers' tokens, plus NLL over the replayed tokens, plus, where
+    chosen answers stand behind a black image too, DPO's loss of preferring them behind their own. A pair's weight
     is that of its loss and of its chosen answer's tokens, of several pairs with one chosen answer the largest.
 
     Args:
@@ -48,6 +52,9 @@ def preference_objective(
         loss = loss + options.nll * nll(anchors[chosen] * tokens[chosen], tokens=counts["chosen_tokens"])
     if counts["replayed_tokens"] > 0:
         loss = loss + options.replay * nll(tokens[batch["replayed"]], tokens=counts["replayed_tokens"])
+    if counts["contrasts"] > 0:
+        looks = _looks(batch, tokens)
+        loss = loss - options.image_conditional * logsigmoid(options.beta * looks).sum() / counts["contrasts"]
     rewards = options.beta * (sums.detach() - reference)
     margin = rewards[:, 0] - rewards[:, 1]
     figures = {
@@ -60,7 +67,16 @@ def preference_objective(
         "distance": moved.abs().mean(dim=1),
     }
     shares = torch.stack([(weights * value).sum() / counts["pairs"] for value in figures.values()]).tolist()
-    return loss, dict(zip(figures, shares, strict=True))
+    told = dict(zip(figures, shares, strict=True))
+    if counts["contrasts"] > 0:
+        told["image_accuracy"] = float((looks.detach() > 0).sum()) / counts["contrasts"]
+    return loss, told
+
+
+def _looks(batch: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+    """[C] how much more each chosen answer gained with its image than with a black one, in nats."""
+    moved = sum_by_leaf(tokens, batch["leaf"])[batch["contrasts"]] - batch["contrast_reference"]
+    return moved[:, 0] - moved[:, 1]
 
 
 def first_loss(options: DpoOptions) -> float:

@@ -1,7 +1,7 @@
 """Preferences as trees: all questions about an image, each with its answers, in one sequence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,20 +30,43 @@ class _AnsweredPrompt:
     preferences: list[Preference]
 
 
+@dataclass(frozen=True)
+class AlteredTree:
+    """The chosen answers of a tree behind a black image."""
+
+    tree: Tree
+    contrasts: tuple[PairNodes, ...]
+    """The node of each chosen answer in the tree with the image, and in this one."""
+
+
 class PreferenceDataset:
     """What dpo learns from: one tree a set of images, or several where a tree would be too long.
 
     Preferences that cannot be learned from (unusable image, longer than the context, turns that the chat template refuses)
-    are left out and counted in `dropped`. `trees`, `pairs` and `preferences` have an entry each for every tree.
+    are left out and counted in `dropped`. `trees`, `pairs`, `preferences` and `altered` have an entry each for every tree.
     """
 
-    def __init__(self, policy: Policy, preferences: Sequence[Preference], *, images: Path, max_tokens: int) -> None:
-        """Read preferences about images below `images` into trees of at most `max_tokens` tokens."""
-        self.max_tokens = max_tokens
+    def __init__(
+        self,
+        policy: Policy,
+        preferences: Sequence[Preference],
+        *,
+        images: Path,
+        max_tokens: int,
+        image_conditional: bool = False,
+    ) -> None:
+        """Read preferences about images below `images` into trees of at most `max_tokens` tokens.
+
+        With `image_conditional` each has a tree of its chosen answers behind a black image beside it.
+        """
+        # Both trees of an image are in one forward.
+        self.max_tokens = max_tokens // 2 if image_conditional else max_tokens
+        self.image_conditional = image_conditional
         self.dropped = Dropped()
         self.trees: list[Tree] = []
         self.pairs: list[tuple[PairNodes, ...]] = []
         self.preferences: list[tuple[Preference, ...]] = []
+        self.altered: list[AlteredTree | None] = []
         for prefix, branches in self._group(policy, preferences, images).items():
             self._plant(policy, prefix, list(branches.values()))
 
@@ -102,6 +125,7 @@ class PreferenceDataset:
                 pairs += [(node[better], node[worse]) for better, worse in branch.pairs]
             self.trees.append(tree)
             self.pairs.append(tuple(pairs))
+            self.altered.append(_altered(policy, tree, pairs, chosen) if self.image_conditional and prefix.images else None)
             self.preferences.append(tuple(preference for branch in chosen for preference in branch.preferences))
 
 
@@ -114,30 +138,60 @@ class PairsOfTree(NamedTuple):
     """What the reference gives chosen and rejected answers, in nats; none while that is being measured."""
     weights: Sequence[float] = ()
     """How much each pair counts."""
+    altered: AlteredTree | None = None
+    """The chosen answers behind a black image, where they are learned from too."""
+    contrast_reference: Sequence[tuple[float, float]] = ()
+    """What the reference gives chosen answers with the image and with the black one, in nats."""
 
 
 def collate_pairs(policy: Policy, parts: Sequence[PairsOfTree]) -> dict[str, Tensor]:
     """One forward of trees, each with its pairs, their reference and weights.
 
     Adds to the keys of `collate`: pairs [P, 2], the nodes of chosen and rejected; reference [P, 2], in nats; weights [P];
+    contrasts [C, 2], the nodes of chosen answers with their image and with a black one; contrast_reference [C, 2];
     replayed [M].
     """
-    trees = [part.tree for part in parts]
+    trees: list[Tree] = []
+    pairs: list[PairNodes] = []
+    contrasts: list[PairNodes] = []
+    replayed: list[bool] = []
+    for part in parts:
+        start, black = len(replayed), len(replayed) + len(part.tree.nodes)
+        trees.append(part.tree)
+        pairs += [(chosen + start, rejected + start) for chosen, rejected in part.pairs]
+        replayed += [not part.pairs] * len(part.tree.nodes)
+        if part.altered is not None:
+            trees.append(part.altered.tree)
+            contrasts += [(node + start, other + black) for node, other in part.altered.contrasts]
+            replayed += [False] * len(part.altered.tree.nodes)
     batch = collate(policy, trees)
-    nodes = torch.tensor([len(tree.nodes) for tree in trees])
-    first = (nodes.cumsum(0) - nodes).tolist()
-    pairs = [(a + start, b + start) for part, start in zip(parts, first, strict=True) for a, b in part.pairs]
-    replayed = torch.tensor([not part.pairs for part in parts]).repeat_interleave(nodes)
     batch["pairs"] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
     batch["reference"] = torch.tensor([pair for part in parts for pair in part.reference]).reshape(-1, 2)
     batch["weights"] = torch.tensor([weight for part in parts for weight in part.weights])
-    batch["replayed"] = replayed[batch["leaf"]]
+    batch["contrasts"] = torch.tensor(contrasts, dtype=torch.long).reshape(-1, 2)
+    batch["contrast_reference"] = torch.tensor([pair for part in parts for pair in part.contrast_reference]).reshape(-1, 2)
+    batch["replayed"] = torch.tensor(replayed)[batch["leaf"]]
     return batch
+
+
+NOT_FOR_THE_MODEL = frozenset({"pairs", "reference", "weights", "contrasts", "contrast_reference", "replayed"})
 
 
 def without_pairs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model is given of a forward."""
-    return {name: value for name, value in batch.items() if name not in ("pairs", "reference", "weights", "replayed")}
+    return {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+
+
+def _altered(policy: Policy, tree: Tree, pairs: Sequence[PairNodes], branches: Sequence[_AnsweredPrompt]) -> AlteredTree:
+    """The chosen answers of a tree once more, behind a black image."""
+    chains, seeing = [], []
+    chosen = iter([pair[0] for pair in pairs])
+    for branch in branches:
+        nodes = {answer: next(chosen) for answer, _ in branch.pairs}
+        chains += [[*branch.opening, answer] for answer in nodes]
+        seeing += list(nodes.values())
+    black = build_tree(policy, replace(tree.prefix, blank=True), chains)
+    return AlteredTree(black, tuple(zip(seeing, [learned[-1] for learned in black.leaves], strict=True)))
 
 
 def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:

@@ -13,7 +13,14 @@ from stllava.model.load import Policy
 from stllava.records import content_id
 from stllava.training.collapse import CollapseMonitor
 from stllava.training.objective import counts_of, first_loss, preference_objective
-from stllava.training.preference_dataset import PairNodes, PairsOfTree, PreferenceDataset, collate_pairs, without_pairs
+from stllava.training.preference_dataset import (
+    AlteredTree,
+    PairNodes,
+    PairsOfTree,
+    PreferenceDataset,
+    collate_pairs,
+    without_pairs,
+)
 from stllava.training.references import LogProbabilities, References, close_of
 from stllava.training.sft_dataset import SftDataset
 from stllava.training.trainer import Items, StepCheck, fit
@@ -32,6 +39,10 @@ class PreferenceExample:
     """The reference's summed log-probabilities of them."""
     weights: tuple[float, ...]
     """How much each counts."""
+    altered: AlteredTree | None
+    """The chosen answers behind a black image, where they are learned from too."""
+    contrast_reference: tuple[LogProbabilities, ...]
+    """The reference's log-probabilities of chosen answers with the image and with the black one."""
     replay: tuple[Tree, ...]
     """Trees of stage 1, learned in the same step."""
 
@@ -61,6 +72,8 @@ class PreferenceSteps:
             pairs=dataset.pairs[index],
             reference=self.references.values[index],
             weights=tuple(preference.weight for preference in dataset.preferences[index]),
+            altered=dataset.altered[index],
+            contrast_reference=self.references.contrasts[index],
             replay=self._replay(index, epoch),
         )
 
@@ -75,7 +88,10 @@ class PreferenceSteps:
 
     def collate(self, examples: Sequence[PreferenceExample]) -> list[dict[str, Tensor]]:
         """The forwards of one step: trees of pairs and replayed trees, cut at the tokens of a forward."""
-        parts = [PairsOfTree(example.tree, example.pairs, example.reference, example.weights) for example in examples]
+        parts = [
+            PairsOfTree(each.tree, each.pairs, each.reference, each.weights, each.altered, each.contrast_reference)
+            for each in examples
+        ]
         parts += [PairsOfTree(tree) for example in examples for tree in example.replay]
         trees = [part.tree for part in parts]
         return [

@@ -34,6 +34,8 @@ class References:
     """The fingerprint of that policy."""
     values: tuple[tuple[LogProbabilities, ...], ...]
     """By tree, then by pair."""
+    contrasts: tuple[tuple[LogProbabilities, ...], ...]
+    """By tree, then by chosen answer: with its image and with a black one; nothing where that is not learned from."""
     note: str
     """How they were found, in a sentence."""
 
@@ -74,7 +76,7 @@ def measure_reference(dataset: PreferenceDataset, policy: Policy, *, weights: st
             f"The reference's log-probabilities of {len(used)} of {len(dataset)} trees are those that answer noted "
             f"(a sample is {gap:.1e} per token off at most); the others were computed before training."
         )
-    return References(weights, values, note)
+    return References(weights, values, _contrasts(dataset, policy, values), note)
 
 
 def _noted(preferences: Sequence[Preference], weights: str) -> tuple[LogProbabilities, ...] | None:
@@ -100,6 +102,27 @@ def _gap(dataset: PreferenceDataset, policy: Policy, index: int, noted: Sequence
         values: list[float] = sum_by_leaf(token_log_probabilities(policy.model, batch), batch["leaf"]).tolist()
     ends = zip(tree.leaves, few.leaves, strict=False)
     return max(abs(values[there[-1]] - known[here[-1]]) / len(tree.nodes[here[-1]].ids) for here, there in ends)
+
+
+def _contrasts(
+    dataset: PreferenceDataset, policy: Policy, values: Sequence[Sequence[LogProbabilities]]
+) -> tuple[tuple[LogProbabilities, ...], ...]:
+    """What the policy gives each chosen answer with its image, which is known, and with a black one, computed here."""
+    black = [(index, altered) for index, altered in enumerate(dataset.altered) if altered is not None]
+    found: list[tuple[LogProbabilities, ...]] = [()] * len(dataset)
+    policy.model.eval()
+    trees = [altered.tree for _, altered in black]
+    with torch.inference_mode():
+        for part in split_into_forwards(policy, trees, most=dataset.max_tokens) if trees else []:
+            batch = {name: value.to(policy.device) for name, value in collate(policy, [trees[place] for place in part]).items()}
+            sums: list[float] = sum_by_leaf(token_log_probabilities(policy.model, batch), batch["leaf"]).tolist()
+            start = 0
+            for place in part:
+                index, altered = black[place]
+                known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
+                found[index] = tuple((known[node], sums[start + other]) for node, other in altered.contrasts)
+                start += len(altered.tree.nodes)
+    return tuple(found)
 
 
 def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int]) -> list[tuple[LogProbabilities, ...]]:

@@ -60,6 +60,12 @@ def run_variant(variant: Variant, *, base: Path, to: Path, seed: int, quick: boo
         "seed": seed,
         "rounds": 1,
         "baselines": False,
+        # One plain round, so that what is measured is what the verdicts teach.
+        "data": {"unlabelled": 450},
+        "ask": {"questions": 12, "borrow_questions": 0},
+        "pair": {"min_chosen_score": 0, "max_denial_share": 1},
+        "dpo": {"epochs": 4},
+        "final_sft": None,
         "answer": {"num_answers": variant.k},
         "judge": {
             "expert": "simulated",

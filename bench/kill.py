@@ -25,7 +25,8 @@ name: kill
 data: {kind: phantom, labelled: 12, unlabelled: 16, validation: 4, test: 4, size: 64}
 small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
 sft: {epochs: 120, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}, save_steps: 10}
-ask: {questions: 4, borrow_questions: 2, chunk: 2, sampling: {temperature: 0.6, max_new_tokens: 16}, description_sampling: {max_new_tokens: 16}}
+ask: {questions: 4, borrow_questions: 2, chunk: 2, sampling: {temperature: 0.6, max_new_tokens: 16},
+  description_sampling: {max_new_tokens: 16}}
 answer: {num_answers: 6, chunk: 4, sampling: {temperature: 2.0, max_new_tokens: 8}}
 judge: {expert: simulated, simulated: {wrong: 0.1}}
 pair: {balance: false}

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from conftest import TINY
-from stllava import pipeline
+from stllava import rounds
 from stllava.config import JudgeOptions
+from stllava.data.prepare import prepare
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
 from stllava.records import Answers, ExpertAudit, Outcome, Preference, Question
 from stllava.report.run_files import read_run_files
+from stllava.rounds import Rounds
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import error_of
 from stllava.stages.judge import judge
@@ -176,7 +178,7 @@ def test_an_expert_that_abstains_on_every_description_ends_no_round(tmp_path: Pa
         # The oracle understands no request for a story; everything else is judged as the options say.
         return judge(JudgeOptions(expert="oracle") if "describe" in to.parts else judging, to=to, **given)
 
-    monkeypatch.setattr(pipeline, "judge", judge_stories)
+    monkeypatch.setattr(rounds, "judge", judge_stories)
     stories = {"description_prompt": "Tell me a story.", "num_descriptions": 2}
     short = {"ask": {**options().ask.model_dump(), **stories}, "baselines": False}
     outcome = run(options(**short), to=tmp_path)
@@ -272,7 +274,8 @@ def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_
 
 
 def test_a_run_whose_budget_is_spent_ends_its_rounds_and_says_so(tmp_path: Path) -> None:
-    loop = pipeline.Loop(options(rounds=3, judge={"budget": 20}), RunDir(tmp_path))
+    limited = options(rounds=3, judge={"budget": 20})
+    loop = Rounds(limited, RunDir(tmp_path), prepare(limited.data, seed=0, to=tmp_path / "data"), [], [], {})
     loop.spent = [(8.0, 0.0)]
     assert loop.within_budget(2).budget == 6
     loop.spent = [(8.0, 0.0), (12.0, 0.0)]

@@ -1,0 +1,283 @@
+"""The rounds of a run: what is asked, answered, judged, paired and learned in each, and what is gathered after the last.
+
+`Rounds` knows what has been judged and spent so far; which policy is the best, and when to stop, is `pipeline`'s to decide.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from stllava.config import DpoOptions, ImageGainOptions, JudgeOptions, PairOptions, SftOptions
+from stllava.data.prepare import DataSet
+from stllava.errors import NothingLeftError
+from stllava.experts.vote_monitor import takeover
+from stllava.recipe import RunOptions
+from stllava.records import content_id
+from stllava.rundir import FINAL, RoundStage, RunDir, round_name
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask, request_descriptions
+from stllava.stages.calibrate import ask_labelled, audit_expert, error_of, with_errors
+from stllava.stages.distill import distill
+from stllava.stages.dpo import dpo
+from stllava.stages.final_data import final_data
+from stllava.stages.image_gain import image_gain
+from stllava.stages.judge import judge
+from stllava.stages.pair import pair
+from stllava.stages.results import AskResult, JudgeResult
+from stllava.stages.sft import sft
+
+
+@dataclass
+class Rounds:
+    """What the rounds of one run have in common, and what has come of them so far."""
+
+    options: RunOptions
+    folder: RunDir
+    data: DataSet
+    sentences: list[str]
+    """What the run tells its reader; rounds add to it."""
+    notes: list[str]
+    """What the report notes; rounds add to it."""
+    measures: dict[str, float]
+    """Figures of the run; rounds add to them."""
+    pairing: PairOptions = field(init=False)
+    """How pairs are made: as the options say, or with the expert's errors as an audit found them."""
+    learning: DpoOptions = field(init=False)
+    """How they are learned: as the options say, or with the label smoothing that an audit found."""
+    pairs: list[Path] = field(default_factory=list)
+    """Folders of the pairs of all rounds."""
+    judged: list[tuple[Path, Path]] = field(default_factory=list)
+    """Folders of answers and of the expert's judgments of them."""
+    judged_at_no_cost: list[tuple[Path, Path]] = field(default_factory=list)
+    """Those judged by what was made of its verdicts."""
+    votes: list[Mapping[str, float]] = field(default_factory=list)
+    """What was counted of the policy's own votes in each round, where they judge."""
+    spent: list[tuple[float, float]] = field(default_factory=list)
+    """Questions that the expert was asked about, and US dollars, each time."""
+
+    def __post_init__(self) -> None:
+        """Begin with the options as they are."""
+        self.pairing, self.learning = self.options.pair, self.options.dpo
+
+    def learn(self, number: int, policy: Path) -> None:
+        """Make the policy of a round from `policy`."""
+        name = round_name(number)
+        options, root = self.options, self.data.image_root
+        seed = int(content_id(options.seed, name)[:8], 16)
+        answers, judgments, pairs = (self.folder.stage(name, stage) for stage in ("answer", "judge", "pair"))
+        if number == 1 and options.judge.audit:
+            self.audit_expert(policy, seed)
+        judging = self.judging(number, policy)
+        described = self.describe(name, policy, seed, judging=judging) if options.ask.num_descriptions > 1 else None
+        asked = self.ask(name, policy, seed)
+        questions, truth = self.folder.stage(name, "ask"), self.data.truth
+        answer(
+            options.answer,
+            policy=policy,
+            questions=questions,
+            root=root,
+            to=answers,
+            expert=judging.rule,
+            truth=truth,
+            seed=seed,
+        )
+        judged = self.judge(name, policy, seed, judging=judging)
+        gains = self.measure_gains(name, policy) if options.image_gain is not None else None
+        paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs, gains=gains)
+        before = self.pairs if options.keep_pairs else []
+        earlier = [*before, described] if described else before
+        self.pairs += [described, pairs] if described else [pairs]
+        subjects = judged.judged if judging.is_limited else asked.distinct
+        valid = judged.verdicts / subjects if subjects else 0.0
+        self.measures[f"{name}/valid_share"] = valid
+        share = f"of the {judged.judged} chosen" if judging.is_limited else "of all but repeats"
+        self.sentences.append(
+            f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
+            f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
+        )
+        dpo(
+            self.learning,
+            policy=policy,
+            preferences=pairs,
+            earlier=earlier,
+            images=root,
+            conversations=self.data.conversations,
+            to=self.folder.policy(name),
+            seed=seed,
+        )
+
+    def ask(self, name: str, policy: Path, seed: int) -> AskResult:
+        """The questions of a round, about the descriptions that the expert chose where there are several."""
+        chooses = self.options.ask.num_descriptions > 1
+        return ask(
+            self.options.ask,
+            policy=policy,
+            images=self.data.images,
+            root=self.data.image_root,
+            to=self.folder.stage(name, "ask"),
+            described=self.folder.description_stage(name, "answer") if chooses else None,
+            verdicts=self.folder.description_stage(name, "judge") if chooses else None,
+            conversations=self.data.conversations,
+            seed=seed,
+        )
+
+    def judge(self, name: str, policy: Path, seed: int, *, judging: JudgeOptions) -> JudgeResult:
+        """The verdicts of a round."""
+        answers, judgments = self.folder.stage(name, "answer"), self.folder.stage(name, "judge")
+        labelled = None
+        if judging.votes and judging.itself.labels:
+            to = partial(self.folder.calibration_stage, name)
+            labelled = self.answer_labelled(policy, number=judging.itself.labels, to=to, seed=seed)
+        judged = judge(
+            judging,
+            answers=answers,
+            truth=self.data.truth,
+            root=self.data.image_root,
+            to=judgments,
+            labels=self.data.validation if labelled else None,
+            labelled_answers=labelled,
+            earlier=self.judged if judging.is_limited or judging.is_paid else (),
+            seed=seed,
+        )
+        self.spent.append((judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0)))
+        self.notes += [note for note in judged.notes if note not in self.notes]
+        if judging.votes:
+            self.tell_votes(name, judged.manifest.measures)
+        described = self.folder.description_stage(name, "answer"), self.folder.description_stage(name, "judge")
+        judged_so = self.judged if judging.expert == self.options.judge.expert else self.judged_at_no_cost
+        judged_so += [described, (answers, judgments)] if self.options.ask.num_descriptions > 1 else [(answers, judgments)]
+        return judged
+
+    def within_budget(self, number: int) -> JudgeOptions:
+        """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come."""
+        options = self.options.judge
+        asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
+        left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
+        shares: dict[str, float] = {}
+        # A share of nothing would mean no limit.
+        for name, total, spent in (("budget", options.budget, asked), ("budget_cost", options.budget_cost, cost)):
+            if total and spent >= total:
+                raise NothingLeftError(
+                    f"judge.{name} of {total:g} is spent",
+                    expected="a verdict to pay for",
+                    remedy="Raise it, or run fewer rounds.",
+                )
+        if options.budget:
+            shares["budget"] = math.ceil((options.budget - asked) / left)
+        if options.budget_cost:
+            shares["budget_cost"] = (options.budget_cost - cost) / left
+        return options.model_copy(update=shares)
+
+    def judging(self, number: int, policy: Path) -> JudgeOptions:
+        """How a round's answers are judged: by the expert within its budget, later by a judge made of its verdicts."""
+        options = self.options
+        if not options.distill_after or number <= options.distill_after:
+            return self.within_budget(number)
+        to = self.folder.own_judge
+        if not self.judged_at_no_cost:
+            made = distill(
+                options.distill,
+                policy=policy,
+                answers=[answers for answers, _ in self.judged],
+                judgments=[judgments for _, judgments in self.judged],
+                images=self.data.image_root,
+                to=to,
+                truth=self.data.truth,
+                truth_expert="oracle" if options.data.synthetic else "reference",
+                seed=options.seed,
+            )
+            self.sentences.append(
+                f"From {round_name(number)} on a judge made of the expert's verdicts judges. {made.check.sentence}"
+            )
+        own = options.judge.distilled.model_copy(update={"model": str(to)})
+        return options.judge.model_copy(update={"expert": "distilled", "distilled": own, "budget": 0, "budget_cost": 0.0})
+
+    def answer_labelled(self, policy: Path, *, number: int, to: Callable[[RoundStage], Path], seed: int) -> Path:
+        """The folder of the policy's answers to so many labelled questions; `to` says where these stages lie."""
+        questions, answers = to("ask"), to("answer")
+        # Of the validation split: what the policy has learned it knows better than what it will ask about.
+        ask_labelled(self.options.judge, samples=self.data.validation, to=questions, number=number)
+        answer(self.options.answer, policy=policy, questions=questions, root=self.data.image_root, to=answers, seed=seed)
+        return answers
+
+    def audit_expert(self, policy: Path, seed: int) -> None:
+        """Estimate the expert's errors from labelled questions, and learn from its verdicts accordingly."""
+        options, labels, root = self.options, self.data.validation, self.data.image_root
+        to = self.folder.audit_stage
+        answers = self.answer_labelled(policy, number=options.judge.audit, to=to, seed=seed)
+        judgments = to("judge")
+        everything = options.judge.model_copy(update={"budget": 0, "budget_cost": 0.0, "consensus": False})
+        # A rule knows the labels here as it knows its references there.
+        judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
+        self.spent.append((float(judged.judged), judged.manifest.measures.get("cost", 0.0)))
+        found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
+        self.sentences += found.sentences
+        self.pairing = with_errors(options.pair, found.wrong, found.kinds)
+        if found.wrong_pairs is not None and options.judge.smooth_labels:
+            smoothing = error_of(found.wrong_pairs)
+            self.learning = options.dpo.model_copy(update={"label_smoothing": smoothing})
+            self.sentences.append(f"Pairs are learned with a label smoothing of {smoothing:.3f}.")
+
+    def tell_votes(self, name: str, measures: Mapping[str, float]) -> None:
+        """Say how far the votes of a policy that judges itself were right, and whether one answer takes over."""
+        if "true_error" in measures:
+            low, high = measures["true_error_low"], measures["true_error_high"]
+            self.sentences.append(
+                f"{name}: of {measures['true_error_n']:.0f} verdicts whose answer is known, {measures['true_error']:.1%} "
+                f"[{low:.1%}, {high:.1%}] call a wrong answer right."
+            )
+        self.votes.append(measures)
+        sentence = takeover(self.votes[0], measures)
+        if sentence is not None:
+            self.sentences.append(f"{name}: {sentence}")
+
+    def measure_gains(self, name: str, policy: Path) -> Path:
+        """How much likelier a round's judged answers are with their image; says how many of them read it."""
+        options = self.options.image_gain or ImageGainOptions()
+        gains = image_gain(
+            options,
+            policy=policy,
+            answers=self.folder.stage(name, "answer"),
+            judgments=self.folder.stage(name, "judge"),
+            root=self.data.image_root,
+            to=self.folder.image_gain(name),
+        )
+        self.sentences.append(
+            f"{name}: {gains.reading('right'):.0%} of the right answers and {gains.reading('wrong'):.0%} of the wrong ones "
+            f"read the image: with it they are at least {options.min_ratio:g} times as likely as with a black one."
+        )
+        return gains.folder
+
+    def describe(self, name: str, policy: Path, seed: int, *, judging: JudgeOptions) -> Path | None:
+        """Descriptions of every image, judged, for ask to go on from; returns the folder of the pairs they make, if any."""
+        options, root = self.options, self.data.image_root
+        several = options.answer.model_copy(
+            update={"num_answers": options.ask.num_descriptions, "sampling": options.ask.description_sampling}
+        )
+        stages: tuple[RoundStage, ...] = ("ask", "answer", "judge", "pair")
+        requests, answers, judgments, pairs = (self.folder.description_stage(name, stage) for stage in stages)
+        request_descriptions(options.ask, policy=policy, images=self.data.images, root=root, to=requests, seed=seed)
+        answer(several, policy=policy, questions=requests, root=root, to=answers, seed=seed)
+        judged = judge(judging, answers=answers, truth=self.data.truth, root=root, to=judgments, seed=seed, may_abstain=True)
+        if not judged.verdicts:
+            self.notes.append(
+                f"{name}: the expert abstained on all {judged.judged} requests for a description; questions follow from "
+                "the first description of each image."
+            )
+        try:
+            pair(self.pairing, answers=answers, judgments=judgments, to=pairs)
+        except NothingLeftError:
+            return None  # The best description is asked about all the same.
+        return pairs
+
+    def learn_what_was_right(self, training: SftOptions, policy: Path) -> None:
+        """Gather what the expert found right and train `policy` on it."""
+        to, root = self.folder.policy(FINAL), self.data.image_root
+        seed = int(content_id(self.options.seed, FINAL)[:8], 16)
+        rounds = [*self.judged_at_no_cost, *self.judged]  # Of the same question the expert's own verdict counts.
+        right = final_data(
+            self.pairing, conversations=self.data.conversations, rounds=rounds, to=self.folder.final_data
+        ).conversations
+        sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)

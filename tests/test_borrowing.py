@@ -84,3 +84,18 @@ def test_the_look_of_an_image_on_disk_is_its_hash(tmp_path: Path) -> None:
     assert look is not None
     assert plain is None
     assert looks_of(tmp_path, ["gone.png"]) == [None]
+
+
+def test_labelled_images_that_cannot_be_read_lend_their_questions_and_deep_ones_have_a_look(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 255, (40, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    (tmp_path / "page.png").write_text("<html>")
+    talks = [
+        conversation((name,), (said("user", "Where is it?"), said("assistant", "left"))) for name in ("cut.png", "page.png")
+    ]
+    assert [donor.look for donor in labelled_donors(talks, tmp_path)] == [None, None]
+    look, deep = looks_of(tmp_path, ["a.png", "deep.png"])
+    assert look is not None
+    assert look == deep

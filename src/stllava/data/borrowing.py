@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from stllava.data.images import open_image
 from stllava.data.likeness import picture_hash
+from stllava.errors import ItemError
 from stllava.metrics.robust import normalise
 from stllava.records import Conversation
 
@@ -40,14 +41,13 @@ class AskedAbout:
 
 
 def looks_of(root: Path, paths: Sequence[str]) -> list[int | None]:
-    """The `picture_hash` of every image; None of one that is not there."""
+    """The `picture_hash` of every image; None of one that is not there or cannot be read."""
     looks: list[int | None] = []
     for path in paths:
-        if not (root / path).is_file():
+        try:
+            looks.append(picture_hash(open_image(root, path)))
+        except ItemError:  # Counted where images are learned or asked about; what is said of it is lent all the same.
             looks.append(None)
-            continue
-        with Image.open(root / path) as picture:
-            looks.append(picture_hash(picture))
     return looks
 
 

@@ -99,3 +99,10 @@ def test_the_stage_adds_them_beside_the_other_pairs(tmp_path: Path) -> None:
     assert countered[: len(plain)] == plain
     (added,) = countered[len(plain) :]
     assert (added.chosen, added.rejected, added.images) == ("glioma", "meningioma", ("0.png",))
+
+
+def test_silence_is_never_chosen_nor_the_same_answer_in_other_words_rejected() -> None:
+    silent = [row(0, "", "", "glioma"), row(1, "glioma", "glioma", "")]
+    assert counter_pairs(silent, known=set(), options=OPTIONS) == []
+    yes = [row(image, "yes", "yes", "yes, it is") for image in range(2)]
+    assert counter_pairs(yes, known=set(), options=OPTIONS) == []

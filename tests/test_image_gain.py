@@ -114,3 +114,34 @@ def test_pairs_weigh_more_the_more_the_image_speaks_for_the_chosen_answer(judged
 def test_weights_without_gains_are_refused(judged: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match="no image gains are named"):
         pair(PairOptions(gain_weight=0.5), answers=judged[0], judgments=judged[1], to=tmp_path / "pair")
+
+
+def test_where_no_image_speaks_for_any_answer_all_weigh_alike(judged: tuple[Path, Path], tmp_path: Path) -> None:
+    answers, judgments = judged
+    pair(
+        PairOptions(margin=0.05, min_chosen_score=0, balance=False), answers=answers, judgments=judgments, to=tmp_path / "pair"
+    )
+    plain = read_records(tmp_path / "pair", "preferences", Preference)
+    given = {row.id: row for row in read_records(answers, "answers", Answers)}
+    gains = [ImageGain(id=key, answers_id=key, gains=(-60.0,) * 4, policy="p") for key in given]
+    assert {row.weight for row in weighed(plain, given, gains, strength=1.0)} == {1.0}
+
+
+def test_gains_of_another_round_are_refused_by_a_sentence(
+    judged: tuple[Path, Path], tiny_model: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    other = write_answers(tmp_path / "answers", [answers_of("where?", ("a nodule", "left"), image=images_of(phantoms)[0])])
+    judge(JUDGE, answers=other, to=tmp_path / "judgments")
+    root, gains = phantoms / "images", tmp_path / "gain"
+    image_gain(ImageGainOptions(), policy=tiny_model, answers=other, judgments=tmp_path / "judgments", root=root, to=gains)
+    options = PairOptions(gain_weight=0.5, margin=0.05, min_chosen_score=0, balance=False)
+    with pytest.raises(StllavaError, match="one and the same round"):
+        pair(options, answers=judged[0], judgments=judged[1], to=tmp_path / "pair", gains=gains)
+    with pytest.raises(StllavaError, match="one and the same round"):
+        image_gain(ImageGainOptions(), policy=tiny_model, answers=other, judgments=judged[1], root=root, to=tmp_path / "mixed")
+
+
+def test_a_groups_weights_are_not_changed_by_hand_either() -> None:
+    for wrong in ({"gain_weight": 0.5}, {"counter_pairs": True}, {"max_pairs_per_question": 1}):
+        with pytest.raises(ValueError, match=r"advantages"):
+            PairOptions.model_validate({"pairs": "group", **wrong})

@@ -134,10 +134,6 @@ class RunOptions(Options):
     def _groups_are_learned_as_groups(self) -> "RunOptions":
         if (self.pair.pairs == "group") != (self.dpo.loss == "group") and self.rounds:
             raise ValueError("pair.pairs group and dpo.loss group together: one weighs what the other learns")
-        if self.pair.pairs == "group" and (self.pair.gain_weight or self.pair.counter_pairs):
-            raise ValueError(
-                "no gain_weight and no counter_pairs with pair.pairs group: its weights are the group's advantages"
-            )
         return self
 
     @model_validator(mode="after")

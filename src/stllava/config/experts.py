@@ -272,3 +272,12 @@ class PairOptions(Options):
     in a run with judge.audit, what that finds of kinds that stand out."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
+
+    @model_validator(mode="after")
+    def _groups_stay_whole(self) -> "PairOptions":
+        if self.pairs == "group" and (self.gain_weight or self.counter_pairs or self.max_pairs_per_question):
+            raise ValueError(
+                "no gain_weight, no counter_pairs and no max_pairs_per_question with pairs: group, whose weights are the "
+                "advantages within the whole group"
+            )
+        return self

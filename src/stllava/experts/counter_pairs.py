@@ -34,7 +34,8 @@ def counter_pairs(judged: Iterable[Judged], *, known: Collection[tuple[str, str,
         if scores is None or len(scores) != len(answers.completions):
             continue
         sure = may_be_chosen(answers, judgment, options=options)
-        fit = [(-score, place) for place, score in enumerate(scores) if ended[place] and sure[place]]
+        said = [vote(text) for text in answers.final_answers]
+        fit = [(-score, place) for place, score in enumerate(scores) if ended[place] and sure[place] and said[place]]
         _, best = min(fit, default=(0.0, 0))
         if fit and scores[best] >= max(options.min_chosen_score, options.margin):
             asked.setdefault(bare(answers.question), []).append((answers, judgment, best))
@@ -51,6 +52,7 @@ def counter_pairs(judged: Iterable[Judged], *, known: Collection[tuple[str, str,
                 place
                 for place, text in enumerate(texts)
                 if scores[best] - scores[place] >= options.margin
+                and vote(text) != vote(texts[best])
                 and right_of.get(vote(text), set()) - {answers.images}
                 and (answers.id, texts[best], text) not in known
                 and frozenset((texts[best], text)) not in tied

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stllava.config import ImageGainOptions
-from stllava.errors import ItemError
+from stllava.errors import ItemError, StllavaError
 from stllava.records import Answers, ImageGain, Judgment, Message, content_id
 from stllava.stages.results import ImageGainResult
 from stllava.store import Existing, Input, Inputs, open_stage, output_hash, read_records
@@ -47,7 +47,7 @@ def image_gain(
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
     Raises:
-        StllavaError: Where the policy cannot be loaded.
+        StllavaError: Where the policy cannot be loaded, or the judgments are not about these answers.
     """
     from stllava.model.load import fingerprint, load_policy
 
@@ -61,7 +61,15 @@ def image_gain(
             return ImageGainResult(to, stage.manifest)
         weights, speaker = stage.inputs["policy"], load_policy(policy)
         scores = {row.answers_id: row.scores for row in read_records(judgments, "judgments", Judgment)}
-        judged = [row for row in read_records(answers, "answers", Answers) if scores.get(row.id) is not None]
+        given = {row.id: row for row in read_records(answers, "answers", Answers)}
+        for key in scores:
+            if key not in given:
+                raise StllavaError(
+                    f"a judgment is about answers {key}, which {answers} does not hold",
+                    expected="the judgments of these answers",
+                    remedy="Name the folders of one and the same round.",
+                )
+        judged = [row for row in given.values() if scores.get(row.id) is not None]
         gains: list[ImageGain] = []
         for start in range(0, len(judged), AT_ONCE):
             part = judged[start : start + AT_ONCE]

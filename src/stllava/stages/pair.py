@@ -157,18 +157,22 @@ def weighed(
     pairs: Sequence[Preference], answers: Mapping[str, Answers], gains: Iterable[ImageGain], *, strength: float
 ) -> list[Preference]:
     """The pairs with weights of mean 1: 1 + strength × tanh(gain of the chosen answer), and 1 where that is not known."""
-    known = {
-        (row.answers_id, text): gain
-        for row in gains
-        for text, gain in zip(answers[row.answers_id].completions, row.gains, strict=True)
-        if gain is not None
-    }
+    known: dict[tuple[str, str], float] = {}
+    for row in gains:
+        if row.answers_id not in answers:
+            raise StllavaError(
+                f"image gain {row.id} is about answers {row.answers_id}, which are not among those that are paired",
+                expected="the image gains of these answers",
+                remedy="Name the folders of one and the same round.",
+            )
+        for text, gain in zip(answers[row.answers_id].completions, row.gains, strict=True):
+            if gain is not None:
+                known[row.answers_id, text] = gain
     raw = [1 + strength * math.tanh(known.get((pair.lineage.answers_id, pair.chosen), 0.0)) for pair in pairs]
     mean = sum(raw) / len(raw)
-    # Far from its image an answer still counts a little: a weight of 0 is none.
-    return [
-        pair.model_copy(update={"weight": max(LEAST_WEIGHT, weight / mean)}) for pair, weight in zip(pairs, raw, strict=True)
-    ]
+    # Far from its image an answer still counts a little, a weight of 0 being none; where all are that far, all count alike.
+    weights = [max(LEAST_WEIGHT, weight / mean) if mean else 1.0 for weight in raw]
+    return [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs, weights, strict=True)]
 
 
 def _counter_pairs(

@@ -17,6 +17,7 @@ TRL has no name for ipo on sums, hinge with lengths, or label smoothing of sigmo
 `label_smoothing` unread in these, and its robust loss is another one (Chowdhury et al. 2024).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,6 +27,8 @@ from torch.nn.functional import logsigmoid
 from stllava.errors import StllavaError
 
 Loss = Literal["sigmoid", "ipo", "hinge"]
+_HIGHEST = 20.0
+"""Nats above the reference from which on a rejected answer's ratio is not told apart."""
 
 
 def preference_loss(
@@ -93,8 +96,10 @@ def group_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejecte
     than there, a ratio is that of a whole answer and not of a token, answers were sampled once and not anew in every step,
     and the pull to the reference is the clip alone, without a KL term.
     """
-    grow, shrink = (chosen - ref_chosen).exp(), (rejected - ref_rejected).exp()
-    return shrink.clamp(min=1 - clip) - grow.clamp(max=1 + clip)
+    # Clipped before the exponential: what overflows there has no gradient but NaN.
+    grow = (chosen - ref_chosen).clamp(max=math.log1p(clip)).exp()
+    shrink = (rejected - ref_rejected).clamp(min=math.log1p(-clip), max=_HIGHEST).exp()
+    return shrink - grow
 
 
 def nll(log_probabilities: Tensor, *, tokens: float) -> Tensor:

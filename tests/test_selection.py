@@ -162,3 +162,12 @@ def test_within_a_budget_the_policys_own_vote_may_judge_what_is_not_asked(tmp_pa
     }
     assert found[rows[3].id] == plain[rows[3].id]
     assert read_manifest(tmp_path / "judge").measures["asked"] == 1
+
+
+def test_verdicts_of_another_round_are_refused_by_a_sentence(tmp_path: Path) -> None:
+    first, second = (
+        write_answers(tmp_path / name, rows) for name, rows in (("a", many_answers(3)), ("b", many_answers(6)[3:]))
+    )
+    judge(SCRIPTED, answers=first, to=tmp_path / "judged")
+    with pytest.raises(StllavaError, match="one and the same round"):
+        judge(SCRIPTED, answers=second, to=tmp_path / "again", earlier=[(second, tmp_path / "judged")])

@@ -11,16 +11,17 @@ from collections.abc import Collection, Iterable
 from stllava.config import PairOptions
 from stllava.data.borrowing import bare
 from stllava.experts.confidence import may_be_chosen
+from stllava.experts.judged_answers import JudgedAnswers
 from stllava.experts.selection import vote
 from stllava.records import Answers, Judgment
 
-Judged = tuple[Answers, Judgment]
-"""Answers to a question with the judgment of them."""
 Places = tuple[str, int, int]
 """The id of answers, and the places of the chosen and the rejected one among them."""
 
 
-def counter_pairs(judged: Iterable[Judged], *, known: Collection[tuple[str, str, str]], options: PairOptions) -> list[Places]:
+def counter_pairs(
+    judged: Iterable[JudgedAnswers], *, known: Collection[tuple[str, str, str]], options: PairOptions
+) -> list[Places]:
     """At most one counter-pair for each set of answers.
 
     Args:

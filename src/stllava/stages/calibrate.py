@@ -13,6 +13,7 @@ from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
 from stllava.experts.calibration import Outcomes, image_of
+from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.agreement import rate
@@ -28,7 +29,6 @@ from stllava.store import (
     open_stage,
     output_hash,
     read_record,
-    read_records,
     write_whole,
 )
 
@@ -100,15 +100,14 @@ def audit_expert(
     with open_stage("expert-audit", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return read_record(to / AUDITED, ExpertAudit)
-        given = {row.id: row for row in read_records(answers, "answers", Answers)}
-        judged = read_records(judgments, "judgments", Judgment)
+        judged = read_judged_answers(answers, judgments)
         truth = ReferenceJudge(read_samples(labels)[0])
-        known: list[Known] = []
-        for judgment in judged:
-            scores = truth.judge(row := given[judgment.answers_id]).scores
-            if judgment.scores is not None and scores is not None:
-                known.append((row, judgment, scores))
-        made = audit_of(known, options=options, expert=judged[0].expert if judged else "")
+        known = [
+            (answered, judgment, scores)
+            for answered, judgment in judged
+            if judgment.scores is not None and (scores := truth.judge(answered).scores) is not None
+        ]
+        made = audit_of(known, options=options, expert=judged[0][1].expert if judged else "")
         write_whole(to / AUDITED, made.model_dump_json(indent=1) + "\n")
         measures = {"wrong": made.wrong.value, "wrong_n": float(made.wrong.n)} if made.wrong is not None else {}
         stage.finish(counts_in=len(judged), counts_out=len(known), measures=measures)

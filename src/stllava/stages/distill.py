@@ -16,9 +16,10 @@ from stllava.data.conversations import conversation
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
+from stllava.experts.judged_answers import read_judged_answers
 from stllava.metrics.agreement import kappa, rate
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Conversation, DistilledCheck, Judgment, Message, Rate, content_id
+from stllava.records import Answers, Conversation, DistilledCheck, Message, Rate, content_id
 from stllava.stages.results import DistillResult
 from stllava.store import (
     CHECK,
@@ -30,7 +31,6 @@ from stllava.store import (
     nothing_left,
     open_stage,
     output_hash,
-    read_records,
     write_whole,
 )
 
@@ -155,18 +155,10 @@ def read_judged(rounds: Sequence[tuple[Path, Path]], *, threshold: float) -> tup
     found: dict[str, JudgedAnswer] = {}
     teachers: dict[str, None] = {}
     for answers, judgments in rounds:
-        given = {row.id: row for row in read_records(answers, "answers", Answers)}
-        for judgment in read_records(judgments, "judgments", Judgment):
-            if judgment.answers_id not in given:
-                raise StllavaError(
-                    f"judgment {judgment.id} is about answers {judgment.answers_id}, which {answers} does not hold",
-                    expected="the judgments of these answers",
-                    remedy="Name the folders of one and the same round.",
-                )
+        for answered, judgment in read_judged_answers(answers, judgments):
             if judgment.scores is None:
                 continue
             teachers[judgment.expert] = None
-            answered = given[judgment.answers_id]
             for text, ended, score in zip(answered.final_answers, answered.ended, judgment.scores, strict=True):
                 if ended and normalise(text):
                     row = JudgedAnswer(answered, text, score, score >= threshold)

@@ -14,10 +14,11 @@ from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.confidence import may_be_chosen
+from stllava.experts.judged_answers import read_judged_answers
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.pair import correction_of
 from stllava.stages.results import FinalDataResult
-from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash
 from stllava.thoughts import final_answer
 
 Cause = Literal["answer cut off", "answer not sure enough", "surplus of yes or no", "surplus of denials"]
@@ -53,9 +54,7 @@ def final_data(
         right: dict[tuple[tuple[str, ...], str], Conversation] = {}
         left_out: Counter[str] = Counter({"answer cut off": 0})
         for answers, judgments in rounds:
-            given = {row.id: row for row in read_records(answers, "answers", Answers)}
-            for judgment in read_records(judgments, "judgments", Judgment):
-                answered = given[judgment.answers_id]
+            for answered, judgment in read_judged_answers(answers, judgments):
                 if (correction := correction_of(answered, judgment)) is not None:
                     right[answered.images, answered.question] = _learned(answered, correction)
                 elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):

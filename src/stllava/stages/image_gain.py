@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stllava.config import ImageGainOptions
-from stllava.errors import ItemError, StllavaError
-from stllava.records import Answers, ImageGain, Judgment, Message, content_id
+from stllava.errors import ItemError
+from stllava.experts.judged_answers import read_judged_answers
+from stllava.records import Answers, ImageGain, Message, content_id
 from stllava.stages.results import ImageGainResult
-from stllava.store import Existing, Input, Inputs, open_stage, output_hash, read_records
+from stllava.store import Existing, Input, Inputs, open_stage, output_hash
 
 if TYPE_CHECKING:
     from stllava.model.load import Policy
@@ -60,16 +61,9 @@ def image_gain(
         if stage.manifest is not None:
             return ImageGainResult(to, stage.manifest)
         weights, speaker = stage.inputs["policy"], load_policy(policy)
-        scores = {row.answers_id: row.scores for row in read_records(judgments, "judgments", Judgment)}
-        given = {row.id: row for row in read_records(answers, "answers", Answers)}
-        for key in scores:
-            if key not in given:
-                raise StllavaError(
-                    f"a judgment is about answers {key}, which {answers} does not hold",
-                    expected="the judgments of these answers",
-                    remedy="Name the folders of one and the same round.",
-                )
-        judged = [row for row in given.values() if scores.get(row.id) is not None]
+        known = read_judged_answers(answers, judgments)
+        scores = {row.id: judgment.scores for row, judgment in known}
+        judged = [row for row, judgment in known if judgment.scores is not None]
         gains: list[ImageGain] = []
         for start in range(0, len(judged), AT_ONCE):
             part = judged[start : start + AT_ONCE]

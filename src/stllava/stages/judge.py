@@ -22,6 +22,7 @@ from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows, own
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
 from stllava.experts.expert import Expert, Verdict, no_verdict, shown
+from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
@@ -140,10 +141,9 @@ def known_verdicts(earlier: Sequence[tuple[Path, Path]], expert: Expert) -> Know
     """What this very expert said before, by this very rubric."""
     known = KnownVerdicts()
     for answers, judgments in earlier:
-        given = {row.id: row for row in read_records(answers, "answers", Answers)}
-        for judgment in read_records(judgments, "judgments", Judgment):
+        for answered, judgment in read_judged_answers(answers, judgments):
             if (judgment.expert, judgment.prompt_hash) == (expert.name, expert.prompt_hash):
-                known.add(given[judgment.answers_id], judgment)
+                known.add(answered, judgment)
     return known
 
 

@@ -22,6 +22,7 @@ from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.experts.confidence import may_be_chosen
 from stllava.experts.counter_pairs import counter_pairs
+from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, ImageGain, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
 from stllava.stages.results import PairResult
@@ -114,25 +115,17 @@ def pair(
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return PairResult(to, stage.manifest)
-        given = {row.id: row for row in read_records(answers, "answers", Answers)}
-        judged = read_records(judgments, "judgments", Judgment)
+        judged = read_judged_answers(answers, judgments)
         dropped = Dropped()
         pairs: list[Preference] = []
-        for judgment in judged:
-            if judgment.answers_id not in given:
-                raise StllavaError(
-                    f"judgment {judgment.id} is about answers {judgment.answers_id}, which {answers} does not hold",
-                    expected="the judgments of these answers",
-                    remedy="Name the folders of one and the same round.",
-                )
-            answered = given[judgment.answers_id]
+        for answered, judgment in judged:
             result = pairs_of(answered, judgment, options=options)
             if isinstance(result, str):
                 dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
                 pairs += result
         if options.counter_pairs:
-            pairs += _counter_pairs(given, judged, pairs, options=options)
+            pairs += _counter_pairs(judged, pairs, options=options)
         taught = [TaughtAnswer(pair.id, pair.prompt[-1].content, final_answer(pair.chosen)) for pair in pairs]
         surplus = surplus_of_yes_or_no(taught) if options.balance else set()
         fair = [pair for pair in pairs if pair.id not in surplus]
@@ -146,6 +139,7 @@ def pair(
         if not kept:
             raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
         if options.gain_weight and gains is not None:
+            given = {row.id: row for row in read_records(answers, "answers", Answers)}
             kept = weighed(kept, given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
         stage.write_records("preferences", kept)
         measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
@@ -175,19 +169,16 @@ def weighed(
     return [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs, weights, strict=True)]
 
 
-def _counter_pairs(
-    given: Mapping[str, Answers], judged: Sequence[Judgment], pairs: Sequence[Preference], *, options: PairOptions
-) -> list[Preference]:
+def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Sequence[Preference], *, options: PairOptions) -> list[Preference]:
     """The counter-pairs of all judgments, beside the pairs there are."""
     known = {(pair.lineage.answers_id, final_answer(pair.chosen), final_answer(pair.rejected)) for pair in pairs}
-    by_answers = {judgment.answers_id: judgment for judgment in judged}
-    rows = [(given[key], judgment) for key, judgment in by_answers.items()]
+    by_id = {answers.id: (answers, judgment) for answers, judgment in judged}
     made = []
-    for key, chosen, rejected in counter_pairs(rows, known=known, options=options):
-        answers, scores = given[key], by_answers[key].scores or ()
+    for key, chosen, rejected in counter_pairs(by_id.values(), known=known, options=options):
+        answers, judgment = by_id[key]
+        scores, text = judgment.scores or (), answers.completions[chosen]
         margin = scores[chosen] - scores[rejected]
-        text = answers.completions[chosen]
-        made.append(_preference(answers, by_answers[key], chosen=text, rejected=rejected, margin=margin))
+        made.append(_preference(answers, judgment, chosen=text, rejected=rejected, margin=margin))
     return made
 
 

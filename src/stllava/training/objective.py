@@ -43,7 +43,8 @@ def preference_objective(
         options: The loss and the weights of its parts.
     """
     pairs, leaf, reference, weights = batch["pairs"], batch["leaf"], batch["reference"], batch["weights"]
-    sums, lengths = sum_by_leaf(tokens, leaf)[pairs], sum_by_leaf(torch.ones_like(tokens), leaf)[pairs]
+    nodes = sum_by_leaf(tokens, leaf)
+    sums, lengths = nodes[pairs], sum_by_leaf(torch.ones_like(tokens), leaf)[pairs]
     losses = _losses(options, sums, reference, lengths)
     loss = (weights * losses).sum() / counts["pairs"]
     if counts["chosen_tokens"] > 0:
@@ -53,7 +54,8 @@ def preference_objective(
     if counts["replayed_tokens"] > 0:
         loss = loss + options.replay * nll(tokens[batch["replayed"]], tokens=counts["replayed_tokens"])
     if counts["contrasts"] > 0:
-        looks = _looks(batch, tokens)
+        moved = nodes[batch["contrasts"]] - batch["contrast_reference"]
+        looks = moved[:, 0] - moved[:, 1]  # How much more each chosen answer gained with its image than with a black one.
         loss = loss - options.image_conditional * logsigmoid(options.beta * looks).sum() / counts["contrasts"]
     rewards = options.beta * (sums.detach() - reference)
     margin = rewards[:, 0] - rewards[:, 1]
@@ -63,20 +65,14 @@ def preference_objective(
         "reward_margin": margin,
         "chosen_logp": sums.detach()[:, 0],
         "rejected_logp": sums.detach()[:, 1],
-        "chosen_drift": (moved := (sums.detach() - reference) / lengths)[:, 0],
-        "distance": moved.abs().mean(dim=1),
+        "chosen_drift": (drift := (sums.detach() - reference) / lengths)[:, 0],
+        "distance": drift.abs().mean(dim=1),
     }
     shares = torch.stack([(weights * value).sum() / counts["pairs"] for value in figures.values()]).tolist()
     told = dict(zip(figures, shares, strict=True))
     if counts["contrasts"] > 0:
         told["image_accuracy"] = float((looks.detach() > 0).sum()) / counts["contrasts"]
     return loss, told
-
-
-def _looks(batch: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-    """[C] how much more each chosen answer gained with its image than with a black one, in nats."""
-    moved = sum_by_leaf(tokens, batch["leaf"])[batch["contrasts"]] - batch["contrast_reference"]
-    return moved[:, 0] - moved[:, 1]
 
 
 def first_loss(options: DpoOptions) -> float:

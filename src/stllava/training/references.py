@@ -6,16 +6,15 @@ of them has been checked against a packed forward; everything else is computed, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
 from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.records import Preference, Reference
-from stllava.training.objective import sum_by_leaf
-from stllava.training.preference_dataset import PairsOfTree, PreferenceDataset, collate_pairs, without_pairs
-from stllava.tree.forward import collate, some_chains, split_into_forwards, token_log_probabilities
+from stllava.training.preference_dataset import PreferenceDataset
+from stllava.tree.forward import some_chains
+from stllava.tree.scoring import node_log_probabilities
 
 LogProbabilities = tuple[float, float]
 """Summed log-probabilities, in nats, of a chosen and a rejected answer."""
@@ -96,10 +95,7 @@ def _gap(dataset: PreferenceDataset, policy: Policy, index: int, noted: Sequence
         for node, value in zip(nodes, pair, strict=True)
     }
     few = some_chains(tree, CHECKED_ANSWERS)
-    policy.model.eval()
-    batch = {name: value.to(policy.device) for name, value in collate(policy, [few]).items()}
-    with torch.inference_mode():
-        values: list[float] = sum_by_leaf(token_log_probabilities(policy.model, batch), batch["leaf"]).tolist()
+    ((values,),) = (scored.values() for scored in node_log_probabilities(policy, [few], max_tokens=dataset.max_tokens))
     ends = zip(tree.leaves, few.leaves, strict=False)
     return max(abs(values[there[-1]] - known[here[-1]]) / len(tree.nodes[here[-1]].ids) for here, there in ends)
 
@@ -110,18 +106,11 @@ def _contrasts(
     """What the policy gives each chosen answer with its image, which is known, and with a black one, computed here."""
     black = [(index, altered) for index, altered in enumerate(dataset.altered) if altered is not None]
     found: list[tuple[LogProbabilities, ...]] = [()] * len(dataset)
-    policy.model.eval()
-    trees = [altered.tree for _, altered in black]
-    with torch.inference_mode():
-        for part in split_into_forwards(policy, trees, most=dataset.max_tokens) if trees else []:
-            batch = {name: value.to(policy.device) for name, value in collate(policy, [trees[place] for place in part]).items()}
-            sums: list[float] = sum_by_leaf(token_log_probabilities(policy.model, batch), batch["leaf"]).tolist()
-            start = 0
-            for place in part:
-                index, altered = black[place]
-                known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
-                found[index] = tuple((known[node], sums[start + other]) for node, other in altered.contrasts)
-                start += len(altered.tree.nodes)
+    for scored in node_log_probabilities(policy, [altered.tree for _, altered in black], max_tokens=dataset.max_tokens):
+        for place, sums in scored.items():
+            index, altered = black[place]
+            known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
+            found[index] = tuple((known[node], sums[other]) for node, other in altered.contrasts)
     return tuple(found)
 
 
@@ -129,17 +118,11 @@ def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int])
     """Log-probabilities of the pairs of some trees under the policy as it is."""
     if not indices:
         return []
-    policy.model.eval()
     found: dict[int, tuple[LogProbabilities, ...]] = {}
     trees = [dataset.trees[index] for index in indices]
-    with Progress("dpo reference", len(trees), unit="images") as progress, torch.inference_mode():
-        for part in split_into_forwards(policy, trees, most=dataset.max_tokens):
-            batch = collate_pairs(policy, [PairsOfTree(trees[place], dataset.pairs[indices[place]]) for place in part])
-            batch = {name: value.to(policy.device) for name, value in batch.items()}
-            sums = sum_by_leaf(token_log_probabilities(policy.model, without_pairs(batch)), batch["leaf"])
-            values = sums[batch["pairs"]].tolist()
-            ends = torch.tensor([0, *(len(dataset.pairs[indices[place]]) for place in part)]).cumsum(0).tolist()
-            for place, (start, end) in zip(part, pairwise(ends), strict=True):
-                found[place] = tuple((chosen, rejected) for chosen, rejected in values[start:end])
-            progress.advance(len(part))
+    with Progress("dpo reference", len(trees), unit="images") as progress:
+        for scored in node_log_probabilities(policy, trees, max_tokens=dataset.max_tokens):
+            for place, sums in scored.items():
+                found[place] = tuple((sums[chosen], sums[rejected]) for chosen, rejected in dataset.pairs[indices[place]])
+            progress.advance(len(scored))
     return [found[place] for place in range(len(trees))]

@@ -1,6 +1,6 @@
 """How likely given texts are as answers to prompts about images, from packed forwards: nothing is sampled, nothing learned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -59,10 +59,11 @@ def answer_log_probabilities(
             places.append([members[place][0] for place in part])
     if trees:
         check_packing(policy, trees)
-    for tree, asked, sums in zip(trees, places, _sums(policy, trees, max_tokens=max_tokens), strict=True):
-        values = iter([sums[learned[-1]] for learned in tree.leaves])
-        for index in asked:
-            found[index] = tuple(next(values) for _ in answers[index])
+    for scored in node_log_probabilities(policy, trees, max_tokens=max_tokens):
+        for place, sums in scored.items():
+            values = iter([sums[learned[-1]] for learned in trees[place].leaves])
+            for index in places[place]:
+                found[index] = tuple(next(values) for _ in answers[index])
     return [found[index] for index in range(len(prompts))]
 
 
@@ -76,16 +77,19 @@ def _chains(
     return prefix, [[*before[1 if shown else 0 :], said_in(policy.chat, turn, answer)] for answer in answers]
 
 
-def _sums(policy: Policy, trees: Sequence[Tree], *, max_tokens: int) -> list[list[float]]:
-    """Of every tree the summed log-probability of each learned node, and 0 for the others."""
+def node_log_probabilities(policy: Policy, trees: Sequence[Tree], *, max_tokens: int) -> Iterator[dict[int, list[float]]]:
+    """Of each tree, by its place, the summed log-probability of every learned node, and 0 for the others; a forward at a time.
+
+    Args:
+        policy: The policy as it is; nothing is learned.
+        trees: What is scored.
+        max_tokens: Maximum number of tokens of a forward.
+    """
     policy.model.eval()
-    found: dict[int, list[float]] = {}
-    with torch.inference_mode():
-        for part in split_into_forwards(policy, trees, most=max_tokens) if trees else []:
-            batch = {name: value.to(policy.device) for name, value in collate(policy, [trees[place] for place in part]).items()}
+    for part in split_into_forwards(policy, trees, most=max_tokens) if trees else []:
+        batch = {name: value.to(policy.device) for name, value in collate(policy, [trees[place] for place in part]).items()}
+        nodes = [len(trees[place].nodes) for place in part]
+        with torch.inference_mode():
             values = token_log_probabilities(policy.model, batch)
-            nodes = [len(trees[place].nodes) for place in part]
             sums = iter(values.new_zeros(sum(nodes)).index_add(0, batch["leaf"], values).tolist())
-            for place, count in zip(part, nodes, strict=True):
-                found[place] = [next(sums) for _ in range(count)]
-    return [found[place] for place in range(len(trees))]
+        yield {place: [next(sums) for _ in range(count)] for place, count in zip(part, nodes, strict=True)}

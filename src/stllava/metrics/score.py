@@ -1,10 +1,11 @@
 """From predictions to scores with intervals: our own rules (`robust`) and the published ones (`llava_med`) side by side."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from typing import NamedTuple
 
 from stllava.metrics import llava_med, robust
 from stllava.metrics.stats import bootstrap_interval, detectable_difference, paired_difference, permutation_p
@@ -144,17 +145,15 @@ def compare(
     predictions: Sequence[Prediction], others: Sequence[Prediction], *, policy: str, against: str, benchmark: str
 ) -> list[Difference]:
     """Every metric's paired difference on the samples both answered."""
-    differences = []
+    differences, known = [], _by_sample(others)
     for metric in METRICS:
-        pairs = _answered_by_both(predictions, others, metric)
-        if pairs:
-            mine, theirs = (values(rows, metric) for rows in zip(*pairs, strict=True))
-            images = [row.image for row, _ in pairs]
-            detectable = detectable_difference(mine, theirs, images)
+        paired = _paired(predictions, known, metric)
+        if paired.images:
+            detectable = detectable_difference(*paired)
             differences.append(
-                _difference(pairs, metric, policy=policy, against=against, benchmark=benchmark).model_copy(
+                _difference(paired, metric, policy=policy, against=against, benchmark=benchmark).model_copy(
                     update={
-                        "p": permutation_p(mine, theirs, images),
+                        "p": permutation_p(*paired),
                         "detectable": detectable if isfinite(detectable) else None,
                     }
                 )
@@ -181,15 +180,14 @@ def scores_by_label(
 
     Samples that do not carry the label are in no group, nor are values beyond the `max_values` commonest ones.
     """
-    found = {}
-    for value in label_values(predictions, label)[:max_values]:
-        rows = [row for row in predictions if row.labels.get(label) == value]
-        found[value] = [
+    return {
+        value: [
             summed(part, readings(part, metric), metric=metric, rule=ROBUST, policy=policy, benchmark=benchmark)
             for metric in LABEL_METRICS
             if (part := measured(rows, metric))
         ]
-    return found
+        for value, rows in _groups(predictions, label, max_values)
+    }
 
 
 def differences_by_label(
@@ -215,31 +213,44 @@ def differences_by_label(
         benchmark: Name of the benchmark.
         max_values: Number of values, the commonest, that are looked at.
     """
-    found = {}
-    for value in label_values(predictions, label)[:max_values]:
-        rows = [row for row in predictions if row.labels.get(label) == value]
-        found[value] = [
-            _difference(pairs, metric, policy=policy, against=against, benchmark=benchmark)
+    known = _by_sample(others)
+    return {
+        value: [
+            _difference(paired, metric, policy=policy, against=against, benchmark=benchmark)
             for metric in LABEL_METRICS
-            if (pairs := _answered_by_both(rows, others, metric))
+            if (paired := _paired(rows, known, metric)).images
         ]
-    return found
+        for value, rows in _groups(predictions, label, max_values)
+    }
 
 
-def _answered_by_both(
-    predictions: Sequence[Prediction], others: Sequence[Prediction], metric: str
-) -> list[tuple[Prediction, Prediction]]:
-    """Both answers to every sample that a metric is defined for and both policies answered."""
-    known = {row.sample_id: row for row in others}
-    return [(row, known[row.sample_id]) for row in measured(predictions, metric) if row.sample_id in known]
+def _groups(predictions: Sequence[Prediction], label: str, max_values: int) -> Iterator[tuple[str, list[Prediction]]]:
+    """The samples with each of the commonest values of a label."""
+    for value in label_values(predictions, label)[:max_values]:
+        yield value, [row for row in predictions if row.labels.get(label) == value]
 
 
-def _difference(
-    pairs: Sequence[tuple[Prediction, Prediction]], metric: str, *, policy: str, against: str, benchmark: str
-) -> Difference:
+class _Paired(NamedTuple):
+    """What two policies score on the samples that a metric is defined for and both answered."""
+
+    mine: list[float]
+    theirs: list[float]
+    images: list[str]
+
+
+def _paired(predictions: Sequence[Prediction], others: Mapping[str, Prediction], metric: str) -> _Paired:
+    """The scores of both; `others` are the other policy's answers by sample."""
+    rows = [row for row in measured(predictions, metric) if row.sample_id in others]
+    theirs = [others[row.sample_id] for row in rows]
+    return _Paired(values(rows, metric), values(theirs, metric), [row.image for row in rows])
+
+
+def _by_sample(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
+    return {row.sample_id: row for row in predictions}
+
+
+def _difference(paired: _Paired, metric: str, *, policy: str, against: str, benchmark: str) -> Difference:
     """The mean paired difference of a metric with its interval."""
-    mine, theirs = (values(rows, metric) for rows in zip(*pairs, strict=True))
-    value, low, high = paired_difference(mine, theirs, [row.image for row, _ in pairs])
-    return Difference(
-        policy=policy, against=against, benchmark=benchmark, metric=metric, value=value, low=low, high=high, n=len(pairs)
-    )
+    value, low, high = paired_difference(*paired)
+    n = len(paired.images)
+    return Difference(policy=policy, against=against, benchmark=benchmark, metric=metric, value=value, low=low, high=high, n=n)

@@ -65,7 +65,7 @@ class Rounds:
         """Make the policy of a round from `policy`."""
         name = round_name(number)
         options, root = self.options, self.data.image_root
-        seed = int(content_id(options.seed, name)[:8], 16)
+        seed = self.seed_of(name)
         answers, judgments, pairs = (self.folder.stage(name, stage) for stage in ("answer", "judge", "pair"))
         if number == 1 and options.judge.audit:
             self.audit_expert(policy, seed)
@@ -84,7 +84,7 @@ class Rounds:
             seed=seed,
         )
         judged = self.judge(name, policy, seed, judging=judging)
-        gains = self.measure_gains(name, policy) if options.image_gain is not None else None
+        gains = self.measure_gains(options.image_gain, name, policy) if options.image_gain is not None else None
         paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs, gains=gains)
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
@@ -107,6 +107,10 @@ class Rounds:
             to=self.folder.policy(name),
             seed=seed,
         )
+
+    def seed_of(self, name: str) -> int:
+        """The seed of all that a policy of this name is made by."""
+        return int(content_id(self.options.seed, name)[:8], 16)
 
     def ask(self, name: str, policy: Path, seed: int) -> AskResult:
         """The questions of a round, about the descriptions that the expert chose where there are several."""
@@ -185,7 +189,6 @@ class Rounds:
                 images=self.data.image_root,
                 to=to,
                 truth=self.data.truth,
-                truth_expert="oracle" if options.data.synthetic else "reference",
                 seed=options.seed,
             )
             self.sentences.append(
@@ -233,9 +236,8 @@ class Rounds:
         if sentence is not None:
             self.sentences.append(f"{name}: {sentence}")
 
-    def measure_gains(self, name: str, policy: Path) -> Path:
+    def measure_gains(self, options: ImageGainOptions, name: str, policy: Path) -> Path:
         """How much likelier a round's judged answers are with their image; says how many of them read it."""
-        options = self.options.image_gain or ImageGainOptions()
         gains = image_gain(
             options,
             policy=policy,
@@ -275,7 +277,7 @@ class Rounds:
     def learn_what_was_right(self, training: SftOptions, policy: Path) -> None:
         """Gather what the expert found right and train `policy` on it."""
         to, root = self.folder.policy(FINAL), self.data.image_root
-        seed = int(content_id(self.options.seed, FINAL)[:8], 16)
+        seed = self.seed_of(FINAL)
         rounds = [*self.judged_at_no_cost, *self.judged]  # Of the same question the expert's own verdict counts.
         right = final_data(
             self.pairing, conversations=self.data.conversations, rounds=rounds, to=self.folder.final_data

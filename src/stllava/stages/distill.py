@@ -8,7 +8,7 @@ is given, on images it was not trained on.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from stllava.config import DistillOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_yes_or_no
@@ -16,6 +16,7 @@ from stllava.data.conversations import conversation
 from stllava.data.images import count_missing
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
+from stllava.experts.build import judge_that_knows
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.metrics.agreement import kappa, rate
 from stllava.metrics.robust import normalise
@@ -66,7 +67,6 @@ def distill(
     images: Path,
     to: Path,
     truth: Path | None = None,
-    truth_expert: Literal["oracle", "reference"] = "oracle",
     seed: int = 0,
     existing: Existing = "resume",
 ) -> DistillResult:
@@ -80,7 +80,6 @@ def distill(
         images: The image root: every image path is relative to it.
         to: Folder for the judge, its conversations (conversations.jsonl) and its check (check.json).
         truth: JSONL of phantom truths or reference samples, with which judge and teacher are compared too.
-        truth_expert: Which expert reads the truth: oracle for phantoms, reference for samples.
         seed: Seed of what is drawn at random; the same seed gives the same output.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
@@ -101,7 +100,7 @@ def distill(
     inputs: Inputs = {"policy": Input(policy, fingerprint), "seed": str(seed)}
     for number, (given, judged) in enumerate(zip(answers, judgments, strict=True), 1):
         inputs |= {f"answers {number}": Input(given, output_hash), f"judgments {number}": Input(judged, output_hash)}
-    inputs |= {"truth": Input(truth, file_hash), "truth expert": truth_expert} if truth is not None else {}
+    inputs |= {"truth": Input(truth, file_hash)} if truth is not None else {}
     with open_stage("distill", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return DistillResult(to, stage.manifest)
@@ -136,7 +135,7 @@ def distill(
         curves = fit_conversations(dataset, options, to / PARTS / "training")
         student.save(to)
         shares = _shares(student, held_out, images=images, max_tokens=options.max_tokens_per_forward)
-        found = check_judge(held_out, shares, teacher=teacher, truths=_truths(held_out, truth, truth_expert))
+        found = check_judge(held_out, shares, teacher=teacher, truths=_truths(held_out, truth))
         write_whole(to / CHECK, found.model_dump_json(indent=1) + "\n")
         manifest = stage.finish(
             counts_in=len(learned),
@@ -231,13 +230,11 @@ def _shares(student: "Policy", held_out: Sequence[JudgedAnswer], *, images: Path
     return [None if isinstance(share, ItemError) else share for share in found]
 
 
-def _truths(held_out: Sequence[JudgedAnswer], truth: Path | None, expert: str) -> list[bool | None]:
+def _truths(held_out: Sequence[JudgedAnswer], truth: Path | None) -> list[bool | None]:
     """Whether each answer is right by the truth; None where there is none or it does not decide."""
-    from stllava.experts.build import rule_judge
-
-    knowing = rule_judge(expert, truth) if truth is not None else None
-    if knowing is None:
+    if truth is None:
         return [None] * len(held_out)
+    knowing = judge_that_knows(truth)
     scores = [
         knowing.judge(row.answers.model_copy(update={"completions": (row.text,), "finished": ()})).scores for row in held_out
     ]

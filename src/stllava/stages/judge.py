@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stllava.config import JudgeOptions
-from stllava.data.benchmarks.own import read_samples
-from stllava.data.phantom.truth import Truth
 from stllava.errors import StllavaError
 from stllava.experts.budgeting import Chosen
 from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows, own_vote
@@ -28,7 +26,6 @@ from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
 from stllava.experts.rules.itself import ItselfJudge
 from stllava.experts.rules.oracle import Oracle
-from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.selection import KnownVerdicts
 from stllava.experts.vote_monitor import VoteMonitor
 from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
@@ -199,7 +196,7 @@ def check(
     """Measure an expert on a sample of the folder `answers`; write `check.json` to `to`.
 
     It is asked in two orders at least and, if it is a model, everything twice. Its verdicts are compared with `votes`
-    (JSONL of Vote, made by people) or, of phantoms, with the oracle that knows `truth`.
+    (JSONL of Vote, made by people) or with what `truth` says, of phantoms or in reference samples.
     """
     thorough = options.model_copy(update={"orders": max(2, options.orders), "repeats": max(2, options.repeats)})
     inputs: Inputs = {
@@ -216,10 +213,9 @@ def check(
         name = ""
         if votes is not None:
             truths, name = truths_of_votes(read_jsonl(votes, Vote)), "people"
-        elif truth is not None and options.expert == "simulated" and options.rule == "reference":
-            truths, name = truths_of_expert(ReferenceJudge(read_samples(truth)[0]), given), "the references"
         elif truth is not None and options.expert != "reference" and not options.show_references:
-            truths, name = truths_of_expert(Oracle(read_jsonl(truth, Truth)), given), "the oracle"
+            knowing = judge_that_knows(truth)
+            truths, name = truths_of_expert(knowing, given), "the oracle" if isinstance(knowing, Oracle) else "the references"
         with expert_of(thorough, ExpertInputs(to, root, truth)) as expert:
             expert.prepare(given)
             tally = Tally()

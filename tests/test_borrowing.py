@@ -7,6 +7,7 @@ from PIL import Image
 
 from stllava.data.borrowing import AskedAbout, bare, labelled_donors, lend, looks_of
 from stllava.data.conversations import conversation
+from stllava.data.overlap import fingerprints_of
 from stllava.records import Message, Role
 
 CYST, WHERE, NORMAL = "What size is the cyst?", "where is the cyst?", "is it normal?"
@@ -81,6 +82,9 @@ def test_the_look_of_an_image_on_disk_is_its_hash(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.new("L", (40, 40)).save(tmp_path / "plain.png")
     look, plain = looks_of(tmp_path, ["a.png", "plain.png"])
+    known = fingerprints_of(tmp_path, ["a.png", "plain.png"])
+    # What a data set knows is what would be read, and need not be read.
+    assert looks_of(tmp_path / "elsewhere", ["a.png", "plain.png"], known) == [look, plain]
     assert look is not None
     assert plain is None
     assert looks_of(tmp_path, ["gone.png"]) == [None]

@@ -124,6 +124,7 @@ class Rounds:
             described=self.folder.description_stage(name, "answer") if chooses else None,
             verdicts=self.folder.description_stage(name, "judge") if chooses else None,
             conversations=self.data.conversations,
+            fingerprints=self.data.fingerprints,
             seed=seed,
         )
 

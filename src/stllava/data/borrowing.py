@@ -6,16 +6,18 @@ images and not with its square. Reads pictures (`looks_of` only); writes nothing
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from stllava.data.images import open_image
 from stllava.data.likeness import picture_hash
+from stllava.data.overlap import ImageFingerprint
 from stllava.errors import ItemError
 from stllava.metrics.robust import normalise
 from stllava.records import Conversation
@@ -40,18 +42,23 @@ class AskedAbout:
     """Its `picture_hash`; None of a plain picture, which looks like no other."""
 
 
-def looks_of(root: Path, paths: Sequence[str]) -> list[int | None]:
-    """The `picture_hash` of every image; None of one that is not there or cannot be read."""
+Fingerprints = Mapping[str, ImageFingerprint]
+
+
+def looks_of(root: Path, paths: Sequence[str], known: Fingerprints = MappingProxyType({})) -> list[int | None]:
+    """The `picture_hash` of every image, read where it is not known; None of one that is not there or cannot be read."""
     looks: list[int | None] = []
     for path in paths:
         try:
-            looks.append(picture_hash(open_image(root, path)))
+            looks.append(known[path].picture if path in known else picture_hash(open_image(root, path)))
         except ItemError:  # Counted where images are learned or asked about; what is said of it is lent all the same.
             looks.append(None)
     return looks
 
 
-def labelled_donors(conversations: Iterable[Conversation], root: Path) -> list[AskedAbout]:
+def labelled_donors(
+    conversations: Iterable[Conversation], root: Path, known: Fingerprints = MappingProxyType({})
+) -> list[AskedAbout]:
     """The labelled images with what their labels say and ask of them: a policy hardly asks what it saw asked a dozen times.
 
     A user's turn that ends in a question mark is a question; the answer to any other first turn is the description.
@@ -70,7 +77,7 @@ def labelled_donors(conversations: Iterable[Conversation], root: Path) -> list[A
                 questions.setdefault(bare(turn.content), turn.content.strip())
             elif turn is turns[0]:
                 told.setdefault(talk.images[0], following.content)
-    looks = looks_of(root, list(asked))
+    looks = looks_of(root, list(asked), known)
     return [
         AskedAbout(told.get(image, ""), tuple(questions.values()), look)
         for (image, questions), look in zip(asked.items(), looks, strict=True)

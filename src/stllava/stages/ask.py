@@ -14,6 +14,7 @@ from stllava.data.borrowing import AskedAbout, bare, labelled_donors, lend, look
 from stllava.data.conversations import read_conversations
 from stllava.data.folder import read_images
 from stllava.data.images import count_missing
+from stllava.data.overlap import read_fingerprints
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.records import Answers, Image, Judgment, Keyed, Message, Question, Sampling, content_id
@@ -97,6 +98,7 @@ def ask(
     described: Path | None = None,
     verdicts: Path | None = None,
     conversations: Path | None = None,
+    fingerprints: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
 ) -> AskResult:
@@ -115,6 +117,7 @@ def ask(
         described: Folder of answers to requests for a description, made before.
         verdicts: Folder of the judgments of those answers, which choose the description.
         conversations: Labelled conversations about images under the same root, whose questions are lent to images too.
+        fingerprints: What images look like, as a data set notes it (fingerprints.jsonl); those it lacks are read for that.
         seed: Seed of what is drawn at random; the same seed gives the same output.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
@@ -138,6 +141,8 @@ def ask(
         inputs |= {"described": Input(described, output_hash), "verdicts": Input(verdicts, output_hash)}
     if conversations is not None:
         inputs["conversations"] = Input(conversations, file_hash)
+    if fingerprints is not None:
+        inputs["fingerprints"] = Input(fingerprints, file_hash)
     with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing, items="images") as stage:
         if stage.manifest is not None:
             return AskResult(to, stage.manifest)
@@ -191,10 +196,12 @@ def ask(
         spoken, dropped = stage.map_chunks(
             pictures, work, record_type=ImageQuestions, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
         )
-        looks = looks_of(root, [row.image for row in spoken]) if options.borrow_questions else [None] * len(spoken)
+        borrows = options.borrow_questions > 0
+        pictured = read_fingerprints(fingerprints) if borrows and fingerprints is not None else {}
+        looks = looks_of(root, [row.image for row in spoken], pictured) if borrows else [None] * len(spoken)
         about = [AskedAbout(row.description, row.texts, look) for row, look in zip(spoken, looks, strict=True)]
-        labels = read_conversations(conversations, root=root)[0] if conversations and options.borrow_questions else []
-        lent = lend(about, max_borrowed=options.borrow_questions, donors=labelled_donors(labels, root))
+        labels = read_conversations(conversations, root=root)[0] if borrows and conversations is not None else []
+        lent = lend(about, max_borrowed=options.borrow_questions, donors=labelled_donors(labels, root, pictured))
         questions = [
             _question(row.image, text, description=row.description, policy=weights, sampling=noted)
             for row, texts in zip(spoken, lent, strict=True)

@@ -13,18 +13,16 @@ same --work. Writes bench/results/efficiency-DEVICE.json and .svg and prints a t
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from shared.measure import RESULTS, device_kind, write_result
+from shared.seeds import Job, gap_over_seeds, in_this_process, over_seeds, print_arms, run_jobs, seed_means
 from stllava.data.sources import PhantomData
 from stllava.recipe import RunOptions, load_recipe
 
@@ -113,7 +111,6 @@ def evaluations(work: Path) -> dict[str, Path]:
 def summarise(work: Path, seeds: Sequence[int]) -> dict[str, JsonValue]:
     """Every arm's scores and the loop's differences from every other arm, over all seeds."""
     from stllava.metrics.score import measured, values
-    from stllava.metrics.seeds import combine_seeds
     from stllava.records import Prediction
     from stllava.store import read_records
 
@@ -130,11 +127,10 @@ def summarise(work: Path, seeds: Sequence[int]) -> dict[str, JsonValue]:
             # The same path is another image in every seed.
             images = [[f"{seed}/{one.image}" for one in part] for seed, part in zip(seeds, rows, strict=True)]
             loops = [values(measured(one[LOOP], metric), metric) for one in said]
-            gaps = [[mine - theirs for mine, theirs in zip(*pair, strict=True)] for pair in zip(loops, scores, strict=True)]
             row[metric] = {
-                "score": [100 * value for value in combine_seeds(scores, images)],
-                "seeds": [100 * sum(part) / len(part) for part in scores],
-                "loop_minus_this": [100 * value for value in combine_seeds(gaps, images, differences=True)],
+                "score": over_seeds(scores, images),
+                "seeds": seed_means(scores),
+                "loop_minus_this": gap_over_seeds(loops, scores, images),
             }
         arms[arm] = row
     return arms
@@ -203,32 +199,17 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     # The longest first, so that no process is left over at the end.
     tasks = [(seed, task) for task in ("loop", "100 %", "27 %", "9 %", "3 %") for seed in asked.seeds]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
-    def start(task: tuple[int, str]) -> float:
-        seed, what = task
-        clock = time.perf_counter()
-        if asked.quick:
-            run_task(work, seed, what, quick=True)
-            return time.perf_counter() - clock
+    def job(seed: int, what: str) -> Job:
         words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", what]
-        with (work / f"{seed}-{what.replace(' %', '')}.log").open("w") as log:
-            subprocess.run(words, env=environment, stdout=log, stderr=log, check=True)
-        print(f"seed {seed}, {what}: {time.perf_counter() - clock:.0f} s", flush=True)
-        return time.perf_counter() - clock
+        return Job(f"seed {seed}, {what}", words, work / f"{seed}-{what.replace(' %', '')}.log")
 
-    with ThreadPoolExecutor(1 if asked.quick else asked.jobs) as pool:
-        seconds = list(pool.map(start, tasks))
+    if asked.quick:
+        seconds = in_this_process(lambda seed, what: run_task(work, seed, what, quick=True), tasks)
+    else:
+        seconds = run_jobs([job(*task) for task in tasks], at_once=asked.jobs)
     arms = summarise(work, asked.seeds)
-    for arm, row in arms.items():
-        assert isinstance(row, dict)
-        cells = []
-        for metric in SHOWN:
-            cell = row[metric]
-            assert isinstance(cell, dict)
-            cells.append("{:5.1f} [{:.1f}, {:.1f}]".format(*cell["score"]))  # type: ignore[misc]
-            cells.append("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*cell["loop_minus_this"]))  # type: ignore[misc]
-        print(f"{arm:<28}" + "".join(f"{text:>24}" for text in cells))
+    print_arms(arms, SHOWN)
     name = f"efficiency-{device_kind()}"
     result: dict[str, JsonValue] = {
         "bench": "efficiency",

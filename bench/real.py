@@ -16,17 +16,17 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from shared.measure import device_kind, write_result
+from shared.seeds import Job, gap_over_seeds, in_this_process, over_seeds, print_arms, run_jobs, seed_means
 from stllava.recipe import RECIPES, RunOptions, load_recipe
 
 PRESENTED = 7720
@@ -151,7 +151,6 @@ def run_arm(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path,
 def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str, JsonValue]:
     """Every arm's best policy: scores, the loop's paired differences from it, black images, scores by kind of question."""
     from stllava.metrics.score import measured, scores_by_label, values
-    from stllava.metrics.seeds import combine_seeds
     from stllava.records import Outcome, Prediction
     from stllava.store import read_records
 
@@ -168,17 +167,13 @@ def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str
     for arm, by_seed in shown.items():
         row: dict[str, JsonValue] = {}
         for metric in SHOWN:
-            rows = {seed: measured(by_seed[seed], metric) for seed in seeds}
-            scores = {seed: values(rows[seed], metric) for seed in seeds}
-            images = [[each.image for each in rows[seed]] for seed in seeds]
-            cell: dict[str, JsonValue] = {
-                "score": [100 * value for value in combine_seeds([scores[seed] for seed in seeds], images)],
-                "seeds": [100 * sum(scores[seed]) / len(scores[seed]) for seed in seeds],
-            }
+            rows = [measured(by_seed[seed], metric) for seed in seeds]
+            scores = [values(part, metric) for part in rows]
+            images = [[each.image for each in part] for part in rows]
+            cell: dict[str, JsonValue] = {"score": over_seeds(scores, images), "seeds": seed_means(scores)}
             if BASE in shown:
-                loops = {seed: values(measured(shown[BASE][seed], metric), metric) for seed in seeds}
-                gaps = [[mine - theirs for mine, theirs in zip(loops[seed], scores[seed], strict=True)] for seed in seeds]
-                cell["loop_minus_this"] = [100 * value for value in combine_seeds(gaps, images, differences=True)]
+                loops = [values(measured(shown[BASE][seed], metric), metric) for seed in seeds]
+                cell["loop_minus_this"] = gap_over_seeds(loops, scores, images)
             if arm in arms:
                 blind = [values(measured(told(arm, seed, "blind"), metric), metric) for seed in seeds]
                 cell["blind"] = 100 * sum(sum(part) / len(part) for part in blind) / len(blind)
@@ -215,36 +210,24 @@ def main() -> None:
     work = asked.work or Path(tempfile.mkdtemp(prefix="stllava-real-"))
     work.mkdir(parents=True, exist_ok=True)
 
-    def start(task: tuple[str, int]) -> float:
-        arm, seed = task
-        clock = time.perf_counter()
-        if asked.quick:
-            run_arm(arm, seed, data=data, resplit=asked.resplit, work=work, quick=True)
-            return time.perf_counter() - clock
+    def job(arm: str, seed: int) -> Job:
         words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", arm]
         words += ["--resplit", str(asked.resplit)] if asked.resplit is not None else []
         (work / str(seed)).mkdir(exist_ok=True)
-        with Path(f"{folder_of(arm, seed, work)}.log").open("w", encoding="utf-8") as log:
-            subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=True)
-        print(f"seed {seed}, {arm}: {time.perf_counter() - clock:.0f} s", flush=True)
-        return time.perf_counter() - clock
+        return Job(f"seed {seed}, {arm}", words, Path(f"{folder_of(arm, seed, work)}.log"))
+
+    def finish(tasks: Sequence[tuple[str, int]]) -> list[float]:
+        if asked.quick:
+            quick = partial(run_arm, data=data, resplit=asked.resplit, work=work, quick=True)
+            return in_this_process(quick, tasks)
+        return run_jobs([job(*task) for task in tasks], at_once=asked.jobs)
 
     # The loop first: its stage 1 is where its variants start.
     first = [(arm, seed) for arm in asked.arms if arm == BASE for seed in asked.seeds]
     rest = [(arm, seed) for seed in asked.seeds for arm in asked.arms if arm != BASE]
-    with ThreadPoolExecutor(1 if asked.quick else asked.jobs) as pool:
-        seconds = [*pool.map(start, first), *pool.map(start, rest)]
+    seconds = [*finish(first), *finish(rest)]
     table = summarise(asked.arms, asked.seeds, work)
-    for arm, row in table.items():
-        assert isinstance(row, dict)
-        cells = []
-        for metric in SHOWN:
-            cell = row[metric]
-            assert isinstance(cell, dict)
-            cells.append("{:5.1f} [{:.1f}, {:.1f}]".format(*cell["score"]))  # type: ignore[misc]
-            gap = cell.get("loop_minus_this")
-            cells.append("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*gap) if isinstance(gap, list) else "")  # type: ignore[str-format]
-        print(f"{arm:<28}" + "".join(f"{text:>24}" for text in cells))
+    print_arms(table, SHOWN)
     result: dict[str, JsonValue] = {
         "bench": "real",
         "seeds": list(asked.seeds),

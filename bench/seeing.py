@@ -10,17 +10,16 @@ also shown black images. Writes bench/results/seeing-DEVICE.json and prints a ta
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from shared.measure import device_kind, write_result
+from shared.seeds import Job, gap_over_seeds, over_seeds, run_jobs
 from stllava.recipe import RECIPES
 
 SPLITS = {"standard": [], "image-disjoint": ["--data.labelled", "10", "--data.validation", "15"]}
@@ -47,7 +46,6 @@ def command_of(task: Task, *, seeing: str, work: Path, quick: bool) -> list[str]
 def summarise(tasks: Sequence[Task], work: Path) -> dict[str, JsonValue]:
     """The scores of every split, model and arm over its seeds: stage 1, the best policy, both shown black images."""
     from stllava.metrics.score import measured, values
-    from stllava.metrics.seeds import combine_seeds
     from stllava.records import Outcome, Prediction
     from stllava.store import read_records
 
@@ -76,10 +74,9 @@ def summarise(tasks: Sequence[Task], work: Path) -> dict[str, JsonValue]:
                 for name, group in (("sft", start), ("best", best), ("blind", blind))
             }
             for name, found in scores.items():
-                part[name] = [100 * value for value in combine_seeds(found, images)]
+                part[name] = over_seeds(found, images)
             for name, other in (("gain", "sft"), ("seeing_minus_blind", "blind")):
-                gaps = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(scores["best"], scores[other], strict=True)]
-                part[name] = [100 * value for value in combine_seeds(gaps, images, differences=True)]
+                part[name] = gap_over_seeds(scores["best"], scores[other], images)
             row[metric] = part
         table[f"{split}, {model}, {arm}"] = row
     return table
@@ -101,18 +98,12 @@ def main() -> None:
     began = time.perf_counter()
     tasks: list[Task] = list(product(asked.splits, MODELS, ARMS, asked.seeds))
 
-    def start(task: Task) -> float:
-        clock = time.perf_counter()
+    def job(task: Task) -> Job:
         words = command_of(task, seeing=asked.seeing, work=asked.work, quick=asked.quick)
-        with Path(f"{folder_of(asked.work, task)}.log").open("w", encoding="utf-8") as log:
-            # A model of the recipe's own is looked for before the flag replaces it.
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "STLLAVA_MODEL": "small"}
-            subprocess.run(words, env=environment, stdout=log, stderr=log, check=True)
-        print(f"{', '.join(map(str, task))}: {time.perf_counter() - clock:.0f} s", flush=True)
-        return time.perf_counter() - clock
+        return Job(", ".join(map(str, task)), words, Path(f"{folder_of(asked.work, task)}.log"))
 
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        seconds = list(pool.map(start, tasks))
+    # A model of the recipe's own is looked for before the flag replaces it.
+    seconds = run_jobs([job(task) for task in tasks], at_once=asked.jobs, environment={"STLLAVA_MODEL": "small"})
     table = summarise(tasks, asked.work)
     for name, row in table.items():
         print(name)

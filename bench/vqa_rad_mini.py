@@ -12,15 +12,13 @@ Writes the comparison of each split into --work and bench/results/vqa-rad-mini-D
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from shared.measure import device_kind, write_result
+from shared.seeds import Job, run_jobs
 from stllava.recipe import RECIPES
 from stllava.store import MANIFEST, read_manifest
 
@@ -62,20 +60,17 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     # The longest first, so that no process is left over at the end.
     tasks = [(split, arm, seed) for split in asked.splits for arm in ARMS for seed in asked.seeds]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-    def start(task: tuple[str, str, int]) -> float:
-        split, arm, seed = task
-        to = folder_of(asked.work, *task)
-        with to.with_suffix(".log").open("w") as log:
-            words = command_of(split, arm, seed, to=to, quick=asked.quick)
-            subprocess.run(words, env=environment, stdout=log, stderr=log, check=True)
-        seconds = sum(read_manifest(path.parent).seconds for path in to.glob(f"*/**/{MANIFEST}"))
-        print(f"{split}, {arm}, seed {seed}: {seconds:.0f} s", flush=True)
-        return seconds
+    def job(split: str, arm: str, seed: int) -> Job:
+        to = folder_of(asked.work, split, arm, seed)
+        words = command_of(split, arm, seed, to=to, quick=asked.quick)
+        return Job(f"{split}, {arm}, seed {seed}", words, to.with_suffix(".log"))
 
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        seconds = list(pool.map(start, tasks))
+    def computed(job: Job) -> float:
+        return sum(read_manifest(path.parent).seconds for path in job.log.with_suffix("").glob(f"*/**/{MANIFEST}"))
+
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    seconds = run_jobs([job(*task) for task in tasks], at_once=asked.jobs, environment=offline, seconds_of=computed)
     print(f"{sum(seconds) / 60:.0f} minutes of computing, {asked.jobs} processes at a time")
     from stllava.report.compare import compare_runs
 

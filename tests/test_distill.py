@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import JsonValue
 
-from helpers.judging import answers_of, judgments_of, write_answers
+from helpers.judging import answers_of, judgments_of, pictures_of, write_answers, write_judged
 from stllava.config import DistilledOptions, DistillOptions, GroupRates, JudgeOptions, ScriptedOptions, validate
 from stllava.errors import ItemError, NothingLeftError, StllavaError
 from stllava.experts.distilled_judge import judging_prompt, right_shares
@@ -25,24 +25,16 @@ FAST = DistillOptions(
 TEACHER = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("nodule",)))
 
 
-def shown(phantoms: Path) -> list[str]:
-    """Every phantom's image."""
-    root = phantoms / "images"
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
-
-
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> tuple[Path, Path]:
     """Answers about every phantom, and the verdicts of a teacher that likes nodules."""
-    folder = tmp_path_factory.mktemp("judged")
-    given = [
-        answers_of(question, ("a nodule", "a mass", "a nodule", "an effusion"), image=image)
-        for image in shown(phantoms)
-        for question in ("what is seen?", "what is the finding?")
-    ]
-    write_answers(folder / "answers", given)
-    judge(TEACHER, answers=folder / "answers", to=folder / "judgments")
-    return folder / "answers", folder / "judgments"
+    return write_judged(
+        tmp_path_factory.mktemp("judged"),
+        TEACHER,
+        images=pictures_of(phantoms / "images"),
+        questions=("what is seen?", "what is the finding?"),
+        completions=("a nodule", "a mass", "a nodule", "an effusion"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +73,11 @@ def test_how_far_it_agrees_is_measured_on_images_that_were_held_out(
     )
     assert made.check.agreement is not None
     assert made.check.agreement.value == 1
-    assert (made.check.teacher, made.check.images) == ("scripted", round(0.3 * len(shown(phantoms))))
+    assert (made.check.teacher, made.check.images) == ("scripted", round(0.3 * len(pictures_of(phantoms / "images"))))
     assert made.check.answers == 2 * 3 * made.check.images
     assert made.check.truth_agreement is None
     learned = {row.images for row in read_records(student, "conversations", Conversation)}
-    assert len(learned) == len(shown(phantoms)) - made.check.images
+    assert len(learned) == len(pictures_of(phantoms / "images")) - made.check.images
     assert made.manifest.measures["right_share"] == 0.5
     assert "Cohen's kappa 1.00" in made.notes[-1]
 
@@ -97,7 +89,10 @@ def test_unsure_of_an_answer_it_abstains(student: Path, judged: tuple[Path, Path
 
 
 def test_an_image_that_is_gone_costs_its_own_verdict_alone(student: Path, phantoms: Path, tmp_path: Path) -> None:
-    given = [answers_of("what is seen?", ("a nodule", "a mass"), image=image) for image in (shown(phantoms)[0], "gone.png")]
+    given = [
+        answers_of("what is seen?", ("a nodule", "a mass"), image=image)
+        for image in (pictures_of(phantoms / "images")[0], "gone.png")
+    ]
     options = JudgeOptions(expert="distilled", distilled=DistilledOptions(model=str(student)), max_failed=0.5)
     judge(options, answers=write_answers(tmp_path / "answers", given), root=phantoms / "images", to=tmp_path / "verdicts")
     found = judgments_of(tmp_path / "verdicts")
@@ -110,7 +105,7 @@ def test_packed_log_probabilities_are_those_of_every_answer_alone(student: Path,
     policy, root = load_policy(student), phantoms / "images"
     prompts = [
         ((judging_prompt(question, answer),), (image,))
-        for image in shown(phantoms)[:2]
+        for image in pictures_of(phantoms / "images")[:2]
         for question, answer in (("what is seen?", "a nodule"), ("what is seen?", "an effusion in the left lung"))
     ]
     together = answer_log_probabilities(policy, prompts, [("yes", "no")] * len(prompts), images=root, max_tokens=4096)
@@ -125,7 +120,7 @@ def test_packed_log_probabilities_are_those_of_every_answer_alone(student: Path,
 
 
 def test_a_share_is_yes_against_no(student: Path, phantoms: Path) -> None:
-    policy, root, image = load_policy(student), phantoms / "images", shown(phantoms)[0]
+    policy, root, image = load_policy(student), phantoms / "images", pictures_of(phantoms / "images")[0]
     [share] = right_shares(policy, [((image,), "what is seen?", "a nodule")], images=root, max_tokens=4096)
     prompt = ((judging_prompt("what is seen?", "a nodule"),), (image,))
     [values] = answer_log_probabilities(policy, [prompt], [("yes", "no")], images=root, max_tokens=4096)
@@ -185,7 +180,7 @@ def test_of_the_same_answer_the_latest_verdict_counts(tmp_path: Path) -> None:
 
 
 def test_verdicts_that_all_say_the_same_make_no_judge(tmp_path: Path, phantoms: Path, tiny_model: Path) -> None:
-    given = [answers_of("what is seen?", ("a nodule", "a mass"), image=image) for image in shown(phantoms)[:4]]
+    given = [answers_of("what is seen?", ("a nodule", "a mass"), image=image) for image in pictures_of(phantoms / "images")[:4]]
     answers = write_answers(tmp_path / "answers", given)
     judge(TEACHER, answers=answers, to=tmp_path / "judgments")
     with pytest.raises(NothingLeftError, match="answers that were found right and others"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.judging import answers_of, write_answers
+from helpers.judging import answers_of, pictures_of, write_answers, write_judged
 from stllava.config import ImageGainOptions, JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.model.load import load_policy
@@ -19,23 +19,16 @@ from stllava.tree.scoring import answer_log_probabilities
 JUDGE = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("nodule",)))
 
 
-def images_of(phantoms: Path) -> list[str]:
-    root = phantoms / "images"
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))[:4]
-
-
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> tuple[Path, Path]:
     """Answers about some phantoms and their verdicts."""
-    folder = tmp_path_factory.mktemp("judged")
-    given = [
-        answers_of(question, ("a nodule", "an effusion", "a nodule", "left"), image=image)
-        for image in images_of(phantoms)
-        for question in ("what is seen?", "is there a finding?")
-    ]
-    write_answers(folder / "answers", given)
-    judge(JUDGE, answers=folder / "answers", to=folder / "judgments")
-    return folder / "answers", folder / "judgments"
+    return write_judged(
+        tmp_path_factory.mktemp("judged"),
+        JUDGE,
+        images=pictures_of(phantoms / "images")[:4],
+        questions=("what is seen?", "is there a finding?"),
+        completions=("a nodule", "an effusion", "a nodule", "left"),
+    )
 
 
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "unpacked"])
@@ -130,7 +123,9 @@ def test_where_no_image_speaks_for_any_answer_all_weigh_alike(judged: tuple[Path
 def test_gains_of_another_round_are_refused_by_a_sentence(
     judged: tuple[Path, Path], tiny_model: Path, phantoms: Path, tmp_path: Path
 ) -> None:
-    other = write_answers(tmp_path / "answers", [answers_of("where?", ("a nodule", "left"), image=images_of(phantoms)[0])])
+    other = write_answers(
+        tmp_path / "answers", [answers_of("where?", ("a nodule", "left"), image=pictures_of(phantoms / "images")[:4][0])]
+    )
     judge(JUDGE, answers=other, to=tmp_path / "judgments")
     root, gains = phantoms / "images", tmp_path / "gain"
     image_gain(ImageGainOptions(), policy=tiny_model, answers=other, judgments=tmp_path / "judgments", root=root, to=gains)

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from pydantic import JsonValue
 
-from stllava.config import AnswerOptions
+from stllava.config import AnswerOptions, JudgeOptions
 from stllava.experts.model.rubric import unfenced
 from stllava.records import Answers, Judgment, Sampling, content_id
+from stllava.stages.judge import judge
 from stllava.store import Stage, read_records
 
 SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -54,6 +55,21 @@ def write_answers(folder: Path, given: Sequence[Answers]) -> Path:
     stage.write_records("answers", given)
     stage.finish(counts_in=len(given), counts_out=len(given))
     return folder
+
+
+def pictures_of(root: Path) -> list[str]:
+    """Every picture below an image root, in order."""
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+
+
+def write_judged(
+    folder: Path, options: JudgeOptions, *, images: Sequence[str], questions: Sequence[str], completions: Sequence[str]
+) -> tuple[Path, Path]:
+    """The folders of the same answers to some questions about every image, and of an expert's judgments of them."""
+    given = [answers_of(question, completions, image=image) for image in images for question in questions]
+    answers, judgments = write_answers(folder / "answers", given), folder / "judgments"
+    judge(options, answers=answers, to=judgments)
+    return answers, judgments
 
 
 def write_image(root: Path, name: str = "scan.png") -> Path:

@@ -53,10 +53,11 @@ def test_without_faults_it_is_the_reference_expert() -> None:
 
 @pytest.mark.parametrize("share", [0.15, 0.3])
 def test_single_verdicts_are_wrong_as_often_as_said_and_the_same_every_time(share: float) -> None:
+    expert, twin = faulty(wrong=share), faulty(wrong=share)
     right = ReferenceJudge(SAMPLES)
     wrong = []
     for row in GIVEN:
-        verdict, again = faulty(wrong=share).judge(row), faulty(wrong=share).judge(row)
+        verdict, again = expert.judge(row), twin.judge(row)
         assert verdict == again
         assert verdict.scores is not None
         truth = right.judge(row).scores
@@ -69,7 +70,8 @@ def test_single_verdicts_are_wrong_as_often_as_said_and_the_same_every_time(shar
 
 
 def test_it_abstains_on_as_many_questions_as_said() -> None:
-    silent = sum(faulty(abstains=0.4).judge(row).cause == "abstained" for row in GIVEN)
+    expert = faulty(abstains=0.4)
+    silent = sum(expert.judge(row).cause == "abstained" for row in GIVEN)
     assert abs(silent / len(GIVEN) - 0.4) < 0.06
 
 
@@ -128,7 +130,8 @@ def test_faults_that_mean_nothing_are_refused() -> None:
 
 def test_what_it_believes_is_how_it_corrects_and_it_misses_corrections_as_often_as_it_is_wrong() -> None:
     given = [answers_of(QUESTION, ("fracture",), image=f"{number}.png") for number in range(0, 600, 3)]
-    assert {faulty().judge(row).correction for row in given} == {"glioma"}
-    assert {faulty(confuses=PAIR, confused=1.0).judge(row).correction for row in given} == {"meningioma"}
-    missed = [faulty(wrong=0.3).judge(row).correction is None for row in given]
+    right, confused_one, wrong = faulty(), faulty(confuses=PAIR, confused=1.0), faulty(wrong=0.3)
+    assert {right.judge(row).correction for row in given} == {"glioma"}
+    assert {confused_one.judge(row).correction for row in given} == {"meningioma"}
+    missed = [wrong.judge(row).correction is None for row in given]
     assert 0.2 < sum(missed) / len(missed) < 0.65  # The verdict on the answer itself is wrong as often, too.

@@ -63,7 +63,7 @@ OPTIONS = RunOptions.model_validate(
         },
         "answer": {"num_answers": 6, "chunk": 4, "sampling": {"temperature": 2.0, "max_new_tokens": 8}},
         "judge": {"expert": "scripted", "scripted": {"prefer": ["no", "yes", "ct", "mr", "x", "left", "right", "chest"]}},
-        "pair": {"balance": False, "margin": 0.01},
+        "pair": {"balance": False, "margin": 0.01, "min_chosen_score": 0, "max_denial_share": 1},
         "dpo": TRAINING | {"epochs": 2, "learning_rate": dict.fromkeys(RATES, 1e-3)},
         "evaluate": {"chunk": 4, "sampling": {"temperature": 0, "max_new_tokens": 8}},
         "baselines": False,

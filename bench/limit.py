@@ -25,6 +25,7 @@ from shared.measure import as_json, device_kind, finish_device, spread, write_re
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
+from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.preference_steps import PreferenceSteps
 from stllava.training.references import measure_reference
@@ -103,7 +104,8 @@ def main() -> None:
         def step() -> float:
             began = time.perf_counter()
             forwards = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
-            count = {"pairs": float(len(pairs)), "chosen_tokens": 0.0, "replayed_tokens": 0.0}
+            parts = [counts_of(batch) for batch in forwards]
+            count = {name: sum(part[name] for part in parts) for name in parts[0]}
             for batch in forwards:
                 moved = {name: value.to(policy.device) for name, value in batch.items()}
                 steps.loss(model, moved, count)[0].backward()

@@ -3,7 +3,8 @@
     STLLAVA_MEDVQA=… python bench/real.py
     STLLAVA_MEDVQA=… python bench/real.py --seeds 0 --arms loop "a quarter, informative" "a quarter, by chance" …
 
-The data set is medvqa_mini, the recipe `medvqa-mini.yaml`. Every arm of a seed shares images, validation and test
+The data set is medvqa_mini, the recipe `medvqa-mini.yaml`; with `--phantoms` the demo's, for what parts of the loop are worth
+where the truth is drawn. Every arm of a seed shares images, validation and test
 questions; the two arms of stage 1 alone see as many labelled images in training (`PRESENTED`), and all arms of the loop
 go on from one and the same stage 1. `--resplit N` draws the labelled 9 % of the pool anew, N deciding which.
 
@@ -33,7 +34,6 @@ PRESENTED = 7720
 """Labelled images that both arms of stage 1 alone see in training: five passes over the whole pool."""
 LABELLED_SHARE = 0.09
 SHOWN = ("open_exact_match", "closed_accuracy")
-TEST = "test"
 BASE = "loop"
 Overrides = dict[str, JsonValue]
 
@@ -84,13 +84,21 @@ ARMS: dict[str, Overrides] = {
     "image-conditional": {"dpo": {"image_conditional": 1.0}},
     "group-relative": {"pair": {"pairs": "group"}, "dpo": {"loss": "group"}},
     "image-gain weights": {"image_gain": {}, "pair": {"gain_weight": 0.5}},
+    "pairs of questions": {"pair": {"question_pairs": 3}},
 }
 """What each arm changes of the recipe."""
 
 
-def options_of(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path, quick: bool) -> RunOptions:
-    """The recipe of an arm."""
+NEED_LABELS = frozenset({"all labels", "9 % as long"}) | {arm for arm, changed in ARMS.items() if "simulated" in str(changed)}
+"""Arms that only a data set with references has."""
+
+
+def options_of(arm: str, seed: int, *, data: Path | None, resplit: int | None, work: Path, quick: bool) -> RunOptions:
+    """The recipe of an arm: of phantoms where no folder of `data` is named."""
     overrides: Overrides = {"seed": seed, **ARMS[arm]}
+    if data is None:
+        small: Overrides = {"rounds": 0, "final_sft": None, "sft": {"epochs": 1, "batch_size": 16}} if quick else {}
+        return load_recipe(RECIPES / "phantom.yaml", overrides=overrides | small)
     labels = data / "conversations_100.json" if arm == "all labels" else data / "conversations_9.json"
     images: Overrides = {"conversations": str(labels)}
     if resplit is not None and arm != "all labels":
@@ -135,7 +143,7 @@ def folder_of(arm: str, seed: int, work: Path) -> Path:
     return work / str(seed) / "".join(letter if letter.isalnum() else "-" for letter in arm)
 
 
-def run_arm(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path, quick: bool) -> None:
+def run_arm(arm: str, seed: int, *, data: Path | None, resplit: int | None, work: Path, quick: bool) -> None:
     """Run an arm; one of the loop goes on from the stage 1 of the first that has one."""
     from stllava.pipeline import run
 
@@ -148,7 +156,7 @@ def run_arm(arm: str, seed: int, *, data: Path, resplit: int | None, work: Path,
     run(options, to=to)
 
 
-def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str, JsonValue]:
+def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path, *, test: str) -> dict[str, JsonValue]:
     """Every arm's best policy: scores, the loop's paired differences from it, black images, scores by kind of question."""
     from stllava.metrics.score import measured, scores_by_label, values
     from stllava.records import Outcome, Prediction
@@ -158,7 +166,7 @@ def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str
         folder = folder_of(arm, seed, work)
         best = Outcome.model_validate_json((folder / "outcome.json").read_text(encoding="utf-8")).best
         name = {"": best, "blind": f"blind-{best}"}.get(policy, policy)
-        return read_records(folder / "evaluate" / name / TEST, "predictions", Prediction)
+        return read_records(folder / "evaluate" / name / test, "predictions", Prediction)
 
     shown = {arm: {seed: told(arm, seed) for seed in seeds} for arm in arms}
     if BASE in arms:
@@ -179,7 +187,7 @@ def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path) -> dict[str
                 cell["blind"] = 100 * sum(sum(part) / len(part) for part in blind) / len(blind)
             row[metric] = cell
         everything = [answer for seed in seeds for answer in by_seed[seed]]
-        kinds = scores_by_label(everything, "question", policy=arm, benchmark=TEST)
+        kinds = scores_by_label(everything, "question", policy=arm, benchmark=test)
         row["by_label"] = {kind: {each.metric: 100 * each.value for each in found} for kind, found in kinds.items()}
         table[arm] = row
     return table
@@ -189,7 +197,8 @@ def main() -> None:
     """Run the arms of all seeds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["all labels", "9 % as long", "loop"], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS))
+    parser.add_argument("--phantoms", action="store_true", help="the demo's phantoms instead of medvqa_mini")
     parser.add_argument("--resplit", type=int, help="draw the labelled images anew; which ones, this number decides")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one when not given")
@@ -199,9 +208,12 @@ def main() -> None:
     )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if not os.environ.get("STLLAVA_MEDVQA"):
+    if not asked.phantoms and not os.environ.get("STLLAVA_MEDVQA"):
         sys.exit("STLLAVA_MEDVQA is not set: it names the folder of medvqa_mini")
-    data = Path(os.environ["STLLAVA_MEDVQA"])
+    data = None if asked.phantoms else Path(os.environ["STLLAVA_MEDVQA"])
+    arms = asked.arms or (["loop"] if asked.phantoms else ["all labels", "9 % as long", "loop"])
+    if asked.phantoms and (without := NEED_LABELS & set(arms)):
+        parser.error(f"phantoms have no arms {', '.join(sorted(without))}")
     if asked.task:
         (seed,) = asked.seeds
         run_arm(asked.task, seed, data=data, resplit=asked.resplit, work=asked.work, quick=asked.quick)
@@ -213,6 +225,7 @@ def main() -> None:
     def job(arm: str, seed: int) -> Job:
         words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", arm]
         words += ["--resplit", str(asked.resplit)] if asked.resplit is not None else []
+        words += ["--phantoms"] if asked.phantoms else []
         (work / str(seed)).mkdir(exist_ok=True)
         return Job(f"seed {seed}, {arm}", words, Path(f"{folder_of(arm, seed, work)}.log"))
 
@@ -223,14 +236,15 @@ def main() -> None:
         return run_jobs([job(*task) for task in tasks], at_once=asked.jobs)
 
     # The loop first: its stage 1 is where its variants start.
-    first = [(arm, seed) for arm in asked.arms if arm == BASE for seed in asked.seeds]
-    rest = [(arm, seed) for seed in asked.seeds for arm in asked.arms if arm != BASE]
+    first = [(arm, seed) for arm in arms if arm == BASE for seed in asked.seeds]
+    rest = [(arm, seed) for seed in asked.seeds for arm in arms if arm != BASE]
     seconds = [*finish(first), *finish(rest)]
-    table = summarise(asked.arms, asked.seeds, work)
+    table = summarise(arms, asked.seeds, work, test="phantom" if asked.phantoms else "test")
     print_arms(table, SHOWN)
     result: dict[str, JsonValue] = {
         "bench": "real",
         "seeds": list(asked.seeds),
+        "data": "phantoms" if asked.phantoms else "medvqa_mini",
         "resplit": asked.resplit,
         "arms": table,
         "seconds": {f"{seed} {arm}": spent for (arm, seed), spent in zip([*first, *rest], seconds, strict=True)},

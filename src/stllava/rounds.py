@@ -85,7 +85,14 @@ class Rounds:
         )
         judged = self.judge(name, policy, seed, judging=judging)
         gains = self.measure_gains(options.image_gain, name, policy) if options.image_gain is not None else None
-        paired = pair(self.pairing, answers=answers, judgments=judgments, to=pairs, gains=gains)
+        paired = pair(
+            self.pairing,
+            answers=answers,
+            judgments=judgments,
+            to=pairs,
+            gains=gains,
+            questions=questions if self.pairing.question_pairs else None,
+        )
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
@@ -270,7 +277,7 @@ class Rounds:
                 "the first description of each image."
             )
         try:
-            pair(self.pairing, answers=answers, judgments=judgments, to=pairs)
+            pair(self.pairing.model_copy(update={"question_pairs": 0}), answers=answers, judgments=judgments, to=pairs)
         except NothingLeftError:
             return None  # The best description is asked about all the same.
         return pairs

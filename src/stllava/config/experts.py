@@ -253,6 +253,9 @@ class PairOptions(Options):
     counter_pairs: bool = False
     """Beside its other pairs, let a question reject an answer that is right of another image asked the same and wrong of this
     one: what cannot be told from the question alone."""
+    question_pairs: NonNegativeInt = 0
+    """Beside its other pairs, teach what to ask: at most so many pairs of questions an image, one whose answers made a pair
+    over one that the expert could not judge or whose answers are all right."""
     balance: bool = True
     """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
     max_denial_share: Share = 0.1
@@ -275,9 +278,11 @@ class PairOptions(Options):
 
     @model_validator(mode="after")
     def _groups_stay_whole(self) -> "PairOptions":
-        if self.pairs == "group" and (self.gain_weight or self.counter_pairs or self.max_pairs_per_question):
+        if self.pairs == "group" and (
+            self.gain_weight or self.counter_pairs or self.question_pairs or self.max_pairs_per_question
+        ):
             raise ValueError(
-                "no gain_weight, no counter_pairs and no max_pairs_per_question with pairs: group, whose weights are the "
-                "advantages within the whole group"
+                "no gain_weight, no counter_pairs, no question_pairs and no max_pairs_per_question with pairs: group, whose "
+                "weights are the advantages within the whole group"
             )
         return self

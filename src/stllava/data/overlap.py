@@ -157,7 +157,7 @@ def training_items(record: TrainingRecord) -> list[TrainingItem]:
         case Conversation():
             turns = record.messages
         case Preference():
-            turns = (*record.prompt, Message(role="assistant", content=record.chosen))
+            turns = (*record.prompt, Message(role=record.speaker, content=record.chosen))
     asked: tuple[tuple[str | None, str | None], ...] = tuple(_asked(turns)) or ((None, None),)
     return [TrainingItem(image, question, answer) for image in record.images for question, answer in asked]
 

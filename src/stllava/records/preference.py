@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stllava.records.dialogue import Message
+from stllava.records.dialogue import Message, Role
 from stllava.records.record import Keyed, Record
 
 
@@ -44,6 +44,8 @@ class Preference(Keyed):
     """The worse answer."""
     rejected_ended: bool = True
     """Whether the worse answer came to its own end; one that was cut off is learned without an end."""
+    speaker: Role = Field(default="assistant", exclude_if=lambda speaker: speaker == "assistant")
+    """Who says both texts: the assistant, who answers, or the virtual user, who asks; the assistant is not written."""
     margin: float
     """Difference of their scores, above 0."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, exclude_if=lambda weight: weight == 1)

@@ -82,8 +82,13 @@ def _round(run: RunDir, name: str, *, whole: bool) -> Round:
         questions=tuple(read_records(folders["ask"], "questions", Question)) if "ask" in manifests else (),
         answers=tuple(read_records(folders["answer"], "answers", Answers)) if "answer" in manifests else (),
         judgments=tuple(read_records(folders["judge"], "judgments", Judgment)) if "judge" in manifests else (),
-        preferences=tuple(read_records(folders["pair"], "preferences", Preference)) if "pair" in manifests else (),
+        preferences=_answer_pairs(folders["pair"]) if "pair" in manifests else (),
     )
+
+
+def _answer_pairs(pairs: Path) -> tuple[Preference, ...]:
+    """The pairs of answers; those of questions are counted in the manifest."""
+    return tuple(row for row in read_records(pairs, "preferences", Preference) if row.speaker == "assistant")
 
 
 def read_outcome(run: RunDir) -> Outcome:

@@ -121,11 +121,15 @@ def dpo(
 
 
 def latest(folders: Sequence[Path]) -> list[Preference]:
-    """The pairs of all folders; of those that ask the same about the same images only the last folder's."""
+    """The pairs of all folders; of those that ask the same about the same images only the last folder's.
+
+    Of pairs of questions about the same images, too, only the last folder's: what is informative changes as the policy learns.
+    """
     known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
     for folder in folders:
         fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
         for preference in read_records(folder, "preferences", Preference):
-            fresh.setdefault((preference.images, preference.prompt[-1].content), []).append(preference)
+            asked = preference.prompt[-1].content if preference.speaker == "assistant" else preference.speaker
+            fresh.setdefault((preference.images, asked), []).append(preference)
         known |= fresh
     return [preference for pairs in known.values() for preference in pairs]

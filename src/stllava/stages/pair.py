@@ -23,10 +23,22 @@ from stllava.errors import StllavaError
 from stllava.experts.confidence import may_be_chosen
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
+from stllava.experts.question_pairs import question_pairs
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, ImageGain, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
+from stllava.records import (
+    Answers,
+    ImageGain,
+    Judgment,
+    Lineage,
+    Message,
+    Preference,
+    Question,
+    Reference,
+    VerdictCause,
+    content_id,
+)
 from stllava.stages.results import PairResult
-from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_records
+from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_manifest, read_records
 from stllava.thoughts import final_answer
 
 PairCause = (
@@ -87,6 +99,7 @@ def pair(
     judgments: Path,
     to: Path,
     gains: Path | None = None,
+    questions: Path | None = None,
     existing: Existing = "resume",
 ) -> PairResult:
     """Turn verdicts into preferences: of each question the best answer against the worst, by what the expert said.
@@ -99,6 +112,7 @@ def pair(
         judgments: Folder of the judgments of these answers.
         to: Folder for the preferences (preferences.jsonl).
         gains: Folder of the image gains of these answers, by which pairs are weighed (gain_weight).
+        questions: Folder of the questions that were answered, for pairs of questions (question_pairs).
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
     Raises:
@@ -110,8 +124,15 @@ def pair(
             expected="the folder that image-gain wrote of these answers",
             remedy="Name it (--gains; in a run, set image_gain), or set gain_weight to 0.",
         )
+    if options.question_pairs and questions is None:
+        raise StllavaError(
+            f"question_pairs is {options.question_pairs}, and no questions are named",
+            expected="the folder that ask wrote",
+            remedy="Name it (--questions), or set question_pairs to 0.",
+        )
     inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
     inputs |= {"gains": Input(gains, output_hash)} if gains is not None else {}
+    inputs |= {"questions": Input(questions, output_hash)} if questions is not None else {}
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return PairResult(to, stage.manifest)
@@ -141,9 +162,11 @@ def pair(
         if options.gain_weight and gains is not None:
             given = {row.id: row for row in read_records(answers, "answers", Answers)}
             kept = weighed(kept, given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
-        stage.write_records("preferences", kept)
+        asking = _question_pairs(judged, pairs, questions, options=options) if questions is not None else []
+        stage.write_records("preferences", [*kept, *asking])
         measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
-        manifest = stage.finish(counts_in=len(judged), counts_out=len(kept), dropped=+dropped, measures=measures)
+        measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
+        manifest = stage.finish(counts_in=len(judged), counts_out=len(kept) + len(asking), dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
 
 
@@ -180,6 +203,27 @@ def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Sequence[Preference],
         margin = scores[chosen] - scores[rejected]
         made.append(_preference(answers, judgment, chosen=text, rejected=rejected, margin=margin))
     return made
+
+
+def _question_pairs(
+    judged: Sequence[JudgedAnswers], pairs: Sequence[Preference], questions: Path, *, options: PairOptions
+) -> list[Preference]:
+    """The pairs of the questions in the folder that ask wrote."""
+    opening = read_manifest(questions).config.get("description_prompt")
+    if not isinstance(opening, str):
+        raise StllavaError(
+            f"{questions} does not say what its questions were asked behind",
+            expected="the folder that ask wrote",
+            remedy="Name that, or set question_pairs to 0.",
+        )
+    return question_pairs(
+        judged,
+        {row.id: row for row in read_records(questions, "questions", Question)},
+        informative={pair.lineage.judgment_id for pair in pairs},
+        opening=opening,
+        max_pairs=options.question_pairs,
+        min_score=options.min_chosen_score,
+    )
 
 
 def remedy_of(dropped: Dropped) -> str:

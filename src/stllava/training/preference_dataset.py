@@ -196,6 +196,6 @@ def _altered(policy: Policy, tree: Tree, pairs: Sequence[PairNodes], branches: S
 
 def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:
     """A pair's prompt and one of its answers, which alone is learned, with the end of the turn if it `ended`."""
-    turn = open_turn(policy.chat, preference.prompt, images=len(preference.images), speaker="assistant")
+    turn = open_turn(policy.chat, preference.prompt, images=len(preference.images), speaker=preference.speaker)
     ended = ended or not answer  # Of nothing without an end there is nothing to learn.
     return [*(Segment(piece.text, False) for piece in turn.before), said_in(policy.chat, turn, answer, ended=ended)]

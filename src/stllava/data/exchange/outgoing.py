@@ -26,7 +26,8 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
     """Write the pairs of the folder `preferences` with TRL's columns images, prompt, chosen, rejected; returns how many.
 
     The columns id and margin stand beside them. Image paths are put behind `images`, which TRL needs unless it runs in
-    the image root. TRL knows no virtual user: its turns become the user's.
+    the image root. TRL knows no virtual user: its turns become the user's, and pairs of
+    questions are left out.
 
     Args:
         preferences: Folder of the pairs.
@@ -37,7 +38,7 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
     Raises:
         StllavaError: Where the file is there and `replace` is False, or the folder holds no preferences.
     """
-    pairs = read_records(preferences, "preferences", Preference)
+    pairs = [pair for pair in read_records(preferences, "preferences", Preference) if pair.speaker == "assistant"]
     root = None if images is None else images.resolve()
     _write_file(to, (f"{json.dumps(_trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
     return len(pairs)
@@ -66,7 +67,7 @@ def chosen_answers(preferences: Path) -> list[Conversation]:
     """What is chosen in the folder `preferences`, as conversations to learn from, each once."""
     made: dict[str, Conversation] = {}
     for one in read_records(preferences, "preferences", Preference):
-        taught = conversation(one.images, (*one.prompt, Message(role="assistant", content=one.chosen)))
+        taught = conversation(one.images, (*one.prompt, Message(role=one.speaker, content=one.chosen)))
         made[taught.id] = taught
     return list(made.values())
 

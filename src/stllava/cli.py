@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(usage(), end="")
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        from stllava import __version__
+        from stllava.commands.installed import versions
 
-        show(__version__)
+        show(versions())
         return
     sys.excepthook = show_crash
     handler = logging.StreamHandler()

@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "report": Command(f"{_HERE}.measuring:report", "Write a run's report.html and summary.json again."),
     "chat": Command(f"{_HERE}.talking:chat", "Talk with a policy about an image."),
     "predict": Command(f"{_STAGES}.predict:predict", "Answer a file of questions."),
+    "completion": Command(f"{_HERE}.installed:completion", "Print a script by which your shell completes commands and flags."),
 }
 
 

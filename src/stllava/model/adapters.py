@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from stllava.config import AdapterOptions, TrainingOptions
 from stllava.errors import StllavaError
 from stllava.model.checkpoint import read_weights
+from stllava.model.device import best_device
 from stllava.model.groups import GROUPS, Group, Groups, is_adapted
-from stllava.model.load import Policy, best_device, load_policy, placed
+from stllava.model.load import Policy, load_policy, placed
 from stllava.text import aligned
 
 if TYPE_CHECKING:

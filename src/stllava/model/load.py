@@ -25,6 +25,7 @@ import stllava.model.projector  # noqa: F401  (it registers the models with our 
 from stllava.data.images import MAX_PIXELS, open_image
 from stllava.errors import ItemError, TextError
 from stllava.model.checkpoint import Dtype, check_vocabulary, check_way, hash_once, read_weights, reading
+from stllava.model.device import best_device, native_bfloat16
 from stllava.model.families import Family, family_of
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, endings
@@ -46,17 +47,6 @@ ENDS = frozenset({"image_sizes", "pixel_attention_mask", "pixel_mask", "target_s
 """Inputs that tell a model where a padded picture ends."""
 KINDS = frozenset({"token_type_ids", "mm_token_type_ids"})
 NOT_FOR_THE_MODEL = frozenset({"input_ids", "attention_mask", "labels", *KINDS})
-
-
-def best_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 natively; CPUs are taken not to."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from stllava.model.adapters import (
     take_over,
     without_gradient,
 )
+from stllava.model.device import native_bfloat16
 from stllava.model.groups import is_adapted
-from stllava.model.load import Policy, native_bfloat16
+from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.store import is_sealed, remove_folder, seal
 from stllava.text import show

@@ -16,7 +16,7 @@ from stllava.data.prepare import prepare
 from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.experts.calibration import truths_of_votes
-from stllava.metrics.agreement import balanced, cohen_kappa, kappa, rate
+from stllava.metrics.agreement import balanced, cohen_kappa, kappa, krippendorff_alpha, rate
 from stllava.records import Vote
 from stllava.report.page import write_report
 from stllava.stages.judge import check, judge
@@ -50,6 +50,35 @@ def test_kappas_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert found is not None
         covered += found.low <= 0.6 <= found.high
     assert covered >= 51
+
+
+def test_alpha_is_that_of_krippendorffs_example() -> None:
+    """Krippendorff, Computing Krippendorff's alpha-reliability (2011), section C: nominal data of four observers, 0.743."""
+    observers = (
+        "1 2 3 3 2 1 4 1 2 . . .",
+        "1 2 3 3 2 2 4 1 2 5 . 3",
+        ". 3 3 3 2 3 4 2 2 5 1 .",
+        "1 2 3 3 2 4 4 1 2 5 1 .",
+    )
+    columns = zip(*(row.split() for row in observers), strict=True)
+    units = [[int(label) for label in column if label != "."] for column in columns]
+    found = krippendorff_alpha(units, [str(place) for place in range(len(units))])
+    assert found is not None
+    assert found.value == pytest.approx(0.743, abs=0.0005)
+    assert (found.n, found.low < found.value < found.high) == (11, True)
+    assert krippendorff_alpha([[1], []], ["a", "b"]) is None
+    same = krippendorff_alpha([[1, 1], [1, 1]], ["a", "b"])
+    assert same is not None
+    assert same.value == 1.0
+
+
+def test_kappa_counts_each_pair_of_labels_by_its_weight() -> None:
+    ours, theirs, images = [1, 1, 0, 0], [1, 0, 0, 1], ["a", "b", "c", "d"]
+    plain, twice = kappa(ours, theirs, images), kappa(ours, theirs, images, weights=[3, 1, 3, 1])
+    assert plain is not None
+    assert twice is not None
+    assert plain.value == 0.0
+    assert twice.value == pytest.approx(0.5)
 
 
 def test_a_balanced_share_is_fair_to_an_expert_that_judges_by_truth() -> None:

@@ -1,7 +1,7 @@
 """How far two judges of the same comparisons agree, and biases of one of them; intervals are resampled by image."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,29 +30,92 @@ def cohen_kappa(ours: Sequence[int], theirs: Sequence[int]) -> float:
     return 1.0 if expected == 1.0 else (observed - expected) / (1 - expected)
 
 
-def kappa(ours: Sequence[int], theirs: Sequence[int], clusters: Sequence[str], *, seed: int = 0) -> Rate | None:
-    """Cohen's kappa with its 95 % percentile interval, resampling whole clusters; None of nothing."""
+def kappa(
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    clusters: Sequence[str],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Rate | None:
+    """Cohen's kappa with its 95 % percentile interval, resampling whole clusters; None of nothing.
+
+    `weights` say how many pairs of labels each stands for; without them each counts once.
+    """
     if not ours:
         return None
-    value = cohen_kappa(ours, theirs)
+    if len(ours) != len(theirs):
+        raise ValueError(f"kappa of {len(ours)} and {len(theirs)} labels")
+    each = [1.0] * len(ours) if weights is None else weights
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) == 1:
-        return Rate(value=value, low=-1.0, high=1.0, n=len(ours))
     labels = sorted({*ours, *theirs})
     place = {label: number for number, label in enumerate(labels)}
     tables = np.zeros((len(names), len(labels), len(labels)))
-    for cluster, one, other in zip(index, ours, theirs, strict=True):
-        tables[cluster, place[one], place[other]] += 1
+    for cluster, one, other, weight in zip(index, ours, theirs, each, strict=True):
+        tables[cluster, place[one], place[other]] += weight
+    value = cohen_kappa(ours, theirs) if weights is None else float(_kappas(tables.sum(axis=0)[None])[0])
+    return _resampled(tables, _kappas, value=value, n=len(ours), seed=seed)
+
+
+def krippendorff_alpha(units: Sequence[Sequence[int]], clusters: Sequence[str], *, seed: int = 0) -> Rate | None:
+    """Krippendorff's (2004) alpha of nominal labels with its 95 % percentile interval, resampling whole clusters.
+
+    Units with fewer than two labels say nothing of agreement and are left out; None where no other is left. 1 is full
+    agreement, 0 what chance gives; of labels that are all the same, 1.
+
+    Args:
+        units: The labels of each unit, one for each of its raters.
+        clusters: The image of each unit.
+        seed: Decides the resamples.
+    """
+    several = [(unit, cluster) for unit, cluster in zip(units, clusters, strict=True) if len(unit) > 1]
+    if not several:
+        return None
+    names, index = np.unique(np.asarray([cluster for _, cluster in several]), return_inverse=True)
+    labels = sorted({label for unit, _ in several for label in unit})
+    place = {label: number for number, label in enumerate(labels)}
+    tables = np.zeros((len(names), len(labels), len(labels)))
+    for cluster, (unit, _) in zip(index, several, strict=True):
+        for first, one in enumerate(unit):
+            for second, other in enumerate(unit):
+                if first != second:
+                    tables[cluster, place[one], place[other]] += 1 / (len(unit) - 1)
+    value = float(_alphas(tables.sum(axis=0)[None])[0])
+    return _resampled(tables, _alphas, value=value, n=len(several), seed=seed)
+
+
+def _resampled(tables: np.ndarray, of: Callable[[np.ndarray], np.ndarray], *, value: float, n: int, seed: int) -> Rate:
+    """A figure of the sum of the clusters' tables [G, L, L], with its percentile interval."""
+    clusters = len(tables)
+    if clusters == 1:
+        return Rate(value=value, low=-1.0, high=1.0, n=n)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    sums = np.einsum("rc,cij->rij", drawn, tables)
-    totals = sums.sum(axis=(1, 2))
-    observed = np.trace(sums, axis1=1, axis2=2) / totals
-    expected = (sums.sum(axis=2) * sums.sum(axis=1)).sum(axis=1) / totals**2
+    drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
+    low, high = (float(end) for end in np.quantile(of(np.einsum("rc,cij->rij", drawn, tables)), (0.025, 0.975)))
+    return Rate(value=value, low=min(low, value), high=max(high, value), n=n)
+
+
+def _kappas(tables: np.ndarray) -> np.ndarray:
+    """[R] Cohen's kappas of tables of labels [R, L, L]."""
+    totals = tables.sum(axis=(1, 2))
+    expected = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1) / totals**2
+    return _beyond_chance(np.trace(tables, axis1=1, axis2=2) / totals, expected)
+
+
+def _alphas(tables: np.ndarray) -> np.ndarray:
+    """[R] Krippendorff's alphas of coincidences [R, L, L]."""
+    counts = tables.sum(axis=2)
+    totals = counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.where(expected == 1.0, 1.0, (observed - expected) / (1 - expected))
-    low, high = (float(end) for end in np.quantile(found, (0.025, 0.975)))
-    return Rate(value=value, low=min(low, value), high=max(high, value), n=len(ours))
+        expected = (counts * (counts - 1)).sum(axis=1) / (totals * (totals - 1))
+    return _beyond_chance(np.trace(tables, axis1=1, axis2=2) / totals, expected)
+
+
+def _beyond_chance(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """How much of what chance leaves open is agreed on; 1 where it leaves nothing open."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: np.ndarray = np.where(expected == 1.0, 1.0, (observed - expected) / (1 - expected))
+    return found
 
 
 def balanced(hits: Sequence[bool], strata: Sequence[bool], clusters: Sequence[str], *, seed: int = 0) -> Rate | None:

@@ -47,7 +47,7 @@ def reader_is_gone(descriptor: int) -> bool:
 
 def usage() -> str:
     """The text of `stllava --help`."""
-    lines = "".join(f"  {name:<10} {entry.summary}\n" for name, entry in COMMANDS.items())
+    lines = "".join(f"  {name:<11} {entry.summary}\n" for name, entry in COMMANDS.items())
     return USAGE + lines + "\n`stllava COMMAND --help` lists the options of a command.\n"
 
 

@@ -9,6 +9,7 @@ A run directory holds
     model/  align/                          the starting model, where it is built here; the one that has learned captions
     sft/                                    policy 0
     round-1/{ask,answer,judge,pair,dpo}/    one round; dpo/ is its policy
+    round-1/review/                         what readers were asked about its verdicts, and what they said (`stllava review`)
     round-1/image-gain/                     how much likelier its answers are with their image, where the run measures that
     round-1/describe/{ask,answer,judge,pair}/   descriptions of which the expert chooses, where `ask` wants several
     round-1/calibrate/{ask,answer}/         answers to labelled questions, by which the expert `itself` is calibrated
@@ -37,6 +38,8 @@ FINAL = "final"
 """The policy of the last training on all that was found right in the rounds."""
 BLIND = "blind-"
 """Before a policy's name: the question-only baseline, the same policy shown black images."""
+REVIEW = "review"
+"""The folder of readers' tasks and votes in a round."""
 ROUND = "round-"
 """Before a round's number: the name of the round and of its policy."""
 
@@ -126,6 +129,10 @@ class RunDir:
     def image_gain(self, round_name: str) -> Path:
         """How much likelier a round's answers are with their image than with a black one, where a run measures that."""
         return self.path / round_name / "image-gain"
+
+    def review(self, round_name: str) -> Path:
+        """What readers were asked about a round's verdicts, and what they said."""
+        return self.path / round_name / REVIEW
 
     def policy(self, name: str) -> Path:
         """The folder of a policy by its name: sft, round-1, …, final."""

@@ -27,6 +27,7 @@ from stllava.config.generation import (
     ServerOptions,
 )
 from stllava.config.intake import IntakeOptions
+from stllava.config.readers import ReviewOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
 from stllava.config.training import (
     AdapterOptions,
@@ -62,6 +63,7 @@ __all__ = [
     "Options",
     "PairOptions",
     "Rate",
+    "ReviewOptions",
     "SamplingOptions",
     "ScriptedOptions",
     "ServerOptions",

@@ -5,8 +5,9 @@ machine, so the same work gives the same ids wherever and however often it runs.
 the image root of their data set; pixels are never embedded.
 
 In the order of the loop: `dialogue` (images, turns, labelled conversations), `question` (what a policy asks and answers),
-`verdict` (what judges say), `gain` (how much an image speaks for an answer), `preference` (pairs), `scores` (benchmarks,
-predictions, scores), `overlaps` (what training has seen of a benchmark), `outcome` (manifests and the end of a run).
+`verdict` (what judges say), `reader_votes` (what people say of that), `gain` (how much an image speaks for an answer),
+`preference` (pairs), `scores` (benchmarks, predictions, scores), `overlaps` (what training has seen of a benchmark),
+`outcome` (manifests and the end of a run).
 """
 
 from stllava.records.dialogue import Conversation, Image, Message, Role
@@ -15,6 +16,17 @@ from stllava.records.outcome import Manifest, Outcome
 from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
 from stllava.records.preference import Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
+from stllava.records.reader_votes import (
+    Preferred,
+    ReaderSpeed,
+    ReviewTask,
+    ReviewVote,
+    Stratum,
+    StratumVotes,
+    StruckSentence,
+    VoteChoice,
+    VotesCheck,
+)
 from stllava.records.record import FORMAT, Keyed, Record, content_id
 from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
 from stllava.records.verdict import (
@@ -58,16 +70,25 @@ __all__ = [
     "Overlap",
     "Prediction",
     "Preference",
+    "Preferred",
     "Question",
     "QuestionKind",
     "Rate",
+    "ReaderSpeed",
     "Record",
     "Reference",
+    "ReviewTask",
+    "ReviewVote",
     "Role",
     "Sample",
     "Sampling",
     "Score",
+    "Stratum",
+    "StratumVotes",
+    "StruckSentence",
     "VerdictCause",
     "Vote",
+    "VoteChoice",
+    "VotesCheck",
     "content_id",
 ]

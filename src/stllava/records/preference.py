@@ -13,7 +13,9 @@ class Lineage(Record):
     answers_id: str
     judgment_id: str
     correction: bool = Field(default=False, exclude_if=lambda corrected: not corrected)
-    """Whether the chosen answer is the expert's correction, which the policy did not give."""
+    """Whether the chosen answer is the expert's correction, or what a reader typed, which the policy did not give."""
+    readers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """Who decided which answer is better, where people did; empty where the expert did."""
 
 
 class Reference(Keyed):

@@ -112,6 +112,11 @@ def summarize(run: RunFiles, labels: Sequence[LabelScores]) -> dict[str, JsonVal
         "differences": [difference.model_dump(mode="json") for difference in outcome.differences],
         "labels": [scores.as_json for scores in labels],
         "prompts": {name: run.options.evaluate.template(name) for name in wording.benchmarks(outcome.scores)},
+        **(
+            {"votes": {part.name: part.votes.model_dump(mode="json") for part in run.rounds if part.votes is not None}}
+            if any(part.votes is not None for part in run.rounds)
+            else {}
+        ),
         "overlaps": [overlap.model_dump(mode="json") for overlap in outcome.overlaps],
         "sentences": list(outcome.sentences),
         "notes": list(outcome.notes),
@@ -136,6 +141,7 @@ def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
         "plain": wording.plain,
         "duration": wording.duration,
         "sentences": describe,
+        "votes_sentence": wording.votes_sentence,
         "measure": lambda value, name: wording.measure(name, value),
     }
     names = wording.benchmarks(run.outcome.scores)
@@ -163,6 +169,7 @@ def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
         measures=measures(run),
         figures=figures(run),
         self_asked=self_asked(run),
+        voted=[(part.name, part.votes, wording.votes_rows(part.votes)) for part in run.rounds if part.votes is not None],
         checked=wording.check_rows(run.check) if run.check is not None else [],
         flips=[(thumbnail(run.images, flip.image), flip) for flip in run.check.examples] if run.check is not None else [],
         shares=shares(len(run.rounds)),

@@ -6,7 +6,7 @@ from pathlib import Path
 from stllava.config import validate
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions
-from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question
+from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question, VotesCheck
 from stllava.rundir import FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
 from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records
 
@@ -21,6 +21,8 @@ class Round:
     answers: tuple[Answers, ...]
     judgments: tuple[Judgment, ...]
     preferences: tuple[Preference, ...]
+    votes: VotesCheck | None = None
+    """What readers say of its verdicts, where `stllava judge-check` has looked at their votes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _round(run: RunDir, name: str, *, whole: bool) -> Round:
         answers=tuple(read_records(folders["answer"], "answers", Answers)) if "answer" in manifests else (),
         judgments=tuple(read_records(folders["judge"], "judgments", Judgment)) if "judge" in manifests else (),
         preferences=_answer_pairs(folders["pair"]) if "pair" in manifests else (),
+        votes=read_record(voted, VotesCheck) if (voted := run.review(name) / CHECK).is_file() else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Score
+from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Score, VotesCheck
 from stllava.rundir import BLIND, ROUND, SFT
 
 VALIDATION = "validation"
@@ -211,3 +211,27 @@ def check_rows(check: JudgeCheck) -> list[tuple[str, Rate | None]]:
             (f"agreement with {check.truth}, Cohen's kappa", check.agreement),
         ]
     return rows
+
+
+def votes_rows(check: VotesCheck) -> list[tuple[str, Rate | None]]:
+    """What readers' votes say of an expert and of each other, each with what it is."""
+    return [
+        ("the expert is wrong (what readers disagree with, less their own errors)", check.expert_error),
+        ("a reader is wrong (from tasks that two read)", check.reader_error),
+        ("readers disagree with the expert before they see its verdict", check.disagreed),
+        *((f"the same of {row.verdicts:,} {row.stratum} verdicts", row.disagreed) for row in check.strata),
+        ("readers overturn the expert once they have seen its reason", check.overturned),
+        ("errors that would matter clinically, of those overturned", check.significant),
+        ("agreement of readers with the expert, Cohen's kappa", check.with_expert),
+        ("agreement between readers, Krippendorff's alpha", check.between_readers),
+        *((f"{reader.reader} says the same when asked again", reader.same_again) for reader in check.readers),
+    ]
+
+
+def votes_sentence(check: VotesCheck) -> str:
+    """Who read how much, and how quickly."""
+    readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
+    told = f"Of {check.tasks:,} verdicts drawn, {check.read:,} were read by {readers}"
+    seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""
+    typed = f" Readers typed the right answer to {check.corrected:,}." if check.corrected else ""
+    return f"{told}{seconds}.{typed}"

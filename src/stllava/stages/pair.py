@@ -3,9 +3,10 @@
 Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
 margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
 the same. Where the expert found no answer right and said which one is (`judge.correct`), that is the chosen answer, against
-the best of the wrong ones. Where yes is chosen more often than no, or no than yes, the surplus is left out, and so is, if
-asked for, that of longer or shorter answers chosen. The manifest counts judgments in and pairs out, one question making one
-pair or, where all pairs are asked for, several; `dropped` counts the judgments that no pair came of, by cause.
+the best of the wrong ones. Where people have voted (`stllava review`), their word counts instead of the expert's. Where yes is
+chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for, that of longer or shorter answers
+chosen. The manifest counts judgments in and pairs out, one question making one pair or, where all pairs are asked for, several;
+`dropped` counts the judgments that no pair came of, by cause.
 """
 
 import math
@@ -37,12 +38,14 @@ from stllava.records import (
     VerdictCause,
     content_id,
 )
+from stllava.review.overrides import Decision, OverruleCause, read_decisions, voted_pair, votes_hash
 from stllava.stages.results import PairResult
 from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_manifest, read_records
 from stllava.thoughts import final_answer
 
 PairCause = (
     VerdictCause
+    | OverruleCause
     | Literal[
         "wrong number of scores",
         "tie",
@@ -100,6 +103,7 @@ def pair(
     to: Path,
     gains: Path | None = None,
     questions: Path | None = None,
+    votes: Path | None = None,
     existing: Existing = "resume",
 ) -> PairResult:
     """Turn verdicts into preferences: of each question the best answer against the worst, by what the expert said.
@@ -113,6 +117,7 @@ def pair(
         to: Folder for the preferences (preferences.jsonl).
         gains: Folder of the image gains of these answers, by which pairs are weighed (gain_weight).
         questions: Folder of the questions that were answered, for pairs of questions (question_pairs).
+        votes: The review folder of these judgments: what its readers say stands before what the expert said.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
     Raises:
@@ -133,20 +138,30 @@ def pair(
     inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
     inputs |= {"gains": Input(gains, output_hash)} if gains is not None else {}
     inputs |= {"questions": Input(questions, output_hash)} if questions is not None else {}
+    inputs |= {"votes": Input(votes, votes_hash)} if votes is not None else {}
     with open_stage("pair", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return PairResult(to, stage.manifest)
         judged = read_judged_answers(answers, judgments)
+        decided = read_decisions(votes) if votes is not None else None
         dropped = Dropped()
         pairs: list[Preference] = []
+        believed: list[JudgedAnswers] = []
         for answered, judgment in judged:
             result = pairs_of(answered, judgment, options=options)
+            decision = decided.of(answered) if decided is not None else None
+            if decided is not None and decided.refuses(answered):
+                result = "readers: bad image"
+            elif decision is not None:
+                result = pairs_by_votes(answered, judgment, result, decision)
+            else:
+                believed.append((answered, judgment))
             if isinstance(result, str):
                 dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
             else:
                 pairs += result
         if options.counter_pairs:
-            pairs += _counter_pairs(judged, pairs, options=options)
+            pairs += _counter_pairs(believed, pairs, options=options)
         taught = [TaughtAnswer(pair.id, pair.prompt[-1].content, final_answer(pair.chosen)) for pair in pairs]
         surplus = surplus_of_yes_or_no(taught) if options.balance else set()
         fair = [pair for pair in pairs if pair.id not in surplus]
@@ -253,6 +268,27 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     if isinstance(given, str):
         return corrected or given
     return [*corrected, *given][: options.max_pairs_per_question]
+
+
+def pairs_by_votes(
+    answers: Answers, judgment: Judgment, made: list[Preference] | PairCause, decision: Decision
+) -> list[Preference] | PairCause:
+    """The pairs of a judgment once readers have decided about two of the answers, or the cause why there is none.
+
+    Where they hold the same answer to be better as the expert, its other pairs (`made`) stay; else its verdict on these
+    answers is not believed at all.
+    """
+    voted = voted_pair(answers, decision)
+    if isinstance(voted, str):
+        return voted
+    if not final_answer(voted.chosen):
+        return "empty answer chosen"
+    if voted.chosen in answers.completions and not answers.ended[answers.completions.index(voted.chosen)]:
+        return "chosen answer cut off"
+    own = _preference(answers, judgment, chosen=voted.chosen, rejected=voted.rejected, margin=1.0, readers=voted.readers)
+    others = made if decision.confirms and not isinstance(made, str) and not own.lineage.correction else []
+    both = {final_answer(own.chosen), final_answer(own.rejected)}
+    return [own, *(pair for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} != both)]
 
 
 def correction_of(answers: Answers, judgment: Judgment) -> str | None:
@@ -401,14 +437,17 @@ def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_simila
     return "nearly the same text" if is_nearly_the_same(chosen, rejected, min_similarity=max_similarity) else None
 
 
-def _preference(answers: Answers, judgment: Judgment, *, chosen: str, rejected: int, margin: float) -> Preference:
-    """A text against the answer with the index `rejected`; a text that is none of the answers is the expert's correction."""
+def _preference(
+    answers: Answers, judgment: Judgment, *, chosen: str, rejected: int, margin: float, readers: tuple[str, ...] = ()
+) -> Preference:
+    """A text against the answer with the index `rejected`; a text that is none of the answers is a correction."""
     worse = answers.completions[rejected]
     lineage = Lineage(
         question_id=answers.question_id,
         answers_id=answers.id,
         judgment_id=judgment.id,
         correction=chosen not in answers.completions,
+        readers=readers,
     )
     key = content_id("preference", answers.question, chosen, worse, lineage.model_dump())
     return Preference(
@@ -445,6 +484,7 @@ def _measures(preferences: Collection[Preference], *, judged: int, surplus: int)
     count, questions = len(preferences), _questions(preferences)
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in preferences)
     corrected = sum(pair.lineage.correction for pair in preferences)
+    voted = sum(bool(pair.lineage.readers) for pair in preferences)
     return {
         "pair_share": questions / judged if judged else 0.0,
         "pairs_a_question": count / questions if questions else 0.0,
@@ -452,4 +492,5 @@ def _measures(preferences: Collection[Preference], *, judged: int, surplus: int)
         "mean_margin": sum(pair.margin for pair in preferences) / count if count else 0.0,
         "chosen_longer_share": longer / count if count else 0.0,
         **({"corrected_pairs": float(corrected)} if corrected else {}),
+        **({"voted_pairs": float(voted)} if voted else {}),
     }

@@ -1,0 +1,199 @@
+"""Which verdicts of a round readers are asked about: drawn once, by strata, with the probability of each on record.
+
+Reads the answers and judgments of a round; writes `tasks.jsonl` in the order in which they are read. Verdicts that something
+speaks against are one stratum, all others the other. Within each the order is by chance, and the two alternate as their
+sizes ask, so that whatever has been read, wherever reading stops, is a random sample of each stratum.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+
+from stllava.config import ReviewOptions
+from stllava.errors import NothingLeftError
+from stllava.experts.calibration import compared
+from stllava.experts.judged_answers import read_judged_answers
+from stllava.records import Answers, Judgment, Preferred, ReviewTask, Stratum, content_id
+from stllava.store import Input, Inputs, open_stage, output_hash, read_manifest, read_records
+
+TASKS = "tasks"
+"""Name of the stage below a review folder, and of its file without .jsonl."""
+SIZE = "verdicts_{stratum}"
+"""The figure of the manifest that counts a stratum's verdicts."""
+STRATA: tuple[Stratum, ...] = ("uncertain", "random")
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Two answers to a question that an expert compared, and what speaks against its verdict."""
+
+    answers: Answers
+    judgment: Judgment
+    first: int
+    second: int
+    verdict: Preferred
+    doubts: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """What makes it this task, whatever else is drawn."""
+        texts = self.answers.final_answers
+        return content_id("review", self.judgment.id, texts[self.first], texts[self.second])
+
+
+def draw_tasks(
+    options: ReviewOptions,
+    *,
+    answers: Path,
+    judgments: Path,
+    to: Path,
+    seed: int = 0,
+    root: Path | None = None,
+) -> list[ReviewTask]:
+    """Draw the verdicts that readers are asked about, or read those that were drawn before, in their order.
+
+    Args:
+        options: How many, and of which kind.
+        answers: Folder of the answers.
+        judgments: Folder of an expert's judgments of them.
+        to: The review folder; what readers say of the tasks lies beside them there and is never removed.
+        seed: Decides what is drawn, and in which order.
+        root: The image root, noted for the page.
+
+    Raises:
+        StllavaError: Where other options or another round were drawn from before, or no verdict compares two answers.
+    """
+    inputs: Inputs = {
+        "answers": Input(answers, output_hash),
+        "judgments": Input(judgments, output_hash),
+        "seed": str(seed),
+    }
+    with open_stage("review", to / TASKS, options, inputs=inputs, existing="resume") as stage:
+        if stage.manifest is None:
+            pairs = [
+                pair
+                for row in read_judged_answers(answers, judgments)
+                if (pair := judged_pair(*row, options=options)) is not None
+            ]
+            if not pairs:
+                raise NothingLeftError(
+                    f"{judgments} holds no verdict on two different answers",
+                    expected="a round whose answers were judged",
+                    remedy="Answer with a higher sampling.temperature or more answers (num_answers), and judge them.",
+                )
+            tasks = list(drawn(pairs, options=options, seed=seed))
+            stage.write_records(TASKS, tasks)
+            sizes = {SIZE.format(stratum=name): float(len(members)) for name, members in strata_of(pairs).items()}
+            stage.finish(counts_in=len(pairs), counts_out=len(tasks), measures=sizes, image_root=root)
+            return tasks
+        if root is not None:
+            stage.move_image_root(root)
+        return read_tasks(to)
+
+
+def read_tasks(folder: Path) -> list[ReviewTask]:
+    """The tasks of a review folder, in the order in which they are read."""
+    return read_records(folder / TASKS, TASKS, ReviewTask)
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """How many verdicts each stratum of a review folder has in all."""
+    measures = read_manifest(folder / TASKS).measures
+    return {name: int(measures[SIZE.format(stratum=name)]) for name in STRATA}
+
+
+def judged_pair(answers: Answers, judgment: Judgment, *, options: ReviewOptions) -> JudgedPair | None:
+    """The two answers whose verdict matters most, best against worst; None without a verdict on two different ones.
+
+    Of an expert to whom all are alike, the two that the policy gave most often.
+    """
+    scores, texts = judgment.scores, answers.final_answers
+    pairs = compared(answers)
+    if scores is None or not pairs or len(scores) != len(texts):
+        return None
+    verdicts = {pair: _verdict(judgment, *pair) for pair in pairs}
+    times = {text: texts.count(text) for text in texts}
+
+    def weight(pair: tuple[int, int]) -> tuple[bool, float, int]:
+        one, other = pair
+        return verdicts[pair] != "equal", abs(scores[one] - scores[other]), times[texts[one]] + times[texts[other]]
+
+    first, second = max(pairs, key=lambda pair: (weight(pair), (-pair[0], -pair[1])))
+    doubts = tuple(_doubts(answers, judgment, first, second, verdicts[first, second], options=options))
+    return JudgedPair(answers, judgment, first, second, verdicts[first, second], doubts)
+
+
+def _verdict(judgment: Judgment, first: int, second: int) -> Preferred:
+    """What a judgment says of two completions."""
+    for row in judgment.comparisons:
+        if (row.first, row.second) == (first, second):
+            return "equal" if row.winner is None else "first" if row.winner == first else "second"
+    scores = judgment.scores or ()
+    gap = scores[first] - scores[second]
+    return "equal" if gap == 0 else "first" if gap > 0 else "second"
+
+
+def _doubts(
+    answers: Answers, judgment: Judgment, first: int, second: int, verdict: Preferred, *, options: ReviewOptions
+) -> Iterator[str]:
+    """What speaks against a verdict on two completions."""
+    if any(row.flipped for row in judgment.comparisons if (row.first, row.second) == (first, second)):
+        yield "orders disagree"
+    if judgment.agreement is not None and judgment.agreement < 1:
+        yield "panel members disagree"
+    scores = judgment.scores or ()
+    if verdict != "equal" and not judgment.comparisons and abs(scores[first] - scores[second]) <= options.close_scores:
+        yield "scores are close"
+    better, worse = (first, second) if verdict == "first" else (second, first)
+    known = answers.log_probabilities
+    if verdict != "equal" and known:
+        ours, theirs = known[better], known[worse]
+        if ours is not None and theirs is not None and theirs - ours >= log(options.unlikely):
+            yield "better answer unlikely"
+
+
+def strata_of(pairs: Sequence[JudgedPair]) -> dict[Stratum, list[JudgedPair]]:
+    """The pairs by stratum."""
+    return {
+        "uncertain": [pair for pair in pairs if pair.doubts],
+        "random": [pair for pair in pairs if not pair.doubts],
+    }
+
+
+def drawn(pairs: Sequence[JudgedPair], *, options: ReviewOptions, seed: int) -> Iterator[ReviewTask]:
+    """The tasks in the order in which they are read."""
+    strata = strata_of(pairs)
+    wanted = min(options.tasks, len(pairs))
+    uncertain = min(len(strata["uncertain"]), round(options.uncertain_share * wanted))
+    ordinary = min(len(strata["random"]), wanted - uncertain)
+    counts: dict[Stratum, int] = {"uncertain": min(len(strata["uncertain"]), wanted - ordinary), "random": ordinary}
+    placed: list[tuple[float, Stratum, JudgedPair]] = []
+    for stratum, members in strata.items():
+        order = sorted(members, key=lambda pair: content_id("drawn", seed, pair.key))[: counts[stratum]]
+        placed += [((place + 0.5) / len(order), stratum, pair) for place, pair in enumerate(order)]
+    for _, stratum, pair in sorted(placed, key=lambda row: row[:2]):
+        texts = pair.answers.final_answers
+        yield ReviewTask(
+            id=pair.key,
+            answers_id=pair.answers.id,
+            judgment_id=pair.judgment.id,
+            images=pair.answers.images,
+            question=pair.answers.question,
+            first=pair.first,
+            second=pair.second,
+            texts=(texts[pair.first], texts[pair.second]),
+            expert=pair.judgment.expert,
+            verdict=pair.verdict,
+            reason=pair.judgment.reason,
+            doubts=pair.doubts,
+            stratum=stratum,
+            inclusion=counts[stratum] / len(strata[stratum]),
+            readers=2 if _chance("overlap", seed, pair.key) < options.overlap else 1,
+            repeated=_chance("repeat", seed, pair.key) < options.repeats,
+        )
+
+
+def _chance(*parts: str | int) -> float:
+    """A number from 0 to 1 that depends on the parts alone."""
+    return int(content_id(*parts), 16) / 16**16

@@ -42,6 +42,8 @@ stllava.evaluate(stllava.EvaluateOptions(), policy=home / "dpo", samples=home / 
 stllava.rescore(stllava.EvaluateOptions(), predictions=home / "scores", to=home / "again")
 stllava.predict(stllava.EvaluateOptions(), policy=home / "dpo", questions=home / "t.jsonl", root=home, to=home / "said")
 stllava.export(home / "dpo", to=home / "plain")
+stllava.ask(stllava.AskOptions(), policy=home / "sft", images=home, root=home, to=home / "cut", shard="1/1")
+whole: stllava.Manifest = stllava.gather(home / "cut")
 outcome: stllava.Outcome = stllava.run(stllava.load_recipe(home / "recipe.yaml"), to=home / "run")
 page: Path = stllava.write_report(home / "run")
 stllava.compare_runs([home / "run"], to=home / "compared")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.plain_work import PlainWork
 from stllava.cli import main
 from stllava.config import (
     AnswerOptions,
@@ -238,13 +239,13 @@ def copies(to: Path, *, bad: Callable[[int], bool], mute: bool = False, max_bad:
 
     images = [Image(id=str(n), path=f"{n}.png") for n in range(400)]
     try:
-        made, dropped = stage.map_chunks(
-            images, work, record_type=Image, size=20, unit="images", max_bad=max_bad, remedy="Speak."
+        made = stage.map_chunks(
+            images, PlainWork(work), record_type=Image, size=20, unit="images", max_bad=max_bad, remedy="Speak."
         )
     finally:
         (to / "worked.json").write_text(json.dumps(worked))
-    stage.write_records("images", made)
-    stage.finish(counts_in=400, counts_out=len(made), dropped=dropped)
+    stage.write_records("images", made.records)
+    stage.finish(counts_in=400, counts_out=made.count, dropped=made.dropped)
     return worked
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.plain_work import PlainWork
 from stllava import store
 from stllava.config import PairOptions
 from stllava.dropped import Dropped
@@ -53,9 +54,9 @@ def copy(stage: Stage, *, stop_after: int | None = None) -> list[int]:
         kept = [Image(id=f"{image.id}-copy", path=image.path) for image in chunk if image.id != "i4"]
         return kept, Dropped({"unlucky": len(chunk) - len(kept)})
 
-    records, dropped = stage.map_chunks(IMAGES, work, record_type=Image, size=3, unit="images", max_bad=0.05)
-    stage.write_records("images", records)
-    stage.finish(counts_in=len(IMAGES), counts_out=len(records), dropped=dropped)
+    made = stage.map_chunks(IMAGES, PlainWork(work), record_type=Image, size=3, unit="images", max_bad=0.05)
+    stage.write_records("images", made.records)
+    stage.finish(counts_in=len(IMAGES), counts_out=made.count, dropped=made.dropped)
     return worked
 
 
@@ -402,7 +403,7 @@ def test_a_chunk_is_known_by_all_that_its_items_say(tmp_path: Path) -> None:
         worked.extend(image.id for image in chunk)
         return list(chunk), Dropped()
 
-    begin(tmp_path).map_chunks(changed, work, record_type=Image, size=3, unit="images", max_bad=0.05)
+    begin(tmp_path).map_chunks(changed, PlainWork(work), record_type=Image, size=3, unit="images", max_bad=0.05)
     assert worked == ["i3", "i4", "i5", "i9"]
 
 
@@ -457,7 +458,7 @@ def test_a_text_with_a_line_separator_in_it_is_resumed_whole(tmp_path: Path, mar
             worked += 1
             return list(chunk), Dropped({mark: 1})
 
-        return begin(to).map_chunks(odd, work, record_type=Image, size=2, unit="images", max_bad=0.05)[0]
+        return list(begin(to).map_chunks(odd, PlainWork(work), record_type=Image, size=2, unit="images", max_bad=0.05).records)
 
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, stop_after=1)

@@ -25,6 +25,7 @@ from .data.sources import SlakeData as SlakeData
 from .data.sources import VqaRadData as VqaRadData
 from .errors import CollapseError as CollapseError
 from .errors import StllavaError as StllavaError
+from .gathering import gather as gather
 from .intake.run import import_images as import_images
 from .model.compose import compose as compose
 from .model.original import import_checkpoint as import_checkpoint

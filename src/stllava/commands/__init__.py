@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "dpo": Command(f"{_STAGES}.dpo:dpo", "Stage 2: teach a policy the preferences."),
     "distill": Command(f"{_STAGES}.distill:distill", "Make a judge of your own of an expert's verdicts."),
     "evaluate": Command(f"{_HERE}.measuring:evaluate_or_rescore", "Score a policy on a benchmark, or rescore its answers."),
+    "gather": Command(f"{_HERE}.running:gather", "Make the whole of a stage that was cut into shards."),
     "compare": Command(f"{_HERE}.measuring:compare", "Compare runs with each other and with published numbers."),
     "import": Group(
         {

@@ -50,7 +50,13 @@ def benchmark(
 
 
 def images(
-    source: Positional[Path], *, options: IntakeOptions, to: Path, salt: Path = SALT, existing: Existing = "resume"
+    source: Positional[Path],
+    *,
+    options: IntakeOptions,
+    to: Path,
+    salt: Path = SALT,
+    existing: Existing = "resume",
+    shard: str | None = None,
 ) -> None:
     """Turn a folder of DICOM, NIfTI, TIFF and ordinary pictures into an image set without identities.
 
@@ -61,12 +67,16 @@ def images(
         salt: Your secret, made when there is none: with the same salt the same patient gets the same id. Lists of which
             file became which number are written beside it; keep all that apart from the set.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
     """
     from stllava.intake.pages.review import page_name
     from stllava.intake.run import import_images
 
-    manifest = import_images(options, source=source, to=to, salt=salt, existing=existing)
+    manifest = import_images(options, source=source, to=to, salt=salt, existing=existing, shard=shard)
     tell(manifest)
+    if shard is not None:
+        return
     if not manifest.counts_out:
         raise nothing_left(
             f"the {manifest.counts_in} files of {source}",

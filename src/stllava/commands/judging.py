@@ -23,6 +23,7 @@ def judge_or_look(
     labelled_answers: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
+    shard: str | None = None,
     dry_run: bool = False,
     check: bool = False,
     sample: int | None = None,
@@ -40,6 +41,8 @@ def judge_or_look(
         labelled_answers: Folder of the policy's answers to those questions.
         seed: Seed of the run.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them. Limits of rate and cost hold for each shard by itself.
         dry_run: Print the first prompt, the number of requests and what they cost at most; ask nothing.
         check: Measure the expert on a sample instead: biases by order and length, agreement with itself and the truth.
         sample: Questions in that sample; 100 when not named.
@@ -50,7 +53,7 @@ def judge_or_look(
     if dry_run:
         refuse_ignored({"--check": check or None}, beside="--dry-run")
     if dry_run or check:
-        given = {"--labels": labels, "--labelled-answers": labelled_answers}
+        given = {"--labels": labels, "--labelled-answers": labelled_answers, "--shard": shard}
         refuse_ignored(given, beside="--check" if check else "--dry-run")
     if dry_run:
         found = plan(options, answers=answers, truth=truth, root=root, to=to)
@@ -83,6 +86,7 @@ def judge_or_look(
                 labelled_answers=labelled_answers,
                 seed=seed,
                 existing=existing,
+                shard=shard,
             ).manifest
         )
 

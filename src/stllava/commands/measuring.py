@@ -29,6 +29,7 @@ def evaluate_or_rescore(
     learned: tuple[Path, ...] = (),
     allow_overlap: bool = False,
     existing: Existing = "resume",
+    shard: str | None = None,
 ) -> None:
     """Score a policy on a benchmark, or score the answers of an earlier evaluation again.
 
@@ -46,6 +47,8 @@ def evaluate_or_rescore(
         learned: What the policy learned from (conversations, questions, pairs, images): refused where it shares images.
         allow_overlap: Go on although test items were learned from; the result says so.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
     """
     if rescore is not None:
         generating: dict[str, object] = {
@@ -56,6 +59,7 @@ def evaluate_or_rescore(
             "--learned": learned or None,
             "--blank": blank or None,
             "--allow-overlap": allow_overlap or None,
+            "--shard": shard,
         }
         refuse_ignored(generating, beside="--rescore")
         tell(
@@ -84,6 +88,7 @@ def evaluate_or_rescore(
             learned=learned,
             allow_overlap=allow_overlap,
             existing=existing,
+            shard=shard,
         ).manifest
     )
 

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from stllava.recipe import RECIPES, RunOptions, load_recipe
-from stllava.records import Outcome, Score
+from stllava.records import Manifest, Outcome, Score
 from stllava.report.wording import CHIEF
 from stllava.rundir import RunDir
 from stllava.store import Existing
@@ -42,6 +44,18 @@ def demo(
     """
     recipe = {"anchored": "phantom.yaml", "plain": "phantom-plain.yaml"}[preset]
     start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
+
+
+def gather(to: Positional[Path], *, shards: tuple[Path, ...] = ()) -> Manifest:
+    """Make the whole of a stage whose shards (`--shard i/n`) are all done; give it where the shards' commands were given.
+
+    Args:
+        to: Folder of the stage, as its shards were given it.
+        shards: Folders of the shards, where they do not lie in that folder.
+    """
+    from stllava.gathering import gather as gather_shards
+
+    return gather_shards(to, shards=shards)
 
 
 def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:

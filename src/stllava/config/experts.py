@@ -177,6 +177,8 @@ class JudgeOptions(Options):
     round, for an estimate of its errors; 0: none. They count in the budget."""
     smooth_labels: bool = False
     """Take the share of pairs that the audit finds to be the wrong way round as dpo.label_smoothing."""
+    chunk: PositiveInt = 512
+    """Number of questions whose answers a distilled judge scores together; shards of the work are made of whole chunks."""
     max_failed: Share = 0.05
     """The stage stops when a larger share of questions than this has no verdict because requests failed."""
     max_flips: Share = 0.5

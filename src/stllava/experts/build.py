@@ -87,7 +87,7 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
     if options.expert == "distilled":
         from stllava.experts.distilled_judge import DistilledJudge
 
-        return DistilledJudge(options.distilled, root=_image_root(options, inputs))
+        return DistilledJudge(options.distilled, root=_image_root(options, inputs), chunk=options.chunk)
     reply_log = files.enter_context(closing(ReplyLog(inputs.folder, name=name)))
     mode: Mode = "pairwise" if options.compares else options.mode
     structured = options.expert == "chat" and options.chat.structured

@@ -20,8 +20,6 @@ from stllava.records import Answers, Message, content_id
 from stllava.tree.scoring import answer_log_probabilities
 
 RIGHT, WRONG = "yes", "no"
-AT_ONCE = 512
-"""Answers that are prepared together."""
 PROMPT = (resources.files("stllava.prompts") / "distilled.txt").read_text(encoding="utf-8").strip()
 """What it is asked, with places for a question and an answer."""
 
@@ -51,15 +49,15 @@ class DistilledJudge:
     damage = ""
     """It keeps nothing that could be lost."""
 
-    def __init__(self, options: DistilledOptions, *, root: Path) -> None:
-        """Images are relative to `root`; the model is loaded when the first answers are prepared."""
+    def __init__(self, options: DistilledOptions, *, root: Path, chunk: int) -> None:
+        """Images are relative to `root`; so many answers are scored together, and the model is loaded for the first of them."""
         if not options.model:
             raise StllavaError(
                 "the distilled expert has no model",
                 expected="the folder that `stllava distill` wrote",
                 remedy="Set judge.distilled.model.",
             )
-        self._options, self._root = options, root
+        self._options, self._root, self._chunk = options, root, chunk
         self._weights = fingerprint(Path(options.model))
         self._shares: dict[str, dict[str, float] | str] = {}
 
@@ -94,7 +92,7 @@ class DistilledJudge:
         if not total:
             return
         with Progress("judge", total, unit="questions") as progress:
-            while part := list(islice(rows, AT_ONCE)):
+            while part := list(islice(rows, self._chunk)):
                 self._score(part)
                 progress.advance(len(part))
 

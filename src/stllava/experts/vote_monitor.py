@@ -41,17 +41,21 @@ class VoteMonitor:
     def watch(self, verdicts: Iterable[tuple[Answers, Verdict]]) -> Iterator[tuple[Answers, Verdict]]:
         """The verdicts, one by one."""
         for answers, verdict in verdicts:
-            self._questions += 1
-            self._unanimous += max(votes_of(answers).values(), default=0) == len(answers.completions)
-            winner = winner_of(answers)
-            if winner is not None:
-                self._winners.setdefault(bare(answers.question), Counter())[winner.vote] += 1
-            if self.truth is not None and verdict.scores is not None:
-                right = is_right(answers, self.truth.judge(answers))
-                if right is not None:
-                    self._errors.append(not right)
-                    self._images.append(answers.images[0] if answers.images else answers.id)
+            self.count(answers, has_verdict=verdict.scores is not None)
             yield answers, verdict
+
+    def count(self, answers: Answers, *, has_verdict: bool) -> None:
+        """Count the votes on one question."""
+        self._questions += 1
+        self._unanimous += max(votes_of(answers).values(), default=0) == len(answers.completions)
+        winner = winner_of(answers)
+        if winner is not None:
+            self._winners.setdefault(bare(answers.question), Counter())[winner.vote] += 1
+        if self.truth is not None and has_verdict:
+            right = is_right(answers, self.truth.judge(answers))
+            if right is not None:
+                self._errors.append(not right)
+                self._images.append(answers.images[0] if answers.images else answers.id)
 
     @property
     def measures(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from stllava.data.image_set import LeftOut
 from stllava.intake.convert import FrameFindings, SkippedImage, WrittenImage
 from stllava.intake.workers import Job, Note, Piece, WorkerLoss
 from stllava.progress import Progress
-from stllava.store import PARTS, Log, write_whole
+from stllava.store import PARTS, Log, Shard, write_whole
 
 NOT_CHOSEN, PROJECTED = "not-chosen", "projected"
 """What the list says of a file that is not read for itself: another of its stack was chosen, or it is part of a projection."""
@@ -41,8 +41,12 @@ class Chunks:
     """Files a chunk."""
     progress: Progress
     """Counts files, and pictures beside them."""
+    shard: Shard | None = None
+    """Whose chunks alone are worked on; None: all."""
     pictures: int = 0
     """Written so far, those of an earlier start among them."""
+    listed: int = 0
+    """Files in the chunks that were given out or found done."""
     _at_work: dict[int, tuple[int, list[LeftOut]]] = field(default_factory=dict)
     _findings: dict[int, Log] = field(default_factory=dict)
 
@@ -74,6 +78,9 @@ class Chunks:
                 listed = [read_listed(line) for line in islice(file, self.size)]
                 if not listed:
                     return
+                if self.shard is not None and not self.shard.owns(key):
+                    continue
+                self.listed += len(listed)
                 if self._is_done(key):
                     self._findings_path(key).unlink(missing_ok=True)
                     self.progress.resumed += len(listed)

@@ -13,8 +13,9 @@ what was found by looking, from which a killed import goes on.
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
@@ -37,11 +38,24 @@ from stllava.intake.walk import walk
 from stllava.intake.workers import work_through
 from stllava.progress import Progress
 from stllava.records import Manifest
-from stllava.store import PARTS, Existing, Stage, locked
+from stllava.store import (
+    MANIFEST,
+    PARTS,
+    Existing,
+    Shard,
+    Stage,
+    begin_shard,
+    locked,
+    read_manifest,
+    shard_folder,
+    shares_out,
+)
 
+logger = logging.getLogger(__name__)
 _GIB = 1 << 30
 
 
+@shares_out
 def import_images(
     options: IntakeOptions,
     *,
@@ -49,6 +63,7 @@ def import_images(
     to: Path,
     salt: Path,
     existing: Existing = "resume",
+    shard: str | None = None,
     make: MakeToolbox = default_toolbox,
 ) -> Manifest:
     """Write the image set of a tree and return its manifest; `make` gives the readers and what guards the output.
@@ -62,6 +77,8 @@ def import_images(
         to: Folder for the image set, outside of the source.
         salt: File of the secret under which ids are hidden; made where there is none.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
         make: The readers and what guards the output; for tests.
 
     Raises:
@@ -69,19 +86,22 @@ def import_images(
     """
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)
-    with locked(to):
-        private = salt.with_name(f"{salt.name}.{hidden_id(secret, 'import', str(to.resolve()))}")
-        files, details = (private.with_name(f"{private.name}.{what}.jsonl") for what in ("files", "details"))
+    part = Shard.parse(shard) if shard is not None else None
+    folder = shard_folder(to, part, (), existing=existing) if part is not None else to
+    with locked(folder):
+        if part is not None and (to / MANIFEST).is_file():
+            return read_manifest(to)  # All of it is gathered already.
+        files, details = private_lists(secret, salt, to=to, shard=part)
         listed = files.with_name(f".{files.name}.draft")
         count, fingerprint = _list(source, listed, secret, outside=options.links == "anywhere")
         inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
         try:
-            stage = Stage(STAGE, to, options, inputs=inputs, existing=existing)
+            stage = begin_shard(STAGE, to, options, inputs=inputs, existing=existing, shard=part)
         except StllavaError:
             listed.unlink()
             raise
         workers, memory = options.workers or len(os.sched_getaffinity(0)), int(options.memory * _GIB)
-        resumed = (to / PARTS).is_dir()
+        resumed = (folder / PARTS).is_dir()
         if options.frames != "all" and files.is_file() and (resumed or stage.manifest is not None):
             # What is kept was made by the choice of the list that is there.
             listed.unlink()
@@ -95,18 +115,55 @@ def import_images(
             listed.replace(files)
         if stage.manifest is not None:
             return stage.manifest
-        setup = partial(worker, options, secret, to, make)
+        setup = partial(worker, options, secret, folder, make)
         with (
-            Progress(STAGE, count, unit="files") as progress,
+            Progress(STAGE, count if part is None else _share(count, options.chunk, part), unit="files") as progress,
             _private(details, "a" if resumed else "w") as detail_log,
-            Chunks(to, files, options.chunk, progress) as chunks,
+            Chunks(folder, files, options.chunk, progress, part) as chunks,
         ):
             pending = chunks.pending(detail_log)
             for key, pieces in work_through(
                 pending, setup, workers=workers, seconds=options.seconds, memory=memory, listener=chunks
             ):
                 chunks.keep(key, pieces, detail_log)
+        if part is not None:
+            os.sync()  # The pictures were written unsynced; the manifest says that they are there.
+            parts = sorted((folder / PARTS).glob("*.jsonl"))
+            return stage.finish_shard(parts, counts_in=chunks.listed, counts_out=chunks.pictures, dropped={})
         return _finish(stage, options, chunks, count, source=source, secret=secret)
+
+
+def _share(count: int, size: int, shard: Shard) -> int:
+    """Files in a shard's chunks, of so many in chunks of one size."""
+    return sum(min(size, count - start) for index, start in enumerate(range(0, count, size)) if shard.owns(index))
+
+
+def private_lists(secret: bytes, salt: Path, *, to: Path, shard: Shard | None) -> tuple[Path, Path]:
+    """Where an import, or a shard of it, notes for the user alone which number is which file, and what was wrong with some."""
+    key = hidden_id(secret, "import", str(to.resolve()), *(() if shard is None else (str(shard),)))
+    files, details = (salt.with_name(f"{salt.name}.{key}.{what}.jsonl") for what in ("files", "details"))
+    return files, details
+
+
+def take_private_lists(shards: Sequence[Shard], *, to: Path, salt: Path) -> None:
+    """Join what the shards of an import noted beside the salt, for the whole of it."""
+    secret = open_salt(salt, output=to)
+    lists = [private_lists(secret, salt, to=to, shard=shard) for shard in shards]
+    files, details = private_lists(secret, salt, to=to, shard=None)
+    if not files.is_file() and lists[0][0].is_file():
+        lists[0][0].replace(files)  # Every shard lists all files.
+    if not details.is_file():
+        lost = [noted for _, noted in lists if not noted.is_file()]
+        if lost:
+            logger.warning("%s is not here: what was wrong with files of that shard stands where it ran.", lost[0])
+        draft = details.with_name(f".{details.name}.draft")
+        with _private(draft, "w") as whole:
+            for _, noted in lists:
+                whole.write(noted.read_text(encoding="utf-8") if noted.is_file() else "")
+        draft.replace(details)
+    for listed, noted in lists:
+        listed.unlink(missing_ok=True)
+        noted.unlink(missing_ok=True)
 
 
 def _refuse_nested(source: Path, to: Path, salt: Path) -> None:

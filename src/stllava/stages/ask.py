@@ -6,8 +6,10 @@ best description, as the expert sees it, is then what ask goes on from.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stllava.config import AskOptions
 from stllava.data.borrowing import AskedAbout, bare, labelled_donors, lend, looks_of
@@ -19,8 +21,12 @@ from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.records import Answers, Image, Judgment, Keyed, Message, Question, Sampling, content_id
 from stllava.stages.results import REPEATED, AskResult
-from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
+from stllava.stages.speaking import SamplingWork
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records, shares_out
 from stllava.thoughts import final_answer
+
+if TYPE_CHECKING:
+    from stllava.generation.sampler import Sampler
 
 MAX_WORDS = 60
 MUTE = (
@@ -55,7 +61,7 @@ def request_descriptions(
     inputs: Inputs = {"policy": Input(policy, fingerprint), "images": _names(pictures), "seed": str(seed)}
     with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing) as stage:
         if stage.manifest is not None:
-            return AskResult(to, stage.manifest)
+            return AskResult(stage.to, stage.manifest)
         weights = stage.inputs["policy"]
         sampling = Sampling(**options.description_sampling.model_dump(), seed=seed)
         prompts = dict.fromkeys((options.description_prompt, *options.extra_description_prompts))
@@ -88,6 +94,67 @@ def first_descriptions(answers: Path) -> dict[str, str]:
     return first
 
 
+@dataclass(frozen=True)
+class AskWork(SamplingWork):
+    """Describes a chunk of images and asks about them."""
+
+    options: AskOptions
+    """How many questions, and how they are sampled."""
+    known: dict[str, str]
+    """Descriptions of images that were chosen before; the others are described here."""
+    seed: int
+    """Seed of what is drawn at random."""
+
+    @cached_property
+    def sampler(self) -> "Sampler":
+        """The policy, which speaks about each image twice, once it is asked."""
+        from stllava.generation.decoder import open_sampler
+
+        return open_sampler(self.options, policy=self.policy, root=self.root, audit=self.audit, revisits=True)
+
+    def __call__(self, chunk: Sequence[Image]) -> tuple[list[ImageQuestions], Dropped]:
+        """What the policy says of each image that can be used, and its usable questions."""
+        from stllava.generation.sampler import Prompt, complete_usable, usable
+
+        options, sampler, known, seed = self.options, self.sampler, self.known, self.seed
+        opening, outputs = Message(role="user", content=options.description_prompt), options.questions
+        describing = options.description_sampling
+        describing = describing.model_copy(update={"temperature": 0.0}) if known else describing
+        shown, prompts, dropped = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=outputs)
+        new = [index for index, image in enumerate(shown) if image.path not in known]
+        described_now, completions = complete_usable(
+            sampler,
+            [shown[index] for index in new],
+            [prompts[index] for index in new],
+            dropped,
+            k=1,
+            sampling=describing,
+            seed=seed,
+            outputs=outputs,
+        )
+        descriptions = {
+            image.path: final_answer(completion.text) for image, (completion,) in zip(described_now, completions, strict=True)
+        } | known
+        tellable, prompts, unusable = usable(
+            sampler,
+            [(image, descriptions[image.path]) for image in shown if image.path in descriptions],
+            lambda pair: Prompt((opening, Message(role="assistant", content=pair[1])), (pair[0].path,), "virtual_user"),
+            outputs=outputs,
+        )
+        dropped.take(unusable)
+        asked_about, asked = complete_usable(
+            sampler, tellable, prompts, dropped, k=outputs, sampling=options.sampling, seed=seed, outputs=outputs
+        )
+        own = [screen([final_answer(completion.text) for completion in texts], dropped) for texts in asked]
+        if not any(own):
+            return [], dropped
+        return [
+            ImageQuestions(id=image.id, image=image.path, description=description, texts=tuple(texts))
+            for (image, description), texts in zip(asked_about, own, strict=True)
+        ], dropped
+
+
+@shares_out
 def ask(
     options: AskOptions,
     *,
@@ -101,6 +168,7 @@ def ask(
     fingerprints: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
+    shard: str | None = None,
 ) -> AskResult:
     """Let a policy describe each image and then ask questions about it; write the questions.
 
@@ -120,12 +188,12 @@ def ask(
         fingerprints: What images look like, as a data set notes it (fingerprints.jsonl); those it lacks are read for that.
         seed: Seed of what is drawn at random; the same seed gives the same output.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
 
     Raises:
         StllavaError: Where no question is left, or more than `max_bad` of the images cannot be used.
     """
-    from stllava.generation.decoder import open_sampler
-    from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
 
     if (described is None) is not (verdicts is None):
@@ -143,64 +211,30 @@ def ask(
         inputs["conversations"] = Input(conversations, file_hash)
     if fingerprints is not None:
         inputs["fingerprints"] = Input(fingerprints, file_hash)
-    with open_stage("ask", to, options, inputs=inputs, reads=(images,), existing=existing, items="images") as stage:
+    with open_stage(
+        "ask", to, options, inputs=inputs, reads=(images,), existing=existing, items="images", shard=shard
+    ) as stage:
         if stage.manifest is not None:
-            return AskResult(to, stage.manifest)
+            return AskResult(stage.to, stage.manifest)
         weights = stage.inputs["policy"]
         known: dict[str, str] = {}
         if described is not None and verdicts is not None:
             known = best_descriptions(described, verdicts) or first_descriptions(described)
         missing = count_missing(root, [(image.path,) for image in pictures])
         missing.refuse_faults(items=len(pictures), unit="images", max_bad=options.max_bad)
-        sampler = open_sampler(options, policy=policy, root=root, audit=to, revisits=True)
-        opening = Message(role="user", content=options.description_prompt)
-        describing = options.description_sampling
-        describing = describing.model_copy(update={"temperature": 0.0}) if known else describing
-        noted, outputs = Sampling(**options.sampling.model_dump(), seed=seed), options.questions
-
-        def work(chunk: Sequence[Image]) -> tuple[list[ImageQuestions], Dropped]:
-            shown, prompts, dropped = usable(sampler, chunk, lambda image: Prompt((opening,), (image.path,)), outputs=outputs)
-            new = [index for index, image in enumerate(shown) if image.path not in known]
-            described_now, completions = complete_usable(
-                sampler,
-                [shown[index] for index in new],
-                [prompts[index] for index in new],
-                dropped,
-                k=1,
-                sampling=describing,
-                seed=seed,
-                outputs=outputs,
-            )
-            descriptions = {
-                image.path: final_answer(completion.text)
-                for image, (completion,) in zip(described_now, completions, strict=True)
-            } | known
-            tellable, prompts, unusable = usable(
-                sampler,
-                [(image, descriptions[image.path]) for image in shown if image.path in descriptions],
-                lambda pair: Prompt((opening, Message(role="assistant", content=pair[1])), (pair[0].path,), "virtual_user"),
-                outputs=outputs,
-            )
-            dropped.take(unusable)
-            asked_about, asked = complete_usable(
-                sampler, tellable, prompts, dropped, k=outputs, sampling=options.sampling, seed=seed, outputs=outputs
-            )
-            own = [screen([final_answer(completion.text) for completion in texts], dropped) for texts in asked]
-            if not any(own):
-                return [], dropped
-            return [
-                ImageQuestions(id=image.id, image=image.path, description=description, texts=tuple(texts))
-                for (image, description), texts in zip(asked_about, own, strict=True)
-            ], dropped
-
-        spoken, dropped = stage.map_chunks(
+        work = AskWork(options, policy, weights, root, stage.to, known, seed)
+        mapped = stage.map_chunks(
             pictures, work, record_type=ImageQuestions, size=options.chunk, unit="images", max_bad=options.max_bad, remedy=MUTE
         )
+        if mapped.manifest is not None:
+            return AskResult(stage.to, mapped.manifest)
+        spoken, dropped = list(mapped.records), mapped.dropped
         borrows = options.borrow_questions > 0
         pictured = read_fingerprints(fingerprints) if borrows and fingerprints is not None else {}
         looks = looks_of(root, [row.image for row in spoken], pictured) if borrows else [None] * len(spoken)
         about = [AskedAbout(row.description, row.texts, look) for row, look in zip(spoken, looks, strict=True)]
         labels = read_conversations(conversations, root=root)[0] if borrows and conversations is not None else []
+        noted = Sampling(**options.sampling.model_dump(), seed=seed)
         lent = lend(about, max_borrowed=options.borrow_questions, donors=labelled_donors(labels, root, pictured))
         questions = [
             _question(row.image, text, description=row.description, policy=weights, sampling=noted)
@@ -220,8 +254,8 @@ def ask(
                 "kept_share": len(questions) / asked if pictures else 0.0,
                 "distinct_share": len({question.text for question in questions}) / len(questions) if questions else 0.0,
             },
-            notes=(*sampler.notes, *mute),
-            device=sampler.device,
+            notes=(*mapped.notes, *mute),
+            device=mapped.device,
         )
         return AskResult(to, manifest)
 

@@ -8,8 +8,11 @@ reads the predictions of an evaluation instead and scores them by today's rules 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 from stllava.config import QUESTION, EvaluateOptions
 from stllava.data.benchmarks.own import read_samples
@@ -23,9 +26,59 @@ from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
 from stllava.records import Judgment, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
 from stllava.stages.results import EvaluateResult
-from stllava.store import Existing, Input, Inputs, Stage, file_hash, open_stage, output_hash, read_manifest, read_records
+from stllava.stages.speaking import SamplingWork
+from stllava.store import (
+    Existing,
+    Input,
+    Inputs,
+    Stage,
+    file_hash,
+    open_stage,
+    output_hash,
+    read_manifest,
+    read_records,
+    shares_out,
+)
+
+if TYPE_CHECKING:
+    from stllava.generation.sampler import Sampler
 
 
+@dataclass(frozen=True)
+class EvaluateWork(SamplingWork):
+    """Puts a chunk of a benchmark's questions."""
+
+    options: EvaluateOptions
+    """How questions are put and answered."""
+    template: str
+    """The words in which they are asked."""
+    blank: bool
+    """Whether black images are shown instead."""
+
+    @cached_property
+    def sampler(self) -> "Sampler":
+        """The policy, once it is asked."""
+        from stllava.generation.decoder import open_sampler
+
+        return open_sampler(self.options, policy=self.policy, root=self.root, audit=self.audit, blank=self.blank)
+
+    def __call__(self, chunk: Sequence[Sample]) -> tuple[list[Prediction], Dropped]:
+        """The policy's answer to each question that can be put."""
+        from stllava.generation.sampler import Prompt, complete_usable, usable
+
+        kept, prompts, dropped = usable(
+            self.sampler,
+            chunk,
+            lambda row: Prompt((Message(role="user", content=worded(row, self.template)),), (row.image,)),
+        )
+        kept, completions = complete_usable(self.sampler, kept, prompts, dropped, k=1, sampling=self.options.sampling, seed=0)
+        return [
+            predict(row, answer.text, policy=self.weights, prompt=worded(row, self.template), finished=answer.finished)
+            for row, (answer,) in zip(kept, completions, strict=True)
+        ], dropped
+
+
+@shares_out
 def evaluate(
     options: EvaluateOptions,
     *,
@@ -39,6 +92,7 @@ def evaluate(
     learned: Sequence[Path] = (),
     allow_overlap: bool = False,
     existing: Existing = "resume",
+    shard: str | None = None,
 ) -> EvaluateResult:
     """Score `policy`, called `name`, on `samples` about images under `root`; `blank` shows black images instead.
 
@@ -61,21 +115,20 @@ def evaluate(
             the samples.
         allow_overlap: Go on although test images were learned from; the result says so.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
 
     Raises:
         StllavaError: Where more than `max_bad` of the samples cannot be used, or training has seen their images.
     """
-    from stllava.generation.decoder import open_sampler
-    from stllava.generation.sampler import Prompt, complete_usable, usable
     from stllava.model.load import fingerprint
 
     inputs: Inputs = {"policy": Input(policy, fingerprint), "samples": Input(samples, file_hash)}
     inputs |= _candidates(candidates) | {"name": name, "blank": str(blank)}
     inputs |= {f"learned {path}": Input(path, output_hash if path.is_dir() else file_hash) for path in learned}
-    with open_stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples") as stage:
+    with open_stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples", shard=shard) as stage:
         if stage.manifest is not None:
-            return EvaluateResult(to, stage.manifest)
-        weights = stage.inputs["policy"]
+            return EvaluateResult(stage.to, stage.manifest)
         read, file_notes = read_samples(samples)
         empty = Dropped()
         for row in read:
@@ -88,25 +141,18 @@ def evaluate(
             overlap = _overlap(samples.stem, rows, learned, root=root)
             if overlap.serious and not allow_overlap:
                 refuse(overlap)
-            stage.write_records("overlaps", [overlap])
             overlap_notes = describe(overlap)
         by_image = sorted(rows, key=lambda row: row.image)  # Questions about an image share its prefill within a chunk.
-        sampler = open_sampler(options, policy=policy, root=root, audit=to, blank=blank)
         template = options.template(samples.stem)
-
-        def work(chunk: Sequence[Sample]) -> tuple[list[Prediction], Dropped]:
-            kept, prompts, dropped = usable(
-                sampler, chunk, lambda row: Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
-            )
-            kept, completions = complete_usable(sampler, kept, prompts, dropped, k=1, sampling=options.sampling, seed=0)
-            return [
-                predict(row, answer.text, policy=weights, prompt=worded(row, template), finished=answer.finished)
-                for row, (answer,) in zip(kept, completions, strict=True)
-            ], dropped
-
-        predictions, dropped = stage.map_chunks(
+        work = EvaluateWork(options, policy, stage.inputs["policy"], root, stage.to, template, blank)
+        mapped = stage.map_chunks(
             by_image, work, record_type=Prediction, size=options.chunk, unit="samples", max_bad=options.max_bad
         )
+        if mapped.manifest is not None:
+            return EvaluateResult(stage.to, mapped.manifest)
+        if learned:
+            stage.write_records("overlaps", [overlap])
+        predictions, dropped = list(mapped.records), mapped.dropped
         order = {row.id: index for index, row in enumerate(rows)}
         predictions.sort(key=lambda prediction: order[prediction.sample_id])
         dropped.take(empty)
@@ -120,12 +166,12 @@ def evaluate(
             candidates=read_candidates(candidates),
             notes=[
                 *file_notes,
-                *sampler.notes,
+                *mapped.notes,
                 *(overlap_notes if learned else ()),
                 *_told_of(predictions, options.sampling.max_new_tokens),
                 f"Every question was asked as {template!r}.",
             ],
-            device=sampler.device,
+            device=mapped.device,
         )
 
 
@@ -198,7 +244,7 @@ def rescore(
     inputs |= _candidates(candidates) | ({"verdicts": Input(verdicts, output_hash)} if verdicts is not None else {})
     with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return EvaluateResult(to, stage.manifest)
+            return EvaluateResult(stage.to, stage.manifest)
         return _finish(
             stage,
             read_records(predictions, "predictions", Prediction),
@@ -257,7 +303,7 @@ def _baseline(
     inputs: Inputs = {"known": Input(known, file_hash), "samples": Input(samples, file_hash), "name": name}
     with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
-            return EvaluateResult(to, stage.manifest)
+            return EvaluateResult(stage.to, stage.manifest)
         counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1

@@ -19,35 +19,39 @@ from stllava.experts.budgeting import Chosen
 from stllava.experts.build import ExpertInputs, expert_of, judge_that_knows, own_vote
 from stllava.experts.calibration import Truths, sample_of, truths_of_expert, truths_of_votes
 from stllava.experts.calibration import check as check_expert
-from stllava.experts.expert import Expert, Verdict, no_verdict, shown
+from stllava.experts.expert import Expert, no_verdict, shown
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.model.verdict_parser import RAISE
 from stllava.experts.panel import Panel
-from stllava.experts.rules.itself import ItselfJudge
 from stllava.experts.rules.oracle import Oracle
 from stllava.experts.selection import KnownVerdicts
 from stllava.experts.vote_monitor import VoteMonitor
-from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote, content_id
+from stllava.records import Answers, JudgeCheck, Judgment, VerdictCause, Vote
 from stllava.remote.refusals import advice
+from stllava.stages.judgments import JudgedChunks, expert_notes, judge_shard, judgment_of, judgments_of
 from stllava.stages.results import VERDICTS, JudgeResult
 from stllava.store import (
     CHECK,
     EXCHANGES,
+    PARTS,
     Existing,
     Input,
     Inputs,
     file_hash,
+    gathered_now,
     open_stage,
     output_hash,
     read_jsonl,
     read_record,
     read_records,
+    shares_out,
     stream_records,
     write_whole,
 )
 
 
+@shares_out
 def judge(
     options: JudgeOptions,
     *,
@@ -61,6 +65,7 @@ def judge(
     seed: int = 0,
     may_abstain: bool = False,
     existing: Existing = "resume",
+    shard: str | None = None,
 ) -> JudgeResult:
     """Let an expert judge the folder `answers`.
 
@@ -83,6 +88,8 @@ def judge(
         seed: Seed of the run; decides between questions that are worth as much within a budget.
         may_abstain: Whether an expert may abstain on everything without ending the stage in an error.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them. Limits of rate and cost hold for each shard by itself.
 
     Raises:
         StllavaError: Where the expert cannot begin, cannot be reached, or gives no verdict; replies that were paid for are
@@ -95,43 +102,41 @@ def judge(
         inputs["labelled answers"] = Input(labelled_answers, output_hash)
     for number, (before, judged) in enumerate(earlier, 1):
         inputs |= {f"answers {number}": Input(before, output_hash), f"judgments {number}": Input(judged, output_hash)}
-    with open_stage("judge", to, options, inputs=inputs, existing=existing) as stage:
+    if shard is not None and options.budget_cost:
+        raise StllavaError(
+            "judge.budget_cost with a shard, which knows what its own questions cost and not what the others' do",
+            expected="budget, a number of questions, or no shard",
+            remedy="Set budget instead.",
+        )
+    with open_stage("judge", to, options, inputs=inputs, existing=existing, shard=shard) as stage:
         if stage.manifest is not None:
-            return JudgeResult(to, stage.manifest)
+            return JudgeResult(stage.to, stage.manifest)
         given, tally = stream_records(answers, "answers", Answers), Tally()
-        known = ExpertInputs(to, root, truth, labels=labels, labelled_answers=labelled_answers)
         monitor = VoteMonitor(judge_that_knows(truth) if truth is not None else None) if options.votes else None
-        with expert_of(options, known) as expert:
-            chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
-            expert.prepare(chosen)
-            vote = own_vote(options, known) if options.consensus and options.is_limited else None
-            judgments = _judgments(expert, chosen, vote, monitor, correct=options.correct)
-            stage.write_records("judgments", tally.count(judgments))
-        tally.check(options, expert=expert.name, may_abstain=may_abstain)
+        if (gathered := gathered_now()) is not None:
+            pieces = JudgedChunks(given, stage.to / PARTS, options.chunk, options.consensus and options.is_limited)
+            stage.write_records("judgments", tally.count(pieces.judgments(monitor)))
+            notes, measures = pieces.notes, gathered.measures
+        else:
+            known = ExpertInputs(stage.to, root, truth, labels=labels, labelled_answers=labelled_answers)
+            with expert_of(options, known) as expert:
+                chosen = Chosen.among(given, known=known_verdicts(earlier, expert), expert=expert, options=options, seed=seed)
+                vote = own_vote(options, known) if options.consensus and options.is_limited else None
+                if stage.shard is not None:
+                    return JudgeResult(stage.to, judge_shard(stage, stage.shard, options, expert, chosen, vote))
+                expert.prepare(chosen)
+                stage.write_records(
+                    "judgments", tally.count(judgments_of(expert, chosen, vote, monitor, correct=options.correct))
+                )
+            notes, measures = expert_notes(expert, vote), chosen.measures
+        tally.check(options, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,
             counts_out=tally.judged,
-            measures={**tally.measures, **chosen.measures, **(monitor.measures if monitor is not None else {})},
-            notes=(
-                f"The expert is called {expert.name}. {expert.method}",
-                *([f"On what it was not asked, the policy's own answers voted. {vote.method}"] if vote is not None else []),
-                *filter(None, (expert.damage,)),
-            ),
+            measures={**tally.measures, **measures, **(monitor.measures if monitor is not None else {})},
+            notes=notes,
         )
         return JudgeResult(to, manifest)
-
-
-def _judgments(
-    expert: Expert, chosen: Chosen, vote: ItselfJudge | None, monitor: VoteMonitor | None, *, correct: bool
-) -> Iterator[Judgment]:
-    """The expert's judgments, then those of the policy's own `vote` on what the expert was not asked; votes are watched."""
-    verdicts = chosen.verdicts(expert)
-    for row in monitor.watch(verdicts) if monitor is not None and vote is None else verdicts:
-        yield _judged(expert, *row, correct=correct)
-    if vote is not None and monitor is not None:
-        for answers, verdict in monitor.watch((row, vote.judge(row)) for row in chosen.left_out()):
-            if verdict.scores is not None:
-                yield _judged(vote, answers, verdict)
 
 
 def known_verdicts(earlier: Sequence[tuple[Path, Path]], expert: Expert) -> KnownVerdicts:
@@ -222,7 +227,7 @@ def check(
             if (
                 not any(
                     judgment.scores is not None
-                    for judgment in tally.count(_judged(expert, row, expert.judge(row)) for row in given)
+                    for judgment in tally.count(judgment_of(expert, row, expert.judge(row)) for row in given)
                 )
                 and given
             ):
@@ -238,6 +243,7 @@ class Tally:
     """Counts judgments as they pass by."""
 
     judged: int = 0
+    expert: str = ""
     causes: Counter[VerdictCause] = field(default_factory=Counter)
     scores: int = 0
     total: float = 0.0
@@ -255,6 +261,7 @@ class Tally:
         """The judgments, one by one."""
         for judgment in judgments:
             self.judged += 1
+            self.expert = self.expert or judgment.expert
             if judgment.scores is None:
                 cause = judgment.cause or "failed"
                 self.causes[cause] += 1
@@ -276,11 +283,11 @@ class Tally:
             self.corrections += judgment.correction is not None
             yield judgment
 
-    def check(self, options: JudgeOptions, *, expert: str, may_abstain: bool) -> None:
+    def check(self, options: JudgeOptions, *, may_abstain: bool) -> None:
         """Stop where there is no verdict at all, where too many requests failed, or where the order decides too often."""
         abstained = may_abstain and self.causes["abstained"] == self.judged
         if self.judged and self.causes.total() == self.judged and not abstained:
-            raise no_verdict(expert, f"any of {self.judged} questions", self.causes, self.examples, ended=True)
+            raise no_verdict(self.expert, f"any of {self.judged} questions", self.causes, self.examples, ended=True)
         failed = self.causes["failed"]
         if failed > options.max_failed * self.judged:
             example = shown(self.examples["failed"])
@@ -319,26 +326,6 @@ class Tally:
         if self.corrections:
             figures["corrections"] = float(self.corrections)
         return figures
-
-
-def _judged(expert: Expert, answers: Answers, verdict: Verdict, *, correct: bool = False) -> Judgment:
-    """The record of a verdict; an expert that knows the right answer says it only where it is to `correct`."""
-    return Judgment(
-        id=content_id("judgment", answers.id, expert.name, expert.prompt_hash),
-        answers_id=answers.id,
-        scores=verdict.scores,
-        cause=verdict.cause,
-        reason=verdict.reason,
-        expert=expert.name,
-        prompt_hash=expert.prompt_hash,
-        comparisons=verdict.comparisons,
-        context=verdict.context,
-        raw=verdict.raw,
-        usage=verdict.usage,
-        cost=verdict.cost,
-        agreement=verdict.agreement,
-        correction=verdict.correction if correct else None,
-    )
 
 
 def _file(path: Path | None) -> Input | str:

@@ -6,6 +6,7 @@ question in their order, with the answer or why there is none.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from stllava.errors import ItemError, TextError, cause_of
 from stllava.records import Keyed, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
 from stllava.stages.results import PredictResult
-from stllava.store import Existing, Input, Inputs, file_hash, open_stage, read_jsonl
+from stllava.stages.speaking import SamplingWork
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, read_jsonl, shares_out
 
 if TYPE_CHECKING:
     from stllava.generation.sampler import Completion
@@ -82,8 +84,61 @@ def read_questions(path: Path) -> tuple[list[Asked], tuple[str, ...]]:
     return [Asked.model_validate(row.model_dump()) for row in samples_of("asked", "", rows)], notes
 
 
+@dataclass(frozen=True)
+class PredictWork(SamplingWork):
+    """Puts a chunk of the user's questions."""
+
+    options: EvaluateOptions
+    """How questions are put and answered."""
+    template: str
+    """The words in which they are asked."""
+
+    def __call__(self, chunk: Sequence[Asked]) -> tuple[list[Reply], Dropped]:
+        """A reply to each question, or why there is none."""
+        from stllava.generation.sampler import Prompt, RefusedPromptsError
+
+        sampler, template, weights = self.sampler, self.template, self.weights
+        prompts: dict[str, Prompt] = {}
+        causes: dict[str, str] = {}
+        dropped = Dropped()
+        for row in chunk:
+            prompt = Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
+            try:
+                if not row.question.strip():
+                    raise TextError("empty text", f"{row.id} has no question")
+                sampler.check(prompt)
+            except ItemError as error:
+                causes[row.id] = cause_of(error)
+                dropped.fault(error, of="image")
+            else:
+                prompts[row.id] = prompt
+        names = list(prompts)
+        try:
+            completions = sampler.complete(list(prompts.values()), k=1, sampling=self.options.sampling, seed=0)
+        except RefusedPromptsError as error:
+            completions = error.said
+            for index, fault in error.refused.items():
+                causes[names[index]] = cause_of(fault)
+                dropped.fault(fault, of="image")
+        answered = [name for name in names if name not in causes]
+        answers = {name: answer for name, (answer,) in zip(answered, completions, strict=True)}
+        replies = [
+            reply(row, answers.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
+            for row in chunk
+        ]
+        return replies, dropped
+
+
+@shares_out
 def predict(
-    options: EvaluateOptions, *, policy: Path, questions: Path, root: Path, to: Path, existing: Existing = "resume"
+    options: EvaluateOptions,
+    *,
+    policy: Path,
+    questions: Path,
+    root: Path,
+    to: Path,
+    existing: Existing = "resume",
+    shard: str | None = None,
 ) -> PredictResult:
     """Let a policy answer a file of questions and write a line for each, in the order of the file.
 
@@ -94,60 +149,31 @@ def predict(
         root: The image root: every image path is relative to it.
         to: Folder for the answers.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+        shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
+            whole of them.
 
     Raises:
         StllavaError: Where more than `max_bad` of the questions cannot be answered.
     """
-    from stllava.generation.decoder import open_sampler
-    from stllava.generation.sampler import Prompt, RefusedPromptsError
     from stllava.model.load import fingerprint
 
     inputs: Inputs = {"policy": Input(policy, fingerprint), "questions": Input(questions, file_hash)}
-    with open_stage("predict", to, options, inputs=inputs, existing=existing, items="questions") as stage:
+    with open_stage("predict", to, options, inputs=inputs, existing=existing, items="questions", shard=shard) as stage:
         if stage.manifest is not None:
-            return PredictResult(to, stage.manifest)
-        weights = stage.inputs["policy"]
+            return PredictResult(stage.to, stage.manifest)
         rows, file_notes = read_questions(questions)
         missing = count_missing(root, [(row.image,) for row in rows])
         missing.refuse_faults(items=len(rows), unit="questions", max_bad=options.max_bad)
         by_image = sorted(rows, key=lambda row: row.image)  # Questions about an image share its prefill within a chunk.
-        sampler = open_sampler(options, policy=policy, root=root, audit=to)
         template = options.template(questions.stem)
 
-        def work(chunk: Sequence[Asked]) -> tuple[list[Reply], Dropped]:
-            prompts: dict[str, Prompt] = {}
-            causes: dict[str, str] = {}
-            dropped = Dropped()
-            for row in chunk:
-                prompt = Prompt((Message(role="user", content=worded(row, template)),), (row.image,))
-                try:
-                    if not row.question.strip():
-                        raise TextError("empty text", f"{row.id} has no question")
-                    sampler.check(prompt)
-                except ItemError as error:
-                    causes[row.id] = cause_of(error)
-                    dropped.fault(error, of="image")
-                else:
-                    prompts[row.id] = prompt
-            names = list(prompts)
-            try:
-                completions = sampler.complete(list(prompts.values()), k=1, sampling=options.sampling, seed=0)
-            except RefusedPromptsError as error:
-                completions = error.said
-                for index, fault in error.refused.items():
-                    causes[names[index]] = cause_of(fault)
-                    dropped.fault(fault, of="image")
-            answered = [name for name in names if name not in causes]
-            answers = {name: answer for name, (answer,) in zip(answered, completions, strict=True)}
-            replies = [
-                reply(row, answers.get(row.id), cause=causes.get(row.id), prompt=worded(row, template), policy=weights)
-                for row in chunk
-            ]
-            return replies, dropped
-
-        replies, dropped = stage.map_chunks(
+        work = PredictWork(options, policy, stage.inputs["policy"], root, stage.to, template)
+        mapped = stage.map_chunks(
             by_image, work, record_type=Reply, size=options.chunk, unit="questions", max_bad=options.max_bad
         )
+        if mapped.manifest is not None:
+            return PredictResult(stage.to, mapped.manifest)
+        replies, dropped = list(mapped.records), mapped.dropped
         order = {row.id: index for index, row in enumerate(rows)}
         replies.sort(key=lambda reply: order[reply.id])
         stage.write_records("replies", replies)
@@ -155,8 +181,8 @@ def predict(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),
             dropped=dropped,
-            notes=[*file_notes, *sampler.notes, f"Every question was asked as {template!r}."],
-            device=sampler.device,
+            notes=[*file_notes, *mapped.notes, f"Every question was asked as {template!r}."],
+            device=mapped.device,
         )
         return PredictResult(to, manifest)
 

@@ -9,13 +9,25 @@ A stage's folder while it is written:
     audit.jsonl              images that were sent out, where they went and when
     exchanges/<name>.jsonl   what an expert replied, word for word
 
+    shards/<i>-of-<n>/       the same of one shard, where the work is cut (`shards.py`)
+
 and when it is whole: `<name>.jsonl` (or the files of a policy) and, written last, `manifest.json`.
 Every file appears whole or not at all (written beside, synced, renamed), so a kill or a full disk loses at most
 the chunk at work.
 """
 
+from stllava.store.chunked import (
+    HOPELESS,
+    ChunkWork,
+    Executor,
+    InProcess,
+    MappedChunks,
+    executing,
+    finished_chunk,
+    nothing_left,
+)
 from stllava.store.disk import disk_error, disk_errors, file_hash, remove_folder, require_file, write_whole
-from stllava.store.finished import ChunkHead, chunk_id, is_sealed, read_chunk, seal, write_chunk
+from stllava.store.finished import ChunkHead, ChunkRecords, FinishedChunk, chunk_id, is_sealed, read_chunk, seal, write_chunk
 from stllava.store.jsonl import RecordStream, read_jsonl, read_record, to_jsonl
 from stllava.store.lock import locked
 from stllava.store.log import Log
@@ -32,12 +44,34 @@ from stllava.store.manifests import (
     versions,
     warn_of_losses,
 )
-from stllava.store.names import AUDIT, AUDITED, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
-from stllava.store.stage import HOPELESS, Existing, Input, Inputs, Stage, first_difference, nothing_left, open_stage
+from stllava.store.names import AUDIT, AUDITED, CALL, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN, SHARDS
+from stllava.store.shards import (
+    SHARD,
+    Gathered,
+    Shard,
+    ShardRows,
+    StageCall,
+    from_shards,
+    gathered_now,
+    in_chunks,
+    not_in_shards,
+    shares_out,
+)
+from stllava.store.stage import (
+    Existing,
+    Input,
+    Inputs,
+    Stage,
+    begin_shard,
+    first_difference,
+    open_stage,
+    shard_folder,
+)
 
 __all__ = [
     "AUDIT",
     "AUDITED",
+    "CALL",
     "CHECK",
     "EXCHANGES",
     "HOPELESS",
@@ -45,23 +79,42 @@ __all__ = [
     "MANIFEST",
     "PARTS",
     "PLAN",
+    "SHARD",
+    "SHARDS",
     "ChunkHead",
+    "ChunkRecords",
+    "ChunkWork",
+    "Executor",
     "Existing",
+    "FinishedChunk",
+    "Gathered",
+    "InProcess",
     "Input",
     "Inputs",
     "Log",
+    "MappedChunks",
     "Plan",
     "RecordStream",
+    "Shard",
+    "ShardRows",
     "Stage",
+    "StageCall",
+    "begin_shard",
     "chunk_id",
     "commit",
     "disk_error",
     "disk_errors",
+    "executing",
     "file_hash",
+    "finished_chunk",
     "first_difference",
     "first_loss",
+    "from_shards",
+    "gathered_now",
+    "in_chunks",
     "is_sealed",
     "locked",
+    "not_in_shards",
     "nothing_left",
     "open_stage",
     "output_hash",
@@ -75,6 +128,8 @@ __all__ = [
     "remove_folder",
     "require_file",
     "seal",
+    "shard_folder",
+    "shares_out",
     "stream_records",
     "to_jsonl",
     "versions",

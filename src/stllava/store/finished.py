@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,7 +13,7 @@ from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.records import Keyed, Record, content_id
 from stllava.store.disk import file_hash, write_whole
-from stllava.store.jsonl import read_record, to_jsonl
+from stllava.store.jsonl import damaged, read_record, to_jsonl
 from stllava.store.names import SEAL
 
 R = TypeVar("R", bound=Record)
@@ -29,6 +30,10 @@ class ChunkHead(Record):
     """An example of each cause."""
     sha256: str
     """Hash of the lines behind this one."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the manifest must know of how it was made."""
+    device: str = ""
+    """Where it was made; empty where nobody said."""
 
 
 def chunk_id(items: Sequence[Keyed]) -> str:
@@ -36,19 +41,35 @@ def chunk_id(items: Sequence[Keyed]) -> str:
     return content_id([item.model_dump(mode="json") for item in items])
 
 
-def write_chunk(path: Path, records: Sequence[Record], dropped: Dropped) -> None:
+@dataclass(frozen=True)
+class FinishedChunk(Generic[R]):
+    """What came of a chunk."""
+
+    records: list[R]
+    """The records."""
+    dropped: Dropped
+    """What was left out."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the manifest must know of how it was made."""
+    device: str = ""
+    """Where it was made; empty where nobody said."""
+
+
+def write_chunk(path: Path, finished: FinishedChunk[R]) -> None:
     """Keep what came of a chunk."""
-    lines = to_jsonl(records).encode()
+    lines = to_jsonl(finished.records).encode()
     head = ChunkHead(
-        dropped=dict(sorted(dropped.items())),
-        faults=dict(sorted(dropped.faults.items())),
-        examples=dict(sorted(dropped.examples.items())),
+        dropped=dict(sorted(finished.dropped.items())),
+        faults=dict(sorted(finished.dropped.faults.items())),
+        examples=dict(sorted(finished.dropped.examples.items())),
         sha256=hashlib.sha256(lines).hexdigest(),
+        notes=finished.notes,
+        device=finished.device,
     )
     write_whole(path, f"{head.model_dump_json()}\n".encode() + lines)
 
 
-def read_chunk(path: Path, record_type: type[R]) -> tuple[list[R], Dropped] | None:
+def read_chunk(path: Path, record_type: type[R]) -> FinishedChunk[R] | None:
     """What is kept of a chunk; None where there is nothing or the file is damaged, so that it is to be made again."""
     if not path.is_file():
         return None
@@ -62,7 +83,21 @@ def read_chunk(path: Path, record_type: type[R]) -> tuple[list[R], Dropped] | No
         return None
     dropped = Dropped(head.dropped)
     dropped.faults, dropped.examples = Counter(head.faults), head.examples
-    return records, dropped
+    return FinishedChunk(records, dropped, head.notes, head.device)
+
+
+class ChunkRecords(Iterable[R]):
+    """The records of finished chunks in their order, as often as they are gone through, a chunk at a time in memory."""
+
+    def __init__(self, paths: Sequence[Path], record_type: type[R]) -> None:
+        self._paths, self._record_type = paths, record_type
+
+    def __iter__(self) -> Iterator[R]:
+        for path in self._paths:
+            found = read_chunk(path, self._record_type)
+            if found is None:
+                raise damaged(path, "it is not the chunk that was written there just now")
+            yield from found.records
 
 
 class Seal(Record):

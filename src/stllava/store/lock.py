@@ -22,6 +22,19 @@ def _open_lock(path: Path) -> IO[bytes]:
         return path.open("rb")
 
 
+def refuse_reading(folder: Path, *read: Path | str | None) -> None:
+    """Refuse to write into a folder that is, or holds, what is `read`."""
+    for path in (path for path in read if path):
+        place = Path(path).resolve()
+        if place.exists() and place.is_relative_to(folder.resolve()):
+            same = place == folder.resolve()
+            raise StllavaError(
+                f"{folder} is to be read and to be written" if same else f"{path} is to be read and lies in {folder}",
+                expected="another folder for what is made, since to replace what is there removes what it is made from",
+                remedy="Name another folder (--to).",
+            )
+
+
 @contextmanager
 def locked(folder: Path, *read: Path | str | None) -> Iterator[None]:
     """Hold the folder's lock: one writer at a time, released by the system even after SIGKILL.
@@ -29,15 +42,7 @@ def locked(folder: Path, *read: Path | str | None) -> Iterator[None]:
     A folder that is, or holds, what is `read` to write into it is refused. What the disk refuses is said in words.
     """
     with disk_errors(folder):
-        for path in (path for path in read if path):
-            place = Path(path).resolve()
-            if place.exists() and place.is_relative_to(folder.resolve()):
-                same = place == folder.resolve()
-                raise StllavaError(
-                    f"{folder} is to be read and to be written" if same else f"{path} is to be read and lies in {folder}",
-                    expected="another folder for what is made, since to replace what is there removes what it is made from",
-                    remedy="Name another folder (--to).",
-                )
+        refuse_reading(folder, *read)
         folder.mkdir(parents=True, exist_ok=True)
         with _open_lock(folder / LOCK) as file:
             try:

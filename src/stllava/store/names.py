@@ -1,6 +1,8 @@
 """The names of files in a stage's folder."""
 
 MANIFEST, PLAN, PARTS, LOCK = "manifest.json", "plan.json", "parts", "lock"
+SHARDS, CALL = "shards", "call.json"
+"""Where shards of a stage lie in its folder, and how one was called."""
 CHECK, AUDITED, SEAL = "check.json", "expert-audit.json", "seal.json"
 DRAFTS = ".*.draft"
 """Files that are being written."""

@@ -7,24 +7,23 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
-from stllava.dropped import LET_PASS, Dropped
-from stllava.errors import ConflictError, FormatError, NothingLeftError, StllavaError
-from stllava.progress import Progress
+from stllava.errors import ConflictError, FormatError, StllavaError
 from stllava.records import Keyed, Manifest, Record
+from stllava.store.chunked import ChunkWork, MappedChunks, map_chunks
 from stllava.store.disk import file_hash, write_whole
-from stllava.store.finished import chunk_id, read_chunk, write_chunk
 from stllava.store.jsonl import read_record
-from stllava.store.lock import locked
+from stllava.store.lock import locked, refuse_reading
 from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_formatted, read_manifest, versions
-from stllava.store.names import AUDIT, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN
+from stllava.store.names import AUDIT, CALL, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN, SHARDS
+from stllava.store.shards import SHARD, Shard, noted_call
 
 logger = logging.getLogger(__name__)
 I = TypeVar("I", bound=Keyed)  # noqa: E741
@@ -32,9 +31,6 @@ O = TypeVar("O", bound=Record)  # noqa: E741
 
 Existing = Literal["resume", "replace", "error"]
 """What to do when the output is already there, whole or in part."""
-
-HOPELESS = 120
-"""Things a policy said of which none can be used: it is then not asked for more."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ def open_stage(
     reads: Iterable[Path | str | None] = (),
     existing: Existing,
     items: str = "",
+    shard: str | None = None,
 ) -> Iterator["Stage"]:
     """Hold the folder `to` and begin the stage there, or go on with it; where it is done, its `manifest` is set.
 
@@ -70,10 +67,57 @@ def open_stage(
         reads: What it reads beside that.
         existing: What to do with output that is there.
         items: The input of which chunks are cut.
+        shard: i/n: begin the i-th of n shards of the stage, in a folder of its own below `to`.
     """
-    with locked(to, *(given.path for given in inputs.values() if isinstance(given, Input)), *reads):
+    read = [*(given.path for given in inputs.values() if isinstance(given, Input)), *reads]
+    part = Shard.parse(shard) if shard is not None else None
+    with locked(shard_folder(to, part, read, existing=existing) if part is not None else to, *read):
         hashes = {key: given if isinstance(given, str) else given.hash(Path(given.path)) for key, given in inputs.items()}
-        yield Stage(name, to, options, inputs=hashes, existing=existing, items=items)
+        if part is not None and (to / MANIFEST).is_file():
+            yield Stage(name, to, options, inputs=hashes, existing=existing)  # All of it is gathered already.
+        else:
+            yield begin_shard(name, to, options, inputs=hashes, existing=existing, items=items, shard=part)
+
+
+def shard_folder(to: Path, shard: Shard, read: Iterable[Path | str | None], *, existing: Existing) -> Path:
+    """Where a shard of the stage in the folder `to` works, in which nothing may lie that is `read`."""
+    refuse_reading(to, *read)
+    if existing != "resume" and (to / MANIFEST).is_file():
+        raise StllavaError(
+            f"the shards in {to} are gathered already",
+            expected="a folder whose shards are still at work",
+            remedy="Name another folder, or delete that one.",
+        )
+    return to / SHARDS / shard.folder
+
+
+def begin_shard(
+    name: str,
+    to: Path,
+    options: Options,
+    *,
+    inputs: Mapping[str, str],
+    existing: Existing,
+    items: str = "",
+    shard: Shard | None,
+) -> "Stage":
+    """Begin the stage of the folder `to`, or one shard of it, or go on with that."""
+    if shard is None:
+        return Stage(name, to, options, inputs=inputs, existing=existing, items=items)
+    folder, plan = to / SHARDS / shard.folder, {**inputs, SHARD: str(shard)}
+    stage = Stage(name, folder, options, inputs=plan, existing=existing, items=items, shard=shard)
+    if stage.manifest is None:
+        write_whole(folder / CALL, noted_call().model_dump_json(indent=1) + "\n")
+    return stage
+
+
+class _MadeBy(TypedDict):
+    """What a manifest says of the process that wrote it."""
+
+    versions: dict[str, str]
+    commit: str
+    started: str
+    seconds: float
 
 
 class Stage:
@@ -89,12 +133,15 @@ class Stage:
         existing: Existing,
         items: str = "",
         may_change: Collection[str] = (),
+        shard: Shard | None = None,
     ) -> None:
         """Begin the stage in the folder `to`, or go on with it.
 
         Options and inputs are settled by the first finished chunk; the input `items`, of which chunks are cut, by the
         manifest. A folder of stages has no chunks: each settles its own, and options that `may_change` are never settled.
+        Of a `shard` the folder is its own.
         """
+        self.shard = shard
         self.name, self.to, self._options = name, to, config
         self.config: dict[str, JsonValue] = config.model_dump(mode="json")
         self.inputs = dict(inputs)
@@ -161,6 +208,12 @@ class Stage:
                 expected="the file as stllava wrote it",
                 remedy="Restore it, name another folder, or begin again (--existing replace).",
             ) from plan
+        if plan is None and (self.to / SHARDS).is_dir():
+            raise StllavaError(
+                f"{self.to} holds shards of a stage that nobody has gathered",
+                expected="shards that are gathered, or a new folder",
+                remedy=f"Finish them with `stllava gather {self.to}`, or name another folder.",
+            )
         if plan is None and (other := self._entries()):
             raise StllavaError(
                 f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
@@ -220,48 +273,37 @@ class Stage:
     def map_chunks(
         self,
         items: Sequence[I],
-        work: Callable[[Sequence[I]], tuple[list[O], Dropped]],
+        work: ChunkWork[I, O],
         *,
         record_type: type[O],
         size: int,
         unit: str,
         max_bad: float,
         remedy: str = "Look at the example.",
-    ) -> tuple[list[O], Dropped]:
-        """Run `work` over fixed chunks of the items and keep each result on disk as it is made.
+    ) -> MappedChunks[O]:
+        """Run `work` over fixed chunks of the items and keep each result on disk as it is made (`store/chunked.py`).
 
-        Chunks are cut before anything is skipped, so that a resumed stage computes, and rounds, as an uninterrupted
-        one. Returns all records in order and what was dropped. More than `max_bad` of faults end the stage, and so does
-        a policy of which nothing can be used, as soon as that is plain; `remedy` is then what to do.
+        A shard works on its own chunks alone and ends here: its manifest is in the result. More than `max_bad` of faults end
+        the stage, and so does a policy of which nothing can be used; `remedy` is then what to do.
         """
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        paths = [self.to / PARTS / f"{chunk_id(chunk)}.jsonl" for chunk in chunks]
-        made = {path: known for path in paths if (known := read_chunk(path, record_type)) is not None}
-        done = sum(len(chunk) for chunk, path in zip(chunks, paths, strict=True) if path in made)
-        records: list[O] = []
-        dropped, seen = Dropped(), 0
-        with Progress(self.name, len(items), unit=unit, done=done) as progress:
-            for chunk, path in zip(chunks, paths, strict=True):
-                if path not in made:
-                    made[path] = work(chunk)
-                    write_chunk(path, *made[path])
-                    progress.advance(len(chunk))
-                records += made[path][0]
-                dropped.take(made[path][1])
-                seen += len(chunk)
-                try:
-                    dropped.refuse_faults(items=len(items), unit=unit, max_bad=max_bad, seen=seen)
-                except StllavaError:
-                    # What is wrong with these items may be put right: they are then looked at again.
-                    for other in paths:
-                        if other in made and made[other][1].faults:
-                            other.unlink()
-                    raise
-                useless = sum(count for cause, count in dropped.items() if cause not in dropped.faults)
-                if not records and useless >= (LET_PASS if seen == len(items) else HOPELESS):
-                    shutil.rmtree(self.to / PARTS)
-                    raise nothing_left(f"the first {seen} of {len(items)} {unit}", dropped, remedy=remedy)
-        return records, dropped
+        mapped = map_chunks(
+            items,
+            work,
+            to=self.to,
+            name=self.name,
+            shard=self.shard,
+            record_type=record_type,
+            size=size,
+            unit=unit,
+            max_bad=max_bad,
+            remedy=remedy,
+        )
+        if self.shard is None:
+            return mapped
+        manifest = self.finish_shard(
+            mapped.paths, counts_in=mapped.items, counts_out=mapped.count, dropped=mapped.dropped, device=mapped.device
+        )
+        return replace(mapped, manifest=manifest)
 
     def write_records(self, name: str, records: Iterable[Record]) -> None:
         """Write `<name>.jsonl`, holding one record at a time."""
@@ -281,31 +323,63 @@ class Stage:
         files: Sequence[Path] | None = None,
     ) -> Manifest:
         """Write the manifest: from here on the output is whole. It names `files`, or all there are in the folder."""
-        kept, aside = {PLAN, LOCK, MANIFEST, AUDIT}, (f"{PARTS}/", f"{EXCHANGES}/")
+        kept, aside = {PLAN, LOCK, MANIFEST, AUDIT}, (f"{PARTS}/", f"{EXCHANGES}/", f"{SHARDS}/")
         if files is None:
             files = sorted(path for path in self.to.rglob("*") if path.is_file() and not path.name.startswith("."))
         names = {path: path.relative_to(self.to).as_posix() for path in files}
-        manifest = Manifest(
-            stage=self.name,
-            config=self.config,
-            inputs=self.inputs,
-            outputs={name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(aside)},
-            counts_in=counts_in,
-            counts_out=counts_out,
-            dropped=dict(sorted((dropped or {}).items())),
-            measures=dict(measures or {}),
-            curves=dict(curves or {}),
-            notes=tuple(notes),
-            versions=versions(),
-            commit=commit(),
-            started=self.started,
-            seconds=round(time.monotonic() - self._clock, 3),
-            device=device,
-            image_root=_noted(image_root, self.to) if image_root is not None else None,
+        self.manifest = self._write_manifest(
+            Manifest(
+                stage=self.name,
+                config=self.config,
+                inputs=self.inputs,
+                outputs={
+                    name: file_hash(path) for path, name in names.items() if name not in kept and not name.startswith(aside)
+                },
+                counts_in=counts_in,
+                counts_out=counts_out,
+                dropped=dict(sorted((dropped or {}).items())),
+                measures=dict(measures or {}),
+                curves=dict(curves or {}),
+                notes=tuple(notes),
+                device=device,
+                image_root=_noted(image_root, self.to) if image_root is not None else None,
+                **self._made_by(),
+            )
         )
-        self.manifest = self._write_manifest(manifest)
         shutil.rmtree(self.to / PARTS, ignore_errors=True)
         return self.manifest
+
+    def finish_shard(
+        self,
+        parts: Iterable[Path],
+        *,
+        counts_in: int,
+        counts_out: int,
+        dropped: Mapping[str, int],
+        measures: Mapping[str, float] | None = None,
+        device: str = "cpu",
+    ) -> Manifest:
+        """Write the manifest of a shard, whose output is its parts: they stay, and `stllava gather` reads them."""
+        self.manifest = self._write_manifest(
+            Manifest(
+                stage=self.name,
+                config=self.config,
+                inputs=self.inputs,
+                outputs={path.relative_to(self.to).as_posix(): file_hash(path) for path in parts},
+                counts_in=counts_in,
+                counts_out=counts_out,
+                dropped=dict(sorted(dropped.items())),
+                measures=dict(measures or {}),
+                device=device,
+                **self._made_by(),
+            )
+        )
+        return self.manifest
+
+    def _made_by(self) -> _MadeBy:
+        """What the manifest says of the process that finishes the stage."""
+        seconds = round(time.monotonic() - self._clock, 3)
+        return {"versions": versions(), "commit": commit(), "started": self.started, "seconds": seconds}
 
     def move_image_root(self, image_root: Path) -> None:
         """Note where the images of a finished stage lie now."""
@@ -338,12 +412,3 @@ def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:
 
 
 _HASH = re.compile("[0-9a-f]{16}|[0-9a-f]{64}")
-
-
-def nothing_left(source: str, dropped: Dropped, *, remedy: str) -> NothingLeftError:
-    """The error of a stage in which nothing came of its `source`; its causes are told where there are some."""
-    return NothingLeftError(
-        f"nothing that can be used came of {source}{': ' if dropped else ''}{dropped.told()}",
-        expected="at least one",
-        remedy=remedy,
-    )

@@ -1,0 +1,263 @@
+"""Makes the whole of a stage whose shards are all there: `stllava gather FOLDER`.
+
+Reads the shards below the folder, or where they are said to lie; writes what the stage would have written without shards,
+byte for byte, but for when it began and how long it took. Nothing is computed again: chunks are linked into the folder, the
+stage is called as its shards were, and finds all of its work done. Give it in the folder where the shards' commands were given,
+because relative paths start there.
+"""
+
+import inspect
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from stllava.config import Options
+from stllava.errors import ConflictError, StllavaError
+from stllava.intake.run import take_private_lists
+from stllava.records import Manifest
+from stllava.stages.results import StageResult
+from stllava.store import (
+    AUDIT,
+    CALL,
+    EXCHANGES,
+    MANIFEST,
+    PARTS,
+    PLAN,
+    SHARD,
+    SHARDS,
+    Gathered,
+    Plan,
+    Shard,
+    StageCall,
+    first_difference,
+    first_loss,
+    from_shards,
+    locked,
+    read_formatted,
+    read_manifest,
+    read_record,
+    remove_folder,
+    write_whole,
+)
+
+STAGES: Mapping[str, str] = {
+    "ask": "stllava.stages.ask:ask",
+    "answer": "stllava.stages.answer:answer",
+    "judge": "stllava.stages.judge:judge",
+    "evaluate": "stllava.stages.evaluate:evaluate",
+    "predict": "stllava.stages.predict:predict",
+    "import-images": "stllava.intake.run:import_images",
+}
+"""The functions that take shards, by the name of their stage."""
+IMAGES = "images"
+"""Where an import keeps its pictures."""
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A shard as it lies on disk."""
+
+    path: Path
+    """Its folder."""
+    shard: Shard
+    """Which one it is."""
+    plan: Plan
+    """What it makes; without which shard of it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in errors."""
+        return f"shard {self.shard} ({self.path})"
+
+
+def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
+    """Write the output and the manifest of a stage whose shards are all done.
+
+    Args:
+        to: Folder of the stage, as its shards were given it.
+        shards: Folders of the shards, where they do not lie in `to`; these are left as they are, while those that lie there
+            are removed at the end.
+
+    Raises:
+        StllavaError: Where a shard is missing, unfinished, damaged, there twice, or of other work; it is named.
+    """
+    if (to / MANIFEST).is_file():
+        return read_manifest(to)
+    found = read_shards(to, shards)
+    function = _function(found[0].plan.stage)
+    plan = _same_work(found, function)
+    _require_all(found)
+    call = read_record(found[0].path / CALL, StageCall)
+    arguments = call.read(function)
+    with locked(to):
+        _begin(to, plan, function)
+        taken = [pair for one in found for pair in _take(one.path, to)]
+        for name in (AUDIT, *sorted({f"{EXCHANGES}/{log.name}" for one in found for log in (one.path / EXCHANGES).glob("*")})):
+            _join_logs([one.path / name for one in found], to / name)
+        if isinstance(salt := arguments.get("salt"), Path):
+            take_private_lists([one.shard for one in found], to=to, salt=salt)
+    try:
+        with from_shards(Gathered(measures=read_manifest(found[0].path).measures)):
+            made = function(**arguments, to=to)
+    except StllavaError:
+        _return_faulty(taken)
+        raise
+    remove_folder(to / SHARDS)
+    if isinstance(made, StageResult):
+        return made.manifest
+    return read_manifest(to)
+
+
+def read_shards(to: Path, shards: Sequence[Path]) -> list[ShardFolder]:
+    """The shards of a stage in the order of their numbers."""
+    folders = shards or (sorted((to / SHARDS).iterdir()) if (to / SHARDS).is_dir() else [])
+    found: list[ShardFolder] = []
+    for folder in folders:
+        if not (folder / PLAN).is_file():
+            raise StllavaError(
+                f"{folder} has no {PLAN}", expected="the folder of a shard", remedy="Remove it from there, or name another."
+            )
+        plan = read_formatted(folder / PLAN, Plan)
+        if SHARD not in plan.inputs:
+            raise StllavaError(
+                f"{folder} is no shard, but the whole of a stage", expected="the folder of a shard", remedy="Do not name it."
+            )
+        whole = {name: value for name, value in plan.inputs.items() if name != SHARD}
+        found.append(ShardFolder(folder, Shard.parse(plan.inputs[SHARD]), plan.model_copy(update={"inputs": whole})))
+    if not found:
+        raise StllavaError(
+            f"no shards in {to / SHARDS}",
+            expected="what `--shard i/n` wrote there",
+            remedy="Check the path, or name the shards' folders with --shards.",
+        )
+    return sorted(found, key=lambda one: one.shard.number)
+
+
+def _function(stage: str) -> Callable[..., object]:
+    """The function that makes a stage."""
+    if stage not in STAGES:
+        raise StllavaError(f"shards of the stage {stage}", expected=f"one of {', '.join(STAGES)}", remedy="Update stllava.")
+    module, _, name = STAGES[stage].partition(":")
+    function: Callable[..., object] = getattr(import_module(module), name)
+    return function
+
+
+def _bound(plan: Plan, function: Callable[..., object]) -> dict[str, JsonValue]:
+    """All that decides what comes of a plan."""
+    kind = inspect.signature(function, eval_str=True).parameters["options"].annotation
+    options = kind.model_validate(plan.config)
+    if not isinstance(options, Options):
+        raise TypeError(f"the options of {plan.stage} are {kind}")
+    return {"stage": plan.stage, "config": options.resume_key(), "inputs": dict(plan.inputs)}
+
+
+def _same_work(found: Sequence[ShardFolder], function: Callable[..., object]) -> Plan:
+    """The plan that all shards are of; one that is of another is named, with what is different about it."""
+    works = [(one.shard.count, _bound(one.plan, function) if one.plan.stage == found[0].plan.stage else None) for one in found]
+    votes = Counter(map(repr, works))
+    usual = max(range(len(found)), key=lambda index: votes[repr(works[index])])
+    for one, (count, work) in zip(found, works, strict=True):
+        if (count, work) == works[usual]:
+            continue
+        if work is None or works[usual][1] is None:
+            how = f"it is of the stage {one.plan.stage}, and others are of {found[usual].plan.stage}"
+        elif work != works[usual][1]:
+            how = first_difference(works[usual][1], work)
+        else:
+            how = f"it is one of {count}, and others are of {works[usual][0]}"
+        raise ConflictError(
+            f"{one.name} is of other work than {found[usual].name}: {how}",
+            expected="shards of one stage, with the same options and inputs",
+            remedy="Give the command of that shard again as the others', or remove its folder.",
+        )
+    return found[usual].plan
+
+
+def _require_all(found: Sequence[ShardFolder]) -> None:
+    """Refuse shards of which one is there twice, missing, unfinished or damaged."""
+    by_number: dict[int, ShardFolder] = {}
+    for one in found:
+        if one.shard.number in by_number:
+            raise StllavaError(
+                f"{one.name} is there twice: {by_number[one.shard.number].path} is the same shard",
+                expected="each shard once",
+                remedy="Remove one of them.",
+            )
+        by_number[one.shard.number] = one
+    count = found[0].shard.count
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in by_number]
+    if missing:
+        raise StllavaError(
+            f"of {count} shards {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            expected="all of them",
+            remedy="Give their commands (--shard), or name their folders with --shards.",
+        )
+    for one in found:
+        if not (one.path / MANIFEST).is_file():
+            raise StllavaError(
+                f"{one.name} is not finished",
+                expected="its manifest",
+                remedy="Give its command again: it goes on where it was.",
+            )
+        lost = first_loss(one.path, read_manifest(one.path))
+        if lost is not None:
+            raise StllavaError(
+                f"{one.name} is not as it was written: {lost}",
+                expected="its chunks",
+                remedy="Give its command again, which makes what is lost.",
+            )
+
+
+def _begin(to: Path, plan: Plan, function: Callable[..., object]) -> None:
+    """Say in the folder what is made there, if nobody has."""
+    if (to / PLAN).is_file():
+        before, now = (_bound(each, function) for each in (read_formatted(to / PLAN, Plan), plan))
+        if before != now:
+            raise ConflictError(
+                f"{to} was begun with other options or inputs than its shards: {first_difference(before, now)}",
+                expected="the same work",
+                remedy="Delete what was begun there, or the shards.",
+            )
+        return
+    write_whole(to / PLAN, plan.model_dump_json(indent=1) + "\n")
+
+
+def _take(shard: Path, to: Path) -> Iterator[tuple[Path, Path]]:
+    """Put a shard's chunks and pictures into the stage's folder without copying where the disk can; gives both places."""
+    chunks = list((shard / PARTS).glob("*.jsonl"))
+    pictures = [path for path in (shard / IMAGES).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in (*pictures, *chunks):
+        place = to / path.relative_to(shard)
+        if not (place.is_file() and place.samefile(path)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
+            try:
+                draft.hardlink_to(path)
+            except OSError:  # The shard lies on another disk, or on one that knows no links.
+                shutil.copyfile(path, draft)
+            draft.replace(place)
+        yield path, place
+
+
+def _join_logs(logs: Sequence[Path], to: Path) -> None:
+    """Join the shards' logs, in their order, behind what stands in `to` and in none of them."""
+    given = [log for log in logs if log.is_file()]
+    if not given:
+        return
+    lines = {line for log in given for line in log.read_bytes().splitlines(keepends=True)}
+    before = [line for line in to.read_bytes().splitlines(keepends=True) if line not in lines] if to.is_file() else []
+    write_whole(to, (*before, *(log.read_bytes() for log in given)))
+
+
+def _return_faulty(taken: Sequence[tuple[Path, Path]]) -> None:
+    """Of chunks that the stage has thrown away, so that they are made again, throw the shards' away too."""
+    for path, place in taken:
+        if path.parent.name == PARTS and not place.is_file():
+            path.unlink(missing_ok=True)
+            (path.parent.parent / MANIFEST).unlink(missing_ok=True)

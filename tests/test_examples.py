@@ -1,0 +1,81 @@
+"""The loops of examples/: the shell's really makes a round, the others give the same commands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LOOPS = ("loop.sh", "slurm.sh", "kubernetes.sh", "skypilot.sh")
+STAND_INS = {
+    "sbatch": r"""
+import os, re, subprocess, sys
+flags, command = sys.argv[1:-2], sys.argv[-1]
+array = next((word for word in flags if word.startswith("--array=")), "--array=0-0")
+assert not any(word.startswith("--dependency=afterok:") and not word[21:].isdigit() for word in flags)
+for number in range(*(int(bound) + place for place, bound in enumerate(array[8:].split("-")))):
+    subprocess.run(["sh", "-c", command], check=True, env=os.environ | {"SLURM_ARRAY_TASK_ID": str(number)})
+print(4711)
+""",
+    "kubectl": r"""
+import os, subprocess, sys, yaml
+if sys.argv[1] == "get":
+    print("Complete")
+elif sys.argv[1] == "apply":
+    job = yaml.safe_load(sys.stdin)["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    assert container["image"] == "here" and job["completionMode"] == "Indexed"
+    own = {one["name"]: one["value"] for one in container["env"]}
+    for index in range(job["completions"]):
+        environment = os.environ | own | {"JOB_COMPLETION_INDEX": str(index)}
+        subprocess.run(container["command"], check=True, env=environment)
+""",
+    "sky": r"""
+import os, subprocess, sys, yaml
+if sys.argv[1] in ("launch", "exec"):
+    task = yaml.safe_load(open(sys.argv[-1]))
+    own = dict([sys.argv[sys.argv.index("--env") + 1].split("=", 1)])
+    for rank in range(task["num_nodes"]):
+        nodes = {"SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
+        subprocess.run(["sh", "-euc", task["run"]], check=True, env=os.environ | own | nodes)
+""",
+    "stllava": r"""
+import os, sys
+with open(os.environ["SAID"], "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\n")
+""",
+}
+
+
+def settings() -> dict[str, str]:
+    """What round.env says."""
+    lines = (EXAMPLES / "round.env").read_text().splitlines()
+    return dict(re.match(r"(\w+)=(\S+)", line).groups() for line in lines if not line.startswith("#"))  # type: ignore[union-attr, misc]
+
+
+def say(loop: str, folder: Path) -> list[str]:
+    """The commands that a loop gives, in their order but for those of one stage's shards."""
+    tools, said = folder / "bin", folder / "said.txt"
+    tools.mkdir()
+    for name, code in STAND_INS.items():
+        (tools / name).write_text(f"#!{sys.executable}{code}")
+        (tools / name).chmod(0o755)
+    environment = os.environ | settings() | {"SAID": str(said), "IMAGE": "here", "PATH": f"{tools}:{os.environ['PATH']}"}
+    subprocess.run(["sh", f"examples/{loop}"], cwd=EXAMPLES.parent, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return said.read_text().splitlines()
+
+
+def test_every_loop_gives_the_commands_of_a_whole_round(tmp_path: Path) -> None:
+    rounds = {}
+    for loop in LOOPS:
+        (tmp_path / loop).mkdir()
+        rounds[loop] = say(loop, tmp_path / loop)
+    words = [line.split()[0] for line in rounds["loop.sh"]]
+    steps = [word for place, word in enumerate(words) if place == 0 or words[place - 1] != word]
+    assert steps == ["ask", "gather", "answer", "gather", "judge", "gather", "pair", "dpo", "evaluate", "gather"]
+    shards = [re.search(r"--shard (\S+)", line) for line in rounds["loop.sh"]]
+    assert sorted(found[1] for found in shards if found) == sorted(4 * [f"{number}/8" for number in range(1, 9)])
+    for loop in LOOPS[1:]:
+        assert sorted(rounds[loop]) == sorted(rounds["loop.sh"]), loop
+        assert [line.split()[0] for line in rounds[loop]] == words, loop

@@ -1,0 +1,278 @@
+"""A stage cut into shards: gathered, it is what it would have been whole; a shard that does not fit is named."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from helpers.judging import many_answers, write_answers
+from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, IntakeOptions, JudgeOptions, SamplingOptions
+from stllava.config.experts import ItselfOptions, ScriptedOptions
+from stllava.errors import ConflictError, StllavaError
+from stllava.gathering import gather
+from stllava.intake.run import import_images
+from stllava.records import Manifest, Question, Sampling
+from stllava.stages.answer import answer
+from stllava.stages.ask import ask
+from stllava.stages.evaluate import evaluate
+from stllava.stages.judge import judge
+from stllava.stages.predict import predict
+from stllava.stages.results import StageResult
+from stllava.store import SHARDS, Shard, Stage, read_manifest
+
+SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)
+GREEDY = SamplingOptions(temperature=0, max_new_tokens=6)
+PANEL = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("nodule", "mass")), chunk=3)
+STAGES = ("ask", "answer", "judge", "judge within a budget", "judge by votes", "evaluate", "predict", "import images")
+WHEN = {"started", "seconds", "digest"}
+"""What a manifest says of when the work was done."""
+
+
+def call(stage: str, inputs: Path, model: Path, to: Path, *, shard: str | None = None) -> StageResult | Manifest:
+    """One of the stages that take shards, on what `inputs` holds, in chunks so small that there are several."""
+    root = inputs / "images"
+    match stage:
+        case "ask":
+            options = AskOptions(questions=2, chunk=1, sampling=SHORT, description_sampling=SHORT, borrow_questions=2)
+            images = inputs / "images.jsonl"
+            return ask(options, policy=model, images=images, root=root, to=to, seed=1, shard=shard)
+        case "answer":
+            given = AnswerOptions(num_answers=2, chunk=2, sampling=SHORT)
+            return answer(given, policy=model, questions=inputs / "asked", root=root, to=to, seed=1, shard=shard)
+        case "judge":
+            return judge(PANEL, answers=inputs / "answers", to=to, shard=shard)
+        case "judge within a budget":
+            budget = PANEL.model_copy(update={"budget": 7, "consensus": True, "itself": ItselfOptions(min_agreement=0.4)})
+            return judge(budget, answers=inputs / "answers", to=to, seed=3, shard=shard)
+        case "judge by votes":
+            votes = JudgeOptions(expert="itself", chunk=4, itself=ItselfOptions(min_agreement=0.4))
+            return judge(votes, answers=inputs / "answers", to=to, may_abstain=True, shard=shard)
+        case "evaluate":
+            greedy = EvaluateOptions(chunk=1, sampling=GREEDY)
+            return evaluate(greedy, policy=model, samples=inputs / "phantom.jsonl", root=root, to=to, shard=shard)
+        case "predict":
+            asked = EvaluateOptions(chunk=2, sampling=GREEDY)
+            return predict(asked, policy=model, questions=inputs / "phantom.jsonl", root=root, to=to, shard=shard)
+    files = IntakeOptions(chunk=3, workers=1, look_for_text="rules", seconds=60)
+    return import_images(files, source=inputs / "scans", to=to, salt=inputs / "keys" / "salt", shard=shard)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_model: Path) -> Path:
+    """What every stage reads: phantoms with questions and answers, and a folder of pictures with copies among them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    shutil.copytree(phantoms, folder, dirs_exist_ok=True)
+    stage = Stage("ask", folder / "asked", AskOptions(), inputs={}, existing="resume")
+    how = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
+    images = [f"unlabelled/{number:05d}.png" for number in (0, 1, 2, 3, 0, 1, 2)]
+    rows = [
+        Question(id=f"q{number}", images=(image,), text=f"is it {number}?", description="", policy="p", sampling=how)
+        for number, image in enumerate(images)
+    ]
+    stage.write_records("questions", rows)
+    stage.finish(counts_in=len(rows), counts_out=len(rows))
+    write_answers(folder / "answers", many_answers(20))
+    (folder / "scans").mkdir()
+    for number in range(11):
+        pixels = np.random.default_rng(number % 9).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Picture.fromarray(pixels).save(folder / "scans" / f"{number:02d}.png")
+    return folder
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two folders hold the same files, and manifests that differ in when they were written at most."""
+    first, second = (
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (one, other)
+    )
+    assert first.keys() == second.keys()
+    assert [
+        name for name in first if name not in ("manifest.json", "lock") and not _alike(name, first[name], second[name])
+    ] == []
+    manifests = [json.loads(files["manifest.json"]) for files in (first, second)]
+    for manifest in manifests:
+        for name in WHEN:
+            del manifest[name]
+    assert manifests[0] == manifests[1]
+
+
+def _alike(name: str, one: bytes, other: bytes) -> bool:
+    """Whether two files say the same; of replies the time differs, and the order in which they came."""
+    if not name.startswith("exchanges/"):
+        return one == other
+    ids = [sorted(json.loads(line)["id"] for line in text.splitlines()) for text in (one, other)]
+    return ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_three_shards_gathered_are_the_stage_that_was_not_cut(
+    stage: str, inputs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    call(stage, inputs, tiny_model, tmp_path / "whole")
+    for number in (2, 3, 1):
+        call(stage, inputs, tiny_model, tmp_path / "cut", shard=f"{number}/3")
+        assert not (tmp_path / "cut" / "manifest.json").exists()
+    gather(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    # An array of jobs that is given again does nothing.
+    done = read_manifest(tmp_path / "cut")
+    call(stage, inputs, tiny_model, tmp_path / "cut", shard="2/3")
+    assert read_manifest(tmp_path / "cut") == gather(tmp_path / "cut") == done
+    assert not (tmp_path / "cut" / SHARDS / "2-of-3" / "plan.json").exists()
+
+
+def several(stage: str, inputs: Path, model: Path, to: Path, shards: tuple[str, ...]) -> None:
+    """One process: shard after shard."""
+    for shard in shards:
+        call(stage, inputs, model, to, shard=shard)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if not stage.startswith("judge ")])
+def test_shards_in_two_processes_killed_at_random_and_resumed_are_the_stage_that_was_not_cut(
+    stage: str, inputs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    call(stage, inputs, tiny_model, tmp_path / "whole")
+    length = time.monotonic() - began
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stllava.generation.decoder", "stllava.stages.evaluate", "stllava.intake.convert"])
+    rng = random.Random(stage)
+    jobs = [partial(several, stage, inputs, tiny_model, tmp_path / "cut", shards) for shards in (("1/3", "3/3"), ("2/3",))]
+    running = [context.Process(target=job) for job in jobs]
+    for process in running:
+        process.start()
+    struck = rng.randrange(2)
+    time.sleep(2 * length * rng.random())
+    running[struck].kill()
+    for process in running:
+        process.join()
+    assert running[1 - struck].exitcode == 0
+    again = context.Process(target=jobs[struck])
+    again.start()
+    again.join()
+    assert again.exitcode == 0
+    gather(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def cut(inputs: Path, to: Path, *shards: str, answers: str = "answers", options: JudgeOptions = PANEL) -> None:
+    for shard in shards:
+        judge(options, answers=inputs / answers, to=to, shard=shard)
+
+
+def test_a_missing_shard_is_named(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/4", "3/4")
+    with pytest.raises(StllavaError, match=r"of 4 shards 2/4, 4/4 are missing"):
+        gather(tmp_path)
+    with pytest.raises(StllavaError, match=r"holds shards of a stage that nobody has gathered.*stllava gather"):
+        judge(PANEL, answers=inputs / "answers", to=tmp_path)
+
+
+def test_an_unfinished_or_damaged_shard_is_named_and_made_again_by_its_command(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/2", "2/2")
+    folder = tmp_path / SHARDS / "2-of-2"
+    (folder / "manifest.json").unlink()
+    with pytest.raises(StllavaError, match=r"shard 2/2 \(.*\) is not finished"):
+        gather(tmp_path)
+    cut(inputs, tmp_path, "2/2")
+    part = next(path for path in (folder / "parts").glob("*.jsonl") if "votes" not in path.name)
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(StllavaError, match=r"shard 2/2 .* is not as it was written: .* has changed"):
+        gather(tmp_path)
+    cut(inputs, tmp_path, "2/2")
+    assert gather(tmp_path).counts_out == 20
+
+
+def test_a_doubled_shard_is_named(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/2", "2/2")
+    shutil.copytree(tmp_path / SHARDS / "2-of-2", tmp_path / SHARDS / "copy")
+    with pytest.raises(StllavaError, match=r"shard 2/2 .* is there twice: .*2-of-2"):
+        gather(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["options", "input", "count", "stage"])
+def test_a_foreign_shard_is_named_with_what_is_different(how: str, inputs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path / "a", "1/3", "3/3")
+    match how:
+        case "options":
+            cut(inputs, tmp_path / "b", "2/3", options=PANEL.model_copy(update={"orders": 1}))
+            words = r"config\.orders was 2, now 1"
+        case "input":
+            write_answers(tmp_path / "others", many_answers(5))
+            cut(tmp_path, tmp_path / "b", "2/3", answers="others")
+            words = "its input answers has changed"
+        case "count":
+            cut(inputs, tmp_path / "b", "2/4")
+            words = "it is one of 4, and others are of 3"
+        case _:
+            call("predict", inputs, tiny_model, tmp_path / "b", shard="2/3")
+            words = "it is of the stage predict, and others are of judge"
+    shutil.copytree(next((tmp_path / "b" / SHARDS).iterdir()), tmp_path / "a" / SHARDS / "other")
+    with pytest.raises(ConflictError, match=rf"shard 2/. \(.*other\) is of other work than shard ./3 .*{words}"):
+        gather(tmp_path / "a")
+
+
+def test_shards_of_several_machines_are_gathered_from_where_they_were_copied_and_left_there(
+    inputs: Path, tmp_path: Path
+) -> None:
+    judge(PANEL, answers=inputs / "answers", to=tmp_path / "whole")
+    for number in (1, 2):
+        cut(inputs, tmp_path / f"node-{number}", f"{number}/2")
+    shards = [tmp_path / f"node-{number}" / SHARDS / f"{number}-of-2" for number in (2, 1)]
+    gather(tmp_path / "out", shards=shards)
+    assert_same(tmp_path / "whole", tmp_path / "out")
+    assert all((shard / "manifest.json").is_file() for shard in shards)
+    with pytest.raises(StllavaError, match="is no shard, but the whole of a stage"):
+        gather(tmp_path / "again", shards=[tmp_path / "out", *shards])
+
+
+def test_an_input_that_changed_after_the_shards_is_found_out(inputs: Path, tmp_path: Path) -> None:
+    write_answers(tmp_path / "answers", many_answers(6))
+    cut(tmp_path, tmp_path / "cut", "1/1")
+    shutil.rmtree(tmp_path / "answers")
+    write_answers(tmp_path / "answers", many_answers(7))
+    with pytest.raises(ConflictError, match="its input answers has changed"):
+        gather(tmp_path / "cut")
+
+
+def test_images_that_are_missing_are_counted_over_all_shards_and_looked_at_again(
+    inputs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "inputs"
+    shutil.copytree(inputs, moved)
+    images = sorted((moved / "images" / "unlabelled").iterdir())
+    kept = images[0].read_bytes()
+    images[0].unlink()
+    for number in (1, 2):
+        call("ask", moved, tiny_model, tmp_path / "cut", shard=f"{number}/2")
+    call("ask", moved, tiny_model, tmp_path / "whole")
+    gather(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert "image missing" in read_manifest(tmp_path / "cut").dropped
+    images[0].write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"), [("0/3", "Count from 1"), ("4/3", "3/8"), ("one", "3/8"), ("1/0", "3/8"), ("-1/3", "3/8")]
+)
+def test_a_shard_that_is_none_is_refused(text: str, remedy: str) -> None:
+    with pytest.raises(StllavaError, match=rf"from 1/n to n/n.*{remedy}"):
+        Shard.parse(text)
+
+
+def test_a_budget_of_money_takes_no_shard(inputs: Path, tmp_path: Path) -> None:
+    options = PANEL.model_copy(update={"budget_cost": 1.0})
+    with pytest.raises(StllavaError, match="budget_cost with a shard"):
+        judge(options, answers=inputs / "answers", to=tmp_path, shard="1/2")
+
+
+def test_every_chunk_is_of_one_shard() -> None:
+    assert all(sum(Shard(number, 5).owns(index) for number in range(1, 6)) == 1 for index in range(23))

@@ -1,11 +1,23 @@
 """What can go wrong through no fault of the code: one class the user sees, one for a single bad item."""
 
+from collections.abc import Callable
+
 
 class StllavaError(Exception):
     """A user error: says what was found, what was expected and what to do; the CLI prints it and exits with 2."""
 
     def __init__(self, found: str, *, expected: str, remedy: str) -> None:
         super().__init__(f"{found}; expected {expected}. {remedy}")
+
+    def __reduce__(self) -> "tuple[Callable[..., StllavaError], tuple[object, ...]]":
+        """Errors cross from one process to another as they are."""
+        return _remade, (type(self), str(self))
+
+
+def _remade(kind: type[StllavaError], text: str) -> StllavaError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
 
 
 class CollapseError(StllavaError):

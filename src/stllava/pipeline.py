@@ -12,6 +12,7 @@ from stllava.data.overlap import find_overlap, read_fingerprints, read_training_
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
 from stllava.experts.build import require_expert
+from stllava.launch import launched
 from stllava.metrics.score import compare
 from stllava.recipe import RunOptions
 from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score
@@ -35,7 +36,7 @@ from stllava.store import (
 )
 
 MAY_CHANGE = frozenset(
-    {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad"}
+    {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad", "training"}
 )
 """Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
@@ -100,7 +101,9 @@ class Loop:
         if options.rounds and not (self.folder.policy(SFT) / MANIFEST).is_file():
             # Stage 1 can take days: what would stop the first round's judge is said before it.
             require_expert(options.judge, root=data.image_root, truth=data.truth)
-        sft(
+        launched(
+            options.training.launch,
+            sft,
             options.sft,
             model=self.start(data),
             conversations=data.conversations,
@@ -147,7 +150,16 @@ class Loop:
                 "align without captions", expected="data with captions", remedy="Set data.captions, or no align."
             )
         to, root = self.folder.align, data.image_root
-        sft(options.align, model=model, conversations=data.captions, images=root, to=to, seed=options.seed)
+        launched(
+            options.training.launch,
+            sft,
+            options.align,
+            model=model,
+            conversations=data.captions,
+            images=root,
+            to=to,
+            seed=options.seed,
+        )
         return str(to)
 
     def round(self, number: int, rounds: Rounds, policy: Path) -> bool:

@@ -1,5 +1,6 @@
 """The progress display: one live line on a terminal, one plain line now and then in a log file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def place_among_processes() -> tuple[int, int]:
+    """Which of the processes that a launcher of trainings started this is, from 0, and how many there are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Progress:
     """Shows how far a stage is, its rate and the time left; use as a context manager."""
 
@@ -28,6 +34,7 @@ class Progress:
         self.done, self.resumed = done, done
         self.stream = stream if stream is not None else sys.stderr
         self.live = self.stream.isatty()
+        self.silent = place_among_processes()[0] > 0
         self.started = self.shown = time.monotonic()
         self.extra = ""
 
@@ -67,6 +74,8 @@ class Progress:
         return f"{self.label:<18} {bar} {self.done}/{self.total} {self.unit} · {rate:.1f}/s · {tail}{extra}"
 
     def _show(self, *, end: bool) -> None:
+        if self.silent:
+            return  # Of processes that train together the first one tells.
         if self.live:
             self.stream.write("\r\033[2K" + printable(self.line()) + ("\n" if end else ""))
         else:

@@ -19,7 +19,7 @@ from stllava.config.base import NamedModel, Options, Share, validate
 from stllava.config.experts import JudgeOptions, PairOptions
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions, ImageGainOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
-from stllava.config.training import DistillOptions, DpoOptions, SftOptions
+from stllava.config.training import DistillOptions, DpoOptions, SftOptions, TrainingPlaceOptions
 from stllava.data.sources import Data
 from stllava.errors import StllavaError
 
@@ -59,6 +59,8 @@ class RunOptions(Options):
     """Preferences."""
     dpo: DpoOptions = DpoOptions()
     """Stage 2."""
+    training: TrainingPlaceOptions = TrainingPlaceOptions()
+    """Where sft and dpo train."""
     distill: DistillOptions = DistillOptions()
     """Making a judge of the expert's verdicts, with the options of sft but for those given here."""
     distill_after: NonNegativeInt = 0

@@ -13,6 +13,7 @@ from stllava.config import DpoOptions, ImageGainOptions, JudgeOptions, PairOptio
 from stllava.data.prepare import DataSet
 from stllava.errors import NothingLeftError
 from stllava.experts.vote_monitor import takeover
+from stllava.launch import launched
 from stllava.recipe import RunOptions
 from stllava.records import content_id
 from stllava.rundir import FINAL, RoundStage, RunDir, round_name
@@ -104,7 +105,9 @@ class Rounds:
             f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
             f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
         )
-        dpo(
+        launched(
+            options.training.launch,
+            dpo,
             self.learning,
             policy=policy,
             preferences=pairs,
@@ -290,4 +293,13 @@ class Rounds:
         right = final_data(
             self.pairing, conversations=self.data.conversations, rounds=rounds, to=self.folder.final_data
         ).conversations
-        sft(training, model=str(policy), conversations=right, images=root, to=to, seed=seed)
+        launched(
+            self.options.training.launch,
+            sft,
+            training,
+            model=str(policy),
+            conversations=right,
+            images=root,
+            to=to,
+            seed=seed,
+        )

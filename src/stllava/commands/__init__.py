@@ -17,6 +17,8 @@ class Command:
     """The function it calls, as module:name."""
     summary: str
     """What it does, in a sentence of `stllava --help`."""
+    trains: bool = False
+    """Whether several processes can be launched to do it together."""
     takes_recipe: bool = False
     """Whether its first word is a recipe, whose values are the defaults of its flags."""
 
@@ -41,14 +43,14 @@ _STAGES, _HERE = "stllava.stages", "stllava.commands"
 COMMANDS: Mapping[str, Command | Group] = {
     "demo": Command(f"{_HERE}.running:demo", "Run the whole loop on synthetic phantoms and print its table."),
     "run": Command(f"{_HERE}.running:run_recipe", "Run the whole loop of a recipe.", takes_recipe=True),
-    "sft": Command(f"{_STAGES}.sft:sft", "Stage 1: tune a model on conversations, teaching it to ask as well."),
+    "sft": Command(f"{_STAGES}.sft:sft", "Stage 1: tune a model on conversations, teaching it to ask as well.", trains=True),
     "ask": Command(f"{_STAGES}.ask:ask", "Let a policy ask questions about images."),
     "answer": Command(f"{_STAGES}.answer:answer", "Let a policy answer questions, several times each."),
     "judge": Command(f"{_HERE}.judging:judge_or_look", "Let an expert score the answers."),
     "judge-check": Command(f"{_HERE}.reviewing:judge_check", "Say what people's votes say of the expert."),
     "image-gain": Command(f"{_STAGES}.image_gain:image_gain", "Measure how much likelier answers are with their image."),
     "pair": Command(f"{_STAGES}.pair:pair", "Turn verdicts into preferences: the best answer against the worst."),
-    "dpo": Command(f"{_STAGES}.dpo:dpo", "Stage 2: teach a policy the preferences."),
+    "dpo": Command(f"{_STAGES}.dpo:dpo", "Stage 2: teach a policy the preferences.", trains=True),
     "distill": Command(f"{_STAGES}.distill:distill", "Make a judge of your own of an expert's verdicts."),
     "evaluate": Command(f"{_HERE}.measuring:evaluate_or_rescore", "Score a policy on a benchmark, or rescore its answers."),
     "gather": Command(f"{_HERE}.running:gather", "Make the whole of a stage that was cut into shards."),

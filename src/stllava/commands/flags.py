@@ -16,7 +16,7 @@ from stllava.commands import COMMANDS, Command, Group
 from stllava.config import Options
 from stllava.config.base import renamed_keys
 from stllava.errors import StllavaError
-from stllava.progress import clock
+from stllava.progress import clock, place_among_processes
 from stllava.recipe import RECIPES, load_recipe
 from stllava.records import Manifest
 from stllava.stages.results import StageResult
@@ -61,6 +61,13 @@ def group_help(name: str, group: Group) -> str:
 
 def run_command(name: str, command: Command, words: list[str]) -> None:
     """Call a command with its flags and print what its stage, if it is one, came to."""
+    place, processes = place_among_processes()
+    if processes > 1 and not command.trains:
+        raise StllavaError(
+            f"{name} was launched in {processes} processes",
+            expected="sft or dpo, which learn in several processes together",
+            remedy="Start it once; docs/training.md says how training stages of a run are launched.",
+        )
     options: object = EMPTY
     if command.takes_recipe:
         asks_for_help = bool(words) and words[0] in ("-h", "--help")
@@ -71,7 +78,7 @@ def run_command(name: str, command: Command, words: list[str]) -> None:
         recipe, words = (RECIPES / "phantom.yaml", words) if asks_for_help else (Path(words[0]), words[1:])
         options, name = load_recipe(recipe), f"{name} RECIPE"
     result = parse(command.load(), words, name=name, options=options)
-    if isinstance(result, StageResult):
+    if isinstance(result, StageResult) and place == 0:
         tell(result.manifest)
     elif isinstance(result, Manifest):
         tell(result)

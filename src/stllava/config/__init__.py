@@ -34,9 +34,11 @@ from stllava.config.training import (
     DistillOptions,
     DpoOptions,
     GroupRates,
+    LaunchOptions,
     LoraOptions,
     SftOptions,
     TrainingOptions,
+    TrainingPlaceOptions,
 )
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "IntakeOptions",
     "ItselfOptions",
     "JudgeOptions",
+    "LaunchOptions",
     "LocalExpertOptions",
     "LoraOptions",
     "Options",
@@ -72,5 +75,6 @@ __all__ = [
     "SimulatedOptions",
     "SmallModel",
     "TrainingOptions",
+    "TrainingPlaceOptions",
     "validate",
 ]

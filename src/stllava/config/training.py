@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from stllava.config.base import Options, Rate, Share
+from stllava.config.base import NamedPath, Options, Rate, Share
 
 
 class GroupRates(Options):
@@ -151,3 +151,21 @@ class DpoOptions(TrainingOptions):
         if self.loss == "group" and (self.label_smoothing > 0 or self.length_normalised):
             raise ValueError("no label_smoothing and no length_normalised with the loss group, which compares no two answers")
         return self
+
+
+class LaunchOptions(Options):
+    """Several processes of this machine that train together, one a device."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"processes", "config"})
+
+    processes: PositiveInt = 1
+    """Number of training processes, one a GPU; 1 trains in the process of the run itself."""
+    config: NamedPath | None = None
+    """Configuration file of accelerate, for FSDP2 say; without one every process holds the whole model (DDP)."""
+
+
+class TrainingPlaceOptions(Options):
+    """Where training stages run."""
+
+    launch: LaunchOptions = LaunchOptions()
+    """The processes."""

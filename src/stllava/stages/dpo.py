@@ -5,7 +5,7 @@ the starting policy: its log-probabilities are those it noted as it answered, or
 step, and written to `references.jsonl`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stllava.config import DpoOptions
@@ -54,6 +54,7 @@ def dpo(
     from stllava.model.load import fingerprint
     from stllava.training.preference_dataset import PreferenceDataset
     from stllava.training.preference_steps import PreferenceSteps, fit_preferences
+    from stllava.training.processes import TrainedPolicy, run_training
     from stllava.training.references import measure_reference
     from stllava.training.sft_dataset import SftDataset
     from stllava.training.trainer import without_dropout
@@ -74,10 +75,9 @@ def dpo(
         f"earlier {number}": Input(folder, output_hash) for number, folder in enumerate(earlier, 1)
     }
     inputs |= {"conversations": Input(replayed, file_hash)} if replayed is not None else {}
-    with open_stage("dpo", to, options, inputs=inputs, reads=(conversations,), existing=existing) as stage:
-        if stage.manifest is not None:
-            return TrainingResult(to, stage.manifest)
-        weights = stage.inputs["policy"]
+
+    def learn(hashes: Mapping[str, str]) -> TrainedPolicy:
+        weights = hashes["policy"]
         read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
         pairs = latest([*earlier, preferences])
         missing = count_missing(images, [pair.images for pair in pairs])
@@ -104,11 +104,10 @@ def dpo(
         # The reference is what training starts from: in 4 bits that is not quite the policy that gave the answers.
         start = weights if options.lora.quantise == "none" else f"{weights} in {options.lora.quantise}"
         references = measure_reference(dataset, loaded, weights=start)
-        stage.write_records("references", references.records(dataset))
         steps = PreferenceSteps(loaded, dataset, references, replay, options, seed)
         curves = fit_preferences(steps, to / PARTS / "training")
-        loaded.save(to)
-        manifest = stage.finish(
+        return TrainedPolicy(
+            loaded,
             counts_in=len(pairs),
             counts_out=len(pairs) - dataset.dropped.total(),
             dropped=dataset.dropped,
@@ -116,8 +115,11 @@ def dpo(
             curves=curves,
             notes=[*([unpacked] if unpacked else []), references.note],
             device=device,
+            records={"references": references.records(dataset)},
         )
-        return TrainingResult(to, manifest)
+
+    opened = open_stage("dpo", to, options, inputs=inputs, reads=(conversations,), existing=existing)
+    return TrainingResult(to, run_training(opened, learn))
 
 
 def latest(folders: Sequence[Path]) -> list[Preference]:

@@ -3,6 +3,7 @@
 Reads conversations and a model; writes a policy: a plain transformers folder. `stllava sft --help` lists the options.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,14 +48,14 @@ def sft(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
+    from stllava.training.processes import TrainedPolicy, run_training
     from stllava.training.sft_dataset import SftDataset, fit_conversations
     from stllava.tree.guard import check_packing
 
     start = content_id("small", small.model_dump()) if model == "small" else Input(model, fingerprint)
     inputs: Inputs = {"model": start, "conversations": Input(conversations, file_hash), "seed": str(seed)}
-    with open_stage("sft", to, options, inputs=inputs, existing=existing) as stage:
-        if stage.manifest is not None:
-            return TrainingResult(to, stage.manifest)
+
+    def learn(_: Mapping[str, str]) -> TrainedPolicy:
         read = read_conversation_file(conversations, root=images)
         total, dropped = read.rows, read.dropped
         missing = count_missing(images, [row.images for row in read.records])
@@ -76,8 +77,8 @@ def sft(
         dropped.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         unpacked = check_packing(policy, [dataset.tree(index, 0) for index in range(len(dataset.groups))])
         curves = fit_conversations(dataset, options, to / PARTS / "training")
-        policy.save(to)
-        manifest = stage.finish(
+        return TrainedPolicy(
+            policy,
             counts_in=total,
             counts_out=total - dropped.total(),
             dropped=dropped,
@@ -86,4 +87,5 @@ def sft(
             notes=[*read.notes, *([unpacked] if unpacked else [])],
             device=device,
         )
-        return TrainingResult(to, manifest)
+
+    return TrainingResult(to, run_training(open_stage("sft", to, options, inputs=inputs, existing=existing), learn))

@@ -23,8 +23,8 @@ from stllava.training.preference_dataset import (
 )
 from stllava.training.references import LogProbabilities, References, close_of
 from stllava.training.sft_dataset import SftDataset
-from stllava.training.trainer import Items, StepCheck, fit
-from stllava.tree.forward import Tree, split_into_forwards, token_log_probabilities
+from stllava.training.trainer import Items, StepCheck, StepParts, fit
+from stllava.tree.forward import Tree, token_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,15 @@ class PreferenceSteps:
 
     def collate(self, examples: Sequence[PreferenceExample]) -> list[dict[str, Tensor]]:
         """The forwards of one step: trees of pairs and replayed trees, cut at the tokens of a forward."""
-        parts = [
-            PairsOfTree(each.tree, each.pairs, each.reference, each.weights, each.altered, each.contrast_reference)
-            for each in examples
-        ]
-        parts += [PairsOfTree(tree) for example in examples for tree in example.replay]
-        trees = [part.tree for part in parts]
-        return [
-            collate_pairs(self.policy, [parts[place] for place in part])
-            for part in split_into_forwards(self.policy, trees, most=self.dataset.max_tokens)
-        ]
+        step = self.step
+        return step.collate_forwards(self.policy, step.parts(examples))
+
+    @property
+    def step(self) -> StepParts[PreferenceExample, PairsOfTree]:
+        """What `fit` cuts into forwards: trees of pairs, and replayed trees behind them."""
+        return StepParts(
+            _parts_of, lambda part: part.tree, lambda parts: collate_pairs(self.policy, parts), self.dataset.max_tokens
+        )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], counts: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
         """One forward's share of the step's loss and figures."""
@@ -108,6 +107,14 @@ class PreferenceSteps:
         return CollapseMonitor(
             first_loss=first_loss(self.options), close=close_of(self.policy), max_chosen_drop=self.options.max_chosen_drop
         )
+
+
+def _parts_of(examples: Sequence[PreferenceExample]) -> list[PairsOfTree]:
+    pairs = [
+        PairsOfTree(each.tree, each.pairs, each.reference, each.weights, each.altered, each.contrast_reference)
+        for each in examples
+    ]
+    return [*pairs, *(PairsOfTree(tree) for example in examples for tree in example.replay)]
 
 
 def fit_preferences(
@@ -131,7 +138,7 @@ def fit_preferences(
     return fit(
         steps.policy,
         Items(len(steps.dataset), steps.example),
-        collate=steps.collate,
+        step=steps.step,
         count=counts_of,
         loss=steps.loss,
         watch=check,

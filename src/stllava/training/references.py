@@ -13,7 +13,9 @@ from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.records import Preference, Reference
 from stllava.training.preference_dataset import PreferenceDataset
-from stllava.tree.forward import some_chains
+from stllava.training.processes import current_processes
+from stllava.training.step_sharing import share_evenly
+from stllava.tree.forward import Tree, computed_tokens, some_chains
 from stllava.tree.scoring import node_log_probabilities
 
 LogProbabilities = tuple[float, float]
@@ -58,7 +60,7 @@ def measure_reference(dataset: PreferenceDataset, policy: Policy, *, weights: st
     known = [index for index, values in enumerate(noted) if values is not None]
     step = max(CHECKED_SHARE, len(known) // MOST_CHECKED)
     gaps = [_gap(dataset, policy, index, noted[index] or ()) for index in known[::step][:MOST_CHECKED]]
-    gap, close = max(gaps, default=0.0), close_of(policy)
+    gap, close = current_processes().share(max(gaps, default=0.0)), close_of(policy)
     used = {index: values for index, values in enumerate(noted) if values is not None} if gap <= close else {}
     rest = [index for index in range(len(dataset)) if index not in used]
     measured = dict(zip(rest, _compute(dataset, policy, rest), strict=True))
@@ -106,11 +108,10 @@ def _contrasts(
     """What the policy gives each chosen answer with its image, which is known, and with a black one, computed here."""
     black = [(index, altered) for index, altered in enumerate(dataset.altered) if altered is not None]
     found: list[tuple[LogProbabilities, ...]] = [()] * len(dataset)
-    for scored in node_log_probabilities(policy, [altered.tree for _, altered in black], max_tokens=dataset.max_tokens):
-        for place, sums in scored.items():
-            index, altered = black[place]
-            known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
-            found[index] = tuple((known[node], sums[other]) for node, other in altered.contrasts)
+    for place, sums in _node_sums(policy, [altered.tree for _, altered in black], max_tokens=dataset.max_tokens).items():
+        index, altered = black[place]
+        known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
+        found[index] = tuple((known[node], sums[other]) for node, other in altered.contrasts)
     return tuple(found)
 
 
@@ -118,11 +119,23 @@ def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int])
     """Log-probabilities of the pairs of some trees under the policy as it is."""
     if not indices:
         return []
-    found: dict[int, tuple[LogProbabilities, ...]] = {}
-    trees = [dataset.trees[index] for index in indices]
-    with Progress("dpo reference", len(trees), unit="images") as progress:
-        for scored in node_log_probabilities(policy, trees, max_tokens=dataset.max_tokens):
-            for place, sums in scored.items():
-                found[place] = tuple((sums[chosen], sums[rejected]) for chosen, rejected in dataset.pairs[indices[place]])
+    found = _node_sums(policy, [dataset.trees[index] for index in indices], max_tokens=dataset.max_tokens)
+    return [
+        tuple((found[place][chosen], found[place][rejected]) for chosen, rejected in dataset.pairs[index])
+        for place, index in enumerate(indices)
+    ]
+
+
+def _node_sums(policy: Policy, trees: Sequence[Tree], *, max_tokens: int) -> dict[int, list[float]]:
+    """The log-probability of every node of every tree, by its index, each process computing its share of them."""
+    if not trees:
+        return {}
+    processes = current_processes()
+    work = [computed_tokens(policy, tree) for tree in trees]
+    own = share_evenly(work, groups=processes.count)[processes.index]
+    found: list[tuple[int, list[float]]] = []
+    with Progress("dpo reference", len(own), unit="images") as progress:
+        for scored in node_log_probabilities(policy, [trees[index] for index in own], max_tokens=max_tokens):
+            found += [(own[place], sums) for place, sums in scored.items()]
             progress.advance(len(scored))
-    return [found[place] for place in range(len(trees))]
+    return dict(processes.gather(found))

@@ -12,8 +12,8 @@ from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import REFUSED, Lesson, RefusedTurnsError, Segment, lessons_of, self_question
 from stllava.records import Conversation, Message, content_id
-from stllava.training.trainer import Items, StepCheck, fit
-from stllava.tree.forward import Tree, build_tree, collate, longest_chain, split_into_forwards, token_log_probabilities
+from stllava.training.trainer import Items, StepCheck, StepParts, fit
+from stllava.tree.forward import Tree, build_tree, collate, longest_chain, token_log_probabilities
 from stllava.tree.layout import cut_branches
 
 
@@ -122,10 +122,7 @@ def fit_conversations(
     return fit(
         policy,
         Items(len(dataset.groups), dataset.tree),
-        collate=lambda trees: [
-            collate(policy, [trees[index] for index in part])
-            for part in split_into_forwards(policy, trees, most=options.max_tokens_per_forward)
-        ],
+        step=StepParts(list, lambda tree: tree, lambda trees: collate(policy, trees), options.max_tokens_per_forward),
         count=lambda batch: {"tokens": float(len(batch["labels"]))},
         loss=negative_log_likelihood,
         watch=watch,

@@ -10,13 +10,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from stllava.config import TrainingOptions
 from stllava.errors import StllavaError
@@ -36,7 +38,9 @@ from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.store import is_sealed, remove_folder, seal
 from stllava.text import show
-from stllava.tree.forward import activation_checkpointing
+from stllava.training.processes import ALONE, Processes, current_processes
+from stllava.training.step_sharing import share_step
+from stllava.tree.forward import Tree, activation_checkpointing
 
 with no_kernels_of_the_hub():
     from transformers import (
@@ -50,6 +54,7 @@ with no_kernels_of_the_hub():
     )
 
 Item = TypeVar("Item")
+Part = TypeVar("Part")
 Batch = dict[str, Tensor]
 Counts = Mapping[str, float]
 Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
@@ -57,6 +62,8 @@ Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
 StepCheck = Callable[[int, Mapping[str, float]], None]
 """Given the number of optimizer steps done and the figures of the next; raises StllavaError when the run must not go on."""
 POINTS = 120
+IDLE = "idle"
+"""Key of a forward that keeps step with other processes and is not learned."""
 CHECKPOINT_WEIGHTS = "weights.safetensors"
 
 
@@ -77,11 +84,33 @@ class Items(Dataset[Item]):
         self.epoch = epoch
 
 
+@dataclass(frozen=True)
+class StepParts(Generic[Item, Part]):
+    """How an optimizer step's items become forwards."""
+
+    parts: Callable[[Sequence[Item]], list[Part]]
+    """The trees of the items, each with what belongs to it."""
+    tree_of: Callable[[Part], Tree]
+    """A part's tree."""
+    collate: Callable[[Sequence[Part]], Batch]
+    """One forward of some parts."""
+    max_tokens: int
+    """Maximum number of tokens of a forward."""
+
+    def collate_forwards(self, policy: Policy, parts: Sequence[Part], processes: Processes = ALONE) -> list[Batch]:
+        """The forwards of this process; one that does not count has the key `idle`."""
+        shared = share_step(policy, list(map(self.tree_of, parts)), processes=processes.count, max_tokens=self.max_tokens)
+        return [
+            self.collate([parts[index] for index in forward.trees]) | ({} if forward.counts else {IDLE: torch.ones(1)})
+            for forward in shared[processes.index]
+        ]
+
+
 def fit(
     policy: Policy,
     items: Items[Item],
     *,
-    collate: Callable[[Sequence[Item]], list[Batch]],
+    step: StepParts[Item, Part],
     count: Callable[[Batch], dict[str, float]],
     loss: Loss,
     watch: StepCheck | None = None,
@@ -93,9 +122,10 @@ def fit(
 ) -> dict[str, list[tuple[float, float]]]:
     """Train the policy in place and return its curves; checkpoints go to `work`, and a newest whole one is resumed.
 
-    `collate` cuts a step's items into forwards of bounded size, whose gradients add up. Without `merge` adapters stay
-    beside the policy's weights.
+    A step is cut into forwards of bounded size, whose gradients add up; launched processes share its forwards. Without
+    `merge` adapters stay beside the policy's weights.
     """
+    processes = current_processes()
     dtype = policy.model.dtype
     device = policy.device
     half = options.precision == "bfloat16" or (options.precision == "auto" and native_bfloat16(device))
@@ -128,16 +158,17 @@ def fit(
         model=cast(Any, model),
         args=arguments,
         train_dataset=items,
-        data_collator=cast(Any, collate),
-        callbacks=[Display(label, table(model, options)), Sealing()],
+        data_collator=cast(Any, lambda some: step.collate_forwards(policy, step.parts(some), processes)),
+        callbacks=[Display(label, table(model, options)), Sealing(processes)],
         options=options,
         loss=loss,
         count=count,
         watch=watch,
+        processes=processes,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(GradientCheck(shows_images=lambda: trainer.shows_images))
-    resumed = newest_whole_checkpoint(work)
+    resumed = processes.share(newest_whole_checkpoint(work) if processes.leads else None)
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
@@ -168,13 +199,37 @@ class TreeTrainer(Trainer):
         loss: Loss,
         count: Callable[[Batch], dict[str, float]],
         watch: StepCheck | None,
+        processes: Processes,
         **arguments: Any,
     ) -> None:
         self.options, self.loss, self.count, self.watch = options, loss, count, watch
+        self.processes, self.idle = processes, False
         self.step_counts: dict[str, float] = {}
         self.shows_images = False
         self.figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(**arguments)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The same batches in every process, each of which collates its own share of them."""
+        if self.processes.count == 1:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            cast("Dataset[Any]", self.train_dataset),
+            batch_size=self._train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader,
+            device=self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
+        return prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one learning rate a part."""
@@ -223,15 +278,22 @@ class TreeTrainer(Trainer):
         self.step_figures: dict[str, float] = defaultdict(float)
         total = torch.zeros((), device=self.args.device)
         for place, batch in enumerate(forwards):
-            alone = nullcontext() if place + 1 == len(forwards) else self.accelerator.no_sync(model)
+            self.idle = batch.pop(IDLE, None) is not None
+            # Sharded gradients are added up shard by shard; whole ones would undo what sharding saves.
+            waits = place + 1 < len(forwards) and not self._is_sharded()
+            alone = self.accelerator.no_sync(model) if waits else nullcontext()
             with alone:
                 total += super().training_step(model, batch, num_items_in_batch)
-        for name, value in self.step_figures.items():
+        # Counts are means over processes, so that a process's figures are as many times too large as there are processes.
+        told = self.processes.add({**self.step_figures, "": float(total)})
+        told = {name: value / self.processes.count for name, value in told.items()}
+        loss = told.pop("")
+        for name, value in told.items():
             self.figures[name].append(value)
-        if not torch.isfinite(total):
-            raise diverged("loss", float(total), self.state.global_step + 1)
+        if not math.isfinite(loss):
+            raise diverged("loss", loss, self.state.global_step + 1)
         if self.watch is not None:
-            self.watch(self.state.global_step, self.step_figures)
+            self.watch(self.state.global_step, told)
         return total
 
     def _count(self, forwards: Sequence[Batch]) -> dict[str, float]:
@@ -239,14 +301,8 @@ class TreeTrainer(Trainer):
         totals: dict[str, float] = defaultdict(float)
         for batch in forwards:
             for name, value in self.count(batch).items():
-                totals[name] += value
-        processes = self.accelerator.num_processes
-        if processes > 1:
-            names = sorted(totals)
-            local = torch.tensor([[totals[name] for name in names]], device=self.args.device)
-            shared = self.accelerator.gather(local).sum(dim=0) / processes
-            totals.update(zip(names, shared.tolist(), strict=True))
-        return totals
+                totals[name] += 0.0 if IDLE in batch else value
+        return {name: value / self.processes.count for name, value in self.processes.add(totals).items()}
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -254,8 +310,8 @@ class TreeTrainer(Trainer):
         """This forward's part of the step's loss."""
         loss, figures = self.loss(model, inputs, self.step_counts)
         for name, value in figures.items():
-            self.step_figures[name] += value
-        return loss
+            self.step_figures[name] += 0.0 if self.idle else value
+        return loss * 0.0 if self.idle else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the figures since the last log."""
@@ -361,8 +417,12 @@ class Display(TrainerCallback):
 class Sealing(TrainerCallback):
     """Seals every checkpoint, so that one that is damaged later, or was never whole, is told from one to go on from."""
 
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal the checkpoint that was just written."""
+        """Seal the checkpoint that all processes have just written."""
+        self.processes.share(None)
         if state.is_world_process_zero:
             seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 

@@ -83,6 +83,11 @@ def longest_chain(policy: Policy, tree: Tree) -> int:
     return depth(_rooted(policy, tree.prefix, tree.nodes))
 
 
+def computed_tokens(policy: Policy, tree: Tree) -> int:
+    """Tokens that a forward of the tree computes: each once, or, on a model that does not pack, every chain in full."""
+    return _tokens(policy, tree) if policy.packs else longest_chain(policy, tree) * len(tree.leaves)
+
+
 def split_into_forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> list[list[int]]:
     """The trees, by index, cut into forwards of at most `most` tokens with little padding; what cannot be joined is apart."""
     alike: dict[Shapes, list[int]] = {}

@@ -1,0 +1,86 @@
+"""A training stage in several processes of this machine, one a device, started and awaited by the one that asks for it.
+
+The call is handed over in a file, so that the processes run the same function with the same arguments. An error of the
+leading process is raised here as it was there.
+"""
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ParamSpec
+
+from stllava.config import LaunchOptions
+from stllava.errors import StllavaError
+from stllava.stages.results import TrainingResult
+
+P = ParamSpec("P")
+CALL, ERROR = "call.pickle", "error.pickle"
+DIE_WITH_PARENT = 1
+"""Linux's PR_SET_PDEATHSIG."""
+
+
+def launched(
+    launch: LaunchOptions, stage: Callable[P, TrainingResult], *arguments: P.args, **options: P.kwargs
+) -> TrainingResult:
+    """Call a training stage as `launch` says: here, or in several processes.
+
+    Args:
+        launch: How many processes, and how they share the model.
+        stage: sft or dpo.
+        arguments: Its arguments.
+        options: Its keyword arguments.
+
+    Raises:
+        StllavaError: As the stage does, or where a process ended otherwise.
+    """
+    if launch.processes == 1:
+        return stage(*arguments, **options)
+    with TemporaryDirectory(prefix="stllava-launch-") as folder:
+        (Path(folder) / CALL).write_bytes(pickle.dumps((stage, arguments, options)))
+        done = subprocess.run(command_of(launch, folder), check=False, preexec_fn=_die_with_parent)
+        if done.returncode == 0:
+            return stage(*arguments, **options)  # It is finished: what it wrote is read.
+        if (Path(folder) / ERROR).is_file():
+            error: StllavaError = pickle.loads((Path(folder) / ERROR).read_bytes())
+            raise error
+    raise StllavaError(
+        f"one of {launch.processes} training processes ended with {done.returncode}",
+        expected="processes that train to the end",
+        remedy="What it printed stands above; the same command goes on from the last checkpoint.",
+    )
+
+
+def command_of(launch: LaunchOptions, folder: str) -> list[str]:
+    """The command that starts the processes."""
+    if launch.config is not None:
+        starter = ["accelerate.commands.launch", "--config_file", str(launch.config), "--num_processes", str(launch.processes)]
+    else:
+        starter = ["torch.distributed.run", "--standalone", f"--nproc_per_node={launch.processes}"]
+    return [sys.executable, "-m", *starter, "-m", "stllava.launch", folder]
+
+
+def _die_with_parent() -> None:
+    """Let the started process end when this one is killed, which could not stop it any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def main(folder: Path) -> None:
+    """Run the call that `launched` wrote to `folder`, in one of its processes."""
+    stage, arguments, options = pickle.loads((folder / CALL).read_bytes())
+    try:
+        stage(*arguments, **options)
+    except StllavaError as error:
+        if os.environ.get("RANK") == "0":
+            (folder / ERROR).write_bytes(pickle.dumps(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

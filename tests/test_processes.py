@@ -1,0 +1,219 @@
+"""Training in several processes: the same steps, shared out, and the weights of one process."""
+
+import pickle
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from stllava.config import DpoOptions, GroupRates, LaunchOptions, SftOptions
+from stllava.data.conversations import read_conversations
+from stllava.errors import CollapseError, StllavaError
+from stllava.launch import CALL, command_of, launched
+from stllava.model.load import load_policy
+from stllava.model.prompt import Segment
+from stllava.records import Conversation, Lineage, Message, Preference
+from stllava.stages.dpo import dpo
+from stllava.stages.results import TrainingResult
+from stllava.stages.sft import sft
+from stllava.store import PARTS, Stage, locked, read_manifest
+from stllava.training.processes import Processes
+from stllava.training.sft_dataset import SftDataset
+from stllava.training.step_sharing import Forward, share_evenly, share_step
+from stllava.tree.forward import Tree, build_tree, computed_tokens
+
+RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)
+LEARNING = SftOptions(learning_rate=RATES, epochs=3, batch_size=3, save_steps=2)
+TWO = LaunchOptions(processes=2)
+
+
+@given(st.lists(st.integers(1, 100), max_size=30), st.integers(1, 6))
+def test_work_is_shared_evenly(work: list[int], groups: int) -> None:
+    shared = share_evenly(work, groups=groups)
+    assert sorted(index for group in shared for index in group) == list(range(len(work)))
+    loads = [sum(work[index] for index in group) for group in shared]
+    # No group could give what it got last to the one that has least.
+    assert max(loads) - min(loads) <= max(work, default=0)
+
+
+@pytest.fixture(scope="module")
+def some_trees(tiny_model: Path, phantoms: Path) -> list[Tree]:
+    """Trees of six images, and two of text alone."""
+    policy = load_policy(tiny_model)
+    read, _ = read_conversations(phantoms / "conversations.jsonl")
+    dataset = SftDataset(policy, read, images=phantoms / "images", self_question_ratio=0.0, seed=0, max_tokens=4096)
+    trees = [dataset.tree(index, 0) for index in range(len(dataset.groups))]
+    text = [Segment("say it", False), Segment("now", True)]
+    blank = trees[0].prefix.__class__("", (), phantoms)
+    return [*trees, *(build_tree(policy, blank, [text] * count) for count in (1, 3))]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 9])
+@pytest.mark.parametrize("max_tokens", [120, 4096])
+def test_every_tree_counts_once_and_all_processes_keep_step(
+    tiny_model: Path, some_trees: list[Tree], processes: int, max_tokens: int
+) -> None:
+    policy = load_policy(tiny_model)
+    shared = share_step(policy, some_trees, processes=processes, max_tokens=max_tokens)
+    learned = [index for forwards in shared for forward in forwards if forward.counts for index in forward.trees]
+    assert sorted(learned) == list(range(len(some_trees)))
+    assert len({len(forwards) for forwards in shared}) == 1
+    for together in zip(*shared, strict=True):
+        assert len({bool(some_trees[forward.trees[0]].prefix.images) for forward in together}) == 1
+    for forward in (forward for forwards in shared for forward in forwards if not forward.counts):
+        alike = [tree for tree in some_trees if bool(tree.prefix.images) is bool(some_trees[forward.trees[0]].prefix.images)]
+        assert computed_tokens(policy, some_trees[forward.trees[0]]) == min(computed_tokens(policy, tree) for tree in alike)
+
+
+def test_one_process_computes_all_forwards_in_their_order(tiny_model: Path, some_trees: list[Tree]) -> None:
+    (alone,) = share_step(load_policy(tiny_model), some_trees, processes=1, max_tokens=4096)
+    assert all(forward.counts for forward in alone)
+    assert sorted(index for forward in alone for index in forward.trees) == list(range(len(some_trees)))
+    assert Forward((0,)).counts
+
+
+def test_a_process_alone_shares_with_itself() -> None:
+    alone = Processes(0, 1)
+    assert alone.leads
+    assert (alone.share("a"), alone.gather([1, 2]), alone.add({"loss": 2.0})) == ("a", [1, 2], {"loss": 2.0})
+
+
+def test_an_error_crosses_to_another_process_as_it_is() -> None:
+    error = CollapseError("chosen answers die out", expected="answers", remedy="Lower it.")
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is CollapseError
+    assert str(twin) == str(error)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    return dict(read_manifest(folder).curves)
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """The same curves, and weights that agree."""
+    first, second = curves(one), curves(other)
+    assert first.keys() == second.keys()
+    assert "loss" in first
+    for name, curve in first.items():
+        assert [step for step, _ in second[name]] == [step for step, _ in curve], name
+        assert [value for _, value in second[name]] == pytest.approx([value for _, value in curve], rel=1e-5, abs=2e-5), name
+    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert weights.keys() == others.keys()
+    assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 1e-4
+
+
+def uneven(phantoms: Path) -> tuple[Path, Path]:
+    """Pairs about two images, 1 of the first and 40 of the second, and conversations of which one shows no image."""
+    names = sorted(path.relative_to(phantoms / "images").as_posix() for path in (phantoms / "images/unlabelled").glob("*.png"))
+    pairs = [
+        Preference(
+            id=f"{name}-{number}",
+            images=(name,),
+            prompt=(Message(role="user", content=f"question {number}?"),),
+            chosen="yes",
+            rejected="no",
+            margin=1.0,
+            lineage=Lineage(question_id=f"{number}", answers_id=f"{name}-{number}", judgment_id=f"{name}-{number}"),
+        )
+        for name, count in zip(names, (1, 40), strict=False)
+        for number in range(count)
+    ]
+    stage = Stage("pair", phantoms / "uneven", SftOptions(), inputs={}, existing="resume")
+    stage.write_records("preferences", pairs)
+    stage.finish(counts_in=len(pairs), counts_out=len(pairs))
+    read, _ = read_conversations(phantoms / "conversations.jsonl")
+    text = Conversation(
+        id="text", images=(), messages=(Message(role="user", content="say it"), Message(role="assistant", content="now"))
+    )
+    path = phantoms / "with-text.jsonl"
+    path.write_text("".join(row.model_dump_json() + "\n" for row in [text, *read[:1]]), encoding="utf-8")
+    return phantoms / "uneven", path
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    pairs, conversations = uneven(phantoms)
+    for name, launch in (("one", LaunchOptions()), ("two", TWO)):
+        launched(
+            launch,
+            sft,
+            LEARNING,
+            model=str(tiny_model),
+            conversations=phantoms / "conversations.jsonl",
+            images=phantoms / "images",
+            to=tmp_path / name / "sft",
+        )
+        launched(
+            launch,
+            dpo,
+            DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300),
+            policy=tmp_path / name / "sft",
+            preferences=pairs,
+            images=phantoms / "images",
+            conversations=conversations,
+            to=tmp_path / name / "dpo",
+        )
+    assert_same_training(tmp_path / "one/sft", tmp_path / "two/sft")
+    assert_same_training(tmp_path / "one/dpo", tmp_path / "two/dpo")
+
+
+def wait_until_free(folder: Path) -> None:
+    """Wait until processes that are dying hold the folder no more."""
+    for _ in range(600):
+        try:
+            with locked(folder):
+                return
+        except StllavaError:
+            time.sleep(0.1)
+    raise AssertionError(f"{folder} is still held")
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on_in_one(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    def train(to: Path, call: Callable[[Callable[..., TrainingResult], dict[str, object]], object]) -> None:
+        given: dict[str, object] = {
+            "model": str(tiny_model),
+            "conversations": phantoms / "conversations.jsonl",
+            "images": phantoms / "images",
+            "to": to,
+        }
+        call(sft, given)
+
+    longer = LEARNING.model_copy(update={"epochs": 20})
+
+    def kill(stage: Callable[..., TrainingResult], given: dict[str, object]) -> None:
+        (tmp_path / CALL).write_bytes(pickle.dumps((stage, (longer,), given)))
+        processes = subprocess.Popen(command_of(TWO, str(tmp_path)))
+        while not list((tmp_path / "killed" / PARTS / "training").glob("checkpoint-4*")) and processes.poll() is None:
+            time.sleep(0.05)
+        assert processes.poll() is None, "it ended before it could be killed"
+        processes.kill()
+        processes.wait()
+        # The trainers are in sessions of their own.
+        subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=True)
+        wait_until_free(tmp_path / "killed")
+
+    train(tmp_path / "killed", kill)
+    train(tmp_path / "killed", lambda stage, given: stage(longer, **given))
+    train(tmp_path / "whole", lambda stage, given: stage(longer, **given))
+    assert_same_training(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_an_error_in_launched_processes_is_the_stages_own(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(StllavaError, match=r"none\.jsonl"):
+        launched(
+            TWO,
+            sft,
+            LEARNING,
+            model=str(tiny_model),
+            conversations=tmp_path / "none.jsonl",
+            images=phantoms / "images",
+            to=tmp_path / "sft",
+        )

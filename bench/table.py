@@ -129,6 +129,17 @@ def scale() -> str:
     return rows(head, body)
 
 
+def memory() -> str:
+    """Calculated against measured memory of a training."""
+    body = []
+    for one in read("memory-*.json"):
+        for name, run in one["rows"].items():
+            sizes = [f"{run[key] / 2**20:.0f}" for key in ("calculated", "measured")]
+            learned = f"{run['learned'] / 1e6:.1f} of {run['parameters'] / 1e6:.1f}"
+            body.append([name, learned, *sizes, f"**{run['calculated'] / run['measured'] - 1:+.1%}**", where(one)])
+    return rows(("shape, stage", "learned, M", "calculated MiB", "measured MiB", "off by", "where"), body)
+
+
 def judge() -> str:
     """Calls to an expert's endpoint."""
     body = []
@@ -208,7 +219,7 @@ def projector() -> str:
     return rows(head, body)
 
 
-TABLES = (efficiency, dpo, generate, limit, scale, judge, expert, intake, projector)
+TABLES = (efficiency, dpo, generate, limit, scale, memory, judge, expert, intake, projector)
 
 
 def written(page: str) -> str:

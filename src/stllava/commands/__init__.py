@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "distill": Command(f"{_STAGES}.distill:distill", "Make a judge of your own of an expert's verdicts."),
     "evaluate": Command(f"{_HERE}.measuring:evaluate_or_rescore", "Score a policy on a benchmark, or rescore its answers."),
     "gather": Command(f"{_HERE}.running:gather", "Make the whole of a stage that was cut into shards."),
+    "score": Command(f"{_HERE}.measuring:score_answers", "Score answers that were given elsewhere: by lmms-eval, say."),
     "compare": Command(f"{_HERE}.measuring:compare", "Compare runs with each other and with published numbers."),
     "import": Group(
         {
@@ -77,6 +78,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "report": Command(f"{_HERE}.measuring:report", "Write a run's report.html and summary.json again."),
     "chat": Command(f"{_HERE}.talking:chat", "Talk with a policy about an image."),
     "predict": Command(f"{_STAGES}.predict:predict", "Answer a file of questions."),
+    "doctor": Command(f"{_HERE}.doctor:doctor", "Show what is installed, the device, and how much memory a training takes."),
     "completion": Command(f"{_HERE}.installed:completion", "Print a script by which your shell completes commands and flags."),
 }
 

@@ -169,3 +169,18 @@ class TrainingPlaceOptions(Options):
 
     launch: LaunchOptions = LaunchOptions()
     """The processes."""
+
+
+class LearningLoad(Options):
+    """What there is to learn about an image, for reckoning how much memory a training takes."""
+
+    image_size: PositiveInt = 512
+    """Width and height of an image, in pixels, before the model's processor resizes it."""
+    questions: PositiveInt = 20
+    """Questions about an image."""
+    answers: Annotated[int, Field(ge=2)] = 4
+    """Answers to a question that dpo learns from, one of them chosen; sft learns one."""
+    question_tokens: PositiveInt = 16
+    """Length of a question."""
+    answer_tokens: PositiveInt = 32
+    """Length of an answer."""

@@ -105,20 +105,24 @@ def quantise(model: PreTrainedModel, options: TrainingOptions) -> None:
     with no_kernels_of_the_hub():
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    group_of = Groups(model)
-    for name, whole in _linears(model).items():
-        if group_of(name) not in {"projector", *in_full(options)}:
-            small = Linear4bit(
-                whole.in_features, whole.out_features, compute_dtype=model.dtype, quant_type="nf4", device=torch.device("meta")
-            )
-            small.weight = Params4bit(whole.weight.data, compress_statistics=True, quant_type="nf4", module=small)
-            small.bias = whole.bias
-            # Its form for some CPUs, taken up when nothing learns and kept from then on, gives no gradient.
-            small.support_avx512bf16_for_cpu = False
-            # Moving a weight is what makes it 4 bits.
-            model.set_submodule(name, small.to(best_device()))
+    for name, whole in quantisable(model, options).items():
+        small = Linear4bit(
+            whole.in_features, whole.out_features, compute_dtype=model.dtype, quant_type="nf4", device=torch.device("meta")
+        )
+        small.weight = Params4bit(whole.weight.data, compress_statistics=True, quant_type="nf4", module=small)
+        small.bias = whole.bias
+        # Its form for some CPUs, taken up when nothing learns and kept from then on, gives no gradient.
+        small.support_avx512bf16_for_cpu = False
+        # Moving a weight is what makes it 4 bits.
+        model.set_submodule(name, small.to(best_device()))
     # By this name peft knows which layers of its own to use.
     cast(Any, model).is_loaded_in_4bit = True
+
+
+def quantisable(model: PreTrainedModel, options: TrainingOptions) -> dict[str, nn.Linear]:
+    """The linear layers by name that `lora.quantise` puts in 4 bits: neither the head, nor the projector, nor what learns."""
+    group_of = Groups(model)
+    return {name: one for name, one in _linears(model).items() if group_of(name) not in {"projector", *in_full(options)}}
 
 
 def prepare_model(model: PreTrainedModel, options: TrainingOptions) -> "PreTrainedModel | PeftModel":

@@ -109,20 +109,22 @@ def joined(*several: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     if not torch.is_grad_enabled():
         yield whole
         return
-    # By address and form, not the tensors themselves: what saves for the gradient keeps `pack` and all that it refers to.
-    known = {
-        (one.data_ptr(), one.shape, one.stride()): [piece.detach() for piece in pieces]
-        for one, pieces in zip(whole, several, strict=True)
-    }
+    # By place and form, not the tensors themselves: what saves for the gradient keeps `pack` and all that it refers to.
+    known = {_place(one): [piece.detach() for piece in pieces] for one, pieces in zip(whole, several, strict=True)}
 
     def pack(saved: Tensor) -> Tensor | list[Tensor]:
-        return known.get((saved.data_ptr(), saved.shape, saved.stride()), saved)
+        return known.get(_place(saved), saved)
 
     def unpack(packed: Tensor | list[Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else torch.cat(packed, dim=2)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield whole
+
+
+def _place(one: Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie, by their storage: those of a model without values have no address."""
+    return one.untyped_storage()._cdata, one.storage_offset(), one.shape, one.stride()
 
 
 AttentionInterface.register(NAME, attend)

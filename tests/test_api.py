@@ -40,6 +40,7 @@ stllava.final_data(
 stllava.dpo(stllava.DpoOptions(), policy=home / "sft", preferences=home / "pair", images=home, to=home / "dpo")
 stllava.evaluate(stllava.EvaluateOptions(), policy=home / "dpo", samples=home / "t.jsonl", root=home, to=home / "scores")
 stllava.rescore(stllava.EvaluateOptions(), predictions=home / "scores", to=home / "again")
+stllava.score_log(home / "samples.jsonl", to=home / "theirs", benchmark="vqa-rad")
 stllava.predict(stllava.EvaluateOptions(), policy=home / "dpo", questions=home / "t.jsonl", root=home, to=home / "said")
 stllava.export(home / "dpo", to=home / "plain")
 stllava.ask(stllava.AskOptions(), policy=home / "sft", images=home, root=home, to=home / "cut", shard="1/1")

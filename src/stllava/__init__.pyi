@@ -71,6 +71,7 @@ from .stages.results import PairResult as PairResult
 from .stages.results import PredictResult as PredictResult
 from .stages.results import StageResult as StageResult
 from .stages.results import TrainingResult as TrainingResult
+from .stages.score_log import score_log as score_log
 from .stages.sft import sft as sft
 from .store import read_records as read_records
 

@@ -156,7 +156,7 @@ def evaluate(
         order = {row.id: index for index, row in enumerate(rows)}
         predictions.sort(key=lambda prediction: order[prediction.sample_id])
         dropped.take(empty)
-        return _finish(
+        return finish_evaluation(
             stage,
             predictions,
             options=options,
@@ -245,7 +245,7 @@ def rescore(
     with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return EvaluateResult(stage.to, stage.manifest)
-        return _finish(
+        return finish_evaluation(
             stage,
             read_records(predictions, "predictions", Prediction),
             judgments=read_records(verdicts, "judgments", Judgment) if verdicts is not None else (),
@@ -308,7 +308,7 @@ def _baseline(
         for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1
         predictions = [predict(row, rule(row.kind, counts[row.kind], row), policy=name) for row in read_samples(samples)[0]]
-        return _finish(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
+        return finish_evaluation(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 
 def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "", finished: bool = True) -> Prediction:
@@ -341,7 +341,7 @@ def _told_of(predictions: Sequence[Prediction], longest: int) -> list[str]:
     return notes
 
 
-def _finish(
+def finish_evaluation(
     stage: Stage,
     predictions: list[Prediction],
     *,
@@ -354,6 +354,7 @@ def _finish(
     notes: Sequence[str] = (),
     device: str = "cpu",
 ) -> EvaluateResult:
+    """Score predictions and write them, their scores and, for an expert, the open answers beside their references."""
     scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
     measures = {row.metric: row.value for row in scores}
     if judgments:

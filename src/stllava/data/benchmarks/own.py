@@ -63,7 +63,7 @@ def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str
     rows: list[Row] = []
     numbers: dict[str, int] = {}
     for number, raw in table.rows:
-        row = _row(path, number, raw, answers=answers)
+        row = row_of(path, number, raw, answers=answers)
         if row.id is not None:
             if row.id in numbers:
                 found = f"id {row.id!r} is the id of row {numbers[row.id]} already"
@@ -111,7 +111,8 @@ def _without_choice(path: Path, strange: Sequence[Row], rows: Sequence[Row]) -> 
     return f"{found}; they are left out."
 
 
-def _row(path: Path, number: int, raw: Mapping[str, object], *, answers: bool) -> Row:
+def row_of(path: Path, number: int, raw: Mapping[str, object], *, answers: bool = True) -> Row:
+    """A row of a file, by its columns, as a question; `answers` says that it must have one."""
     column = next((name for name in _IMAGE if name in raw), "image")
     if answers and not any(name in raw for name in _ANSWER):
         raise bad_row(path, number, f"neither answer nor targets among {', '.join(raw)}", expected="one of them")

@@ -68,7 +68,10 @@ def main() -> None:
                 }
                 off = calculated / measured - 1
                 print(f"{shape:<14} {stage:<6} {calculated / 2**20:10.0f} {measured / 2**20:10.0f}  {off:+.1%}", flush=True)
-    write_result(f"memory-{device_kind()}", {"settings": SIDES, "rows": rows})
+    write_result(
+        f"memory-{device_kind()}",
+        {"settings": {name: {**one} for name, one in SIDES.items()}, "rows": {name: {**one} for name, one in rows.items()}},
+    )
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def memory_table(
     """What trainings of a model and its answering take, as lines."""
     from stllava.training.memory import measure_training, memory_of_device, predict_generation, predict_training
 
-    rows = [("GiB", "weights", "gradients", "optimizer", "activations", "peak", "of", "")]
+    rows: list[tuple[str, ...]] = [("GiB", "weights", "gradients", "optimizer", "activations", "peak", "of", "")]
     room = memory_of_device()
-    lines = []
+    lines: list[str] = []
     for name, options in (("sft", sft), ("dpo", dpo)):
         with TemporaryDirectory() as work:
             found = predict_training(model, options, load, Path(work))

@@ -75,7 +75,7 @@ class StorageLedger(TorchDispatchMode):
     """Counts the bytes of all storages that tensors of a computation have, while they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
         self._sizes: dict[int, int] = {}
 
@@ -184,7 +184,7 @@ def predict_generation(path: Path | str, options: GenerationOptions) -> int:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     weights = {id(one): one.nbytes for one in (*model.parameters(), *model.buffers())}
     cached = 2 * text.num_hidden_layers * heads * width * dtype.itemsize
-    return sum(weights.values()) + options.max_cache_tokens * cached
+    return sum(weights.values()) + int(options.max_cache_tokens * cached)
 
 
 def measure_training(path: Path | str, options: TrainingOptions, load: LearningLoad, work: Path) -> TrainingMemory:
@@ -251,7 +251,7 @@ def _conversations(tokenizer: PreTrainedTokenizerBase, image: str, load: Learnin
 
 def _pairs(tokenizer: PreTrainedTokenizerBase, image: str, load: LearningLoad) -> list[Preference]:
     """Every question about an image with its answers, one of which is chosen against each of the others."""
-    made = []
+    made: list[Preference] = []
     for number in range(load.questions):
         question = Message(role="user", content=_words(tokenizer, load.question_tokens, number))
         chosen, *others = [_words(tokenizer, load.answer_tokens, answer) for answer in range(max(2, load.answers))]
@@ -291,7 +291,7 @@ def _two_steps(policy: Policy, model: nn.Module, options: TrainingOptions, forwa
                 with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=half):
                     # The losses of sft and dpo are sums of these, and no larger.
                     loss = -token_log_probabilities(model, moved).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 del loss
             nn.utils.clip_grad_norm_(learns, options.max_grad_norm or 1.0)
             optimizer.step()

@@ -49,13 +49,14 @@ def read_sample_log(path: Path, *, policy: str) -> SampleLog:
     table = read_table(path, names=(*ANSWERED, *REFERENCES, *IMAGES, *ASKED, *KEPT), kinds="answers with their questions")
     columns = set(table.columns())
     if {"sample_id", "completion", "targets"} <= columns:
-        rows = [Prediction.model_validate(row) for _, row in table.rows]
-        return SampleLog(rows, (*table.notes, f"{path.name}: {len(rows)} answers of an evaluation of stllava."))
+        ours = [Prediction.model_validate(row) for _, row in table.rows]
+        return SampleLog(ours, (*table.notes, f"{path.name}: {len(ours)} answers of an evaluation of stllava."))
+    rows: list[tuple[int, Mapping[str, object]]]
     if len(HARNESS & columns) >= len(HARNESS) - 1:
-        form, flat = "a log of lmms-eval", [(number, _of_harness(path, number, row)) for number, row in table.rows]
+        form, rows = "a log of lmms-eval", [(number, _of_harness(path, number, row)) for number, row in table.rows]
     else:
-        form, flat = "a table of answers", list(table.rows)
-    return _read(path, flat, form=form, notes=table.notes, policy=policy)
+        form, rows = "a table of answers", table.rows
+    return _read(path, rows, form=form, notes=table.notes, policy=policy)
 
 
 def _read(

@@ -39,18 +39,23 @@ def preferred(choice: VoteChoice) -> Preferred | None:
     return "equal" if choice == "both wrong" else None
 
 
+def apply(found: dict[tuple[str, int], StandingVote], vote: ReviewVote) -> None:
+    """Bring the votes that stand of one reader, by task and turn, up to what the reader did next."""
+    key = (vote.task_id, vote.turn)
+    if vote.event == "response":
+        if key in found:
+            found[key] = StandingVote(found[key].vote, vote)
+        return
+    found.pop(key, None)  # A new vote stands behind all others.
+    if vote.event == "vote":
+        found[key] = StandingVote(vote)
+
+
 def standing(votes: Iterable[ReviewVote]) -> dict[tuple[str, int], StandingVote]:
     """One reader's votes that stand, by task and turn, in the order in which they were given."""
     found: dict[tuple[str, int], StandingVote] = {}
     for vote in votes:
-        key = (vote.task_id, vote.turn)
-        if vote.event == "vote":
-            found.pop(key, None)
-            found[key] = StandingVote(vote)
-        elif vote.event == "undo":
-            found.pop(key, None)
-        elif key in found:
-            found[key] = StandingVote(found[key].vote, vote)
+        apply(found, vote)
     return found
 
 

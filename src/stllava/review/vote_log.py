@@ -70,8 +70,10 @@ class VoteLog:
         self.votes.append(vote)
 
     def close(self) -> None:
-        """Close the file; another process may then go on with it."""
-        os.close(self._file)
+        """Close the file, if it is open; another process may then go on with it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _cut_torn_line(self) -> None:
         """Cut off what stands behind the last whole line."""

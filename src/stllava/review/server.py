@@ -1,0 +1,220 @@
+"""The page on which readers vote: routes over a `ReviewSession`, served to this machine alone unless told otherwise.
+
+    GET  /             the page
+    GET  /task         what the reader has on screen
+    POST /vote         a vote on that; answered by the expert's verdict
+    POST /respond      the response to the verdict
+    POST /next         leave a task that was voted on
+    POST /undo         take back the last vote
+    GET  /image/ID     pixels
+    GET  /static/NAME  the script and the stylesheet
+
+All but the last needs a reader's cookie (`security`). What is posted is JSON of the classes below and nothing else.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from stllava.errors import ItemError, StllavaError
+from stllava.review.image_store import ImageStore, image_id
+from stllava.review.security import READER, Door, Gate
+from stllava.review.session import OpenTask, RefusedVoteError, ReviewSession, Shown, Side
+from stllava.text import printable
+
+PAGE = Path(__file__).parent / "page"
+STATIC = {"review.js": "text/javascript", "review.css": "text/css"}
+_SENTENCE = re.compile(r"(?:[^.!?\n]|[.](?=\d))+[.!?]*\s*|[.!?\n]+\s*")
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Posted(BaseModel):
+    """What the page sends about the task on screen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    task: str = Field(max_length=64)
+    turn: int = Field(ge=0, le=1)
+
+
+class PostedVote(_Posted):
+    """A vote."""
+
+    choice: Shown
+    struck: tuple[tuple[Side, int], ...] = Field(default=(), max_length=200)
+    """Sentences, each by its answer and its place in it."""
+    typed: str = Field(default="", max_length=4000)
+    """The right answer, if the reader typed one."""
+
+
+class PostedResponse(_Posted):
+    """A response to the expert's verdict."""
+
+    decision: Literal["confirm", "overturn"] | None
+    reason: str = Field(default="", max_length=4000)
+    significant: bool | None = None
+    typed: str = Field(default="", max_length=4000)
+
+
+def sentences(text: str) -> list[str]:
+    """A text cut behind its sentences; together they are the text, but for white space at its start."""
+    return _SENTENCE.findall(text) or [text]
+
+
+def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title: str) -> ASGIApp:
+    """The page's application, guarded."""
+    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("review.html.jinja")
+    assets = {name: (PAGE / name).read_bytes() for name in STATIC}
+
+    async def show_page(request: Request) -> Response:
+        return HTMLResponse(page.render(title=title, reader=_reader(request)))
+
+    async def show_task(request: Request) -> Response:
+        reader = _reader(request)
+        opened = await run_in_threadpool(session.open_task, reader)
+        return await run_in_threadpool(_told, session, reader, opened)
+
+    async def take_vote(request: Request) -> Response:
+        said = await _said(request, PostedVote)
+
+        def write(reader: str) -> OpenTask:
+            opened = session.open_task(reader)
+            texts = {"left": sentences(opened.texts[0]), "right": sentences(opened.texts[1])} if opened is not None else {}
+            struck = [
+                (side, texts[side][place].strip()) for side, place in said.struck if 0 <= place < len(texts.get(side, ()))
+            ]
+            return session.vote(reader, said.task, said.turn, said.choice, struck=struck, typed=said.typed)
+
+        return await _done(session, request, write)
+
+    async def take_response(request: Request) -> Response:
+        said = await _said(request, PostedResponse)
+        return await _done(
+            session,
+            request,
+            lambda reader: session.respond(
+                reader,
+                said.task,
+                said.turn,
+                decision=said.decision,
+                reason=said.reason,
+                significant=said.significant,
+                typed=said.typed,
+            ),
+        )
+
+    async def go_on(request: Request) -> Response:
+        said = await _said(request, _Posted)
+        return await _done(session, request, lambda reader: session.advance(reader, said.task, said.turn))
+
+    async def take_back(request: Request) -> Response:
+        return await _done(session, request, session.undo)
+
+    async def show_image(request: Request) -> Response:
+        try:
+            png = await run_in_threadpool(images.png, request.path_params["key"])
+        except ItemError as error:
+            return JSONResponse({"error": f"The image cannot be read: {error.cause}."}, 422)
+        return Response(png, media_type="image/png") if png is not None else JSONResponse({"error": "No such image."}, 404)
+
+    async def show_asset(request: Request) -> Response:
+        name = request.path_params["name"]
+        return Response(assets[name], media_type=STATIC[name]) if name in assets else Response(status_code=404)
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 409 if isinstance(error, RefusedVoteError) else 400)
+
+    app = Starlette(
+        routes=[
+            Route("/", show_page),
+            Route("/task", show_task),
+            Route("/vote", take_vote, methods=["POST"]),
+            Route("/respond", take_response, methods=["POST"]),
+            Route("/next", go_on, methods=["POST"]),
+            Route("/undo", take_back, methods=["POST"]),
+            Route("/image/{key}", show_image),
+            Route("/static/{name}", show_asset),
+        ],
+        exception_handlers={RefusedVoteError: refuse, _BadRequestError: refuse},
+    )
+    return Gate(app, door)
+
+
+class _BadRequestError(Exception):
+    """What was posted is not what the page posts."""
+
+
+async def _said(request: Request, kind: type[M]) -> M:
+    """What was posted, checked."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise _BadRequestError("Only JSON is read.")
+    try:
+        return kind.model_validate_json(await request.body())
+    except ClientDisconnect:
+        raise _BadRequestError("That is too long.") from None
+    except ValidationError as error:
+        raise _BadRequestError(f"That cannot be read: {error.errors()[0]['msg']}.") from None
+
+
+async def _done(session: ReviewSession, request: Request, write: Callable[[str], OpenTask | None]) -> Response:
+    """Write what a reader did and tell what is on screen after it; what the disk refuses is told too.
+
+    The writing goes on where the browser no longer waits for it.
+    """
+    reader = _reader(request)
+
+    def act() -> Response:
+        try:
+            opened = write(reader)
+        except StllavaError as error:
+            return JSONResponse({"error": str(error)}, 507)
+        return _told(session, reader, opened)
+
+    acting: Awaitable[Response] = asyncio.shield(run_in_threadpool(act))
+    return await acting
+
+
+def _reader(request: Request) -> str:
+    """Whose cookie a request brought."""
+    reader: str = request.scope[READER]
+    return reader
+
+
+def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Response:
+    """What a reader has on screen, as the page wants it: before the vote nothing of the expert's."""
+    progress = session.progress(reader)
+    preload: list[JsonValue] = [image_id(path) for task in progress.upcoming for path in task.images]
+    told: dict[str, JsonValue] = {"read": progress.read, "left": progress.left, "state": "done", "preload": preload}
+    if opened is None:
+        return JSONResponse(told)
+    told |= {
+        "state": "open",
+        "task": opened.task.id,
+        "turn": opened.turn,
+        "question": printable(opened.task.question),
+        "images": [image_id(path) for path in opened.task.images],
+        "answers": [[printable(part) for part in sentences(text)] for text in opened.texts],
+    }
+    given = opened.vote
+    if given is not None:
+        told |= {
+            "state": "voted",
+            "choice": opened.shown(given.blind),
+            "verdict": opened.shown(opened.task.verdict),
+            "grounds": printable(opened.task.reason),
+            "decision": given.response.decision if given.response is not None else None,
+            "typed": given.correct_answer or "",
+        }
+    return JSONResponse(told)

@@ -1,0 +1,289 @@
+"""What readers are shown and what becomes of their votes: the state behind the page, without the page.
+
+One `ReviewSession` serves the readers of a review folder. Of every reader it knows the open task; a vote is accepted for that
+one alone, once, and is on the disk before `vote` returns. Readers of other processes are seen by their files. Threads may
+share a session.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import RLock
+from time import monotonic
+from typing import Literal
+
+from stllava.records import ReviewTask, ReviewVote, StruckSentence, VoteChoice, content_id
+from stllava.review.readings import StandingVote, apply
+from stllava.review.vote_log import VOTES, VoteLog
+
+Side = Literal["left", "right"]
+Shown = Literal["left", "right", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
+"""A choice as it is made on the page, where nobody knows which answer is which."""
+REPEAT_AFTER = 20
+"""So many other votes stand between the two times that a reader sees a task, where there are that many."""
+PRELOADED = 3
+
+
+class RefusedVoteError(Exception):
+    """A vote, a response or an undo that does not fit what is open; nothing was written."""
+
+
+@dataclass
+class OpenTask:
+    """What a reader has on screen."""
+
+    task: ReviewTask
+    turn: int
+    left: Literal["first", "second"]
+    since: float
+    """When it was opened, on the clock of `monotonic`."""
+    vote: StandingVote | None = None
+    """The vote on it, once there is one."""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both answers as they stand on the page: left, right."""
+        return self.task.texts if self.left == "first" else self.task.texts[::-1]
+
+    def shown(self, choice: VoteChoice) -> Shown:
+        """A choice as it is seen on the page."""
+        if choice == "first" or choice == "second":
+            return "left" if choice == self.left else "right"
+        return choice
+
+    def meant(self, shown: Shown) -> VoteChoice:
+        """What a choice on the page says of the task's answers."""
+        if shown == "left":
+            return self.left
+        return self.answer_at("right") if shown == "right" else shown
+
+    def answer_at(self, side: Side) -> Literal["first", "second"]:
+        """Which answer stands there."""
+        return self.left if side == "left" else "second" if self.left == "first" else "first"
+
+
+@dataclass
+class _ReaderState:
+    """What is known of a reader."""
+
+    log: VoteLog | None
+    """The reader's file, if this process writes it."""
+    standing: dict[tuple[str, int], StandingVote] = field(default_factory=dict)
+    open: OpenTask | None = None
+    read_to: int = 0
+    """Of another process's file, how many bytes were read."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a reader is."""
+
+    read: int
+    """Votes that stand."""
+    left: int
+    """Tasks beyond the one on screen that the reader may still be shown."""
+    upcoming: list[ReviewTask]
+    """Those that will probably be next."""
+
+
+class ReviewSession:
+    """The readers of a review folder and what each of them has open."""
+
+    def __init__(self, folder: Path, tasks: Sequence[ReviewTask], readers: Iterable[str]) -> None:
+        """Open the files of the readers; those of others in the folder are read only."""
+        self.tasks, self._folder = tuple(tasks), folder
+        self._by_id = {task.id: task for task in tasks}
+        self._repeated = [task for task in tasks if task.repeated]
+        self._lock = RLock()
+        self._states: dict[str, _ReaderState] = {}
+        self._takers: dict[str, set[str]] = defaultdict(set)
+        try:
+            for reader in readers:
+                self._states[reader] = _ReaderState(VoteLog(folder, reader))
+        except BaseException:
+            self.close()
+            raise
+        for state in self._states.values():
+            for vote in state.log.votes if state.log is not None else ():
+                apply(state.standing, vote)
+        for reader, state in self._states.items():
+            for task, _ in state.standing:
+                self._takers[task].add(reader)
+
+    def close(self) -> None:
+        """Close every reader's file."""
+        for state in self._states.values():
+            if state.log is not None:
+                state.log.close()
+
+    def progress(self, reader: str) -> Advance:
+        """How far a reader is."""
+        with self._lock:
+            candidates = list(self._candidates(reader))
+            return Advance(len(self._states[reader].standing), len(candidates), [task for task, _ in candidates[:PRELOADED]])
+
+    def open_task(self, reader: str) -> OpenTask | None:
+        """What a reader has on screen: the task that is open, or else the next one; None where none is left."""
+        with self._lock:
+            state = self._states[reader]
+            if state.open is None:
+                self._open_next(reader)
+            return state.open
+
+    def advance(self, reader: str, task: str, turn: int) -> OpenTask | None:
+        """Leave a task that was voted on and open the next one."""
+        with self._lock:
+            if self._opened(reader, task, turn).vote is None:
+                raise RefusedVoteError("This task has no vote yet.")
+            self._states[reader].open = None
+            return self.open_task(reader)
+
+    def vote(
+        self, reader: str, task: str, turn: int, shown: Shown, *, struck: Sequence[tuple[Side, str]] = (), typed: str = ""
+    ) -> OpenTask:
+        """Take a vote on the open task: it is on the disk when this returns."""
+        with self._lock:
+            opened = self._opened(reader, task, turn)
+            if opened.vote is not None:
+                raise RefusedVoteError("This task has a vote already.")
+            self._write(
+                reader,
+                opened,
+                event="vote",
+                seconds=round(monotonic() - opened.since, 3),
+                choice=opened.meant(shown),
+                struck=tuple(StruckSentence(answer=opened.answer_at(side), text=text) for side, text in struck),
+                correct_answer=typed.strip() or None,
+            )
+            return opened
+
+    def respond(
+        self,
+        reader: str,
+        task: str,
+        turn: int,
+        *,
+        decision: Literal["confirm", "overturn"] | None,
+        reason: str = "",
+        significant: bool | None = None,
+        typed: str = "",
+    ) -> OpenTask:
+        """Take a response to the expert's verdict on the open task, which was voted on."""
+        with self._lock:
+            opened = self._opened(reader, task, turn)
+            if opened.vote is None:
+                raise RefusedVoteError("The expert's verdict is answered after the vote.")
+            if decision == "overturn" and opened.vote.blind == opened.task.verdict:
+                raise RefusedVoteError("Your vote says what the expert says: undo it before you overturn that.")
+            self._write(
+                reader,
+                opened,
+                event="response",
+                decision=decision,
+                reason=reason.strip(),
+                significant=significant if decision == "overturn" else None,
+                correct_answer=typed.strip() or None,
+            )
+            return opened
+
+    def undo(self, reader: str) -> OpenTask:
+        """Take back the reader's last vote that stands, and open its task again."""
+        with self._lock:
+            state = self._states[reader]
+            if not state.standing:
+                raise RefusedVoteError("There is no vote to take back.")
+            (key, turn), last = next(reversed(state.standing.items()))
+            if key not in self._by_id:
+                raise RefusedVoteError("The last vote is of a task that is no longer drawn.")
+            opened = OpenTask(self._by_id[key], turn, last.vote.left, monotonic())
+            self._write(reader, opened, event="undo")
+            if state.open is not None and state.open.task.id != key:
+                self._release(reader, state.open)
+            state.open = opened
+            self._takers[key].add(reader)
+            return opened
+
+    def _opened(self, reader: str, task: str, turn: int) -> OpenTask:
+        """The open task, which must be the one that is meant."""
+        opened = self._states[reader].open
+        if opened is None or (opened.task.id, opened.turn) != (task, turn):
+            raise RefusedVoteError("This task is not open.")
+        return opened
+
+    def _write(self, reader: str, opened: OpenTask, *, event: Literal["vote", "response", "undo"], **said: object) -> None:
+        """Bring what a reader did to the disk, then into this state."""
+        state = self._states[reader]
+        if state.log is None:
+            raise ValueError(f"{reader} is read only")
+        number = len(state.log.votes) + 1
+        vote = ReviewVote.model_validate(
+            {
+                "id": content_id("review vote", reader, number),
+                "number": number,
+                "event": event,
+                "reader": reader,
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "task_id": opened.task.id,
+                "turn": opened.turn,
+                "left": opened.left,
+                **said,
+            }
+        )
+        state.log.append(vote)
+        apply(state.standing, vote)
+        opened.vote = state.standing.get((opened.task.id, opened.turn))
+
+    def _open_next(self, reader: str) -> None:
+        """Open the next task of a reader, if there is one."""
+        self._look_at_others()
+        task, turn = next(self._candidates(reader), (None, 0))
+        if task is not None:
+            left: Literal["first", "second"] = "first" if int(content_id("side", reader, task.id, turn), 16) % 2 else "second"
+            self._states[reader].open = OpenTask(task, turn, left, monotonic())
+            self._takers[task.id].add(reader)
+
+    def _release(self, reader: str, opened: OpenTask) -> None:
+        """Give back a task that a reader had open and did not vote on."""
+        if (opened.task.id, 0) not in self._states[reader].standing:
+            self._takers[opened.task.id].discard(reader)
+
+    def _candidates(self, reader: str) -> Iterator[tuple[ReviewTask, int]]:
+        """What a reader may be shown, in order, but for the task that is open."""
+        state = self._states[reader]
+        opened = (state.open.task.id, state.open.turn) if state.open is not None else None
+        votes = list(state.standing)
+        recent = {key for key, _ in votes[-REPEAT_AFTER:]}
+        again = [
+            task
+            for task in self._repeated
+            if (task.id, 0) in state.standing and (task.id, 1) not in state.standing and opened != (task.id, 1)
+        ]
+        yield from ((task, 1) for task in again if task.id not in recent)
+        read = {key for key, turn in state.standing if turn == 0}
+        if opened is not None and opened[1] == 0:
+            read.add(opened[0])
+        for key, task in self._by_id.items():
+            if key not in read:
+                takers = self._takers.get(key, ())
+                if not takers or len(takers) - (reader in takers) < task.readers:
+                    yield task, 0
+        yield from ((task, 1) for task in again if task.id in recent and votes[-1][0] != task.id)
+
+    def _look_at_others(self) -> None:
+        """Take in what readers of other processes have voted on since."""
+        for path in (self._folder / VOTES).glob("*.jsonl"):
+            state = self._states.setdefault(path.stem, _ReaderState(None))
+            if state.log is not None or path.stat().st_size <= state.read_to:
+                continue
+            with path.open("rb") as file:
+                file.seek(state.read_to)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            state.read_to += len(whole)
+            for line in whole.splitlines():
+                vote = ReviewVote.model_validate_json(line)
+                apply(state.standing, vote)
+                taken = any((vote.task_id, turn) in state.standing for turn in (0, 1))
+                (self._takers[vote.task_id].add if taken else self._takers[vote.task_id].discard)(path.stem)

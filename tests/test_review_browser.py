@@ -1,0 +1,217 @@
+"""The review page in a real Chromium, driven by keys and mouse alone."""
+
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.pages import SIZES, browsing, picture, serving
+from helpers.reviewing import write_round
+from stllava.cli import main
+from stllava.records import Preference, ReviewVote, VotesCheck
+from stllava.report.page import write_report
+from stllava.review.readings import standing
+from stllava.review.vote_log import read_votes
+from stllava.store import read_jsonl, read_record, read_records
+from test_report import build
+
+pytestmark = pytest.mark.slow
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the page: pip install playwright")
+
+
+def shows(page: Any, state: str, *, but_not: str = "", timeout: float = 10_000) -> None:
+    """Wait until a task is on screen in that state, and until it is another one than before."""
+    # Not by a script of the test: the page's policy lets none run that is made from text.
+    found = page.locator(f'body[data-state="{state}"]:not([data-task="{but_not}"])')
+    found.wait_for(state="attached", timeout=timeout)
+
+
+def press_vote(page: Any, key: str) -> None:
+    page.keyboard.press(key)
+    shows(page, "voted")
+
+
+def press_next(page: Any) -> None:
+    task = page.locator("body").get_attribute("data-task")
+    page.keyboard.press("Enter")
+    page.locator(f'body:not([data-task="{task}"])').wait_for(state="attached")
+
+
+def view_of(page: Any) -> dict[str, float]:
+    """How the image is shown."""
+    canvas = page.locator("#picture[data-scale]")
+    canvas.wait_for()
+    return {name: float(canvas.get_attribute(f"data-{name}")) for name in ("scale", "brightness", "contrast")}
+
+
+def test_thirty_pairs_are_voted_by_keys_and_mouse_and_become_pairs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    build(run, images=50, rounds=1)
+    folder = run / "round-1" / "review"
+    words = ["review", str(run), "--reader", "anna", "--port", "0", "--repeats", "0"]
+    with serving(words) as (_, addresses), browsing() as browser:
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        page, errors = context.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(addresses[0])
+        shows(page, "open")
+        look_at_image(page)
+        overturned, typed = 0, False
+        for number in range(30):
+            picture(page, "desktop-light-open") if number == 0 else None
+            if number == 3:
+                page.locator("#answers .answer span").first.click()
+            if not typed and number == 4:
+                page.keyboard.press("t")
+                page.keyboard.type("a small nodule")
+                page.keyboard.press("Escape")
+                press_vote(page, "b")
+                typed = True
+            else:
+                press_vote(page, "12"[number % 2])
+            if page.locator("#decisions").is_visible() and overturned < 2:
+                page.keyboard.press("o")
+                page.keyboard.type(f"It lies elsewhere {overturned}.")
+                page.locator('[name="significant"][value="true"]').check()
+                picture(page, "desktop-light-overturn") if overturned == 0 else None
+                page.locator("#overturn button").click()
+                page.locator("#decided", has_text="overturned").wait_for()
+                overturned += 1
+            elif page.locator("#decisions").is_visible() and number % 3 == 0:
+                page.keyboard.press("c")
+                page.locator("#decided", has_text="confirmed").wait_for()
+            if number == 10:
+                page.reload()
+                shows(page, "voted")
+            if number == 20:
+                page.keyboard.press("z")
+                shows(page, "open")
+                press_vote(page, "0")
+            press_next(page)
+        assert errors == []
+    votes = read_votes(folder)["anna"]
+    found = standing(votes)
+    assert (len(found), sum(vote.event == "undo" for vote in votes), overturned) == (30, 1, 2)
+    reasons = [vote.reason for vote in votes if vote.decision == "overturn"]
+    assert reasons == ["It lies elsewhere 0.", "It lies elsewhere 1."]
+    assert [row.correct_answer for row in found.values() if row.correct_answer] == ["a small nodule"]
+    assert sum(bool(row.vote.struck) for row in found.values()) == 1
+    main(["judge-check", "--votes", str(run)])
+    check = read_record(folder / "check.json", VotesCheck)
+    assert (check.read, check.corrected) == (30, 1)
+    main(
+        [
+            "pair",
+            *("--answers", str(run / "round-1" / "answer"), "--judgments", str(run / "round-1" / "judge")),
+            *("--votes", str(folder), "--to", str(tmp_path / "pairs"), "--no-balance"),
+        ]
+    )
+    pairs = read_records(tmp_path / "pairs", "preferences", Preference)
+    assert any(pair.chosen == "a small nodule" and pair.lineage.correction for pair in pairs)
+    assert sum(bool(pair.lineage.readers) for pair in pairs) > 10
+    assert "anna (30)" in write_report(run).read_text()
+
+
+def look_at_image(page: Any) -> None:
+    """Zoom at the pointer, pan, change brightness and contrast, invert, and fit again, by keys and mouse."""
+    before = view_of(page)
+    box = page.locator("#picture").bounding_box()
+    x, y = box["x"] + box["width"] / 3, box["y"] + box["height"] / 3
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -400)
+    zoomed = view_of(page)
+    assert zoomed["scale"] > 1.5 * before["scale"]
+    page.mouse.down()
+    page.mouse.move(x + 60, y + 20)
+    page.mouse.up()
+    page.mouse.down(button="right")
+    page.mouse.move(x + 90, y - 40)
+    page.mouse.up(button="right")
+    bright = view_of(page)
+    assert bright["brightness"] > 0
+    assert bright["contrast"] > 1
+    page.keyboard.press("ArrowDown")
+    assert view_of(page)["brightness"] < bright["brightness"]
+    light = "document.getElementById('picture').getContext('2d').getImageData(300, 300, 1, 1).data[0]"
+    plain = page.evaluate(light)
+    page.keyboard.press("v")
+    assert page.evaluate(light) == 255 - plain
+    page.locator("#picture").dblclick()
+    assert view_of(page)["scale"] == before["scale"]
+
+
+def test_the_page_fits_every_screen(tmp_path: Path) -> None:
+    build(tmp_path / "run", images=12, rounds=1)
+    readers = [f"{size}-{scheme}" for size in SIZES for scheme in ("light", "dark")]
+    with (
+        serving(["review", str(tmp_path / "run"), "--reader", *readers, "--port", "0"]) as (_, addresses),
+        browsing() as browser,
+    ):
+        for reader, address in zip(readers, addresses, strict=True):
+            size, _, scheme = reader.partition("-")
+            width, height = SIZES[size]
+            view = {"width": width, "height": height}
+            page = browser.new_context(viewport=view, color_scheme=scheme, is_mobile=size == "phone").new_page()
+            page.goto(address)
+            shows(page, "open")
+            view_of(page)
+            picture(page, f"{reader}-open")
+            page.locator('[data-choice="right"]').click()
+            shows(page, "voted")
+            if page.locator("#decisions").is_visible():
+                page.locator('[data-decision="overturn"]').click()
+            picture(page, f"{reader}-voted")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.locator("#verdict-line").is_visible()
+            page.locator("#help-button").click()
+            picture(page, f"{reader}-help")
+
+
+def test_a_server_that_is_killed_loses_no_vote_that_the_page_showed(tmp_path: Path) -> None:
+    """At random moments in the middle of voting; STLLAVA_KILLS says how often."""
+    write_round(tmp_path, 400)
+    kills = int(os.environ.get("STLLAVA_KILLS", "5"))
+    words = [
+        "review",
+        str(tmp_path),
+        "--root",
+        str(tmp_path / "images"),
+        "--reader",
+        "anna",
+        "--port",
+        "0",
+        "--tasks",
+        "400",
+        "--repeats",
+        "0",
+    ]
+    draw, shown = random.Random(0), set[str]()
+    path = tmp_path / "review" / "votes" / "anna.jsonl"
+    with browsing() as browser:
+        page = browser.new_context().new_page()
+        for _ in range(kills):
+            with serving(words, stop=signal.SIGKILL) as (process, addresses):
+                page.goto(addresses[0])
+                shows(page, "open")
+                killer = threading.Timer(draw.uniform(0.05, 0.6), process.kill)
+                killer.start()
+                while killer.is_alive():
+                    page.keyboard.press("1")
+                    try:
+                        shows(page, "voted", timeout=700)
+                        shown.add(page.locator("body").get_attribute("data-task"))
+                        page.keyboard.press("Enter")
+                        shows(page, "open", timeout=700)
+                    except sync_api.TimeoutError:
+                        break
+                killer.join()
+            given = [vote for vote in read_jsonl(path, ReviewVote) if vote.event == "vote"]
+            keys = [vote.task_id for vote in given]
+            assert len(set(keys)) == len(keys)
+            assert shown <= set(keys)
+    assert len(shown) > kills

@@ -1,0 +1,419 @@
+"""The page's server: what it shows before and after a vote, and what it refuses, whoever asks."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from helpers.judging import answers_of, write_answers
+from helpers.reviewing import write_round
+from stllava.config import JudgeOptions, ReviewOptions
+from stllava.errors import StllavaError
+from stllava.records import Judgment, ReviewTask
+from stllava.review.image_store import ImageStore, image_id
+from stllava.review.readings import standing
+from stllava.review.security import HEADERS, MAX_BODY, Door
+from stllava.review.serve import password_of
+from stllava.review.server import review_app, sentences
+from stllava.review.session import ReviewSession
+from stllava.review.tasks import draw_tasks
+from stllava.review.vote_log import read_votes
+from stllava.store import Stage
+
+HOST = "127.0.0.1:8765"
+ORIGIN = f"http://{HOST}"
+EVIL = "<script>document.title = 'evil'</script>\x1b[2J\x1b]0;owned\x07 A mass. \u202eright"
+
+
+@dataclass
+class Opened:
+    """A page over a small round."""
+
+    folder: Path
+    tasks: Sequence[ReviewTask]
+    session: ReviewSession
+    door: Door
+    images: ImageStore
+    browsers: ExitStack
+
+    def client(self, reader: str = "anna", *, enter: bool = True) -> TestClient:
+        """A browser, which has come in or not."""
+        app = review_app(self.session, self.images, self.door, title="a round")
+        client = TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False)
+        self.browsers.enter_context(client)
+        if enter:
+            assert client.get(self.door.invite(reader)).status_code == 303
+        return client
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Opens a page over a round of so many questions."""
+    closing_down = ExitStack()
+
+    def make(count: int = 30, *, readers: Sequence[str] = ("anna",), password: str | None = None, **more: object) -> Opened:
+        if not (tmp_path / "judge").is_dir():
+            write_round(tmp_path, count)
+        options = ReviewOptions.model_validate({"overlap": 0.0, "repeats": 0.0, **more})
+        tasks = draw_tasks(options, answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "review")
+        session = ReviewSession(tmp_path / "review", tasks, readers)
+        closing_down.callback(session.close)
+        images = ImageStore(tmp_path / "images", (path for task in tasks for path in task.images))
+        door = Door(frozenset({HOST}), "stllava-8765", password)
+        return Opened(tmp_path / "review", tasks, session, door, images, closing_down)
+
+    with closing_down:
+        yield make
+
+
+def named(shown: dict[str, object], **more: object) -> dict[str, object]:
+    """What the page sends about the task on screen."""
+    return {"task": shown["task"], "turn": shown["turn"], **more}
+
+
+def test_before_the_vote_nothing_of_the_experts_is_told_and_after_it_the_verdict_is(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    task = page.tasks[0]
+    assert (shown["state"], shown["question"], shown["task"]) == ("open", task.question, task.id)
+    assert sorted("".join(parts) for parts in shown["answers"]) == sorted(task.texts)
+    told = json.dumps(shown)
+    assert not any(word in told for word in ("made up", "uncertain", "random", "score", "I see it", "verdict", "policy"))
+    voted = client.post("/vote", json=named(shown, choice="left", struck=[["left", 0]], typed=" a mass ")).json()
+    assert (voted["state"], voted["choice"], voted["grounds"], voted["typed"]) == ("voted", "left", task.reason, "a mass")
+    vote = read_votes(page.folder)["anna"][0]
+    left = "first" if "".join(shown["answers"][0]) == task.texts[0] else "second"
+    assert (vote.choice, vote.left, vote.correct_answer, vote.reader) == (left, left, "a mass", "anna")
+    assert voted["verdict"] == ("left" if task.verdict == left else "right")
+    assert [(one.answer, one.text) for one in vote.struck] == [(left, shown["answers"][0][0].strip())]
+    after = client.post("/next", json=named(shown)).json()
+    assert (after["state"], after["task"], after["read"]) == ("open", page.tasks[1].id, 1)
+
+
+def test_a_response_an_undo_and_a_reload_are_as_they_should_be(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    refused = client.post("/respond", json=named(shown, decision="confirm"))
+    assert refused.status_code == 409
+    choice = "left" if page.tasks[0].verdict != "equal" else "equal"
+    voted = client.post("/vote", json=named(shown, choice=choice)).json()
+    if voted["verdict"] == choice:
+        client.post("/undo", json={})
+        voted = client.post("/vote", json=named(shown, choice="right")).json()
+    answer = named(shown, decision="overturn", reason="It lies lower.", significant=True)
+    decided = client.post("/respond", json=answer).json()
+    assert decided["decision"] == "overturn"
+    assert client.get("/task").json() == decided
+    again = client.post("/undo", json={}).json()
+    assert (again["state"], again["task"], again["read"]) == ("open", shown["task"], 0)
+    assert again["answers"] == shown["answers"]
+    lines = read_votes(page.folder)["anna"]
+    assert [line.event for line in lines][-3:] == ["vote", "response", "undo"]
+    assert (lines[-2].reason, lines[-2].significant) == ("It lies lower.", True)
+    assert standing(lines) == {}
+    assert client.post("/undo", json={}).status_code == 409
+
+
+def test_what_agrees_with_the_expert_cannot_be_overturned(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    left = "first" if "".join(shown["answers"][0]) == page.tasks[0].texts[0] else "second"
+    client.post("/vote", json=named(shown, choice="left" if page.tasks[0].verdict == left else "right"))
+    assert client.post("/respond", json=named(shown, decision="overturn")).status_code == 409
+
+
+def test_undo_goes_back_vote_by_vote(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    for _ in range(3):
+        shown = client.get("/task").json()
+        client.post("/vote", json=named(shown, choice="equal"))
+        client.post("/next", json=named(shown))
+    seen = [client.post("/undo", json={}).json()["task"] for _ in range(3)]
+    assert seen == [task.id for task in page.tasks[2::-1]]
+    assert client.get("/task").json()["read"] == 0
+
+
+def test_a_round_is_read_to_its_end_and_goes_on_after_a_restart(opened: Open) -> None:
+    page = opened(12, repeats=1.0)
+    client = page.client()
+    seen: list[tuple[str, int]] = []
+    while (shown := client.get("/task").json())["state"] != "done":
+        seen.append((shown["task"], shown["turn"]))
+        client.post("/vote", json=named(shown, choice="equal"))
+        client.post("/next", json=named(shown))
+        if len(seen) == 5:
+            page.session.close()
+            page = opened(repeats=1.0)
+            client = page.client()
+    assert Counter(turn for _, turn in seen) == {0: 12, 1: 12}
+    assert len(set(seen)) == 24
+    assert len(read_votes(page.folder)["anna"]) == 24
+
+
+def test_readers_share_the_tasks_and_read_those_twice_that_two_are_to_read(opened: Open) -> None:
+    page = opened(40, readers=("anna", "ben"), overlap=0.3)
+    twice = {task.id for task in page.tasks if task.readers == 2}
+    assert 0 < len(twice) < 40
+    clients = {name: page.client(name) for name in ("anna", "ben")}
+    while True:
+        shown = {name: client.get("/task").json() for name, client in clients.items()}
+        if all(one["state"] == "done" for one in shown.values()):
+            break
+        for name, one in shown.items():
+            if one["state"] != "done":
+                clients[name].post("/vote", json=named(one, choice="left"))
+                clients[name].post("/next", json=named(one))
+    times = Counter(vote.task_id for votes in read_votes(page.folder).values() for vote in votes)
+    assert times == {task.id: task.readers for task in page.tasks}
+
+
+def test_readers_of_another_process_are_seen_by_their_files(opened: Open) -> None:
+    page = opened(20)
+    client = page.client()
+    shown = client.get("/task").json()
+    client.post("/vote", json=named(shown, choice="left"))
+    other = opened(20, readers=("ben",))
+    assert other.client("ben").get("/task").json()["task"] == page.tasks[1].id
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open) -> None:
+    page = opened()
+    client = page.client(enter=False)
+    for path in ("/", "/task", f"/image/{image_id(page.tasks[0].images[0])}"):
+        assert client.get(path).status_code == 401
+    for path in ("/vote", "/undo", "/next", "/respond"):
+        assert client.post(path, json={}).status_code == 401
+    assert client.get("/open/guess").status_code == 403
+    address = page.door.invite("anna")
+    assert client.head(address).status_code == 403
+    entered = client.get(address)
+    assert entered.status_code == 303
+    cookie = entered.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert client.get("/task").status_code == 200
+    assert page.client(enter=False).get(address).status_code == 403
+    client.cookies.set("stllava-8765", "guess", domain="127.0.0.1")
+    stranger = page.client(enter=False)
+    stranger.cookies.set("stllava-8765", "guess")
+    assert stranger.get("/task").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8765", "127.0.0.1:9999", "127.0.0.1", "", "localhost.evil:8765"]
+)
+def test_another_host_is_refused_even_with_the_cookie(opened: Open, host: str) -> None:
+    client = opened().client()
+    assert client.get("/task", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", f"{ORIGIN}.evil", "file://"])
+def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, origin: str) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    vote = named(shown, choice="left")
+    assert client.post("/vote", json=vote, headers={"Origin": origin}).status_code == 403
+    del client.headers["Origin"]
+    assert client.post("/vote", json=vote).status_code == 403
+    client.headers["Origin"] = ORIGIN
+    for site in ("cross-site", "same-site"):
+        assert client.post("/vote", json=vote, headers={"Sec-Fetch-Site": site}).status_code == 403
+        assert client.get("/task", headers={"Sec-Fetch-Site": site}).status_code == 403
+    form = {"Content-Type": "text/plain"}
+    assert client.post("/vote", content=json.dumps(vote), headers=form).status_code == 400
+    assert client.delete("/task").status_code == 403
+    assert read_votes(page.folder)["anna"] == []
+
+
+@pytest.mark.parametrize(
+    "key", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "00000.png", "%00", "x" * 5000, "....//....//answer/answers.jsonl"]
+)
+def test_images_are_had_by_id_alone(opened: Open, key: str) -> None:
+    page = opened()
+    client = page.client()
+    assert client.get(f"/image/{key}").status_code == 404
+    assert client.get(f"/static/{key}").status_code == 404
+    good = client.get(f"/image/{image_id(page.tasks[0].images[0])}")
+    assert (good.status_code, good.headers["content-type"], good.headers["cache-control"]) == (200, "image/png", "no-store")
+
+
+def test_every_reply_forbids_foreign_scripts_frames_and_keeping(opened: Open) -> None:
+    client = opened().client()
+    for path in ("/", "/task", "/image/x", "/static/review.js", "/nothing", "/open/x"):
+        headers = client.get(path).headers
+        assert {name: headers[name] for name in HEADERS} == dict(HEADERS)
+    page = client.get("/").text
+    assert "<script src=" in page
+    assert not any(inline in page for inline in ("<script>", "onclick", "onerror", "style=", "<style", "http://", "https://"))
+
+
+def test_what_models_say_is_text_and_nothing_else(tmp_path: Path, opened: Open) -> None:
+    answers = answers_of(EVIL, (EVIL, "no"))
+    write_answers(tmp_path / "answer", [answers])
+    stage = Stage("judge", tmp_path / "judge", JudgeOptions(), inputs={}, existing="resume")
+    judgment = Judgment(id="j", answers_id=answers.id, scores=(1.0, 0.0), cause=None, reason=EVIL, expert=EVIL, prompt_hash="h")
+    stage.write_records("judgments", [judgment])
+    stage.finish(counts_in=1, counts_out=1)
+    client = opened().client()
+    reply = client.get("/task")
+    assert reply.headers["content-type"] == "application/json"
+    told = json.dumps([reply.json(), client.post("/vote", json=named(reply.json(), choice="left")).json()], ensure_ascii=False)
+    assert "\x1b" not in told
+    assert "\\x1b[2J" in told.replace("\\\\", "\\")
+    assert "\u202e" not in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "0" * 16},
+        {"turn": 1},
+        {"choice": "first"},
+        {"choice": None},
+        {"extra": 1},
+        {"turn": "0"},
+        {"struck": [["left", "0"]]},
+        {"struck": [["up", 0]]},
+        {"typed": "x" * 5000},
+        {"task": "x" * 100},
+    ],
+    ids=str,
+)
+def test_a_vote_that_is_not_for_what_is_open_writes_nothing(opened: Open, change: dict[str, object]) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    reply = client.post("/vote", json=named(shown, choice="left") | change)
+    assert reply.status_code in (400, 409)
+    assert read_votes(page.folder)["anna"] == []
+    assert client.get("/task").json() == shown
+
+
+def test_a_second_vote_on_the_same_task_is_refused(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    assert client.post("/next", json=named(shown)).status_code == 409
+    assert client.post("/vote", json=named(shown, choice="left")).status_code == 200
+    assert client.post("/vote", json=named(shown, choice="right")).status_code == 409
+    assert [vote.event for vote in read_votes(page.folder)["anna"]] == ["vote"]
+    beyond = named(shown, choice="left", struck=[["left", 99], ["right", -1]])
+    client.post("/undo", json={})
+    assert client.post("/vote", json=beyond).status_code == 200
+    assert read_votes(page.folder)["anna"][-1].struck == ()
+
+
+@pytest.mark.parametrize("body", [b"x" * (MAX_BODY + 1), b"{", b"[]", b"\xff\xfe", b'{"task": ' + b"[" * 5000], ids=len)
+def test_a_body_that_is_too_long_or_no_json_is_refused(opened: Open, body: bytes) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    kind = {"Content-Type": "application/json"}
+    assert client.post("/vote", content=body, headers=kind).status_code in (400, 403)
+    assert client.post("/vote", content=iter([body] * 2), headers=kind).status_code in (400, 403)
+    assert client.get("/task").json() == shown
+
+
+def test_a_hundred_readers_at_once_lose_nothing(opened: Open) -> None:
+    readers = [f"reader{number}" for number in range(100)]
+    page = opened(240, readers=readers, tasks=240)
+    clients = {name: page.client(name) for name in readers}
+    failures: list[object] = []
+
+    def read(name: str) -> None:
+        for _ in range(2):
+            shown = clients[name].get("/task").json()
+            taken = clients[name].post("/vote", json=named(shown, choice="left"))
+            if taken.status_code != 200 or clients[name].post("/next", json=named(shown)).status_code != 200:
+                failures.append((name, taken.text))
+
+    threads = [threading.Thread(target=read, args=(name,)) for name in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    votes = read_votes(page.folder)
+    assert {name: len(rows) for name, rows in votes.items()} == dict.fromkeys(readers, 2)
+    tasks = [vote.task_id for rows in votes.values() for vote in rows]
+    assert len(set(tasks)) == len(tasks) == 200
+
+
+def test_beyond_this_machine_a_password_is_asked_and_cannot_be_guessed_for_long(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert password_of("127.0.0.1", "") is None
+    assert password_of("::1", "") is None
+    for address, variable in (("0.0.0.0", ""), ("10.0.0.7", "REVIEW_PASSWORD"), ("ward", "")):
+        with pytest.raises(StllavaError, match=r"can be reached by other machines|as an address"):
+            password_of(address, variable)
+    monkeypatch.setenv("REVIEW_PASSWORD", "short")
+    with pytest.raises(StllavaError, match="short"):
+        password_of("0.0.0.0", "REVIEW_PASSWORD")
+    monkeypatch.setenv("REVIEW_PASSWORD", "a long enough one")
+    assert password_of("0.0.0.0", "REVIEW_PASSWORD") == "a long enough one"
+    page = opened(password="a long enough one")
+    client = page.client(enter=False)
+    address = page.door.invite("anna")
+    assert "Password" in client.get(address).text
+    assert client.post(address, data={"password": "guess"}).status_code == 403
+    assert client.get("/task").status_code == 401
+    assert client.post(address, data={"password": "a long enough one"}).status_code == 303
+    assert client.get("/task").status_code == 200
+    other = page.client(enter=False)
+    again = page.door.invite("anna")
+    for _ in range(10):
+        assert other.post(again, data={"password": "guess"}).status_code == 403
+    assert other.post(again, data={"password": "a long enough one"}).status_code == 403
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_vote_goes_on(opened: Open, tmp_path: Path) -> None:
+    page = opened()
+    path = tmp_path / "images" / page.tasks[0].images[0]
+    path.write_bytes(path.read_bytes()[:40])
+    client = page.client()
+    shown = client.get("/task").json()
+    reply = client.get(f"/image/{shown['images'][0]}")
+    assert (reply.status_code, reply.json()) == (422, {"error": "The image cannot be read: truncated."})
+    assert client.post("/vote", json=named(shown, choice="bad image")).status_code == 200
+
+
+def test_a_full_disk_is_told_and_the_vote_can_be_given_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stllava.review.vote_log.os.fsync", full)
+        reply = client.post("/vote", json=named(shown, choice="left"))
+        assert reply.status_code == 507
+        assert "disk" in reply.json()["error"]
+    assert client.get("/task").json() == shown
+    assert client.post("/vote", json=named(shown, choice="left")).status_code == 200
+    assert len(read_votes(page.folder)["anna"]) == 1
+
+
+@pytest.mark.parametrize("text", ["A nodule. On the left! 3.5 cm\nYes", "…", "...", " x", "a", "\n\na", "One? Two"])
+def test_sentences_are_the_whole_text(text: str) -> None:
+    assert "".join(sentences(text)) == text
+    assert sentences("A nodule. 3.5 cm.") == ["A nodule. ", "3.5 cm."]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,15 @@ from PIL import Image
 from stllava.commands.flags import dispatch
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
-from stllava.data.exchange import chosen_answers, import_conversations, import_preferences, to_llava, to_trl
+from stllava.data.exchange import (
+    chosen_answers,
+    import_conversations,
+    import_preferences,
+    to_llava,
+    to_trl,
+    write_conversations,
+    write_preferences,
+)
 from stllava.data.exchange.columns import LAYOUTS, ColumnLayout, layout_of, preference_of
 from stllava.data.exchange.incoming import Missing
 from stllava.errors import ItemError, StllavaError
@@ -417,6 +426,53 @@ def test_pairs_come_back_from_trls_columns_the_same(
     (twice,) = read_records(tmp_path / "twice", "preferences", Preference)
     assert twice == once.model_copy(update={"lineage": twice.lineage})
     assert (twice.lineage.question_id, twice.margin) == (once.lineage.question_id, margin)
+
+
+@pytest.mark.parametrize("form", ["ms-swift", "llama-factory"])
+def test_pairs_and_conversations_come_back_from_trainers_columns_the_same(
+    form: Literal["ms-swift", "llama-factory"], root: Path, tmp_path: Path
+) -> None:
+    placed = dict(say("x")[0], value="Is <image> older\nthan <image>?")
+    rows: list[Row] = [
+        {"id": "1", "image": ["a.png", "b.png"], "conversations": [placed, *say("", "yes", "and?", "no")[1:]]},
+        {"id": "2", "image": "b.png", "conversations": [{"from": "system", "value": "Be brief."}, *say("x", "y")]},
+    ]
+    import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "talks")
+    talks = read_records(tmp_path / "talks", "conversations", Conversation)
+    assert write_conversations(talks, to=tmp_path / "talks.jsonl", form=form, images=root) == 2
+    read, dropped = read_conversations(tmp_path / "talks.jsonl", root=root)
+    assert dict(dropped) == {}
+    assert [one.model_copy(update={"id": other.id}) for one, other in zip(read, talks, strict=True)] == talks
+    pairs = [{"images": one["image"], "prompt": one["conversations"], "chosen": BETTER, "rejected": WORSE} for one in rows]
+    import_preferences(write(tmp_path / "p.json", pairs), images=root, to=tmp_path / "once")
+    write_preferences(tmp_path / "once", to=tmp_path / "pairs.jsonl", form=form, images=root)
+    import_preferences(tmp_path / "pairs.jsonl", images=root, to=tmp_path / "twice")
+    once, twice = (read_records(tmp_path / name, "preferences", Preference) for name in ("once", "twice"))
+    assert [one.model_copy(update={"lineage": two.lineage}) for one, two in zip(once, twice, strict=True)] == twice
+
+
+def test_every_answer_comes_back_from_verls_columns(root: Path, tmp_path: Path) -> None:
+    rows: list[Row] = [row("a.png", "x", "y", "and?", "z", id="1"), row("b.png", "q", "a", id="2")]
+    import_conversations(write(tmp_path / "x.json", rows), images=root, to=tmp_path / "talks")
+    talks = read_records(tmp_path / "talks", "conversations", Conversation)
+    assert write_conversations(talks, to=tmp_path / "rl.jsonl", form="verl", images=root) == 3
+    first = json.loads((tmp_path / "rl.jsonl").read_text().splitlines()[0])
+    assert first["prompt"] == [{"role": "user", "content": "<image>\nx"}]
+    assert first["reward_model"] == {"style": "rule", "ground_truth": "y"}
+    read, dropped = read_conversations(tmp_path / "rl.jsonl", root=root)
+    assert not dropped
+    said = [[(turn.role, turn.content) for turn in one.messages] for one in read]
+    whole = [("user", "x"), ("assistant", "y"), ("user", "and?"), ("assistant", "z")]
+    assert said == [whole[:2], whole, [("user", "q"), ("assistant", "a")]]
+    assert [one.images for one in read] == [("a.png",), ("a.png",), ("b.png",)]
+
+
+def test_llama_factory_is_told_the_columns(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "x.json", [row("a.png", "x", "y")])
+    dispatch(["convert", "conversations", str(source), "--to", str(tmp_path / "sft.jsonl"), "--format", "llama-factory"])
+    told = capsys.readouterr().out.split("dataset_info.json: ")[1]
+    entry = json.loads(told)["sft"]
+    assert {*entry["columns"].values()} <= {*json.loads((tmp_path / "sft.jsonl").read_text())}
 
 
 def test_what_is_chosen_can_be_learned_as_conversations(root: Path, tmp_path: Path) -> None:

@@ -69,10 +69,13 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "convert": Group(
         {
-            "conversations": Command(f"{_HERE}.converting:conversations", "Write conversations as LLaVA JSON."),
-            "preferences": Command(f"{_HERE}.converting:preferences", "Write preferences for TRL, or as LLaVA JSON."),
+            "conversations": Command(
+                f"{_HERE}.converting:conversations",
+                "Write conversations as LLaVA JSON, or for trainers.",
+            ),
+            "preferences": Command(f"{_HERE}.converting:preferences", "Write preferences for trainers, or as LLaVA JSON."),
         },
-        "Write training data for TRL or as LLaVA JSON.",
+        "Write training data for TRL, ms-swift, LLaMA-Factory or verl, or as LLaVA JSON.",
     ),
     "compose": Command(f"{_HERE}.composing:compose", "Build a LLaVA from a vision tower and a language model."),
     "export": Command(f"{_HERE}.talking:export", "Write a policy as a plain transformers folder with a model card."),

@@ -5,25 +5,41 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from stllava.commands.flags import refuse_ignored
 from stllava.store import nothing_left
 from stllava.text import show
 
 
-def conversations(source: Positional[Path], *, to: Path, replace: bool = False) -> None:
-    """Write labelled conversations as LLaVA JSON.
+def conversations(
+    source: Positional[Path],
+    *,
+    to: Path,
+    form: Annotated[Literal["llava", "ms-swift", "llama-factory", "verl"], arg(name="format")] = "llava",
+    images: Path | None = None,
+    replace: bool = False,
+) -> None:
+    """Write labelled conversations as LLaVA JSON, or as JSON lines for ms-swift, LLaMA-Factory or verl.
 
     Args:
         source: A JSONL file of conversations.
-        to: The JSON file.
+        to: The file.
+        form: llava for LLaVA JSON; else the trainer whose columns are written; verl gets a row an answer.
+        images: Root to put before each image's path, but for llava, which knows a root of its own.
         replace: Write over a file that is there.
     """
     from stllava.data.conversations import read_conversations
-    from stllava.data.exchange import to_llava
+    from stllava.data.exchange import factory_entry, to_llava, write_conversations
 
     read, dropped = read_conversations(source)
     if not read:
         raise nothing_left(f"the rows of {source}", dropped, remedy="Check the file (docs/data.md says what is read).")
-    show(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
+    if form == "llava":
+        refuse_ignored({"--images": images}, beside="--format llava")
+        show(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
+    else:
+        show(f"{write_conversations(read, to=to, form=form, images=images, replace=replace)} rows in {to}")
+    if form == "llama-factory":
+        show(f"dataset_info.json: {factory_entry(to, ranking=False)}")
     if dropped:
         show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in dropped.items())}")
 
@@ -32,22 +48,26 @@ def preferences(
     folder: Positional[Path],
     *,
     to: Path,
-    form: Annotated[Literal["trl", "llava"], arg(name="format")] = "trl",
+    form: Annotated[Literal["trl", "llava", "ms-swift", "llama-factory"], arg(name="format")] = "trl",
     images: Path | None = None,
     replace: bool = False,
 ) -> None:
-    """Write pairs as JSONL with the columns of TRL's DPO, or what is chosen in them as LLaVA JSON.
+    """Write pairs as JSONL with the columns of TRL's, ms-swift's or LLaMA-Factory's DPO, or the chosen answers as LLaVA JSON.
 
     Args:
         folder: Folder of the pairs.
         to: The file.
-        form: trl for the pairs, llava for the chosen answers as conversations.
-        images: Root to put before each image's path for TRL, which knows no root.
+        form: trl, ms-swift or llama-factory for the pairs, llava for the chosen answers as conversations.
+        images: Root to put before each image's path, but for llava: the others know no root.
         replace: Write over a file that is there.
     """
-    from stllava.data.exchange import chosen_answers, to_llava, to_trl
+    from stllava.data.exchange import chosen_answers, factory_entry, to_llava, to_trl, write_preferences
 
     if form == "trl":
         show(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
+    elif form == "llama-factory" or form == "ms-swift":
+        show(f"{write_preferences(folder, to=to, form=form, images=images, replace=replace)} pairs in {to}")
+        if form == "llama-factory":
+            show(f"dataset_info.json: {factory_entry(to, ranking=True)}")
     else:
         show(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")

@@ -27,9 +27,10 @@ def text_of(value: object, column: str) -> str:
 
 
 def paths_of(value: object, *, column: str, root: Path | None) -> tuple[str, ...]:
-    """The paths of a column: a text, the Hub's {"bytes", "path"}, or a list of these."""
+    """The paths of a column: a text, the Hub's {"bytes", "path"}, verl's {"image"}, or a list of these."""
     paths: list[str] = []
-    for item in value if isinstance(value, list) else [value]:
+    for one in value if isinstance(value, list) else [value]:
+        item = one["image"] if isinstance(one, dict) and one.keys() == {"image"} else one
         path = item.get("path") if isinstance(item, dict) else item
         if isinstance(item, dict) and "path" not in item and "bytes" not in item:
             raise ItemError("malformed", f"{column} holds an object with the keys {', '.join(map(str, item))}")

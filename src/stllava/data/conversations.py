@@ -44,8 +44,19 @@ TURNS = ("conversations", "conversatons", "conversation", "messages")
 """Columns of turns; the released LLaVA-Med files say `conversatons`."""
 PAIRS = (("query", "response"), ("instruction", "output"), ("prompt", "completion"), ("question", "answer"))
 """Columns of one question and its answer, as ms-swift, Alpaca, TRL and plain tables name them."""
+VERL = "reward_model"
+"""The column in which verl's rows keep the answer to their prompt, as a ground truth."""
 _READ = frozenset(
-    {*TURNS, *(name for pair in PAIRS for name in pair), *IMAGE_COLUMNS, *SYSTEM_COLUMNS, "history", "input", "id"}
+    {
+        *TURNS,
+        *(name for pair in PAIRS for name in pair),
+        *IMAGE_COLUMNS,
+        *SYSTEM_COLUMNS,
+        "history",
+        "input",
+        "id",
+        *(VERL, "data_source", "ability", "extra_info"),
+    }
 )
 _NAMED = 8
 
@@ -67,6 +78,8 @@ def read_conversation_file(path: Path, *, root: Path | None = None) -> RecordFil
 def conversation_of(row: Mapping[str, object], *, root: Path | None, told: Counter[str]) -> Conversation:
     """The conversation of a row, its images relative to `root`, a resolved path; `told` as in `messages_of`."""
     refuse_media(row)
+    if isinstance(reward := row.get(VERL), dict) and "completion" not in row:
+        row = {**row, "completion": reward.get("ground_truth")}
     column = next((name for name in TURNS if not blank(row.get(name))), None)
     pair = next((pair for pair in PAIRS if not any(blank(row.get(name)) for name in pair)), None)
     if column is None and pair is None:  # Null where sets were put together that have other columns; else nothing is said.
@@ -162,7 +175,7 @@ def _with_places(row: Conversation) -> Conversation:
 def _read_rows(path: Path, *, root: Path | None) -> RecordFile[Conversation]:
     table = read_table(path, names=_READ, kinds="conversations", objects=False)
     made: RecordFile[Conversation] = RecordFile()
-    if not any(set(TURNS) & row.keys() or any(row.keys() >= set(pair) for pair in PAIRS) for _, row in table.rows):
+    if not any({*TURNS, VERL} & row.keys() or any(row.keys() >= set(pair) for pair in PAIRS) for _, row in table.rows):
         raise StllavaError(
             f"{path} has the columns {_listed(table.columns())}",
             expected=f"turns in one of the columns {', '.join(TURNS)}, or the columns {known_pairs()}",

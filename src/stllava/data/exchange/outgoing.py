@@ -40,7 +40,7 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
     """
     pairs = [pair for pair in read_records(preferences, "preferences", Preference) if pair.speaker == "assistant"]
     root = None if images is None else images.resolve()
-    _write_file(to, (f"{json.dumps(_trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
+    write_file(to, (f"{json.dumps(_trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
     return len(pairs)
 
 
@@ -59,7 +59,7 @@ def to_llava(conversations: Iterable[Conversation], *, to: Path, replace: bool =
         StllavaError: Where the file is there and `replace` is False.
     """
     rows = [json.dumps(_llava_row(one), ensure_ascii=False) for one in conversations]
-    _write_file(to, ("[\n", ",\n".join(rows), "\n]\n"), replace=replace)
+    write_file(to, ("[\n", ",\n".join(rows), "\n]\n"), replace=replace)
     return len(rows)
 
 
@@ -74,7 +74,7 @@ def chosen_answers(preferences: Path) -> list[Conversation]:
 
 def _trl_row(one: Preference, root: Path | None) -> dict[str, object]:
     turns: list[dict[str, object]] = []
-    for message in _placed(one.prompt, images=len(one.images)):
+    for message in placed(one.prompt, images=len(one.images)):
         parts: list[dict[str, str]] = []
         start = 0
         for offset in (*message.image_offsets, len(message.content)):
@@ -95,13 +95,13 @@ def _trl_row(one: Preference, root: Path | None) -> dict[str, object]:
 
 def _llava_row(one: Conversation) -> dict[str, object]:
     turns = [
-        {"from": _LLAVA[message.role], "value": _value(message)} for message in _placed(one.messages, images=len(one.images))
+        {"from": _LLAVA[message.role], "value": turn_text(message)} for message in placed(one.messages, images=len(one.images))
     ]
     image = {"image": one.images[0] if len(one.images) == 1 else list(one.images)} if one.images else {}
     return {"id": one.id, **image, "conversations": turns}
 
 
-def _placed(messages: Sequence[Message], *, images: int) -> list[Message]:
+def placed(messages: Sequence[Message], *, images: int) -> list[Message]:
     """The messages, the first user's with the places of all images where none says where they stand."""
     if not images or any(message.image_offsets for message in messages):
         return list(messages)
@@ -110,7 +110,7 @@ def _placed(messages: Sequence[Message], *, images: int) -> list[Message]:
     return [*messages[:first], shown, *messages[first + 1 :]]
 
 
-def _value(message: Message) -> str:
+def turn_text(message: Message) -> str:
     """A turn's text with its placeholders; those in front of it stand on lines of their own, as LLaVA writes them."""
     text, start = "", 0
     for offset in message.image_offsets:
@@ -119,7 +119,8 @@ def _value(message: Message) -> str:
     return text + message.content[start:]
 
 
-def _write_file(to: Path, pieces: Iterable[str], *, replace: bool) -> None:
+def write_file(to: Path, pieces: Iterable[str], *, replace: bool) -> None:
+    """Write a new file of these pieces; over one that is there only with `replace`."""
     if to.exists() and not replace:
         raise StllavaError(f"{to} is there already", expected="a new file", remedy="Name another one, or set replace.")
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A round on Kubernetes: an indexed Job for each stage, one after the other.
 #
-#     grep -v '^#' examples/round.env | sed 's/ *#.*//' > /tmp/round.env
+#     grep -v '^#' examples/round.env | sed "s/ *#.*//; s/'//g" > /tmp/round.env
 #     kubectl create configmap stllava-round --from-env-file=/tmp/round.env
 #     IMAGE=registry.example/stllava:1 SHARDS=8 sh examples/kubernetes.sh
 set -eu

@@ -6,8 +6,8 @@
 # that was stopped goes on where it was, and one that is done does nothing.
 set -eu
 : "${POLICY:?the folder of the policy}" "${ROOT:?the image root}" "${NEW:?images to ask about, inside the root}"
-: "${REFERENCES:?what the expert knows}" "${LABELLED:?labelled conversations}" "${TEST:?samples of a benchmark}"
-: "${WORK:?the folder of the round, on a disk that all machines share}"
+: "${LABELLED:?labelled conversations}" "${TEST:?samples of a benchmark}"
+: "${JUDGE_FLAGS:?the expert}" "${WORK:?the folder of the round, on a disk that all machines share}"
 stllava=${STLLAVA:-stllava}
 step=$1
 if [ "$step" = gather ]; then exec $stllava gather "$WORK/$2"; fi
@@ -17,10 +17,9 @@ ask)
   exec $stllava ask --policy "$POLICY" --images "$NEW" --root "$ROOT" --to "$WORK/ask" ${ASK_FLAGS:-} $shard ;;
 answer)
   exec $stllava answer --policy "$POLICY" --questions "$WORK/ask" --root "$ROOT" --to "$WORK/answer" \
-    --expert reference --truth "$REFERENCES" ${ANSWER_FLAGS:-} $shard ;;
+    ${ANSWER_FLAGS:-} $shard ;;
 judge)
-  exec $stllava judge --answers "$WORK/answer" --expert reference --truth "$REFERENCES" --to "$WORK/judge" \
-    ${JUDGE_FLAGS:-} $shard ;;
+  exec $stllava judge --answers "$WORK/answer" --to "$WORK/judge" $JUDGE_FLAGS $shard ;;
 pair)
   exec $stllava pair --answers "$WORK/answer" --judgments "$WORK/judge" --to "$WORK/pair" ${PAIR_FLAGS:-} ;;
 dpo)

@@ -13,6 +13,8 @@ from stllava.errors import ItemError, NothingLeftError, StllavaError, TextError
 LET_PASS = 12
 """Of fewer a share says little: so many faults end no stage while anything is left."""
 EXAMPLE_LENGTH = 300
+SET_ASIDE = "worker lost"
+"""The cause of items that nobody could work on without being lost."""
 
 
 class Dropped(Counter[str]):
@@ -46,6 +48,13 @@ class Dropped(Counter[str]):
         self[cause] += outputs
         self.faults[cause] += 1
         self._note(cause, str(error))
+
+    @classmethod
+    def set_aside(cls, outputs: int, detail: str) -> "Dropped":
+        """So many outputs of items that nobody could work on."""
+        dropped = cls({SET_ASIDE: outputs})
+        dropped._note(SET_ASIDE, detail)
+        return dropped
 
     def take(self, other: "Dropped") -> None:
         """Add what another part of the work has left out."""

@@ -11,6 +11,7 @@ from stllava.config import SftOptions
 from stllava.data.overlap import find_overlap, read_fingerprints, read_training_items
 from stllava.data.prepare import DataSet, prepare
 from stllava.errors import CollapseError, ConflictError, NothingLeftError, StllavaError
+from stllava.execution import working
 from stllava.experts.build import require_expert
 from stllava.launch import launched
 from stllava.metrics.score import compare
@@ -61,7 +62,8 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
             warn_of_losses(to)
             return read_formatted(folder.outcome, Outcome)
         loop = Loop(options, folder)
-        outcome = loop.turn()
+        with working(options.execution):
+            outcome = loop.turn()
         stage.write_plan()
         write_whole(folder.outcome, outcome.model_dump_json(indent=1) + "\n")
         write_report(to)

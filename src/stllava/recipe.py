@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from stllava.config.base import NamedModel, Options, Share, validate
+from stllava.config.execution import ExecutionOptions
 from stllava.config.experts import JudgeOptions, PairOptions
 from stllava.config.generation import AnswerOptions, AskOptions, EvaluateOptions, ImageGainOptions
 from stllava.config.starting_model import ComposeOptions, SmallModel
@@ -30,6 +31,7 @@ class RunOptions(Options):
     """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
 
     renamed: ClassVar[Mapping[str, str]] = {"consolidate": "final_sft"}
+    runtime_only = frozenset({"execution"})
 
     name: str
     """Name of the experiment, shown in the report."""
@@ -81,6 +83,8 @@ class RunOptions(Options):
     """Score the majority and question-only baselines too."""
     allow_overlap: bool = False
     """Continue although benchmark images are among the training images; the report says so."""
+    execution: ExecutionOptions = ExecutionOptions()
+    """Who works on the chunks of the stages: this process, several of this machine, or a Ray cluster (docs/scaling.md)."""
     max_bad: Share = 0.05
     """The run stops when a larger share of images or rows than this is unusable; fewer are counted and left out."""
 

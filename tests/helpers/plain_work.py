@@ -21,3 +21,6 @@ class PlainWork(Generic[I, O]):
 
     def __call__(self, chunk: Sequence[I], /) -> tuple[list[O], Dropped]:
         return self.function(chunk)
+
+    def set_aside(self, chunk: Sequence[I], detail: str, /) -> tuple[list[O], Dropped]:
+        return [], Dropped.set_aside(len(chunk), detail)

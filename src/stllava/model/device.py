@@ -1,5 +1,7 @@
 """The device that models are put on, found without loading any of transformers."""
 
+import os
+
 import torch
 
 
@@ -20,3 +22,16 @@ def describe_device(device: torch.device) -> str:
         chip = torch.cuda.get_device_properties(device)
         return f"cuda ({chip.name}, {chip.total_memory / 2**30:.0f} GiB)"
     return device.type if device.type != "cpu" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def visible_gpus() -> list[str]:
+    """The names, by which CUDA_VISIBLE_DEVICES calls them, of the CUDA devices that this process sees."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def empty_cache() -> None:
+    """Give back the accelerator's memory that nothing holds any more."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

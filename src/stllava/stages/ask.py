@@ -112,6 +112,11 @@ class AskWork(SamplingWork):
 
         return open_sampler(self.options, policy=self.policy, root=self.root, audit=self.audit, revisits=True)
 
+    @property
+    def outputs(self) -> int:
+        """The questions that an image would have had."""
+        return self.options.questions
+
     def __call__(self, chunk: Sequence[Image]) -> tuple[list[ImageQuestions], Dropped]:
         """What the policy says of each image that can be used, and its usable questions."""
         from stllava.generation.sampler import Prompt, complete_usable, usable

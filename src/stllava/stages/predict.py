@@ -16,7 +16,7 @@ from stllava.config import EvaluateOptions
 from stllava.data.benchmarks.own import read_rows
 from stllava.data.benchmarks.rows import samples_of
 from stllava.data.images import count_missing
-from stllava.dropped import Dropped
+from stllava.dropped import SET_ASIDE, Dropped
 from stllava.errors import ItemError, TextError, cause_of
 from stllava.records import Keyed, Message, QuestionKind, Sample, content_id
 from stllava.stages.evaluate import worded
@@ -127,6 +127,11 @@ class PredictWork(SamplingWork):
             for row in chunk
         ]
         return replies, dropped
+
+    def set_aside(self, chunk: Sequence[Asked], detail: str) -> tuple[list[Reply], Dropped]:
+        """A line for each question that says why there is no answer."""
+        none = [reply(row, None, cause=SET_ASIDE, prompt=worded(row, self.template), policy=self.weights) for row in chunk]
+        return none, Dropped.set_aside(len(chunk), detail)
 
 
 @shares_out

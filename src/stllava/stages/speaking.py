@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stllava.config import GenerationOptions
+from stllava.dropped import Dropped
 
 if TYPE_CHECKING:
     from stllava.generation.sampler import Sampler
@@ -43,3 +44,12 @@ class SamplingWork:
     def notes(self) -> Sequence[str]:
         """What a reader of the manifest must know of how it speaks."""
         return self.sampler.notes
+
+    @property
+    def outputs(self) -> int:
+        """What an item would have come to, for counting one that is set aside."""
+        return 1
+
+    def set_aside(self, chunk: Sequence[Any], detail: str) -> tuple[list[Any], Dropped]:
+        """Nothing of a chunk that nobody can work on, and its items counted."""
+        return [], Dropped.set_aside(len(chunk) * self.outputs, detail)

@@ -43,6 +43,9 @@ class ChunkWork(Protocol[Items, Made]):
     def __call__(self, chunk: Sequence[Items], /) -> tuple[Sequence[Made], Dropped]:
         """The records of a chunk, and what was left out."""
 
+    def set_aside(self, chunk: Sequence[Items], detail: str, /) -> tuple[Sequence[Made], Dropped]:
+        """The same of a chunk that cannot be worked on, since whoever tries dies of it; `detail` says what is known."""
+
 
 class Executor(Protocol):
     """Where chunks are worked on."""

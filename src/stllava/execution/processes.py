@@ -1,0 +1,126 @@
+"""Workers that are processes of this machine, each with GPUs of its own where there are any.
+
+A worker reads one message after the other from its pipe and ends with it, so none outlives the run, even after SIGKILL.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import cast
+
+from stllava.config.execution import ExecutionOptions
+from stllava.errors import StllavaError
+from stllava.execution.workforce import ChunkBench, Reply, Worker, WorkerFailure, WorkerStart
+
+PRELOADED = ("stllava.generation.decoder", "stllava.experts.distilled_judge")
+"""What workers are born with, so that a new one is there at once."""
+END_SECONDS = 10.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class ProcessCrew:
+    """Starts processes."""
+
+    def __init__(self, options: ExecutionOptions) -> None:
+        """Share out this machine's GPUs; refuse more workers than they suffice for."""
+        from stllava.model.device import visible_gpus
+
+        gpus, each = visible_gpus(), int(options.gpus_per_worker)
+        if gpus and each * options.workers > len(gpus):
+            raise StllavaError(
+                f"execution.workers {options.workers} with {each} GPU each, and this machine shows {len(gpus)}",
+                expected="GPUs for every worker",
+                remedy=f"Set execution.workers to {len(gpus) // each}.",
+            )
+        self._gpus = [gpus[place * each : (place + 1) * each] for place in range(options.workers)] if gpus else []
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*PRELOADED])
+
+    def hire(self, place: int) -> Worker:
+        """Start a process."""
+        ours, theirs = self._context.Pipe()
+        gpus = ",".join(self._gpus[place]) if self._gpus else None
+        process = self._context.Process(target=_serve, args=(theirs, gpus), name=f"stllava-worker-{place}", daemon=True)
+        process.start()
+        theirs.close()
+        return ProcessWorker(process, ours)
+
+    def wait(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Those of the workers that have something to say, or died; at least one."""
+        processes = cast(Sequence[ProcessWorker], workers)
+        ready = wait([worker.line for worker in processes])
+        return [worker for worker in processes if worker.line in ready]
+
+    def close(self) -> None:
+        """Nothing is left once the workers are dismissed."""
+
+
+class ProcessWorker:
+    """A process that works on chunks."""
+
+    def __init__(self, process: ForkServerProcess, line: Connection) -> None:
+        self.process, self.line = process, line
+        self._key = ""
+
+    def give(self, key: str, work: bytes, chunk: bytes) -> None:
+        """Let it work on a chunk; a work is sent once."""
+        try:
+            if key != self._key:
+                self.line.send(("open", key, work))
+                self._key = key
+            self.line.send(("run", chunk))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # It has died; its reply says so.
+
+    def reply(self) -> Reply:
+        """What it has to say."""
+        try:
+            reply: Reply = self.line.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join(END_SECONDS)
+            return WorkerFailure(_ending(self.process.exitcode))
+        return reply
+
+    def rest(self) -> None:
+        """Let it drop what it holds."""
+        self._key = ""
+        try:
+            self.line.send(("close",))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # It has died; whoever gives it a chunk is told.
+
+    def dismiss(self) -> None:
+        """End it at once."""
+        self.line.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _ending(exitcode: int | None) -> str:
+    """How a process ended, in words."""
+    if exitcode is None:
+        return "it does not answer any more"
+    return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"it ended with exit code {exitcode}"
+
+
+def _serve(line: Connection, gpus: str | None) -> None:
+    """A worker's life: messages in, replies out, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if gpus is not None:
+        os.environ[VISIBLE] = gpus
+    bench = ChunkBench()
+    try:
+        line.send(WorkerStart())
+        while True:
+            match line.recv():
+                case ("open", key, work):
+                    bench.open(key, work)
+                case ("run", chunk):
+                    line.send(bench.run(chunk))
+                case _:
+                    bench.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # The run has ended, or was killed.

@@ -1,0 +1,209 @@
+"""A run's chunks in other processes: the bytes of one process, whoever dies on the way."""
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+from helpers.fatal_work import LOCAL, FatalWork, copy
+from stllava.config.execution import ExecutionOptions
+from stllava.errors import StllavaError
+from stllava.execution import processes
+from stllava.execution.processes import ProcessCrew
+from stllava.pipeline import run
+from stllava.recipe import RunOptions
+from stllava.store import MANIFEST, PARTS, read_manifest
+
+RAY = ExecutionOptions(kind="ray", workers=2)
+KINDS = [pytest.param(LOCAL, id="local"), pytest.param(RAY, id="ray", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of these tests need no torch to begin with."""
+    monkeypatch.setattr(processes, "PRELOADED", ("helpers.fatal_work",))
+
+
+@pytest.mark.parametrize("execution", KINDS)
+def test_two_workers_give_the_bytes_of_one_process(execution: ExecutionOptions, tmp_path: Path) -> None:
+    copy(tmp_path / "one", FatalWork(tmp_path / "tries-1"))
+    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2"), execution)
+    assert (tmp_path / "one" / "images.jsonl").read_bytes() == (tmp_path / "two" / "images.jsonl").read_bytes()
+    one, two = (read_manifest(tmp_path / name) for name in ("one", "two"))
+    assert (one.dropped, one.notes, one.device) == (two.dropped, two.notes, two.device)
+    workers = set((tmp_path / "tries-2" / "workers.txt").read_text().split())
+    assert len(workers) == 2
+    assert str(os.getpid()) not in workers
+
+
+@pytest.mark.parametrize("execution", KINDS)
+def test_a_worker_that_dies_loses_its_chunk_alone_which_is_done_again(
+    execution: ExecutionOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy(tmp_path / "one", FatalWork(tmp_path / "tries-1"))
+    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2", deaths=(("i4", 2), ("i16", 1))), execution)
+    assert (tmp_path / "one" / "images.jsonl").read_bytes() == (tmp_path / "two" / "images.jsonl").read_bytes()
+    assert sum("A worker was lost" in record.message for record in caplog.records) == 3
+    assert len((tmp_path / "tries-2" / "workers.txt").read_text().split()) == 7
+
+
+@pytest.mark.parametrize("execution", KINDS)
+@pytest.mark.parametrize("how", ["dies", "raises"])
+def test_a_chunk_that_costs_three_workers_is_set_aside_with_its_cause_and_the_rest_is_done(
+    execution: ExecutionOptions, how: str, tmp_path: Path
+) -> None:
+    tries = tmp_path / "tries"
+    made = copy(
+        tmp_path / "two", FatalWork(tries, (("i4", 99),) if how == "dies" else (), raises="i4" * (how == "raises")), execution
+    )
+    assert len(list(tries.glob("i4.*"))) == (3 if how == "dies" else 0)
+    manifest = read_manifest(tmp_path / "two")
+    assert manifest.dropped == {"unlucky": 2, "worker lost": 3}
+    assert manifest.counts_out == 15
+    assert any("3 items were set aside because 3 workers were lost with them" in note for note in manifest.notes)
+    words = "out of memory, say" if how == "raises" else ("SIGKILL" if execution.kind == "local" else "died")
+    assert words in made.dropped.examples["worker lost"]
+
+
+def test_an_error_that_the_user_can_put_right_ends_the_stage_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(StllavaError, match="no such server; expected one"):
+        copy(tmp_path / "two", FatalWork(tmp_path / "tries", refuses="i7"), LOCAL)
+    assert not multiprocessing.active_children()
+    copy(tmp_path / "two", FatalWork(tmp_path / "tries"), LOCAL)
+
+
+def test_workers_that_cannot_start_end_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_serve", sys.exit)
+    with pytest.raises(StllavaError, match="3 workers in a row ended before they began: it ended with exit code 1"):
+        copy(tmp_path / "two", FatalWork(tmp_path / "tries"), LOCAL)
+
+
+def test_more_workers_than_gpus_are_refused_and_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stllava.model.device.visible_gpus", lambda: ["2", "3", "5"])
+    with pytest.raises(StllavaError, match="workers to 3"):
+        ProcessCrew(ExecutionOptions(workers=4))
+    assert ProcessCrew(ExecutionOptions(workers=3))._gpus == [["2"], ["3"], ["5"]]
+
+
+def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
+        "from helpers.fatal_work import LOCAL, FatalWork, copy\n"
+        "if __name__ == '__main__': copy(Path(sys.argv[1]) / 'two', FatalWork(Path(sys.argv[1]) / 'tries'), LOCAL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *sys.path], stderr=subprocess.DEVNULL) as process:
+        noted = tmp_path / "tries" / "workers.txt"
+        while process.poll() is None and not (noted.is_file() and noted.read_text().strip()):
+            time.sleep(0.01)
+        workers = [int(pid) for pid in noted.read_text().split()]
+        process.kill()
+    deadline = time.monotonic() + 10
+    while any(_is_there(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process lives, or has only just begun to end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def loop(**changed: object) -> RunOptions:
+    """A loop of some seconds in small chunks."""
+    rates = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
+    values: dict[str, object] = {
+        "name": "tiny",
+        "data": {"kind": "phantom", "labelled": 8, "unlabelled": 6, "validation": 3, "test": 3, "size": 64},
+        "small": TINY.model_dump(),
+        "sft": {"epochs": 40, "batch_size": 4, "save_steps": 0, "learning_rate": rates},
+        "ask": {
+            "questions": 3,
+            "chunk": 1,
+            "sampling": {"temperature": 0.6, "max_new_tokens": 16},
+            "description_sampling": {"max_new_tokens": 16},
+        },
+        "answer": {"num_answers": 4, "chunk": 4, "sampling": {"temperature": 2.0, "max_new_tokens": 8}},
+        "judge": {"expert": "scripted", "scripted": {"prefer": ["no", "yes", "ct", "mr", "x", "left", "right", "chest"]}},
+        "pair": {"balance": False, "margin": 0.01, "min_chosen_score": 0.0, "max_denial_share": 1.0},
+        "dpo": {"epochs": 1, "batch_size": 4, "save_steps": 0, "learning_rate": dict.fromkeys(rates, 1e-3)},
+        "evaluate": {"chunk": 4, "sampling": {"temperature": 0, "max_new_tokens": 8}},
+        "final_sft": None,
+        "baselines": False,
+        "rounds": 1,
+    }
+    return RunOptions.model_validate(values | changed)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file of records and weights of a run."""
+    files = sorted(path for pattern in ("*.jsonl", "*.safetensors", "outcome.json") for path in folder.rglob(pattern))
+    kept = [path for path in files if "exchanges" not in path.parts]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+class Killer(threading.Thread):
+    """Kills a worker once in every stage that has them, as soon as its first chunk is there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.struck, self.over = folder, list[str](), False
+
+    def run(self) -> None:
+        """Look until the run is over."""
+        while not self.over:
+            for parts in self._at_work():
+                name = parts.parent.relative_to(self.folder).as_posix()
+                if name not in self.struck and (children := list(self._workers())):
+                    os.kill(children[len(self.struck) % len(children)], 9)
+                    self.struck.append(name)
+            time.sleep(0.001)
+
+    def _at_work(self) -> Iterator[Path]:
+        return (parts for parts in self.folder.rglob(PARTS) if any(parts.glob("*.jsonl")))
+
+    def _workers(self) -> Iterator[int]:
+        """Process ids of the workers: those of multiprocessing, and Ray's actors below this process."""
+        yield from (child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        for stat in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = stat.read_bytes()
+            except OSError:
+                continue
+            if words.startswith(b"ray::ChunkBench"):
+                yield int(stat.parent.name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(loop(), to=folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", [LOCAL, RAY], ids=["local", "ray"])
+def test_a_run_with_two_workers_one_killed_in_each_stage_gives_the_bytes_of_one_process(
+    execution: ExecutionOptions, alone: Path, tmp_path: Path
+) -> None:
+    killer = Killer(tmp_path / "run")
+    killer.start()
+    run(loop(execution=execution), to=tmp_path / "run")
+    killer.over = True
+    killer.join()
+    assert {name.split("/")[0] for name in killer.struck} == {"round-1", "evaluate"}
+    assert contents(tmp_path / "run") == contents(alone)
+    assert (tmp_path / "run" / MANIFEST).is_file()
+    # Where the chunks were worked on is no part of the run: it is read back by one process.
+    assert run(loop(), to=tmp_path / "run").best

@@ -150,6 +150,9 @@ class Plain:
 
         self.policy, self.tokens = policy, LocalSampler(policy, root=root, tokens=1)
 
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     def check(self, prompt: "Prompt") -> None:
         """All images here can be used."""
 

@@ -23,19 +23,18 @@ from stllava.recipe import RunOptions
 from stllava.store import MANIFEST, PARTS, read_manifest
 
 RAY = ExecutionOptions(kind="ray", workers=2)
-KINDS = [pytest.param(LOCAL, id="local"), pytest.param(RAY, id="ray", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of these tests need no torch to begin with."""
+    """Workers of these tests need no torch to begin with, and Ray's find the work of these tests."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setattr(processes, "PRELOADED", ("helpers.fatal_work",))
 
 
-@pytest.mark.parametrize("execution", KINDS)
-def test_two_workers_give_the_bytes_of_one_process(execution: ExecutionOptions, tmp_path: Path) -> None:
+def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     copy(tmp_path / "one", FatalWork(tmp_path / "tries-1"))
-    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2"), execution)
+    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2"), LOCAL)
     assert (tmp_path / "one" / "images.jsonl").read_bytes() == (tmp_path / "two" / "images.jsonl").read_bytes()
     one, two = (read_manifest(tmp_path / name) for name in ("one", "two"))
     assert (one.dropped, one.notes, one.device) == (two.dropped, two.notes, two.device)
@@ -44,19 +43,22 @@ def test_two_workers_give_the_bytes_of_one_process(execution: ExecutionOptions, 
     assert str(os.getpid()) not in workers
 
 
-@pytest.mark.parametrize("execution", KINDS)
-def test_a_worker_that_dies_loses_its_chunk_alone_which_is_done_again(
-    execution: ExecutionOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_that_dies_loses_its_chunk_alone_which_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy(tmp_path / "one", FatalWork(tmp_path / "tries-1"))
-    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2", deaths=(("i4", 2), ("i16", 1))), execution)
+    copy(tmp_path / "two", FatalWork(tmp_path / "tries-2", deaths=(("i4", 2), ("i16", 1))), LOCAL)
     assert (tmp_path / "one" / "images.jsonl").read_bytes() == (tmp_path / "two" / "images.jsonl").read_bytes()
     assert sum("A worker was lost" in record.message for record in caplog.records) == 3
     assert len((tmp_path / "tries-2" / "workers.txt").read_text().split()) == 7
 
 
-@pytest.mark.parametrize("execution", KINDS)
-@pytest.mark.parametrize("how", ["dies", "raises"])
+@pytest.mark.parametrize(
+    ("execution", "how"),
+    [
+        pytest.param(LOCAL, "dies", id="dies"),
+        pytest.param(LOCAL, "raises", id="raises"),
+        pytest.param(RAY, "dies", id="ray", marks=pytest.mark.slow),
+    ],
+)
 def test_a_chunk_that_costs_three_workers_is_set_aside_with_its_cause_and_the_rest_is_done(
     execution: ExecutionOptions, how: str, tmp_path: Path
 ) -> None:

@@ -281,6 +281,9 @@ class _ThinksAloud:
 
     device, notes = "cpu", ()
 
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     def check(self, prompt: Prompt) -> None:
         """Take every prompt."""
 

@@ -51,6 +51,9 @@ class FatalWork:
         kept = [Image(id=f"{image.id}-copy", path=image.path) for image in chunk if not image.id.endswith("7")]
         return kept, Dropped({"unlucky": len(chunk) - len(kept)})
 
+    def close(self) -> None:
+        pass
+
     def set_aside(self, chunk: Sequence[Image], detail: str, /) -> tuple[list[Image], Dropped]:
         return [], Dropped.set_aside(len(chunk), detail)
 

@@ -22,5 +22,8 @@ class PlainWork(Generic[I, O]):
     def __call__(self, chunk: Sequence[I], /) -> tuple[list[O], Dropped]:
         return self.function(chunk)
 
+    def close(self) -> None:
+        pass
+
     def set_aside(self, chunk: Sequence[I], detail: str, /) -> tuple[list[O], Dropped]:
         return [], Dropped.set_aside(len(chunk), detail)

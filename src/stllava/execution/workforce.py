@@ -86,6 +86,7 @@ class ChunkBench:
     def __init__(self) -> None:
         self._key = ""
         self._work: ChunkWork[Any, Any] | None = None
+        self._fault = ""
 
     def has(self, key: str) -> bool:
         """Whether it holds that work."""
@@ -93,11 +94,13 @@ class ChunkBench:
 
     def open(self, key: str, work: bytes) -> None:
         """Take a work up, and drop the one before."""
-        self._work = None
+        self.close()
         self._key, self._work = key, pickle.loads(work)
 
     def close(self) -> None:
         """Drop the work and what it holds."""
+        if self._work is not None:
+            self._work.close()
         self._work = None
         release_memory()
 
@@ -105,7 +108,7 @@ class ChunkBench:
         """What comes of a chunk."""
         try:
             if self._work is None:
-                raise RuntimeError("a chunk came before its work")
+                return WorkerFailure(self._fault or "a chunk came before its work")
             return finished_chunk(self._work, pickle.loads(chunk))
         except StllavaError as error:
             return UserError(error)

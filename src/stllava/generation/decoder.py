@@ -92,6 +92,9 @@ class LocalSampler:
         self.notes: list[str] = []
         self._black: dict[str, Prefix] = {}
 
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     @property
     def device(self) -> str:
         """Where the weights are."""

@@ -125,6 +125,9 @@ class EndpointSampler:
             raise RefusedPromptsError(refused, whole)
         return whole
 
+    def close(self) -> None:
+        """Nothing is kept open between calls."""
+
     def _ask(self, client: Client, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event) -> Completion:
         """One completion; raises ItemError where the server refuses this prompt for its own sake.
 

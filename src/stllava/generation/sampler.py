@@ -59,6 +59,9 @@ class Sampler(Protocol):
     def notes(self) -> Sequence[str]:
         """What a reader of the manifest must know of how it speaks."""
 
+    def close(self) -> None:
+        """End what it has started."""
+
     def check(self, prompt: Prompt) -> None:
         """Raise ItemError when the prompt's images or its text cannot be used."""
 

@@ -53,3 +53,9 @@ class SamplingWork:
     def set_aside(self, chunk: Sequence[Any], detail: str) -> tuple[list[Any], Dropped]:
         """Nothing of a chunk that nobody can work on, and its items counted."""
         return [], Dropped.set_aside(len(chunk) * self.outputs, detail)
+
+    def close(self) -> None:
+        """End what the policy has started, servers say."""
+        if "sampler" in self.__dict__:
+            self.sampler.close()
+            del self.__dict__["sampler"]

@@ -43,6 +43,9 @@ class ChunkWork(Protocol[Items, Made]):
     def __call__(self, chunk: Sequence[Items], /) -> tuple[Sequence[Made], Dropped]:
         """The records of a chunk, and what was left out."""
 
+    def close(self) -> None:
+        """End what was opened; called behind the last chunk."""
+
     def set_aside(self, chunk: Sequence[Items], detail: str, /) -> tuple[Sequence[Made], Dropped]:
         """The same of a chunk that cannot be worked on, since whoever tries dies of it; `detail` says what is known."""
 
@@ -63,8 +66,11 @@ class InProcess:
         self, work: ChunkWork[I, O], chunks: Iterable[tuple[int, Sequence[I]]], *, record_type: type[O]
     ) -> Iterator[tuple[int, FinishedChunk[O]]]:
         """What comes of every chunk with its index, in their order."""
-        for index, chunk in chunks:
-            yield index, finished_chunk(work, chunk)
+        try:
+            for index, chunk in chunks:
+                yield index, finished_chunk(work, chunk)
+        finally:
+            work.close()
 
 
 def finished_chunk(work: ChunkWork[I, O], chunk: Sequence[I]) -> FinishedChunk[O]:

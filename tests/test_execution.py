@@ -16,8 +16,8 @@ from conftest import TINY
 from helpers.fatal_work import LOCAL, FatalWork, copy
 from stllava.config.execution import ExecutionOptions
 from stllava.errors import StllavaError
-from stllava.execution import processes
-from stllava.execution.processes import ProcessCrew
+from stllava.execution import worker_processes
+from stllava.execution.worker_processes import ProcessCrew
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
 from stllava.store import MANIFEST, PARTS, read_manifest
@@ -29,7 +29,7 @@ RAY = ExecutionOptions(kind="ray", workers=2)
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of these tests need no torch to begin with, and Ray's find the work of these tests."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    monkeypatch.setattr(processes, "PRELOADED", ("helpers.fatal_work",))
+    monkeypatch.setattr(worker_processes, "PRELOADED", ("helpers.fatal_work",))
 
 
 def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_an_error_that_the_user_can_put_right_ends_the_stage_in_its_words(tmp_pa
 
 
 def test_workers_that_cannot_start_end_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_serve", sys.exit)
+    monkeypatch.setattr(worker_processes, "_serve", sys.exit)
     with pytest.raises(StllavaError, match="3 workers in a row ended before they began: it ended with exit code 1"):
         copy(tmp_path / "two", FatalWork(tmp_path / "tries"), LOCAL)
 

@@ -26,6 +26,6 @@ def crew_of(options: ExecutionOptions) -> Crew:
         from stllava.execution.ray_actors import RayCrew
 
         return RayCrew(options)
-    from stllava.execution.processes import ProcessCrew
+    from stllava.execution.worker_processes import ProcessCrew
 
     return ProcessCrew(options)

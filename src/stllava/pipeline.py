@@ -35,9 +35,11 @@ from stllava.store import (
     warn_of_losses,
     write_whole,
 )
+from stllava.tracking import Tracking, numbers_of, track_run
 
 MAY_CHANGE = frozenset(
     {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad", "training"}
+    | {"track", "track_to", "track_project"}
 )
 """Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
@@ -66,6 +68,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
             outcome = loop.turn()
         stage.write_plan()
         write_whole(folder.outcome, outcome.model_dump_json(indent=1) + "\n")
+        loop.track()
         write_report(to)
         files = [folder.outcome, folder.summary, folder.page]
         stage.finish(counts_in=options.rounds, counts_out=loop.finished, measures=loop.measures, files=files)
@@ -113,6 +116,7 @@ class Loop:
             to=self.folder.policy(SFT),
             seed=options.seed,
         )
+        self.track()
         rounds = Rounds(options, self.folder, data, self.sentences, self.notes, self.measures)
         best, values = SFT, {SFT: self.value(SFT, data)}
         fruitless = 0
@@ -121,6 +125,7 @@ class Loop:
             if not self.round(number, rounds, self.folder.policy(best)):
                 break
             self.finished, values[name] = number, self.value(name, data)
+            self.track()
             gain = values[name] - values[best]
             change = f"changed validation from {values[best]:.3f} ({best}) to {values[name]:.3f}"
             self.sentences.append(f"{name} {change}; it {'is kept as the best so far' if gain > 0 else 'did not help'}.")
@@ -140,6 +145,13 @@ class Loop:
             self.sentences.append(f"Learning all that was found right {change}.")
         self.sentences.append(f"{best} is the best policy: its validation score of {values[best]:.3f} is the highest.")
         return self.measure(best, data)
+
+    def track(self) -> None:
+        """Tell the tracker what is new, where there is one."""
+        options = self.options
+        if options.track != "none":
+            tracking = Tracking(options.track, to=options.track_to, project=options.track_project)
+            track_run(self.folder.path, tracking, name=f"{options.name}-{options.seed}", config=numbers_of(options))
 
     def start(self, data: DataSet) -> str:
         """The model that stage 1 starts from: as the options name it, or aligned with the data's captions."""

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
@@ -31,7 +31,7 @@ class RunOptions(Options):
     """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
 
     renamed: ClassVar[Mapping[str, str]] = {"consolidate": "final_sft"}
-    runtime_only = frozenset({"execution"})
+    runtime_only = frozenset({"execution", "track", "track_to", "track_project"})
 
     name: str
     """Name of the experiment, shown in the report."""
@@ -85,6 +85,15 @@ class RunOptions(Options):
     """Continue although benchmark images are among the training images; the report says so."""
     execution: ExecutionOptions = ExecutionOptions()
     """Who works on the chunks of the stages: this process, several of this machine, or a Ray cluster (docs/scaling.md)."""
+    track: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = Field(
+        default="none", exclude_if=lambda tool: tool == "none"
+    )
+    """Send figures of the run to this tracker after every round: counts, curves and scores, never a text or an image."""
+    track_to: str = Field(default="", exclude_if=lambda to: not to)
+    """Where the tracker is: empty, on this machine; a Space owner/name (trackio), an address (wandb, mlflow) or a folder
+    (tensorboard)."""
+    track_project: str = Field(default="stllava", exclude_if=lambda name: name == "stllava")
+    """What runs are gathered under in the tracker."""
     max_bad: Share = 0.05
     """The run stops when a larger share of images or rows than this is unusable; fewer are counted and left out."""
 

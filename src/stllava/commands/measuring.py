@@ -14,7 +14,7 @@ from stllava.records import Score
 from stllava.stages.evaluate import evaluate
 from stllava.stages.evaluate import rescore as score_again
 from stllava.stages.score_log import score_log
-from stllava.store import Existing
+from stllava.store import Existing, read_plan
 from stllava.text import aligned, show
 
 ON_THE_HUB = {
@@ -218,6 +218,30 @@ def compare(
     from stllava.report.compare import compare_runs
 
     show(compare_runs(runs, to=to, against=against, policies=policies))
+
+
+def track(
+    run: Positional[Path],
+    *,
+    tool: Literal["trackio", "wandb", "tensorboard", "mlflow"] = "trackio",
+    to: str = "",
+    project: str = "stllava",
+) -> None:
+    """Send the figures of a run, finished or at work, to a tracker: counts, curves and scores, never a text or an image.
+
+    Args:
+        run: The run directory.
+        tool: The tracker.
+        to: Where it is: empty, on this machine; a Space owner/name (trackio), an address (wandb, mlflow) or a folder.
+        project: What runs are gathered under.
+    """
+    from stllava.recipe import RunOptions
+    from stllava.tracking import Tracking, numbers_of, track_run
+
+    options = RunOptions.model_validate(read_plan(run))
+    name = f"{options.name}-{options.seed}"
+    sent = track_run(run, Tracking(tool, to=to, project=project), name=name, config=numbers_of(options))
+    show(f"{len(sent)} stages sent to {tool}: {', '.join(sent)}" if sent else "nothing new")
 
 
 def report(run: Positional[Path]) -> None:

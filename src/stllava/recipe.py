@@ -116,7 +116,11 @@ class RunOptions(Options):
     def _policies_speak_here(self) -> "RunOptions":
         for name in ("ask", "answer", "evaluate"):
             if getattr(self, name).endpoint.url:
-                raise ValueError(f"no {name}.endpoint in a run: a server serves one policy, and a run makes several")
+                raise ValueError(
+                    f"no {name}.endpoint.url in a run, but serve: a server serves one policy, and a run makes several"
+                )
+            if getattr(self, name).endpoint.serve and self.execution.workers > 1:
+                raise ValueError(f"execution.workers 1 with {name}.endpoint.serve, whose replicas share the work out")
         return self
 
     @model_validator(mode="after")

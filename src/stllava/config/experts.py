@@ -51,6 +51,12 @@ class ChatOptions(ServerOptions):
     poll: PositiveFloat = 30.0
     """Seconds between two questions whether a batch is done."""
 
+    @model_validator(mode="after")
+    def _a_batch_is_one_servers(self) -> "ChatOptions":
+        if self.batch and len(self.urls) > 1:
+            raise ValueError("one url with batch: a provider's batch is all of one server's")
+        return self
+
 
 class LocalExpertOptions(Options):
     """A vision-language model in this process, as an expert."""

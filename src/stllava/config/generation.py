@@ -1,12 +1,12 @@
 """Options of the stages in which the policy speaks: ask, answer, evaluate."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from tyro.conf import arg
 
-from stllava.config.base import Options, Rate, Share
+from stllava.config.base import NamedPath, Options, Rate, Share
 
 QUESTION = "{question}"
 DESCRIBE = "Describe the image."
@@ -32,8 +32,9 @@ class ServerOptions(Options):
 
     runtime_only = frozenset({"concurrency", "timeout", "retries", "send_images", "key_variable", "header_variables"})
 
-    url: str = ""
-    """Base address, such as http://localhost:8000/v1."""
+    url: str | tuple[str, ...] = ""
+    """Base address, such as http://localhost:8000/v1; or those of several servers of the same model, of which the least busy
+    is asked and one that fails is left out until it answers again."""
     model: str = ""
     """Name under which the server knows the model."""
     concurrency: PositiveInt = 8
@@ -51,12 +52,44 @@ class ServerOptions(Options):
     extra: RequestFields = Field(default={})
     """Fields to add to every request, such as reasoning_effort; a field of None is left out of it, max_tokens say."""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The base address of every server."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
 
 class EndpointOptions(ServerOptions):
     """A server that speaks for the policy and must serve its weights (docs/serving.md). Without url the policy speaks here."""
 
+    runtime_only = ServerOptions.runtime_only | {"python", "replicas", "start_seconds", "restart_every"}
+
     model: str = "policy"
     """Name under which the server knows the policy."""
+    serve: Literal["", "vllm"] = ""
+    """vllm: start vLLM servers of the policy here, check them against it, look after them and end them, instead of url."""
+    python: NamedPath | None = None
+    """With serve: the Python of the environment in which vLLM is installed, such as /opt/vllm/bin/python."""
+    replicas: PositiveInt = 1
+    """With serve: number of servers, each with a GPU of its own where there are any."""
+    arguments: RequestFields = Field(default={})
+    """With serve: flags of vLLM without their dashes, such as {max-model-len: 4096}; True is a flag that stands alone."""
+    start_seconds: PositiveFloat = 600.0
+    """With serve: seconds that a server may take until it is ready."""
+    restart_every: NonNegativeInt = 0
+    """With serve: number of batches of prompts after which the servers are started anew, which gives back memory; 0: never."""
+
+    @model_validator(mode="after")
+    def _served_here_or_there(self) -> "EndpointOptions":
+        if self.serve and self.url:
+            raise ValueError("serve or url: servers are started here, or spoken to where they are")
+        if self.serve and self.python is None:
+            raise ValueError("python with serve: the Python of the environment in which vLLM is installed")
+        return self
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a server speaks for the policy."""
+        return bool(self.url or self.serve)
 
 
 class GenerationOptions(Options):

@@ -71,8 +71,12 @@ def open_sampler(
 
     Images sent to a server are noted in the folder `audit`.
     """
-    if options.endpoint.url:
+    if options.endpoint.is_used:
         chat = cast(ChatProcessor, read_processor(policy))
+        if options.endpoint.serve:
+            from stllava.generation.served_sampler import ServedSampler
+
+            return ServedSampler(options.endpoint, policy=policy, root=root, audit=audit, blank=blank, chat=chat)
         return EndpointSampler(options.endpoint, root=root, audit=audit, blank=blank, virtual=virtual_role(chat), chat=chat)
     return LocalSampler(load_policy(policy), root=root, tokens=options.max_cache_tokens, blank=blank, revisits=revisits)
 

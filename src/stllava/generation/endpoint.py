@@ -6,6 +6,7 @@ start one. What may leave this process, and how, is `stllava.remote`'s concern.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -18,12 +19,13 @@ from stllava.model.prompt import ChatProcessor, ServerTurn, server_turn
 from stllava.model.turn_layout import IMAGE as PICTURE
 from stllava.model.turn_layout import layout_of, parts_of
 from stllava.records import Role, content_id
-from stllava.remote.address import reach
+from stllava.remote.address import Address, reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
-from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in
+from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in, token_log_probabilities
 from stllava.remote.concurrency import for_each
 from stllava.remote.png import PngEncoder, PngImage
+from stllava.remote.server_pool import PoolMember, ServerPool
 from stllava.remote.transport import HttpTransport
 from stllava.text import printable
 
@@ -65,22 +67,27 @@ class EndpointSampler:
         virtual: Role = "virtual_user",
         chat: ChatProcessor | None = None,
         transport: HttpTransport | None = None,
+        pool: ServerPool | None = None,
     ) -> None:
         """Images are relative to `root`; `blank` shows black instead. Sendings are noted in the folder `audit`.
 
         `virtual` is the role by which the policy's chat template knows the virtual user (`model.prompt.virtual_role`).
         `chat` is the policy's processor: with it only prompts are sent that the server's template writes as they are here.
-        `transport` replaces the network in tests.
+        `transport` replaces the network in tests. `pool` is the servers that speak, where somebody else looks after them.
         """
         self._options, self._audit, self._virtual, self._transport = options, audit, virtual, transport
         self._chat = chat
-        self._address = reach(options, purpose="they are shown to the policy")
+        self._addresses = [] if pool is not None else [self._reach(url) for url in options.urls]
+        self._pool = pool
         self._pictures = PngEncoder(root, keep=options.concurrency + 1, blank=blank)
+
+    def _reach(self, url: str) -> Address:
+        return reach(self._options.model_copy(update={"url": url}), purpose="they are shown to the policy")
 
     @property
     def device(self) -> str:
         """Where it computes."""
-        return f"{self._options.model} at {self._address.host}"
+        return f"{self._options.model} at {', '.join(address.host for address in self._addresses)}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -106,8 +113,7 @@ class EndpointSampler:
         said: dict[tuple[int, int], Completion] = {}
         refused: dict[int, ItemError] = {}
         places: Iterator[tuple[int, int]] = ((place, number) for place in range(len(prompts)) for number in range(k))
-        audit = Audit(self._audit) if self._audit is not None else None
-        with Client(self._address, self._options, audit=audit, transport=self._transport) as client:
+        with self._connected() as client:
 
             def ask(at: tuple[int, int], stop: Event) -> None:
                 place, number = at
@@ -125,10 +131,47 @@ class EndpointSampler:
             raise RefusedPromptsError(refused, whole)
         return whole
 
+    @contextmanager
+    def _connected(self) -> Iterator[Client | ServerPool]:
+        """What requests go through: one server, or all of them."""
+        if self._pool is not None:
+            yield self._pool
+            return
+        audit = Audit(self._audit) if self._audit is not None else None
+        if len(self._addresses) == 1:
+            with Client(self._addresses[0], self._options, audit=audit, transport=self._transport) as client:
+                yield client
+            return
+        members = [
+            PoolMember(Client(address, self._options, audit=audit, shares_audit=True, transport=self._transport))
+            for address in self._addresses
+        ]
+        with ServerPool(members, self._options, patience=self._options.timeout) as pool:
+            yield pool
+        if audit is not None:
+            audit.close()
+
     def close(self) -> None:
         """Nothing is kept open between calls."""
 
-    def _ask(self, client: Client, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event) -> Completion:
+    def greedy(self, client: Client, prompt: Prompt, *, max_new_tokens: int) -> tuple[Completion, float | None]:
+        """What one server says to a prompt at temperature 0, and the sum of its tokens' log-probabilities, if it tells."""
+        pictures = [self._pictures.get(path) for path in prompt.images]
+        sampling = SamplingOptions(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens)
+        try:
+            reply = client.post(
+                "/chat/completions",
+                self._body(prompt, pictures, sampling, 0) | {"logprobs": True},
+                images=pictures,
+                fault=_error,
+            )
+        except NoReplyError as error:
+            raise self._unanswered(error) from None
+        return self._read(reply.body), token_log_probabilities(reply.body)
+
+    def _ask(
+        self, client: Client | ServerPool, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event
+    ) -> Completion:
         """One completion; raises ItemError where the server refuses this prompt for its own sake.
 
         `stop` ends the waiting between attempts when another request has failed for good.
@@ -146,13 +189,18 @@ class EndpointSampler:
             if error.refusal.name in _FAULTS:
                 cause, kind = _FAULTS[error.refusal.name]
                 told = _REMEDIES.get(error.refusal.name, error.refusal.remedy).rstrip(".")
-                raise kind(cause, f"{self._address.host} refuses with {error} – {told}") from None
+                raise kind(cause, f"{self._where} refuses with {error} – {told}") from None
             raise self._unanswered(error) from None
         return self._read(reply.body)
 
+    @property
+    def _where(self) -> str:
+        """The address that completions are asked of, or all of them."""
+        return " and ".join(str(address.at("/chat/completions")) for address in self._addresses) or "the server"
+
     def _unanswered(self, error: NoReplyError) -> StllavaError:
         """The error of a server that gives no completion."""
-        where = self._address.at("/chat/completions")
+        where = self._where
         help_first = _REMEDIES.get(error.refusal.name, error.refusal.remedy)
         if error.refused:
             return StllavaError(
@@ -173,9 +221,12 @@ class EndpointSampler:
                 raise ValueError(f"it ended with {choice.finish_reason}")
         except (ValidationError, ValueError, IndexError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            said = " ".join(self._address.redact(body.decode(errors="replace")).split())
+            words = body.decode(errors="replace")
+            for address in self._addresses:
+                words = address.redact(words)
+            said = " ".join(words.split())
             raise StllavaError(
-                f"{self._address.at('/chat/completions')} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
+                f"{self._where} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
                 expected=f"one choice with a text that came to an end ({printable(problem)[:CUT_SERVERS_WORDS]})",
                 remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
             ) from None

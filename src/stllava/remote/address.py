@@ -54,19 +54,22 @@ class Address:
 
 
 def base_of(options: ServerOptions) -> httpx2.URL:
-    """The base address in the options; one that is none, or that holds a key or a password, is refused."""
+    """The one base address in the options; one that is none, or that holds a key or a password, is refused."""
+    if len(options.urls) != 1:
+        raise _bad_address(", ".join(options.urls), "it is not one address")
+    [url] = options.urls
     try:
-        base = httpx2.URL(options.url)
+        base = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise _bad_address(options.url, str(error)) from None
+        raise _bad_address(url, str(error)) from None
     if base.scheme not in ("http", "https") or not base.host:
-        raise _bad_address(options.url, "it names no http server")
+        raise _bad_address(url, "it names no http server")
     if base.userinfo:
         raise _bad_address(f"{base.scheme}://…@{base.host}", "it holds a name or password; keys come from the environment")
     if named := sorted(KEY_PARAMETERS & {name.lower() for name in base.params}):
         raise _bad_address(f"{base.scheme}://{base.host}…?{named[0]}=…", "it holds a key; keys come from the environment")
     if base.path.rstrip("/").endswith("/chat/completions"):
-        raise _bad_address(options.url, "it names one path below the base address")
+        raise _bad_address(url, "it names one path below the base address")
     return base
 
 

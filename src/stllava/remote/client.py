@@ -84,11 +84,15 @@ class Client:
         options: ServerOptions,
         *,
         audit: Audit | None = None,
+        shares_audit: bool = False,
         limiter: RateLimiter | None = None,
         transport: HttpTransport | None = None,
     ) -> None:
-        """Images are noted in `audit` before they are sent. `transport` replaces the network in tests."""
-        self.address, self._options, self._audit = address, options, audit
+        """Images are noted in `audit` before they are sent; one that others share is theirs to close.
+
+        `transport` replaces the network in tests.
+        """
+        self.address, self._options, self._audit, self._shares_audit = address, options, audit, shares_audit
         self._limiter = limiter if limiter is not None else RateLimiter()
         limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._http = httpx2.Client(
@@ -105,9 +109,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End its connections, and the audit."""
+        """End its connections, and the audit that is its own."""
         self._http.close()
-        if self._audit is not None:
+        if self._audit is not None and not self._shares_audit:
             self._audit.close()
 
     def post(
@@ -140,14 +144,15 @@ class Client:
         query: Mapping[str, str] | None = None,
         seconds: float | None = None,
         max_bytes: int = MAX_REPLY_BYTES,
+        retries: int | None = None,
     ) -> ServerReply:
         """Ask for what is at `path`; raises NoReplyError, also for a reply of more than `max_bytes`, unpacked.
 
-        `seconds` replaces the options' timeout.
+        `seconds` and `retries` replace what the options say.
         """
         address = self.address.at(path).copy_merge_params(query or {})
         request = httpx2.Request("GET", address, headers=self.address.headers)
-        return self._send(request, seconds=seconds, max_bytes=max_bytes)
+        return self._send(request, seconds=seconds, max_bytes=max_bytes, retries=retries)
 
     def delete(self, path: str) -> ServerReply:
         """Delete what is at `path`; raises NoReplyError."""

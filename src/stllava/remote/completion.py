@@ -5,6 +5,7 @@ mark of a stream behind it; texts in one piece or in parts; counts of tokens tha
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -248,3 +249,12 @@ def _status(value: object) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
         value = int(value)
     return value if isinstance(value, int) and value in _ERROR_STATUSES else None
+
+
+def token_log_probabilities(body: bytes) -> float | None:
+    """The sum of the log-probabilities of a reply's tokens, as servers give them that were asked for `logprobs`; else None."""
+    try:
+        content = json.loads(body)["choices"][0]["logprobs"]["content"]
+        return math.fsum(float(token["logprob"]) for token in content)
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None

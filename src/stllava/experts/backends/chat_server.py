@@ -4,7 +4,8 @@ Sends prompts and images where `stllava.remote` lets them go, many at a time, wi
 back every reply as it came. A server that fails again and again ends the stage, which goes on where it stopped.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
@@ -23,6 +24,7 @@ from stllava.remote.concurrency import for_each
 from stllava.remote.png import PngEncoder, PngImage
 from stllava.remote.rate_limiter import RateLimiter
 from stllava.remote.refusals import Refusal, advice
+from stllava.remote.server_pool import PoolMember, ServerPool
 from stllava.remote.transport import HttpTransport
 from stllava.text import printable
 
@@ -53,8 +55,9 @@ class ChatServer:
         replaces the network in tests.
         """
         self.options, self.folder, self.reply_log, self._transport = options, folder, reply_log, transport
-        self.base = base_of(options)
-        self._permitted = reach(options, purpose="an expert looks at them") if asks else None
+        each = [options.model_copy(update={"url": url}) for url in options.urls]
+        self.bases = [base_of(one) for one in each]
+        self._permitted = [reach(one, purpose="an expert looks at them") for one in each] if asks else []
         self.pictures = PngEncoder(root, keep=options.concurrency + 1, max_side=options.max_side)
         cost, requests = (reply_log.cost, reply_log.attempts) if reply_log is not None else (0.0, 0)
         self.budget = Budget(options, cost=cost, requests=requests)
@@ -62,7 +65,12 @@ class ChatServer:
     @property
     def name(self) -> str:
         """Model and host."""
-        return f"{self.options.model} at {self.base.host}"
+        return f"{self.options.model} at {', '.join(base.host for base in self.bases)}"
+
+    @property
+    def where(self) -> str:
+        """The address of every server."""
+        return " and ".join(map(str, self.bases))
 
     @property
     def identity(self) -> dict[str, JsonValue]:
@@ -71,16 +79,32 @@ class ChatServer:
 
     @property
     def address(self) -> Address:
-        """Where it is, if it may be asked."""
-        if self._permitted is None:
+        """Where it is, or the first of several servers is, if it may be asked; they take the same keys."""
+        if not self._permitted:
             raise RuntimeError("a plan must ask nothing")
-        return self._permitted
+        return self._permitted[0]
 
     def connect(self, limiter: RateLimiter | None = None) -> Client:
         """A client that notes in `folder` what it sends; close it."""
         address = self.address  # Before the audit is opened: a plan has none.
         audit = Audit(self.folder)
         return Client(address, self.options, audit=audit, limiter=limiter, transport=self._transport)
+
+    @contextmanager
+    def connect_all(self, limiter: RateLimiter) -> Iterator[Client | ServerPool]:
+        """What requests go through: the one server, or all of them."""
+        if len(self._permitted) <= 1:
+            with self.connect(limiter) as client:
+                yield client
+            return
+        with closing(Audit(self.folder)) as audit:
+            clients = [
+                Client(address, self.options, audit=audit, shares_audit=True, limiter=limiter, transport=self._transport)
+                for address in self._permitted
+            ]
+            members = [PoolMember(client) for client in clients]
+            with ServerPool(members, self.options, patience=self.options.timeout) as pool:
+                yield pool
 
     def max_cost(self, request: JudgeRequest) -> float | None:
         """US dollars that a request costs at most by the prices in the options; None where they name no price."""
@@ -159,7 +183,7 @@ class ChatBackend:
         """Ask every request, `concurrency` at a time."""
         options = self.server.options
         limiter = RateLimiter(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
-        with self.server.connect(limiter) as client:
+        with self.server.connect_all(limiter) as client:
 
             def work(request: JudgeRequest, stop: Event) -> None:
                 exchange, refusal = self._exchange(client, request, stop)
@@ -169,7 +193,9 @@ class ChatBackend:
 
             for_each(requests, work, workers=options.concurrency, name="chat")
 
-    def _exchange(self, client: Client, request: JudgeRequest, stop: Event) -> tuple[Exchange | None, Refusal | None]:
+    def _exchange(
+        self, client: Client | ServerPool, request: JudgeRequest, stop: Event
+    ) -> tuple[Exchange | None, Refusal | None]:
         """What comes of a request, and why it was refused; nothing where it was stopped before it was sent."""
         try:
             pictures = [self.server.pictures.get(path) for path in request.images]
@@ -226,7 +252,7 @@ class ChatBackend:
         refusal = error.refusal
         if refusal.reach == "all" or (refusal.reach == "unknown" and error.refused and not self._answered):
             raise StllavaError(
-                f"{self.server.base} refuses with {error}",
+                f"{self.server.where} refuses with {error}",
                 expected="an OpenAI-compatible server that knows the model and takes the key",
                 remedy=(refusal.remedy or "Correct url, model, key_variable or the fields of the request (docs/expert.md).")
                 + " All replies are kept.",
@@ -244,7 +270,7 @@ class ChatBackend:
             useless = self._useless
         if useless >= UNREADABLE:
             raise StllavaError(
-                f"none of the first {useless} replies of {self.server.base} can be used, the last because {found.problem}",
+                f"none of the first {useless} replies of {self.server.where} can be used, the last because {found.problem}",
                 expected="replies with a text",
                 remedy="Start the server without reasoning and tool parsers, or correct model and extra; then give the same "
                 "command again.",
@@ -266,12 +292,12 @@ class ChatBackend:
         remedy = (refusal.remedy if refusal is not None else "") or advice(exchange.failure or "")
         if failed < most:
             raise StllavaError(
-                f"{self.server.base} refused each of the first {refused} requests, the last with {exchange.failure}",
+                f"{self.server.where} refused each of the first {refused} requests, the last with {exchange.failure}",
                 expected="requests that it takes",
                 remedy=f"{remedy} Then give the command again.",
             )
         raise StllavaError(
-            f"{self.server.base} answered none of the last {failed} requests, the last ended with {exchange.failure}",
+            f"{self.server.where} answered none of the last {failed} requests, the last ended with {exchange.failure}",
             expected="a server that answers",
             remedy=f"{remedy or 'Start or repair it.'} Then give the same command again: every reply is kept.",
         )

@@ -1,0 +1,111 @@
+"""The site over docs/: built strictly, without a request to others; and what its pages say to type is there to be typed."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stllava.commands import every_command
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "RELEASING.md", *sorted(DOCS.rglob("*.md"))]
+GENERATED = {DOCS / "cli.md", *(DOCS / "api").glob("*.md")}
+sys.path.insert(0, str(ROOT / "tools"))
+
+from cli_docs import flags_of  # noqa: E402 - a script beside the package
+
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"(?:^(?: {4}[^\n]*)?\n)+", re.MULTILINE)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The code blocks of a page with the language that they name; indented ones name none."""
+    text = page.read_text(encoding="utf-8")
+    yield from FENCE.findall(text)
+    for block in INDENTED.findall(FENCE.sub("", text)):
+        yield "", "\n".join(line.removeprefix("    ") for line in block.splitlines())
+
+
+def typed(page: Path) -> Iterator[list[str]]:
+    """The words behind `stllava` of every command in the blocks of a page."""
+    for language, block in blocks(page):
+        if language in ("", "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("stllava "):
+                    yield shlex.split(line.strip().removesuffix("&"), comments=True)[1:]
+
+
+@cache
+def known_flags(command: str) -> frozenset[str]:
+    """The flags of a command."""
+    names = [flag.name for flag in flags_of(every_command()[command])]
+    return frozenset(names) | {name.replace("--no-", "--") for name in names} | {f"--no-{name[2:]}" for name in names}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.name)
+def test_every_command_of_a_page_exists_with_its_flags(page: Path) -> None:
+    commands = every_command()
+    for words in typed(page):
+        if words[0].startswith("-"):
+            assert words[0] == "--version", words
+            continue
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in commands), None)
+        assert name is not None, f"stllava {' '.join(words)}"
+        data = {word for word in words if word.startswith("--data.")}  # Those of the kind of data that the recipe names.
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - data
+        flags = {flag if flag in known_flags(name) else flag.replace("_", "-") for flag in flags}
+        assert flags <= known_flags(name), f"stllava {name}: {sorted(flags - known_flags(name))}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.name)
+def test_every_block_of_yaml_and_json_is_that(page: Path) -> None:
+    for language, block in blocks(page):
+        if language == "yaml":
+            for line in [block] if not block.startswith("execution:") else block.splitlines():
+                assert yaml.safe_load(line), block
+        if language == "json":
+            for line in block.splitlines():
+                assert json.loads(line), line
+
+
+def listed(entries: object) -> Iterator[str]:
+    """The pages of a navigation."""
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            for inner in entry.values():
+                yield from listed(inner) if isinstance(inner, list) else [str(inner)]
+        else:
+            yield str(entry)
+
+
+def navigation() -> list[str]:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    return list(listed(nav))
+
+
+def test_the_site_has_every_page_and_llms_txt_names_each() -> None:
+    pages = navigation()
+    assert sorted(pages) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+    told = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert re.findall(r"^- \[[^\]]+\]\(([^)]+)\)", told, re.MULTILINE) == [page for page in pages if page != "index.md"]
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_asks_nobody_else_for_anything(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)\"", text)
+        loaded += re.findall(r"<link[^>]* href=\"(https?:[^\"]+)\"[^>]*rel=\"(?:stylesheet|preconnect)\"", text)
+        assert loaded == [], page

@@ -26,7 +26,7 @@ from stllava.records import Lineage, Message, Preference
 from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
-from stllava.store import MANIFEST, PARTS, Stage, output_hash, read_manifest, seal
+from stllava.store import MANIFEST, PARTS, CurvePoint, Stage, output_hash, read_manifest, seal
 from stllava.training.collapse import CollapseMonitor
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
@@ -383,7 +383,16 @@ def test_rows_of_text_alone_are_learned_beside_images_whichever_come_first(
         sft(options, model=str(tiny_model), conversations=tmp_path / "talks.json", images=images, to=tmp_path / "alone")
 
 
-def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_dpo_raises_the_chosen_answers_over_the_rejected(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[CurvePoint] = []
+
+    def look(point: CurvePoint) -> None:
+        watched.append(point)
+
+    write = CurvePoint.model_dump_json
+    monkeypatch.setattr(CurvePoint, "model_dump_json", lambda point: look(point) or write(point))
     stage = Stage("pair", tmp_path / "pair", QUICK, inputs={}, existing="resume")
     stage.write_records("preferences", pairs())
     stage.finish(counts_in=12, counts_out=12)
@@ -401,6 +410,10 @@ def test_dpo_raises_the_chosen_answers_over_the_rejected(tiny_model: Path, phant
     ).manifest
     assert manifest.counts_out == 12
     assert manifest.curves["reward_accuracy"][-1][1] == 1.0
+    # Who watched the training saw these curves grow.
+    assert {point.steps for point in watched} == {watched[-1].step}
+    for name, curve in manifest.curves.items():
+        assert [(point.step, point.values[name]) for point in watched if name in point.values] == curve
     assert manifest.curves["chosen_logp"][-1][1] > manifest.curves["chosen_logp"][0][1]
     assert not (tmp_path / "dpo" / PARTS).exists()
 

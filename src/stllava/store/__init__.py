@@ -27,7 +27,18 @@ from stllava.store.chunked import (
     nothing_left,
 )
 from stllava.store.disk import disk_error, disk_errors, file_hash, remove_folder, require_file, write_whole
-from stllava.store.finished import ChunkHead, ChunkRecords, FinishedChunk, chunk_id, is_sealed, read_chunk, seal, write_chunk
+from stllava.store.finished import (
+    ChunkHead,
+    ChunkRecords,
+    CurvePoint,
+    FinishedChunk,
+    Outlook,
+    chunk_id,
+    is_sealed,
+    read_chunk,
+    seal,
+    write_chunk,
+)
 from stllava.store.jsonl import RecordStream, read_jsonl, read_record, to_jsonl
 from stllava.store.lock import locked
 from stllava.store.log import Log
@@ -44,7 +55,7 @@ from stllava.store.manifests import (
     versions,
     warn_of_losses,
 )
-from stllava.store.names import AUDIT, AUDITED, CALL, CHECK, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN, SHARDS
+from stllava.store.names import AUDIT, AUDITED, CALL, CHECK, CURVES, EXCHANGES, LOCK, MANIFEST, OUTLOOK, PARTS, PLAN, SHARDS
 from stllava.store.shards import (
     SHARD,
     Gathered,
@@ -73,10 +84,12 @@ __all__ = [
     "AUDITED",
     "CALL",
     "CHECK",
+    "CURVES",
     "EXCHANGES",
     "HOPELESS",
     "LOCK",
     "MANIFEST",
+    "OUTLOOK",
     "PARTS",
     "PLAN",
     "SHARD",
@@ -84,6 +97,7 @@ __all__ = [
     "ChunkHead",
     "ChunkRecords",
     "ChunkWork",
+    "CurvePoint",
     "Executor",
     "Existing",
     "FinishedChunk",
@@ -93,6 +107,7 @@ __all__ = [
     "Inputs",
     "Log",
     "MappedChunks",
+    "Outlook",
     "Plan",
     "RecordStream",
     "Shard",

@@ -16,8 +16,9 @@ from stllava.dropped import LET_PASS, Dropped
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.progress import Progress
 from stllava.records import Keyed, Manifest, Record
-from stllava.store.finished import ChunkRecords, FinishedChunk, chunk_id, read_chunk, write_chunk
-from stllava.store.names import PARTS
+from stllava.store.disk import write_whole
+from stllava.store.finished import ChunkRecords, FinishedChunk, Outlook, chunk_id, read_chunk, write_chunk
+from stllava.store.names import OUTLOOK, PARTS
 from stllava.store.shards import Shard, gathered_now, not_in_shards
 
 I = TypeVar("I", bound=Keyed)  # noqa: E741
@@ -144,6 +145,9 @@ def map_chunks(
             tally.take_finished(index, kept)
     if pending and gathered_now() is not None:
         raise not_in_shards(name, pending)
+    if pending:
+        outlook = Outlook(unit=unit, items=sum(map(len, chunks)), chunk=size)
+        write_whole(to / PARTS / OUTLOOK, outlook.model_dump_json() + "\n")
     executor = _EXECUTOR.get() or InProcess()
     with Progress(name, sum(map(len, chunks)), unit=unit, done=tally.seen) as progress:
         tally.check()

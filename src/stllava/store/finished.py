@@ -36,6 +36,30 @@ class ChunkHead(Record):
     """Where it was made; empty where nobody said."""
 
 
+class Outlook(Record):
+    """What a stage at work has before it, for those who watch."""
+
+    unit: str
+    """What its items are."""
+    items: int
+    """How many there are."""
+    chunk: int
+    """How many a finished chunk holds; the last one may hold fewer."""
+
+
+class CurvePoint(Record):
+    """One point of a training's curves, as it is made."""
+
+    at: float
+    """Seconds since 1970."""
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """Optimizer steps in all."""
+    values: dict[str, float]
+    """The figures' means since the last point, by name."""
+
+
 def chunk_id(items: Sequence[Keyed]) -> str:
     """The name of a chunk, which is that of all that its items say."""
     return content_id([item.model_dump(mode="json") for item in items])

@@ -156,7 +156,8 @@ class Stage:
         if begun is not None and existing == "error":
             raise StllavaError(f"{to} has output already", expected="a new folder", remedy="Set existing to resume or replace.")
         holds_stages = begun is not None and any((entry / PLAN).is_file() for entry in self._entries())
-        settled = finished is not None or any(path.is_file() for path in (to / PARTS).rglob("*"))
+        kept = (path for path in (to / PARTS).rglob("*") if not path.name.startswith("."))
+        settled = finished is not None or any(path.is_file() for path in kept)
         change = None
         if begun is not None and not (holds_stages and may_change and begun.stage == name and finished is None):
             change = self._change(begun, plan, may_change=may_change, items="" if finished is not None else items)

@@ -7,6 +7,7 @@ loss, one learning rate a part, the curves and the progress display.
 import json
 import math
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,7 +37,7 @@ from stllava.model.device import native_bfloat16
 from stllava.model.groups import is_adapted
 from stllava.model.load import Policy
 from stllava.progress import Progress
-from stllava.store import is_sealed, remove_folder, seal
+from stllava.store import CURVES, CurvePoint, is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.training.processes import ALONE, Processes, current_processes
 from stllava.training.step_sharing import share_step
@@ -159,7 +160,7 @@ def fit(
         args=arguments,
         train_dataset=items,
         data_collator=cast(Any, lambda some: step.collate_forwards(policy, step.parts(some), processes)),
-        callbacks=[Display(label, table(model, options)), Sealing(processes)],
+        callbacks=[Display(label, table(model, options)), CurveLog(work.with_name(CURVES)), Sealing(processes)],
         options=options,
         loss=loss,
         count=count,
@@ -321,13 +322,21 @@ class TreeTrainer(Trainer):
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Loss and figures over steps."""
-        wanted = ("epoch", "step", "learning_rate", "train_runtime", "train_loss", "total_flos")
         series: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for entry in self.state.log_history:
-            for name, value in entry.items():
-                if name not in wanted and not name.startswith("train_") and isinstance(value, int | float):
-                    series[name].append((float(entry["step"]), round(float(value), 6)))
+            for name, value in curve_values(entry).items():
+                series[name].append((float(entry["step"]), value))
         return dict(series)
+
+
+def curve_values(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What of the trainer's log becomes curves: loss and figures, and nothing of where it is or how long it took."""
+    aside = ("epoch", "step", "learning_rate", "total_flos")
+    return {
+        name: round(float(value), 6)
+        for name, value in entry.items()
+        if name not in aside and not name.startswith("train_") and isinstance(value, int | float)
+    }
 
 
 def diverged(what: str, value: float, step: int) -> StllavaError:
@@ -372,6 +381,35 @@ class GradientCheck(TrainerCallback):
                 expected="a gradient in every part that has a learning rate",
                 remedy="Give that part the learning rate 0, or data that uses it (images, for vision and projector).",
             )
+
+
+class CurveLog(TrainerCallback):
+    """Writes every point of the curves as it is made, for those who watch; the manifest has them in the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A training that begins anew forgets the points of one before; one that goes on writes some of them again."""
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not state.global_step:
+                self.path.unlink(missing_ok=True)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add a point."""
+        values = curve_values(logs or {})
+        if state.is_world_process_zero and values:
+            point = CurvePoint(at=time.time(), step=state.global_step, steps=state.max_steps, values=values)
+            with self.path.open("ab") as file:
+                file.write(point.model_dump_json().encode() + b"\n")
 
 
 class Display(TrainerCallback):

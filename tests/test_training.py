@@ -388,11 +388,13 @@ def test_dpo_raises_the_chosen_answers_over_the_rejected(
 ) -> None:
     watched: list[CurvePoint] = []
 
-    def look(point: CurvePoint) -> None:
-        watched.append(point)
-
     write = CurvePoint.model_dump_json
-    monkeypatch.setattr(CurvePoint, "model_dump_json", lambda point: look(point) or write(point))
+
+    def look(point: CurvePoint) -> str:
+        watched.append(point)
+        return write(point)
+
+    monkeypatch.setattr(CurvePoint, "model_dump_json", look)
     stage = Stage("pair", tmp_path / "pair", QUICK, inputs={}, existing="resume")
     stage.write_records("preferences", pairs())
     stage.finish(counts_in=12, counts_out=12)

@@ -1,5 +1,6 @@
 """What a stage at work leaves for those who watch it, and that nothing of that stays when it is done."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,24 @@ from stllava.store import CURVES, OUTLOOK, PARTS, CurvePoint, Outlook, Stage, re
 class Copying:
     """Makes an image of every image, until it is told to stop."""
 
-    device, notes = "cpu", ()
+    device = "cpu"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, *, stop_after: int) -> None:
         self.left, self.seen, self.folder = stop_after, list[Outlook](), folder
 
-    def __call__(self, chunk: object) -> tuple[list[Image], Dropped]:
+    def __call__(self, chunk: Sequence[Image], /) -> tuple[list[Image], Dropped]:
         self.seen.append(read_record(self.folder / PARTS / OUTLOOK, Outlook))
         self.left -= 1
         if self.left < 0:
             raise StllavaError("stopped", expected="to go on", remedy="Go on.")
-        return list(chunk), Dropped()  # type: ignore[call-overload]
+        return list(chunk), Dropped()
+
+    def set_aside(self, chunk: Sequence[Image], detail: str, /) -> tuple[list[Image], Dropped]:
+        return [], Dropped({detail: len(chunk)})
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 def test_a_stage_says_how_much_there_is_to_do_while_it_is_at_work(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "answer": Command(f"{_STAGES}.answer:answer", "Let a policy answer questions, several times each."),
     "judge": Command(f"{_HERE}.judging:judge_or_look", "Let an expert score the answers."),
     "review": Command(f"{_HERE}.reviewing:review", "Open a page on which people vote on what the expert judged."),
+    "watch": Command(f"{_HERE}.reviewing:watch", "Open a page that shows a run at work."),
     "judge-check": Command(f"{_HERE}.reviewing:judge_check", "Say what people's votes say of the expert."),
     "image-gain": Command(f"{_STAGES}.image_gain:image_gain", "Measure how much likelier answers are with their image."),
     "pair": Command(f"{_STAGES}.pair:pair", "Turn verdicts into preferences: the best answer against the worst."),

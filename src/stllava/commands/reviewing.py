@@ -1,4 +1,4 @@
-"""`stllava review` and `judge-check`: people in the loop, and what they say of the expert."""
+"""`stllava review`, `judge-check` and `watch`: people in the loop, what they say of the expert, and a run at work."""
 
 from pathlib import Path
 
@@ -66,6 +66,33 @@ def review(
         )
     finally:
         session.close()
+
+
+def watch(
+    run: Positional[Path],
+    *,
+    port: int = 8766,
+    address: str = "127.0.0.1",
+    names: tuple[str, ...] = (),
+    password_variable: str = "",
+) -> None:
+    """Open a page that shows a run at work: its stages, curves, scores and newest answers; it reads the run's files alone.
+
+    Args:
+        run: The run directory; the run may be at work, stopped or finished.
+        port: Port to listen on; 0 takes a free one.
+        address: IP address to listen on; one that other machines reach asks for a password as well.
+        names: What browsers on other machines call this one, with the port, such as ward7.example:8766.
+        password_variable: Name of the environment variable that holds that password.
+    """
+    try:
+        from stllava.review.serve import password_of, serve
+        from stllava.review.watch import RunReader
+        from stllava.review.watch_page import watch_app
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from None
+    password, reader = password_of(address, password_variable), RunReader(run)
+    serve(lambda door: watch_app(reader, door), invited=["watch"], address=address, port=port, names=names, password=password)
 
 
 def missing_extra(error: ModuleNotFoundError) -> StllavaError:

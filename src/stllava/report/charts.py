@@ -37,7 +37,7 @@ class Line:
 
     label: str
     points: tuple[tuple[float, float], ...]
-    shade: float
+    shade: float | None
 
 
 def _tone(shade: float | None) -> str:

@@ -1,6 +1,8 @@
 """Training in several processes: the same steps, shared out, and the weights of one process."""
 
+import os
 import pickle
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from stllava.config import DpoOptions, GroupRates, LaunchOptions, SftOptions
+from helpers.sharded import SETTINGS
+from stllava.config import DpoOptions, GroupRates, LaunchOptions, LoraOptions, SftOptions
+from stllava.config.training import AdapterOptions
 from stllava.data.conversations import read_conversations
 from stllava.errors import CollapseError, StllavaError
 from stllava.launch import CALL, command_of, launched
@@ -217,3 +221,56 @@ def test_an_error_in_launched_processes_is_the_stages_own(tiny_model: Path, phan
             images=phantoms / "images",
             to=tmp_path / "sft",
         )
+
+
+def sharded(folder: Path, count: int, stage: Callable[..., TrainingResult], *options: object, **given: object) -> list[str]:
+    """Hand a call over to `count` processes that share the model out; returns the command that runs it."""
+    folder.mkdir(exist_ok=True)
+    (folder / CALL).write_bytes(pickle.dumps((stage, options, given)))
+    command = command_of(LaunchOptions(processes=count), str(folder))
+    return ["env", *(f"{name}={value}" for name, value in SETTINGS.items()), *command[:-2], "helpers.sharded", command[-1]]
+
+
+ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [LoraOptions(), ADAPTERS], ids=["in full", "adapters"])
+def test_processes_that_share_the_model_out_learn_what_one_does(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    pairs, conversations = uneven(phantoms)
+    options = DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300, save_steps=0, lora=lora)
+    given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
+    dpo(options, **given, to=tmp_path / "one")  # type: ignore[arg-type]
+    subprocess.run(sharded(tmp_path / "call", 2, dpo, options, **given, to=tmp_path / "two"), check=True)
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_sharded_training_that_was_killed_goes_on_in_another_number_of_processes(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    longer = LEARNING.model_copy(update={"epochs": 20})
+    given = {
+        "model": str(tiny_model),
+        "conversations": phantoms / "conversations.jsonl",
+        "images": phantoms / "images",
+    }
+    killed = tmp_path / "killed"
+    processes = subprocess.Popen(sharded(tmp_path / "call", 2, sft, longer, **given, to=killed))
+    while not list((killed / PARTS / "training").glob("checkpoint-4*")) and processes.poll() is None:
+        time.sleep(0.05)
+    assert processes.poll() is None, "it ended before it could be killed"
+    processes.kill()
+    processes.wait()
+    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=True)
+    wait_until_free(killed)
+    shutil.copytree(killed, tmp_path / "alone")
+    subprocess.run(sharded(tmp_path / "call", 3, sft, longer, **given, to=killed), check=True)
+    for name in ("alone", "whole"):
+        sft(longer, **given, to=tmp_path / name)  # type: ignore[arg-type]
+    assert_same_training(tmp_path / "whole", killed)
+    assert_same_training(tmp_path / "whole", tmp_path / "alone")

@@ -20,6 +20,7 @@ from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stllava.config import TrainingOptions
 from stllava.errors import StllavaError
@@ -40,11 +41,19 @@ from stllava.progress import Progress
 from stllava.store import CURVES, CurvePoint, is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.training.processes import ALONE, Processes, current_processes
+from stllava.training.sharded_weights import (
+    gathered,
+    read_optimizer_state,
+    read_sharded,
+    whole_optimizer_state,
+    without_weights,
+)
 from stllava.training.step_sharing import share_step
 from stllava.tree.forward import Tree, activation_checkpointing
 
 with no_kernels_of_the_hub():
     from transformers import (
+        PreTrainedModel,
         PrinterCallback,
         Trainer,
         TrainerCallback,
@@ -63,6 +72,8 @@ Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
 StepCheck = Callable[[int, Mapping[str, float]], None]
 """Given the number of optimizer steps done and the figures of the next; raises StllavaError when the run must not go on."""
 POINTS = 120
+OPTIMIZER_NAME, SCHEDULER_NAME = "optimizer.pt", "scheduler.pt"
+"""Where Trainer keeps them in a checkpoint."""
 IDLE = "idle"
 """Key of a forward that keeps step with other processes and is not learned."""
 CHECKPOINT_WEIGHTS = "weights.safetensors"
@@ -173,10 +184,20 @@ def fit(
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
+    skeleton = without_weights(model) if trainer.is_sharded else None
     with activation_checkpointing(policy.model) if options.checkpoint_activations else nullcontext():
         trainer.train(resume_from_checkpoint=resumed)
+    if skeleton is not None:
+        state = gathered(cast(nn.Module, trainer.model), keeps=processes.leads)
+        if not processes.leads:
+            return trainer.curves()
+        skeleton.load_state_dict(state, assign=True)
+        cast(PreTrainedModel, skeleton.get_base_model() if is_adapted(skeleton) else skeleton).tie_weights()
+        whole: nn.Module = skeleton
+    else:
+        whole = trainer.accelerator.unwrap_model(trainer.model)
     if merge:
-        policy.model = merged(trainer.accelerator.unwrap_model(trainer.model), options, dtype=dtype).eval()
+        policy.model = merged(whole, options, dtype=dtype).eval()
     return trainer.curves()
 
 
@@ -209,6 +230,20 @@ class TreeTrainer(Trainer):
         self.shows_images = False
         self.figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(**arguments)
+        if self.is_deepspeed_enabled:
+            raise StllavaError(
+                "a training launched with DeepSpeed",
+                expected="DDP, where every device holds the whole model, or FSDP2",
+                remedy="Launch it with examples/accelerate/fsdp2.yaml: it shares out what ZeRO does.",
+            )
+        if self.is_sharded:
+            # transformers names classes that a model may lack, and accelerate asks for every one of them.
+            layers = {
+                type(one).__name__
+                for one in cast(nn.Module, self.model).modules()
+                if isinstance(one, GradientCheckpointingLayer)
+            }
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The same batches in every process, each of which collates its own share of them."""
@@ -243,33 +278,56 @@ class TreeTrainer(Trainer):
         """Write a checkpoint's weights under the names that they have in memory; of a model with adapters, what learns.
 
         Trainer 5.23 writes a LLaVA under its published names and reads it back under those in memory, which resumes
-        from the starting weights and only warns; of several sets of adapters it makes only the first learn on.
+        from the starting weights and only warns; of several sets of adapters it makes only the first learn on. What is
+        written is whole, however many processes hold it.
         """
-        if self._is_sharded():
-            super()._save(output_dir, state_dict)
+        if not self.args.should_save:
             return
         model = cast(nn.Module, self.model)
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if is_adapted(model):
-            save_file({name: value.contiguous() for name, value in learned(model).items()}, folder / CHECKPOINT_WEIGHTS)
+        if is_adapted(model) or self.is_sharded:
+            names = learned(model) if is_adapted(model) else dict(model.named_parameters())
+            whole = {name: value.contiguous() for name, value in (state_dict or names).items() if name in names}
+            save_file(whole, folder / CHECKPOINT_WEIGHTS)
         else:
             save_model(model, str(folder / CHECKPOINT_WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what `_save` wrote; a missing or unknown name is an error."""
-        if self._is_sharded():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         target = model if model is not None else cast(nn.Module, self.model)
         path = Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS
-        if is_adapted(target):
+        if self.is_sharded:
+            read_sharded(target, load_file(path))
+        elif is_adapted(target):
             take_over(target, load_file(path))
         else:
             load_model(target, str(path), strict=True)
 
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write them as one process does, gathered where each holds a part."""
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer_state(cast(nn.Module, self.model), self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read them as one process does, each process its part."""
+        if checkpoint is None or not self.is_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        read_optimizer_state(cast(nn.Module, self.model), self.optimizer, state)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, map_location="cpu", weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return bool(self.is_fsdp_enabled)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The forwards and backwards of one optimizer step, each normalised over all of them and all devices."""
@@ -281,7 +339,7 @@ class TreeTrainer(Trainer):
         for place, batch in enumerate(forwards):
             self.idle = batch.pop(IDLE, None) is not None
             # Sharded gradients are added up shard by shard; whole ones would undo what sharding saves.
-            waits = place + 1 < len(forwards) and not self._is_sharded()
+            waits = place + 1 < len(forwards) and not self.is_sharded
             alone = self.accelerator.no_sync(model) if waits else nullcontext()
             with alone:
                 total += super().training_step(model, batch, num_items_in_batch)

@@ -42,8 +42,8 @@ from stllava.records import Lineage, Message, Preference, Reference
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.store import Stage, read_records
+from stllava.training.callbacks import GradientCheck
 from stllava.training.sft_dataset import SftDataset, fit_conversations
-from stllava.training.trainer import GradientCheck
 from stllava.tree.forward import Tree, activation_checkpointing, build_tree, collate, last_mlp, token_log_probabilities
 
 PARTS = ("language", "projector", "vision")

@@ -27,13 +27,13 @@ from stllava.stages.ask import ask
 from stllava.stages.dpo import dpo, latest
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, PARTS, CurvePoint, Stage, output_hash, read_manifest, seal
+from stllava.training.callbacks import newest_whole_checkpoint
 from stllava.training.collapse import CollapseMonitor
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.preference_steps import PreferenceSteps
 from stllava.training.references import measure_reference
 from stllava.training.sft_dataset import SftDataset
-from stllava.training.trainer import newest_whole_checkpoint
 from stllava.tree.scoring import answer_log_probabilities
 
 RATES = GroupRates(language=1e-3, projector=1e-3, vision=1e-3)

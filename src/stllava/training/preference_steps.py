@@ -23,7 +23,8 @@ from stllava.training.preference_dataset import (
 )
 from stllava.training.references import LogProbabilities, References, close_of
 from stllava.training.sft_dataset import SftDataset
-from stllava.training.trainer import Items, StepCheck, StepParts, fit
+from stllava.training.step_sharing import Items, StepParts
+from stllava.training.trainer import StepCheck, fit
 from stllava.tree.forward import Tree, token_log_probabilities
 
 

@@ -12,7 +12,8 @@ from stllava.errors import ItemError, StllavaError, TextError
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import REFUSED, Lesson, RefusedTurnsError, Segment, lessons_of, self_question
 from stllava.records import Conversation, Message, content_id
-from stllava.training.trainer import Items, StepCheck, StepParts, fit
+from stllava.training.step_sharing import Items, StepParts
+from stllava.training.trainer import StepCheck, fit
 from stllava.tree.forward import Tree, build_tree, collate, longest_chain, token_log_probabilities
 from stllava.tree.layout import cut_branches
 

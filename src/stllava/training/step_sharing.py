@@ -5,11 +5,23 @@ images while the others compute theirs, all would wait for ever. So a process th
 that does not count.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from stllava.model.load import Policy
+from stllava.training.processes import ALONE, Processes
 from stllava.tree.forward import Tree, computed_tokens, split_into_forwards
+
+Item = TypeVar("Item")
+Part = TypeVar("Part")
+Batch = dict[str, Tensor]
+IDLE = "idle"
+"""Key of a forward that keeps step with other processes and is not learned."""
 
 
 class Forward(NamedTuple):
@@ -62,3 +74,42 @@ def share_evenly(work: Sequence[int], *, groups: int) -> list[list[int]]:
         shared[group].append(index)
         load[group] += work[index]
     return [sorted(group) for group in shared]
+
+
+class Items(Dataset[Item]):
+    """What is learned, one entry a set of images; `at(index, epoch)` may draw differently each epoch."""
+
+    def __init__(self, size: int, at: Callable[[int, int], Item]) -> None:
+        self.size, self.at, self.epoch = size, at, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Item:
+        return self.at(index, self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch, after a resume too."""
+        self.epoch = epoch
+
+
+@dataclass(frozen=True)
+class StepParts(Generic[Item, Part]):
+    """How an optimizer step's items become forwards."""
+
+    parts: Callable[[Sequence[Item]], list[Part]]
+    """The trees of the items, each with what belongs to it."""
+    tree_of: Callable[[Part], Tree]
+    """A part's tree."""
+    collate: Callable[[Sequence[Part]], Batch]
+    """One forward of some parts."""
+    max_tokens: int
+    """Maximum number of tokens of a forward."""
+
+    def collate_forwards(self, policy: Policy, parts: Sequence[Part], processes: Processes = ALONE) -> list[Batch]:
+        """The forwards of this process; one that does not count has the key `idle`."""
+        shared = share_step(policy, list(map(self.tree_of, parts)), processes=processes.count, max_tokens=self.max_tokens)
+        return [
+            self.collate([parts[index] for index in forward.trees]) | ({} if forward.counts else {IDLE: torch.ones(1)})
+            for forward in shared[processes.index]
+        ]

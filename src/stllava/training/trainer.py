@@ -6,14 +6,11 @@ loss, one learning rate a part, the curves and the progress display.
 
 import json
 import math
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -32,15 +29,21 @@ from stllava.model.adapters import (
     prepare_model,
     table,
     take_over,
-    without_gradient,
 )
 from stllava.model.device import native_bfloat16
 from stllava.model.groups import is_adapted
 from stllava.model.load import Policy
-from stllava.progress import Progress
-from stllava.store import CURVES, CurvePoint, is_sealed, remove_folder, seal
-from stllava.text import show
-from stllava.training.processes import ALONE, Processes, current_processes
+from stllava.store import CURVES
+from stllava.training.callbacks import (
+    CurveLog,
+    Display,
+    GradientCheck,
+    Sealing,
+    curve_values,
+    diverged,
+    newest_whole_checkpoint,
+)
+from stllava.training.processes import Processes, current_processes
 from stllava.training.sharded_weights import (
     gathered,
     read_optimizer_state,
@@ -48,24 +51,20 @@ from stllava.training.sharded_weights import (
     whole_optimizer_state,
     without_weights,
 )
-from stllava.training.step_sharing import share_step
-from stllava.tree.forward import Tree, activation_checkpointing
+from stllava.training.step_sharing import IDLE, Batch, Items, StepParts
+from stllava.tree.forward import activation_checkpointing
 
 with no_kernels_of_the_hub():
     from transformers import (
         PreTrainedModel,
         PrinterCallback,
         Trainer,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
         TrainingArguments,
         set_seed,
     )
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
-Batch = dict[str, Tensor]
 Counts = Mapping[str, float]
 Loss = Callable[[nn.Module, Batch, Counts], tuple[Tensor, dict[str, float]]]
 """From model, forward and the counts of the whole optimizer step to this forward's share of the loss and of its figures."""
@@ -74,48 +73,7 @@ StepCheck = Callable[[int, Mapping[str, float]], None]
 POINTS = 120
 OPTIMIZER_NAME, SCHEDULER_NAME = "optimizer.pt", "scheduler.pt"
 """Where Trainer keeps them in a checkpoint."""
-IDLE = "idle"
-"""Key of a forward that keeps step with other processes and is not learned."""
 CHECKPOINT_WEIGHTS = "weights.safetensors"
-
-
-class Items(Dataset[Item]):
-    """What is learned, one entry a set of images; `at(index, epoch)` may draw differently each epoch."""
-
-    def __init__(self, size: int, at: Callable[[int, int], Item]) -> None:
-        self.size, self.at, self.epoch = size, at, 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Item:
-        return self.at(index, self.epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch, after a resume too."""
-        self.epoch = epoch
-
-
-@dataclass(frozen=True)
-class StepParts(Generic[Item, Part]):
-    """How an optimizer step's items become forwards."""
-
-    parts: Callable[[Sequence[Item]], list[Part]]
-    """The trees of the items, each with what belongs to it."""
-    tree_of: Callable[[Part], Tree]
-    """A part's tree."""
-    collate: Callable[[Sequence[Part]], Batch]
-    """One forward of some parts."""
-    max_tokens: int
-    """Maximum number of tokens of a forward."""
-
-    def collate_forwards(self, policy: Policy, parts: Sequence[Part], processes: Processes = ALONE) -> list[Batch]:
-        """The forwards of this process; one that does not count has the key `idle`."""
-        shared = share_step(policy, list(map(self.tree_of, parts)), processes=processes.count, max_tokens=self.max_tokens)
-        return [
-            self.collate([parts[index] for index in forward.trees]) | ({} if forward.counts else {IDLE: torch.ones(1)})
-            for forward in shared[processes.index]
-        ]
 
 
 def fit(
@@ -385,149 +343,3 @@ class TreeTrainer(Trainer):
             for name, value in curve_values(entry).items():
                 series[name].append((float(entry["step"]), value))
         return dict(series)
-
-
-def curve_values(entry: Mapping[str, Any]) -> dict[str, float]:
-    """What of the trainer's log becomes curves: loss and figures, and nothing of where it is or how long it took."""
-    aside = ("epoch", "step", "learning_rate", "total_flos")
-    return {
-        name: round(float(value), 6)
-        for name, value in entry.items()
-        if name not in aside and not name.startswith("train_") and isinstance(value, int | float)
-    }
-
-
-def diverged(what: str, value: float, step: int) -> StllavaError:
-    """The error of a training that came to something that is no number: every weight would become one."""
-    return StllavaError(
-        f"the {what} is {value} in step {step}",
-        expected="a number",
-        remedy="Lower learning_rate, or raise warmup, and begin again in another folder (or with --existing replace).",
-    )
-
-
-class GradientCheck(TrainerCallback):
-    """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros.
-
-    What is seen of images can only be told in a step that shows some: with text alone in the first steps, the check waits.
-    """
-
-    def __init__(self, *, shows_images: Callable[[], bool]) -> None:
-        self.shows_images, self.waits = shows_images, True
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A training that goes on was looked at when it began."""
-        self.waits = state.global_step == 0
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
-        """Look at the gradients before the first step, or the first of the first epoch that shows images."""
-        if not self.waits or model is None:
-            return
-        idle = without_gradient(model)
-        more = state.global_step + 1 < state.max_steps and (state.epoch or 0) < 1
-        self.waits = more and bool(idle) and "language" not in idle and not self.shows_images()
-        if idle and not self.waits:
-            raise StllavaError(
-                f"no gradient reaches the part {' and '.join(idle)}",
-                expected="a gradient in every part that has a learning rate",
-                remedy="Give that part the learning rate 0, or data that uses it (images, for vision and projector).",
-            )
-
-
-class CurveLog(TrainerCallback):
-    """Writes every point of the curves as it is made, for those who watch; the manifest has them in the end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A training that begins anew forgets the points of one before; one that goes on writes some of them again."""
-        if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not state.global_step:
-                self.path.unlink(missing_ok=True)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Add a point."""
-        values = curve_values(logs or {})
-        if state.is_world_process_zero and values:
-            point = CurvePoint(at=time.time(), step=state.global_step, steps=state.max_steps, values=values)
-            with self.path.open("ab") as file:
-                file.write(point.model_dump_json().encode() + b"\n")
-
-
-class Display(TrainerCallback):
-    """The table of what learns, then the progress line of a training."""
-
-    def __init__(self, label: str, heading: Sequence[str]) -> None:
-        self.label, self.heading = label, heading
-        self.progress: Progress | None = None
-        self.last = ""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the table and open the line."""
-        if state.is_world_process_zero:
-            if self.heading:
-                show(*self.heading, stream=sys.stderr)
-            self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Remember the newest loss; gradients that are no numbers end the training before weights made of them are kept."""
-        if logs is not None and "loss" in logs:
-            self.last = f"loss {logs['loss']:.3f}"
-        if logs is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
-            raise diverged("norm of the gradients", logs["grad_norm"], state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move on."""
-        if self.progress is not None:
-            self.progress.advance(extra=self.last)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the line."""
-        if self.progress is not None:
-            self.progress.__exit__(None, None, None)
-
-
-class Sealing(TrainerCallback):
-    """Seals every checkpoint, so that one that is damaged later, or was never whole, is told from one to go on from."""
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal the checkpoint that all processes have just written."""
-        self.processes.share(None)
-        if state.is_world_process_zero:
-            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-
-def newest_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that is as it was sealed; broken ones are removed."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for folder in found:
-        if is_sealed(folder):
-            return str(folder)
-        remove_folder(folder)
-    return None

@@ -175,7 +175,7 @@ def test_the_page_fits_every_screen(tmp_path: Path) -> None:
 def test_a_server_that_is_killed_loses_no_vote_that_the_page_showed(tmp_path: Path) -> None:
     """At random moments in the middle of voting; STLLAVA_KILLS says how often."""
     write_round(tmp_path, 400)
-    kills = int(os.environ.get("STLLAVA_KILLS", "5"))
+    kills = int(os.environ.get("STLLAVA_KILLS", "3"))
     words = [
         "review",
         str(tmp_path),

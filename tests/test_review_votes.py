@@ -219,6 +219,17 @@ def test_repeats_overturned_verdicts_and_typed_answers_are_counted(tmp_path: Pat
     assert (found.readers[0].same_again.value, found.readers[0].same_again.n) == (0.5, 2)
 
 
+def test_how_many_of_a_rounds_questions_are_no_good_is_estimated_by_stratum_weights(tmp_path: Path) -> None:
+    tasks, sizes = tasks_of(tmp_path), sizes_of(tmp_path / "review")
+    said = {"uncertain": "bad question", "random": "first"}
+    votes = [vote_on(task, said[task.stratum], reader="anna", number=n) for n, task in enumerate(tasks, 1)]  # type: ignore[arg-type]
+    found = votes_check(tasks, {"anna": votes}, sizes=sizes)
+    assert found.bad_questions is not None
+    assert found.bad_questions.value == pytest.approx(sizes["uncertain"] / 300)
+    assert found.bad_images is not None
+    assert found.bad_images.value == 0
+
+
 def test_no_vote_yet_is_said(tmp_path: Path) -> None:
     tasks_of(tmp_path)
     with pytest.raises(StllavaError, match="holds no vote"):

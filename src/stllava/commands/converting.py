@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stllava.commands.flags import refuse_ignored
+from stllava.config import ReviewOptions
 from stllava.store import nothing_left
 from stllava.text import show
 
@@ -71,3 +72,32 @@ def preferences(
             show(f"dataset_info.json: {factory_entry(to, ranking=True)}")
     else:
         show(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
+
+
+def review(
+    where: Positional[Path],
+    options: ReviewOptions,
+    *,
+    to: Path,
+    round: int | None = None,  # noqa: A002 - the flag is --round
+    seed: int = 0,
+    image_url: str = "/data/local-files/?d=",
+) -> None:
+    """Write the verdicts that readers are asked about as tasks for Label Studio, and its labelling interface beside them.
+
+    Args:
+        where: A run, or the folder of one round.
+        options: Which verdicts are read.
+        to: The JSON file; the interface is written beside it, with the suffix .xml.
+        round: Number of the run's round; the last one that was judged when not named.
+        seed: Decides which verdicts are drawn, and their order.
+        image_url: What Label Studio puts before an image's path to find it.
+    """
+    from stllava.review.label_studio import to_label_studio
+    from stllava.review.round_files import find_round
+    from stllava.review.tasks import draw_tasks
+
+    found = find_round(where, round)
+    draw_tasks(options, answers=found.answers, judgments=found.judgments, to=found.review, seed=seed)
+    count = to_label_studio(found.review, to=to, image_url=image_url)
+    show(f"{count} tasks in {to}, the labelling interface in {to.with_suffix('.xml')}")

@@ -163,3 +163,25 @@ def model(
             existing=existing,
         )
     )
+
+
+def votes(
+    results: Positional[Path],
+    *,
+    review: Path,
+    round: int | None = None,  # noqa: A002 - the flag is --round
+) -> None:
+    """Add what people said in Label Studio to the votes on a round's verdicts.
+
+    Args:
+        results: Label Studio's export in the form JSON.
+        review: The run, or the folder of the round, whose tasks `stllava convert review` wrote.
+        round: Number of the run's round; the last one that was judged when not named.
+    """
+    from stllava.review.label_studio import from_label_studio
+    from stllava.review.round_files import find_round
+
+    found = from_label_studio(find_round(review, round).review, results)
+    show(*(f"{reader}: {count} votes" for reader, count in found.votes.items()))
+    if found.left_out:
+        show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in found.left_out.items())}")

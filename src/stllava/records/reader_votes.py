@@ -152,6 +152,10 @@ class VotesCheck(Record):
     """Share of the round's verdicts that readers still hold to be wrong once they have seen its reason."""
     significant: Rate | None
     """Of verdicts that were overturned, those whose error would matter clinically, where readers said so."""
+    bad_questions: Rate | None
+    """Share of the round's judged questions that readers hold to be no good."""
+    bad_images: Rate | None
+    """Share of them about an image that is no good."""
     between_readers: Rate | None
     """Krippendorff's alpha of readers, on tasks that several read."""
     with_expert: Rate | None

@@ -222,6 +222,8 @@ def votes_rows(check: VotesCheck) -> list[tuple[str, Rate | None]]:
         *((f"the same of {row.verdicts:,} {row.stratum} verdicts", row.disagreed) for row in check.strata),
         ("readers overturn the expert once they have seen its reason", check.overturned),
         ("errors that would matter clinically, of those overturned", check.significant),
+        ("questions that are no good", check.bad_questions),
+        ("questions about an image that is no good", check.bad_images),
         ("agreement of readers with the expert, Cohen's kappa", check.with_expert),
         ("agreement between readers, Krippendorff's alpha", check.between_readers),
         *((f"{reader.reader} says the same when asked again", reader.same_again) for reader in check.readers),

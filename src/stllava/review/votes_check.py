@@ -90,6 +90,8 @@ def votes_check(
         expert_error=_rate(errors.expert_error, sum(bool(one.votes) for one in blind)) if errors is not None else None,
         overturned=_rate(stratified_share(overturned, strata, clusters, sizes), sum(value is not None for value in overturned)),
         significant=rate([bool(said) for said, _ in significant], [image for _, image in significant]),
+        bad_questions=_share_called("bad question", read, given, sizes),
+        bad_images=_share_called("bad image", read, given, sizes),
         between_readers=krippendorff_alpha(labels, clusters),
         with_expert=kappa(
             [ours for ours, _, _, _ in signs],
@@ -112,6 +114,14 @@ def _differ(task: ReviewTask, given: Sequence[StandingVote]) -> tuple[bool, ...]
     """Of each reader who gave a verdict, whether the blind vote differs from the expert's."""
     said = (preferred(row.blind) for row in given)
     return tuple(one != task.verdict for one in said if one is not None)
+
+
+def _share_called(
+    choice: VoteChoice, read: Sequence[ReviewTask], given: Mapping[str, Sequence[StandingVote]], sizes: Mapping[str, int]
+) -> Rate | None:
+    """The share of the round's questions of which readers say that."""
+    shares = [sum(row.blind == choice for row in given[task.id]) / len(given[task.id]) for task in read]
+    return _rate(stratified_share(shares, [task.stratum for task in read], list(map(image_of, read)), sizes), len(read))
 
 
 def _first(task: ReviewTask, given: Sequence[StandingVote]) -> Preferred | None:

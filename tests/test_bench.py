@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ["--model", "tiny", "--images", "2", "--plain-images", "1", "--repeats", "1"],
     "limit": ["--model", "tiny", "--shape", "small-image", "--repeats", "1"],
     "scale": ["--series", "answers", "--divide", "200", "--first", "1"],
+    "million": ["--questions", "40"],
     "judge": ["--calls", "40", "--comparisons", "20", "--seconds", "0.05", "--at-once", "4"],
     "expert": ["--quick", "--variants", "2"],
     "fits": ["--tiny", "--checkpoint"],

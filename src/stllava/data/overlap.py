@@ -9,7 +9,7 @@ found, nor are other images of the same patient.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from stllava.records import (
     Question,
     Sample,
 )
-from stllava.store import file_hash, read_jsonl, read_records
+from stllava.store import file_hash, read_jsonl, stream_records
 
 NEAR_QUESTION = 0.8
 """Least F1 of the words of two questions that are nearly the same: of five words each, four are shared."""
@@ -42,7 +42,7 @@ LISTED = 200
 """Matches that an `Overlap` lists at most; it says how many more there are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFingerprint:
     """What tells an image from others."""
 
@@ -52,7 +52,7 @@ class ImageFingerprint:
     """`picture_hash`; None for a plain picture, which is like nothing but its own bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrainingItem:
     """One thing that training sees: an image, alone or with a question about it."""
 
@@ -108,7 +108,7 @@ def read_training_items(path: Path) -> list[TrainingItem]:
         stages: dict[str, type[Question] | type[Preference]] = {"questions": Question, "preferences": Preference}
         for name, kind in stages.items():
             if (path / f"{name}.jsonl").is_file():
-                return [item for record in read_records(path, name, kind) for item in training_items(record)]
+                return [item for record in stream_records(path, name, kind) for item in training_items(record)]
     elif path.is_file():
         records = _records(path)
         if records is not None:
@@ -164,7 +164,7 @@ def training_items(record: TrainingRecord) -> list[TrainingItem]:
 
 def find_overlap(
     benchmark: str,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     *,
     fingerprints: Mapping[str, ImageFingerprint],
     learned: Mapping[str, Sequence[TrainingItem]],
@@ -173,7 +173,7 @@ def find_overlap(
     """Compare a benchmark with all that is learned, given by the name of its source.
 
     `fingerprints` holds the samples' images by path, `learned_fingerprints` those that are learned; with one image root
-    both may be one mapping. A path that they lack is a `KeyError`.
+    both may be one mapping. A path that they lack is a `KeyError`. The samples are gone through several times; none is kept.
     """
     about: _About = defaultdict(list)
     for source, items in learned.items():
@@ -186,22 +186,30 @@ def find_overlap(
     like = {image: alike[fingerprints[image].content] for image in images}
     exact = sum(fingerprints[image].content in like[image] for image in images)
     sources = [{source for content in like[image] for source, _ in about[content]} for image in images]
-    asked = [list(_questions(sample, like[sample.image], about)) for sample in samples]
-    kinds = [{match.kind for match in found} for found in asked]
-    matches = [match for found in asked for match in found]
+    texts = {normalise(item.question) for items in learned.values() for item in items if item.question is not None}
+    kinds: Counter[str] = Counter()
+    matches: list[Match] = []
+    for sample in samples:
+        found = list(_questions(sample, like[sample.image], about))
+        seen = {match.kind for match in found}
+        kinds["samples"] += 1
+        kinds["same"] += bool(seen & {"triplet", "same question"})
+        kinds["near"] += seen == {"near question"}
+        kinds["triplets"] += "triplet" in seen
+        kinds["known"] += normalise(sample.question) in texts
+        matches += found
     matches += (match for image in images for match in _near_images(image, fingerprints[image], like[image], about))
     matches.sort(key=lambda match: get_args(MatchKind).index(match.kind))
-    texts = {normalise(item.question) for items in learned.values() for item in items if item.question is not None}
     return Overlap(
         benchmark=benchmark,
-        samples=len(samples),
+        samples=kinds["samples"],
         images=len(images),
         exact_images=exact,
         near_images=sum(bool(found) for found in like.values()) - exact,
-        same_questions=sum(bool(found & {"triplet", "same question"}) for found in kinds),
-        near_questions=sum(found == {"near question"} for found in kinds),
-        triplets=sum("triplet" in found for found in kinds),
-        known_texts=sum(normalise(sample.question) in texts for sample in samples),
+        same_questions=kinds["same"],
+        near_questions=kinds["near"],
+        triplets=kinds["triplets"],
+        known_texts=kinds["known"],
         by_source={name: sum(name in found for found in sources) for name in learned},
         matches=tuple(matches[:LISTED]),
         left_out=max(0, len(matches) - LISTED),

@@ -70,7 +70,7 @@ class RayWorker:
     def give(self, key: str, work: bytes, chunk: bytes) -> None:
         """Let it work on a chunk; a work is sent once."""
         if key != self._key:
-            self._actor.open.remote(key, work)
+            self._actor.take_up.remote(key, work)
             self._key = key
         self._works = True
         self.asked = self._actor.run.remote(chunk)

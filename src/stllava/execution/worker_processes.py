@@ -117,7 +117,7 @@ def _serve(line: Connection, gpus: str | None) -> None:
         while True:
             match line.recv():
                 case ("open", key, work):
-                    bench.open(key, work)
+                    bench.take_up(key, work)
                 case ("run", chunk):
                     line.send(bench.run(chunk))
                 case _:

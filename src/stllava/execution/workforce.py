@@ -92,7 +92,7 @@ class ChunkBench:
         """Whether it holds that work."""
         return self._work is not None and self._key == key
 
-    def open(self, key: str, work: bytes) -> None:
+    def take_up(self, key: str, work: bytes) -> None:
         """Take a work up, and drop the one before."""
         self.close()
         self._key, self._work = key, pickle.loads(work)

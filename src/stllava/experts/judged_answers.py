@@ -1,29 +1,61 @@
 """Answers with the judgments of them, read from the folders of one round: what pairs, distilling and audits are made of."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment
-from stllava.store import read_records
+from stllava.store import stream_records
 
 JudgedAnswers = tuple[Answers, Judgment]
 """Answers to a question with the judgment of them."""
+STARTS = 4
+"""Times that the answers are gone through before they are held in memory: judgments in any other order than theirs would have
+them gone through for each."""
 
 
-def read_judged_answers(answers: Path, judgments: Path) -> list[JudgedAnswers]:
+def read_judged_answers(answers: Path, judgments: Path) -> "JudgedAnswersFolder":
     """Every judgment of a folder with the answers that it is of, in the order of the judgments.
 
-    Raises:
+    Raises, while it is gone through:
         StllavaError: Where a judgment is about answers that the folder `answers` does not hold.
     """
-    given = {row.id: row for row in read_records(answers, "answers", Answers)}
-    judged: list[JudgedAnswers] = []
-    for judgment in read_records(judgments, "judgments", Judgment):
-        if judgment.answers_id not in given:
-            raise StllavaError(
-                f"judgment {judgment.id} is about answers {judgment.answers_id}, which {answers} does not hold",
-                expected="the judgments of these answers",
-                remedy="Name the folders of one and the same round.",
-            )
-        judged.append((given[judgment.answers_id], judgment))
-    return judged
+    return JudgedAnswersFolder(answers, judgments)
+
+
+class JudgedAnswersFolder(Iterable[JudgedAnswers]):
+    """Judgments with their answers, one by one, as often as they are gone through.
+
+    `judge` writes judgments in the order of the answers, or those of the expert and then those of votes, so both files are read
+    side by side and neither is held in memory.
+    """
+
+    def __init__(self, answers: Path, judgments: Path) -> None:
+        self._folder = answers
+        self._answers, self._judgments = (
+            stream_records(answers, "answers", Answers),
+            stream_records(judgments, "judgments", Judgment),
+        )
+
+    def __iter__(self) -> Iterator[JudgedAnswers]:
+        rows, row, starts = iter(self._answers), None, 1
+        held: dict[str, Answers] = {}
+        for judgment in self._judgments:
+            key, began = judgment.answers_id, starts
+            while row is None or row.id != key:
+                if starts > STARTS:
+                    held = held or {one.id: one for one in self._answers}
+                    row = held.get(key)
+                    break
+                row = next(rows, None)
+                if row is None:
+                    if starts > began:  # All of them were looked at since.
+                        break
+                    rows, starts = iter(self._answers), starts + 1
+            if row is None:
+                raise StllavaError(
+                    f"judgment {judgment.id} is about answers {key}, which {self._folder} does not hold",
+                    expected="the judgments of these answers",
+                    remedy="Name the folders of one and the same round.",
+                )
+            yield row, judgment

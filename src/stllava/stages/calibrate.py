@@ -100,7 +100,7 @@ def audit_expert(
     with open_stage("expert-audit", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return read_record(to / AUDITED, ExpertAudit)
-        judged = read_judged_answers(answers, judgments)
+        judged = list(read_judged_answers(answers, judgments))
         truth = ReferenceJudge(read_samples(labels)[0])
         known = [
             (answered, judgment, scores)

@@ -10,10 +10,12 @@ chosen. The manifest counts judgments in and pairs out, one question making one 
 """
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +40,7 @@ from stllava.records import (
     VerdictCause,
     content_id,
 )
-from stllava.review.overrides import Decision, OverruleCause, read_decisions, voted_pair, votes_hash
+from stllava.review.overrides import Decision, Decisions, OverruleCause, read_decisions, voted_pair, votes_hash
 from stllava.stages.results import PairResult
 from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_manifest, read_records
 from stllava.thoughts import final_answer
@@ -144,45 +146,82 @@ def pair(
             return PairResult(to, stage.manifest)
         judged = read_judged_answers(answers, judgments)
         decided = read_decisions(votes) if votes is not None else None
-        dropped = Dropped()
-        pairs: list[Preference] = []
-        believed: list[JudgedAnswers] = []
+        dropped, counted = Dropped(), 0
+        taught: list[TaughtAnswer] = []
+        judgment_of: dict[str, str] = {}
         for answered, judgment in judged:
-            result = pairs_of(answered, judgment, options=options)
-            decision = decided.of(answered) if decided is not None else None
-            if decided is not None and decided.refuses(answered):
-                result = "readers: bad image"
-            elif decision is not None:
-                result = pairs_by_votes(answered, judgment, result, decision)
-            else:
-                believed.append((answered, judgment))
+            counted += 1
+            result = _decided(answered, judgment, decided, options=options)
             if isinstance(result, str):
                 dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
-            else:
-                pairs += result
+                continue
+            for made in result:
+                _note(made, taught, judgment_of)
+        counter: list[Preference] = []
         if options.counter_pairs:
-            pairs += _counter_pairs(believed, pairs, options=options)
-        taught = [TaughtAnswer(pair.id, pair.prompt[-1].content, final_answer(pair.chosen)) for pair in pairs]
+            believed = [row for row in judged if decided is None or not (decided.refuses(row[0]) or decided.of(row[0]))]
+            counter = _counter_pairs(believed, _pairs(judged, decided, options), options=options)
+            for made in counter:
+                _note(made, taught, judgment_of)
+
+        def left(*gone: set[str]) -> int:
+            return len({key for pair_id, key in judgment_of.items() if not any(pair_id in ids for ids in gone)})
+
         surplus = surplus_of_yes_or_no(taught) if options.balance else set()
-        fair = [pair for pair in pairs if pair.id not in surplus]
-        dropped["surplus of yes or no"] = _questions(pairs) - _questions(fair)
+        dropped["surplus of yes or no"] = left() - left(surplus)
         denied = surplus_of_denials([row for row in taught if row.id not in surplus], max_share=options.max_denial_share)
-        even = [pair for pair in fair if pair.id not in denied]
-        dropped["surplus of denials"] = _questions(fair) - _questions(even)
-        long = surplus_of_one_length(even) if options.balance_length else set()
-        kept = [pair for pair in even if pair.id not in long]
-        dropped["surplus of one length"] = _questions(even) - _questions(kept)
-        if not kept:
-            raise nothing_left(f"{len(judged)} judgments", dropped, remedy=remedy_of(dropped))
+        dropped["surplus of denials"] = left(surplus) - left(surplus, denied)
+
+        def kept_pairs(gone: set[str]) -> Iterator[Preference]:
+            return (one for one in chain(_pairs(judged, decided, options), counter) if one.id not in gone)
+
+        long = surplus_of_one_length(kept_pairs(surplus | denied)) if options.balance_length else set()
+        dropped["surplus of one length"] = left(surplus, denied) - left(surplus, denied, long)
+        gone = surplus | denied | long
+        if all(row.id in gone for row in taught):
+            raise nothing_left(f"{counted} judgments", dropped, remedy=remedy_of(dropped))
+        kept: Iterable[Preference] = kept_pairs(gone)
         if options.gain_weight and gains is not None:
             given = {row.id: row for row in read_records(answers, "answers", Answers)}
-            kept = weighed(kept, given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
-        asking = _question_pairs(judged, pairs, questions, options=options) if questions is not None else []
-        stage.write_records("preferences", [*kept, *asking])
-        measures = _measures(kept, judged=len(judged), surplus=len(surplus) + len(denied) + len(long))
+            kept = weighed(list(kept), given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
+        asking: list[Preference] = []
+        if questions is not None:
+            informative = set(judgment_of.values())
+            asking = _question_pairs(judged, informative, questions, options=options)
+        figures = PairFigures()
+        stage.write_records("preferences", chain(figures.count(kept), asking))
+        measures = figures.measures(judged=counted, surplus=len(surplus) + len(denied) + len(long))
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
-        manifest = stage.finish(counts_in=len(judged), counts_out=len(kept) + len(asking), dropped=+dropped, measures=measures)
+        made_in_all = len(figures.margins) + len(asking)
+        manifest = stage.finish(counts_in=counted, counts_out=made_in_all, dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
+
+
+def _decided(
+    answered: Answers, judgment: Judgment, decided: Decisions | None, *, options: PairOptions
+) -> list[Preference] | PairCause:
+    """The pairs of a judgment, or of what readers have decided about its answers; or the cause why there is none."""
+    result = pairs_of(answered, judgment, options=options)
+    if decided is None:
+        return result
+    if decided.refuses(answered):
+        return "readers: bad image"
+    decision = decided.of(answered)
+    return result if decision is None else pairs_by_votes(answered, judgment, result, decision)
+
+
+def _pairs(judged: Iterable[JudgedAnswers], decided: Decisions | None, options: PairOptions) -> Iterator[Preference]:
+    """All pairs of all judgments, made once more: they are a pure rule, and too many to be held."""
+    for answered, judgment in judged:
+        result = _decided(answered, judgment, decided, options=options)
+        if not isinstance(result, str):
+            yield from result
+
+
+def _note(made: Preference, taught: list[TaughtAnswer], judgment_of: dict[str, str]) -> None:
+    """Keep of a pair what decides whether it stays."""
+    taught.append(TaughtAnswer(made.id, made.prompt[-1].content, final_answer(made.chosen)))
+    judgment_of[made.id] = made.lineage.judgment_id
 
 
 def weighed(
@@ -207,7 +246,7 @@ def weighed(
     return [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs, weights, strict=True)]
 
 
-def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Sequence[Preference], *, options: PairOptions) -> list[Preference]:
+def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Iterable[Preference], *, options: PairOptions) -> list[Preference]:
     """The counter-pairs of all judgments, beside the pairs there are."""
     known = {(pair.lineage.answers_id, final_answer(pair.chosen), final_answer(pair.rejected)) for pair in pairs}
     by_id = {answers.id: (answers, judgment) for answers, judgment in judged}
@@ -221,7 +260,7 @@ def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Sequence[Preference],
 
 
 def _question_pairs(
-    judged: Sequence[JudgedAnswers], pairs: Sequence[Preference], questions: Path, *, options: PairOptions
+    judged: Iterable[JudgedAnswers], informative: set[str], questions: Path, *, options: PairOptions
 ) -> list[Preference]:
     """The pairs of the questions in the folder that ask wrote."""
     opening = read_manifest(questions).config.get("description_prompt")
@@ -234,7 +273,7 @@ def _question_pairs(
     return question_pairs(
         judged,
         {row.id: row for row in read_records(questions, "questions", Question)},
-        informative={pair.lineage.judgment_id for pair in pairs},
+        informative=informative,
         opening=opening,
         max_pairs=options.question_pairs,
         min_score=options.min_chosen_score,
@@ -474,23 +513,37 @@ def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Ref
     return Reference(id=key, policy=answers.policy, chosen=known[chosen], rejected=known[rejected])
 
 
-def _questions(preferences: Iterable[Preference]) -> int:
-    """How many judgments the pairs come of."""
-    return len({pair.lineage.judgment_id for pair in preferences})
+@dataclass
+class PairFigures:
+    """Counts pairs as they pass by."""
 
+    margins: "array[float]" = field(default_factory=lambda: array("d"))
+    """The margin of each."""
+    judgments: set[str] = field(default_factory=set)
+    """Ids of the judgments that they come of."""
+    longer: int = 0
+    corrected: int = 0
+    voted: int = 0
 
-def _measures(preferences: Collection[Preference], *, judged: int, surplus: int) -> dict[str, float]:
-    """What the manifest says of the pairs; `surplus` counts the pairs left out so that yes and no are balanced."""
-    count, questions = len(preferences), _questions(preferences)
-    longer = sum(len(pair.chosen) > len(pair.rejected) for pair in preferences)
-    corrected = sum(pair.lineage.correction for pair in preferences)
-    voted = sum(bool(pair.lineage.readers) for pair in preferences)
-    return {
-        "pair_share": questions / judged if judged else 0.0,
-        "pairs_a_question": count / questions if questions else 0.0,
-        "surplus_pairs": float(surplus),
-        "mean_margin": sum(pair.margin for pair in preferences) / count if count else 0.0,
-        "chosen_longer_share": longer / count if count else 0.0,
-        **({"corrected_pairs": float(corrected)} if corrected else {}),
-        **({"voted_pairs": float(voted)} if voted else {}),
-    }
+    def count(self, pairs: Iterable[Preference]) -> Iterator[Preference]:
+        """The pairs, one by one."""
+        for made in pairs:
+            self.margins.append(made.margin)
+            self.judgments.add(made.lineage.judgment_id)
+            self.longer += len(made.chosen) > len(made.rejected)
+            self.corrected += made.lineage.correction
+            self.voted += bool(made.lineage.readers)
+            yield made
+
+    def measures(self, *, judged: int, surplus: int) -> dict[str, float]:
+        """What the manifest says of them; `surplus` counts the pairs left out so that yes and no are balanced."""
+        count, questions = len(self.margins), len(self.judgments)
+        return {
+            "pair_share": questions / judged if judged else 0.0,
+            "pairs_a_question": count / questions if questions else 0.0,
+            "surplus_pairs": float(surplus),
+            "mean_margin": sum(self.margins) / count if count else 0.0,
+            "chosen_longer_share": self.longer / count if count else 0.0,
+            **({"corrected_pairs": float(self.corrected)} if self.corrected else {}),
+            **({"voted_pairs": float(self.voted)} if self.voted else {}),
+        }

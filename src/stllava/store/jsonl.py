@@ -1,10 +1,12 @@
 """JSONL files of records: one record a line, each line checked as it is read."""
 
+from array import array
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from stllava.errors import StllavaError
@@ -20,10 +22,13 @@ def to_jsonl(records: Iterable[Record]) -> str:
 
 
 def read_jsonl(path: Path, record_type: type[R]) -> list[R]:
-    """All records of a JSONL file; a broken line or a duplicate id is refused with its line number."""
+    """All records of a JSONL file; a broken line or a duplicate id is refused with its line number.
+
+    Eight bytes an id tell whether one may stand twice; only then are they looked at by name.
+    """
     require_file(path, expected=f"a JSONL file of {record_type.__name__} records")
     records: list[R] = []
-    lines: dict[str, int] = {}
+    hashes = array("q")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -39,16 +44,27 @@ def read_jsonl(path: Path, record_type: type[R]) -> list[R]:
                     remedy="Fix or remove that line.",
                 ) from None
             if isinstance(record, Keyed):
-                key = record.id
-                if key in lines:
+                hashes.append(hash(record.id))
+            records.append(record)
+    if np.unique(np.frombuffer(hashes, dtype=np.int64)).size < len(hashes):
+        _refuse_repeated_ids(path, record_type)
+    return records
+
+
+def _refuse_repeated_ids(path: Path, record_type: type[Record]) -> None:
+    """Name the first id that stands in two lines, if ids are equal and not their hashes alone."""
+    lines: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            record = record_type.model_validate_json(line.removeprefix(BOM_UTF8)) if line.strip() else None
+            if isinstance(record, Keyed):
+                if record.id in lines:
                     raise StllavaError(
-                        f"{path}, line {number}: id {key!r} stands in line {lines[key]} already",
+                        f"{path}, line {number}: id {record.id!r} stands in line {lines[record.id]} already",
                         expected="each id once",
                         remedy="Remove one of the two lines.",
                     )
-                lines[key] = number
-            records.append(record)
-    return records
+                lines[record.id] = number
 
 
 class RecordStream(Iterable[R]):

@@ -24,6 +24,10 @@ Every command with its flags, made from the commands themselves by `python tools
 the command is given. A flag whose default is True or False is written alone (`--check`), or with `no-` for the opposite
 (`--no-pack`). The flags `--data…` of `stllava run` are those of the kind of data that the recipe names; here, phantoms.
 
+Before the command: `--quiet` leaves progress and warnings out, `--verbose` adds what is not told otherwise, and `--log json`
+writes progress, warnings and errors as JSON lines (`time`, `event`, and what belongs to it) to the standard error output:
+`stllava --log json run my-recipe.yaml`. Progress is one live line on a terminal, else a line every 30 seconds.
+
 Exit codes: 0, done; 2, something that you can put right, said in one sentence; 130, stopped by Ctrl-C (the same command goes
 on); 141, nobody reads the output any more; 1, a fault of stllava, with its traceback.
 """

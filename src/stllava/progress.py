@@ -1,9 +1,14 @@
-"""The progress display: one live line on a terminal, one plain line now and then in a log file."""
+"""The progress display: one live line on a terminal, one plain line now and then in a log file, or a line of JSON.
 
+How much and in which form is told is in the environment, so that processes which this one starts tell it alike.
+"""
+
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import TextIO, TypeVar
 
 from stllava.text import printable
@@ -11,7 +16,9 @@ from stllava.text import printable
 T = TypeVar("T")
 
 LIVE_SECONDS = 0.2
-LOG_SECONDS = 10.0
+LOG_SECONDS = 30.0
+LOG_FORM, LOUDNESS = "STLLAVA_LOG", "STLLAVA_LOUDNESS"
+"""Variables of the environment: text or json; quiet, normal or verbose."""
 
 
 def clock(seconds: float) -> str:
@@ -26,6 +33,17 @@ def place_among_processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_plain() -> bool:
+    """Whether tables for readers are wanted beside the progress: neither quiet nor in JSON."""
+    return os.environ.get(LOUDNESS) != "quiet" and os.environ.get(LOG_FORM) != "json"
+
+
+def json_event(event: str, **facts: str | float) -> str:
+    """A line of a log in JSON: what happened, when (ISO 8601, UTC), and the facts."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False)
+
+
 class Progress:
     """Shows how far a stage is, its rate and the time left; use as a context manager."""
 
@@ -34,7 +52,9 @@ class Progress:
         self.done, self.resumed = done, done
         self.stream = stream if stream is not None else sys.stderr
         self.live = self.stream.isatty()
-        self.silent = place_among_processes()[0] > 0
+        self.silent = place_among_processes()[0] > 0 or os.environ.get(LOUDNESS) == "quiet"
+        self.json = os.environ.get(LOG_FORM) == "json"
+        self.live = self.live and not self.json
         self.started = self.shown = time.monotonic()
         self.extra = ""
 
@@ -73,10 +93,24 @@ class Progress:
         extra = f" · {self.extra}" if self.extra else ""
         return f"{self.label:<18} {bar} {self.done}/{self.total} {self.unit} · {rate:.1f}/s · {tail}{extra}"
 
+    def json_line(self) -> str:
+        """What is shown now, for programs."""
+        spent = time.monotonic() - self.started
+        figures: dict[str, str | float] = {
+            "stage": self.label,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "seconds": round(spent, 1),
+        }
+        return json_event("progress", **(figures | ({"told": self.extra} if self.extra else {})))
+
     def _show(self, *, end: bool) -> None:
         if self.silent:
             return  # Of processes that train together the first one tells.
-        if self.live:
+        if self.json:
+            self.stream.write(self.json_line() + "\n")
+        elif self.live:
             self.stream.write("\r\033[2K" + printable(self.line()) + ("\n" if end else ""))
         else:
             self.stream.write(printable(self.line()) + "\n")

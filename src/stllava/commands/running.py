@@ -6,6 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from stllava.progress import clock
 from stllava.recipe import RECIPES, RunOptions, load_recipe
 from stllava.records import Manifest, Outcome, Score
 from stllava.report.wording import CHIEF
@@ -56,6 +57,32 @@ def gather(to: Positional[Path], *, shards: tuple[Path, ...] = ()) -> Manifest:
     from stllava.gathering import gather as gather_shards
 
     return gather_shards(to, shards=shards)
+
+
+def status(run: Positional[Path]) -> None:
+    """Say how far a run is: done, at work or stopped, stage by stage; `stllava watch` shows more, on a page.
+
+    Args:
+        run: The run directory, of a run that is done, at work, or was stopped.
+    """
+    from stllava.review.watch import RunReader
+
+    view = RunReader(run).read()
+    rows = [("stage", "state", "done", "took or left")]
+    for stage in view.stages:
+        if stage.manifest is not None:
+            done, spent = f"{stage.manifest.counts_in} in, {stage.manifest.counts_out} out", clock(stage.manifest.seconds)
+        else:
+            done = f"{stage.done} of {stage.items or '?'} {stage.unit}".rstrip()
+            spent = "" if stage.seconds_left is None else f"{clock(stage.seconds_left)} left"
+        rows.append((stage.name, stage.status, done, spent))
+    if view.at_work:
+        told = "is at work."
+    elif view.outcome is not None and view.current is None:
+        told = f"is done: {RunDir(run).page}"
+    else:
+        told = "is stopped. The command that began it goes on where it was."
+    show(*aligned(rows), "", *view.warnings, f"{run} {told}")
 
 
 def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from stllava.errors import StllavaError
 from stllava.model.adapters import no_kernels_of_the_hub, without_gradient
-from stllava.progress import Progress
+from stllava.progress import Progress, is_plain
 from stllava.store import CurvePoint, is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.training.processes import Processes
@@ -114,7 +114,7 @@ class Display(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the table and open the line."""
         if state.is_world_process_zero:
-            if self.heading:
+            if self.heading and is_plain():
                 show(*self.heading, stream=sys.stderr)
             self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
 

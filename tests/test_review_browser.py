@@ -82,6 +82,12 @@ def test_thirty_pairs_are_voted_by_keys_and_mouse_and_become_pairs(tmp_path: Pat
                 page.locator("#overturn button").click()
                 page.locator("#decided", has_text="overturned").wait_for()
                 overturned += 1
+                if overturned == 2:
+                    # What is typed after that takes nothing back.
+                    page.keyboard.press("t")
+                    page.keyboard.type("a cyst")
+                    with page.expect_response("**/respond"):
+                        page.keyboard.press("Escape")
             elif page.locator("#decisions").is_visible() and number % 3 == 0:
                 page.keyboard.press("c")
                 page.locator("#decided", has_text="confirmed").wait_for()
@@ -97,13 +103,15 @@ def test_thirty_pairs_are_voted_by_keys_and_mouse_and_become_pairs(tmp_path: Pat
     votes = read_votes(folder)["anna"]
     found = standing(votes)
     assert (len(found), sum(vote.event == "undo" for vote in votes), overturned) == (30, 1, 2)
-    reasons = [vote.reason for vote in votes if vote.decision == "overturn"]
-    assert reasons == ["It lies elsewhere 0.", "It lies elsewhere 1."]
-    assert [row.correct_answer for row in found.values() if row.correct_answer] == ["a small nodule"]
+    answered = [row.response for row in found.values() if row.response is not None and row.response.decision == "overturn"]
+    assert [(one.reason, one.significant) for one in answered] == [
+        (f"It lies elsewhere {number}.", True) for number in range(2)
+    ]
+    assert {row.correct_answer for row in found.values()} == {None, "a small nodule", "a cyst"}
     assert sum(bool(row.vote.struck) for row in found.values()) == 1
     main(["judge-check", "--votes", str(run)])
     check = read_record(folder / "check.json", VotesCheck)
-    assert (check.read, check.corrected) == (30, 1)
+    assert (check.read, check.corrected) == (30, 2)
     main(
         [
             "pair",

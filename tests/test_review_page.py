@@ -113,7 +113,7 @@ def test_a_response_an_undo_and_a_reload_are_as_they_should_be(opened: Open) -> 
         voted = client.post("/vote", json=named(shown, choice="right")).json()
     answer = named(shown, decision="overturn", reason="It lies lower.", significant=True)
     decided = client.post("/respond", json=answer).json()
-    assert decided["decision"] == "overturn"
+    assert (decided["decision"], decided["reason"], decided["significant"]) == ("overturn", "It lies lower.", True)
     assert client.get("/task").json() == decided
     again = client.post("/undo", json={}).json()
     assert (again["state"], again["task"], again["read"]) == ("open", shown["task"], 0)
@@ -368,7 +368,10 @@ def test_beyond_this_machine_a_password_is_asked_and_cannot_be_guessed_for_long(
     with pytest.raises(StllavaError, match="short"):
         password_of("0.0.0.0", "REVIEW_PASSWORD")
     monkeypatch.setenv("REVIEW_PASSWORD", "a long enough one")
-    assert password_of("0.0.0.0", "REVIEW_PASSWORD") == "a long enough one"
+    assert password_of("10.0.0.7", "REVIEW_PASSWORD") == "a long enough one"
+    assert password_of("0.0.0.0", "REVIEW_PASSWORD", names=("ward7:8765",)) == "a long enough one"
+    with pytest.raises(StllavaError, match="no name says what others call it"):
+        password_of("0.0.0.0", "REVIEW_PASSWORD")
     page = opened(password="a long enough one")
     client = page.client(enter=False)
     address = page.door.invite("anna")

@@ -51,7 +51,7 @@ def review(
         from stllava.review.session import ReviewSession
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    password = password_of(address, password_variable)
+    password = password_of(address, password_variable, names=names)
     session = ReviewSession(found.review, tasks, dict.fromkeys(reader))
     store = ImageStore(images, (path for task in tasks for path in task.images))
     title = f"{found.run.name} · {found.folder.name}" if found.run is not None else found.folder.name
@@ -91,7 +91,7 @@ def watch(
         from stllava.review.watch_page import watch_app
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    password, reader = password_of(address, password_variable), RunReader(run)
+    password, reader = password_of(address, password_variable, names=names), RunReader(run)
     serve(lambda door: watch_app(reader, door), invited=["watch"], address=address, port=port, names=names, password=password)
 
 

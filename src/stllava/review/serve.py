@@ -22,10 +22,14 @@ TLS = (
 )
 
 
-def password_of(address: str, variable: str) -> str | None:
-    """The password that an address asks for; None on this machine. An address beyond it without a good one is refused."""
+def password_of(address: str, variable: str, *, names: Sequence[str] = ()) -> str | None:
+    """The password that an address asks for; None on this machine. An address beyond it without a good one is refused.
+
+    So is one that means all of this machine's addresses, where none of the `names` says what browsers call it.
+    """
     try:
-        is_here = ipaddress.ip_address(address).is_loopback
+        parsed = ipaddress.ip_address(address)
+        is_here = parsed.is_loopback
     except ValueError:
         raise StllavaError(
             f"{address!r} as an address", expected="an IP address, such as 127.0.0.1", remedy="Change --address."
@@ -39,6 +43,12 @@ def password_of(address: str, variable: str) -> str | None:
             f"{address} can be reached by other machines, and {found}",
             expected=f"a password of at least {PASSWORD_LENGTH} characters in an environment variable",
             remedy="Set one and name it (--password-variable), or leave --address out.",
+        )
+    if parsed.is_unspecified and not names:
+        raise StllavaError(
+            f"{address} stands for every address of this machine, and no name says what others call it",
+            expected="the name and port in the address line of their browsers, which every request must show",
+            remedy="Name it, such as ward7.example:8765 (--names).",
         )
     return password
 

@@ -215,6 +215,8 @@ def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Respo
             "verdict": opened.shown(opened.task.verdict),
             "grounds": printable(opened.task.reason),
             "decision": given.response.decision if given.response is not None else None,
+            "reason": given.response.reason if given.response is not None else "",
+            "significant": given.response.significant if given.response is not None else None,
             "typed": given.correct_answer or "",
         }
     return JSONResponse(told)

@@ -128,8 +128,8 @@ function decide(decision) {
     return;
   }
   at("overturn").hidden = false;
-  at("reason").value = "";
-  at("overturn").querySelector('[value=""]').checked = true;
+  at("reason").value = shown.reason;
+  at("overturn").querySelector(`[value="${shown.significant === null ? "" : shown.significant}"]`).checked = true;
   at("overturn").scrollIntoView({ block: "nearest" });
   at("reason").focus();
 }
@@ -156,7 +156,7 @@ at("typed").addEventListener("keydown", (event) => {
   if (event.key === "Enter") at("typed").blur();
 });
 at("typed").addEventListener("change", () => {
-  if (shown.state === "voted" && at("typed").value !== shown.typed) respond(shown.decision, "", null);
+  if (shown.state === "voted" && at("typed").value !== shown.typed) respond(shown.decision, shown.reason, shown.significant);
 });
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");

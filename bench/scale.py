@@ -1,6 +1,7 @@
 """What an image costs as images, questions and answers grow, and whether memory stays flat in the number of images.
 
     python bench/scale.py
+    python bench/scale.py --plan runs/mine --images 10000 15000000 --gpu-hour 2.5 --input-price 2.5 --output-price 10
 
 For each size a process of its own answers every question about every image K times (`answer`'s way), makes a pair of
 the first two texts, and learns from all pairs for one epoch (`dpo`), with a tiny LLaVA of 64 image tokens: the cost of
@@ -8,7 +9,8 @@ the machinery more than of the model. Reported are seconds an image for answerin
 added after loading. Three series: images 100 to 3,000 (5 questions, 2 answers), questions 1 to 20 and K 2 to 16 (200
 images).
 
-Writes bench/results/scale-DEVICE.json and prints a table.
+Writes bench/results/scale-DEVICE.json and prints a table. With `--plan` nothing is measured and nothing written: from the
+manifests of a finished run and the user's prices it prints what as many images as named would take (`shared/plan.py`).
 """
 
 import argparse
@@ -25,6 +27,7 @@ from dpo import Setting as DpoSetting
 from dpo import options
 from shared.llava import SHAPES, build, noise, text
 from shared.measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
+from shared.plan import Prices, plan
 
 TOKENS = 8
 
@@ -111,8 +114,19 @@ def main() -> None:
     parser.add_argument("--series", choices=SERIES, nargs="+", default=list(SERIES))
     parser.add_argument("--divide", type=int, default=1, help="divide the numbers of images: a quick look")
     parser.add_argument("--first", type=int, help="only so many sizes of a series: a quick look")
+    parser.add_argument("--plan", type=Path, help="a finished run: print what more images would take, by its rates")
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 15_000_000], help="with --plan: numbers of images")
+    parser.add_argument("--gpu-hour", type=float, default=0.0, help="with --plan: dollars an hour of a GPU")
+    parser.add_argument("--input-price", type=float, default=0.0, help="with --plan: dollars a million tokens to the expert")
+    parser.add_argument("--output-price", type=float, default=0.0, help="with --plan: dollars a million tokens of its replies")
+    parser.add_argument("--batch-share", type=float, default=0.5, help="with --plan: the batch API's share of these prices")
+    parser.add_argument("--training-efficiency", type=float, default=0.9, help="with --plan: of each of several GPUs")
     parser.add_argument("--size", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.plan is not None:
+        prices = Prices(asked.gpu_hour, asked.input_price, asked.output_price, asked.batch_share, asked.training_efficiency)
+        print(plan(asked.plan, asked.images, prices))
+        return
     if asked.size is not None:
         report_side(side(Size(**json.loads(asked.size)), asked.model))
         return

@@ -1,8 +1,10 @@
 """Every bench runs, on a tiny model: its figures are for another day, that it measures and records is for now."""
 
+import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from stllava.cli import main
+from stllava.config import PairOptions
 from stllava.data.sources import VqaRadData
 from stllava.recipe import RunOptions
+from stllava.store import Stage
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 RESULTS = BENCH / "results"
@@ -56,6 +60,34 @@ def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_pa
     assert result["device"]
     assert result["versions"]["torch"]
     assert name in result["command"]
+
+
+def test_a_plan_is_made_of_what_a_run_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    shared = importlib.import_module("shared.plan")
+    for name, figures in (
+        ("ask", {"images": 100.0}),
+        ("judge", {"prompt_tokens": 2e6, "completion_tokens": 1e5}),
+        ("dpo", {}),
+        ("evaluate", {}),
+    ):
+        stage = Stage(name, tmp_path / "run" / "round-1" / name, PairOptions(), inputs={}, existing="resume")
+        (stage.to / "made.bin").write_bytes(bytes(1 << 20))
+        stage.finish(counts_in=1, counts_out=1, measures=figures, device="gpu")
+    seconds = {"ask": 360.0, "judge": 36.0, "dpo": 720.0, "evaluate": 36.0}
+    taken = shared.measured(tmp_path / "run")
+    stages = [dataclasses.replace(stage, seconds=seconds[stage.name]) for stage in taken[2]]
+    monkeypatch.setattr(shared, "measured", lambda _: (*taken[:2], stages))
+    prices = shared.Prices(2.0, 3.0, 10.0, 0.5, 0.9)
+    told = shared.plan(tmp_path / "run", [1000], prices)
+    assert "100 images a round, on gpu" in told
+    assert re.search(r"ask +1\.00 +2\.00", told)
+    assert re.search(r"evaluate +0\.01 +0\.02", told)
+    assert re.search(r"all +3\.11 +6\.22", told)
+    assert "20.0 M tokens in, 1.0 M out: $70.00, by the batch API $35.00" in told
+    # Asking and evaluating over 8, training over 8 at 90 %, judging as it is.
+    assert f"{1 / 8 + 0.01 / 8 + 2 / 7.2 + 0.1:,.2f} h on 8" in told
+    assert "Assumed:" in told
 
 
 def test_the_tables_of_results_are_those_of_the_stored_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,3 +120,67 @@ def test_vllm_asks_answers_and_judges(policy: Path, url: str, phantoms: Path, tm
         asked = sum(one.usage.get("requests", 0) for one in judgments)
         assert asked == len((out / AUDIT).read_text().splitlines()) > 0
         assert all(one.usage["prompt_tokens"] > 100 for one in judgments if one.usage)
+
+
+def test_stllava_starts_checks_restarts_and_ends_vllm_by_itself(
+    policy: Path, phantoms: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    stage = Stage("ask", tmp_path / "q", AskOptions(), inputs={}, existing="error")
+    questions = [
+        Question(
+            id=f"{turn}-{number}",
+            images=(image.path,),
+            text=f"what is at {turn}?",
+            description="",
+            policy="x",
+            sampling=SAMPLING,
+        )
+        for number, image in enumerate(read_jsonl(phantoms / "images.jsonl", Image))
+        for turn in range(6)
+    ]
+    stage.write_records("questions", questions)
+    stage.finish(counts_in=len(questions), counts_out=len(questions))
+
+    def command(to: Path) -> list[str]:
+        served = ["--endpoint.serve", "vllm", "--endpoint.python", VLLM, "--endpoint.arguments", "max-model-len", "4096",
+                  "dtype", "float32", "enforce-eager", "True"]  # fmt: skip
+        words = ["answer", "--policy", str(policy), "--root", str(phantoms / "images"), "--questions", str(tmp_path / "q")]
+        how = ["--num-answers", "3", "--chunk", "4", "--sampling.max-new-tokens", "24"]
+        return [sys.executable, "-c", "from stllava.cli import main; main()", *words, *how, "--to", str(to), *served]
+
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    began = time.monotonic()
+    done = subprocess.run(command(tmp_path / "whole"), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = time.monotonic() - began
+    assert "greedy texts" in " ".join(read_manifest(tmp_path / "whole").notes)
+    began = time.monotonic()
+    with subprocess.Popen(command(tmp_path / "killed"), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "killed" / "parts").glob("*.jsonl")):
+            time.sleep(0.05)
+        servers = engines(policy)
+        assert servers
+        for pid in servers:
+            os.kill(pid, 9)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    record_property("seconds", [round(whole), round(time.monotonic() - began)])
+    assert "is left out until it answers again" in errors
+    one, other = (read_records(tmp_path / name, "answers", Answers) for name in ("whole", "killed"))
+    same = sum(a.completions == b.completions for a, b in zip(one, other, strict=True))
+    record_property("same", f"{same} of {len(one)}")
+    assert same > 0.9 * len(one)
+    assert not engines(policy)
+
+
+def engines(policy: Path) -> list[int]:
+    """Process ids of servers of the policy."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"vllm.entrypoints.openai.api_server" in words and str(policy).encode() in words and words[1] == b"-m":
+            found.append(int(path.parent.name))
+    return found

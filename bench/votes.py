@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stllava.config import ItselfOptions, PairOptions, SimulatedOptions
 from stllava.data.benchmarks.own import read_samples
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.expert import Verdict
 from stllava.experts.rules.fallible import FallibleJudge
 from stllava.experts.rules.itself import ItselfJudge, is_right, labelled_votes, thresholds_of, winner_of
@@ -22,7 +23,6 @@ from stllava.experts.rules.reference import ReferenceJudge
 from stllava.records import Answers, Judgment, Sample, content_id
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import audit_of, with_errors
-from stllava.stages.pair import pairs_of
 from stllava.store import read_records
 
 LABELLED = 400

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from helpers.judging import answers_of, write_answers
 from stllava.config import JudgeOptions, PairOptions
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.confidence import may_be_chosen, posterior
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.records import Answers, AuditedKind, Judgment, Rate, Sample
 from stllava.stages.calibrate import audit_expert, audit_of, error_of, with_errors
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
-from stllava.stages.pair import pairs_of
 from stllava.store import Stage, to_jsonl
 
 SURE = PairOptions(min_confidence=0.8, expert_error=0.15)

@@ -10,6 +10,7 @@ from helpers.judging import answers_of, judgments_of, write_answers
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.data.conversations import conversation
 from stllava.data.phantom.truth import make_truth
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.model.ordering import aggregate
 from stllava.experts.model.rubric import Mode, load_rubric
 from stllava.experts.model.verdict_parser import ParsedReply, parse_scores, parse_verdict
@@ -18,7 +19,7 @@ from stllava.experts.rules.reference import ReferenceJudge
 from stllava.records import Conversation, Judgment, Message, Preference, Sample
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
-from stllava.stages.pair import pair, pairs_of
+from stllava.stages.pair import pair
 from stllava.store import read_records
 
 WRONG = answers_of("What is seen?", ("a fracture", "a mass", "a mass"))

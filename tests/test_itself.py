@@ -9,6 +9,7 @@ import pytest
 from helpers.judging import answers_of, judgments_of, write_answers
 from stllava.config import ItselfOptions, JudgeOptions, PairOptions
 from stllava.errors import NothingLeftError, StllavaError
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.expert import Verdict
 from stllava.experts.rules.itself import ItselfJudge, LabelledVote, Thresholds, Winner, labelled_votes, thresholds_of, winner_of
 from stllava.experts.rules.reference import ReferenceJudge
@@ -16,7 +17,6 @@ from stllava.experts.vote_monitor import VoteMonitor, takeover
 from stllava.records import Answers, Question, Sample
 from stllava.stages.calibrate import ask_labelled
 from stllava.stages.judge import judge
-from stllava.stages.pair import pairs_of
 from stllava.store import read_records, to_jsonl
 
 JUDGE = ItselfJudge(Thresholds(0.6))

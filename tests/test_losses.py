@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stllava.errors import StllavaError
-from stllava.stages.pair import group_weights
+from stllava.experts.answer_pairs import group_weights
 from stllava.training.losses import Loss, group_loss, nll, preference_gap, preference_loss
 
 KINDS: tuple[Loss, ...] = ("sigmoid", "ipo", "hinge")

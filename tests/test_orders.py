@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from helpers.judging import answers_of, judgments_of, many_answers, write_answers, write_image
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.expert import RuleJudge, Verdict
 from stllava.experts.model.ordering import aggregate, distinct, orders
 from stllava.experts.model.rubric import Mode
@@ -18,7 +19,6 @@ from stllava.experts.model.verdict_parser import ParsedReply
 from stllava.experts.panel import Panel
 from stllava.records import Answers, Judgment
 from stllava.stages.judge import judge
-from stllava.stages.pair import pairs_of
 
 texts = st.lists(st.sampled_from("abcd"), min_size=2, max_size=6)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
+from stllava.experts.answer_pairs import is_nearly_the_same, pairs_of, scored_pairs
 from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling, VerdictCause
-from stllava.stages.pair import REMEDIES, is_nearly_the_same, pair, pairs_of, scored_pairs, surplus_of_one_length
+from stllava.stages.pair import REMEDIES, pair, surplus_of_one_length
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)

@@ -8,11 +8,12 @@ import pytest
 from helpers.judging import answers_of
 from helpers.reviewing import vote_on, write_round
 from stllava.config import PairOptions, ReviewOptions
+from stllava.experts.answer_pairs import pairs_of
 from stllava.records import Judgment, Preference, ReviewTask, VoteChoice
 from stllava.review.overrides import Decision, voted_pair
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import VoteLog
-from stllava.stages.pair import pair, pairs_by_votes, pairs_of
+from stllava.stages.pair import pair, pairs_by_votes
 from stllava.store import read_records
 
 ANSWERS = answers_of("Where?", ("left", "right", "both"))

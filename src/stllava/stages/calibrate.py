@@ -12,13 +12,13 @@ from stllava.config import JudgeOptions, PairOptions
 from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
+from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.calibration import Outcomes, image_of
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.agreement import rate
 from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Question, Rate, Sampling, content_id
-from stllava.stages.pair import pairs_of
 from stllava.stages.results import AskResult
 from stllava.store import (
     AUDITED,

@@ -13,10 +13,10 @@ from typing import Literal
 from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
+from stllava.experts.answer_pairs import correction_of
 from stllava.experts.confidence import may_be_chosen
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.records import Answers, Conversation, Judgment, Message
-from stllava.stages.pair import correction_of
 from stllava.stages.results import FinalDataResult
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash
 from stllava.thoughts import final_answer

@@ -11,56 +11,31 @@ chosen. The manifest counts judgments in and pairs out, one question making one 
 
 import math
 from array import array
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
-from stllava.experts.confidence import may_be_chosen
+from stllava.experts.answer_pairs import PairCause, pairs_of, preference_of
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.experts.question_pairs import question_pairs
-from stllava.metrics.robust import normalise
 from stllava.records import (
     Answers,
     ImageGain,
     Judgment,
-    Lineage,
-    Message,
     Preference,
     Question,
-    Reference,
-    VerdictCause,
-    content_id,
 )
 from stllava.review.overrides import Decision, Decisions, OverruleCause, read_decisions, voted_pair, votes_hash
 from stllava.stages.results import PairResult
 from stllava.store import Existing, Input, Inputs, nothing_left, open_stage, output_hash, read_manifest, read_records
 from stllava.thoughts import final_answer
 
-PairCause = (
-    VerdictCause
-    | OverruleCause
-    | Literal[
-        "wrong number of scores",
-        "tie",
-        "chosen answer cut off",
-        "chosen answer too bad",
-        "chosen answer not sure enough",
-        "margin too small",
-        "same text",
-        "empty answer chosen",
-        "nearly the same text",
-    ]
-)
-"""Why a judgment makes no pair."""
 LEAST_WEIGHT = 0.05
 REMEDIES = {
     "abstained": "The expert cannot judge these questions: choose another one, or give it more references (--truth).",
@@ -83,18 +58,6 @@ REMEDIES = {
     "surplus of one length": "Ask more questions, or set balance_length to false.",
 }
 """What to do where no pair was made, by the commonest cause."""
-
-
-@dataclass(frozen=True)
-class ScoredPair:
-    """Two answers of which one scored higher."""
-
-    chosen: int
-    """Index of the better answer among the completions."""
-    rejected: int
-    """Index of the worse answer."""
-    gap: float
-    """Difference of their scores, above 0."""
 
 
 def pair(
@@ -199,7 +162,7 @@ def pair(
 
 def _decided(
     answered: Answers, judgment: Judgment, decided: Decisions | None, *, options: PairOptions
-) -> list[Preference] | PairCause:
+) -> list[Preference] | PairCause | OverruleCause:
     """The pairs of a judgment, or of what readers have decided about its answers; or the cause why there is none."""
     result = pairs_of(answered, judgment, options=options)
     if decided is None:
@@ -255,7 +218,7 @@ def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Iterable[Preference],
         answers, judgment = by_id[key]
         scores, text = judgment.scores or (), answers.completions[chosen]
         margin = scores[chosen] - scores[rejected]
-        made.append(_preference(answers, judgment, chosen=text, rejected=rejected, margin=margin))
+        made.append(preference_of(answers, judgment, chosen=text, rejected=rejected, margin=margin))
     return made
 
 
@@ -286,32 +249,9 @@ def remedy_of(dropped: Dropped) -> str:
     return REMEDIES.get(commonest, "Look at the counts of ask, answer and judge: they say where the pairs were lost.")
 
 
-def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | PairCause:
-    """The pairs that a judgment makes of its answers, those that differ most first, or the cause why there is none.
-
-    Two texts make one pair at most, however often they were given. Final answers are compared, behind thoughts. One that
-    was cut off is never chosen: how it would have gone on is not known.
-    """
-    scores = judgment.scores
-    if scores is None:
-        return judgment.cause or "failed"
-    if len(scores) != len(answers.completions):
-        return "wrong number of scores"
-    undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}
-    corrected = [_corrected(answers, judgment, right)] if (right := correction_of(answers, judgment)) is not None else []
-    if corrected and options.pairs == "extremes":
-        return corrected
-    given = _pairs_of_given(
-        answers, judgment, scored_pairs(answers.final_answers, scores, undecided=undecided), options=options
-    )
-    if isinstance(given, str):
-        return corrected or given
-    return [*corrected, *given][: options.max_pairs_per_question]
-
-
 def pairs_by_votes(
     answers: Answers, judgment: Judgment, made: list[Preference] | PairCause, decision: Decision
-) -> list[Preference] | PairCause:
+) -> list[Preference] | PairCause | OverruleCause:
     """The pairs of a judgment once readers have decided about two of the answers, or the cause why there is none.
 
     Where they hold the same answer to be better as the expert, its other pairs (`made`) stay; else its verdict on these
@@ -324,42 +264,10 @@ def pairs_by_votes(
         return "empty answer chosen"
     if voted.chosen in answers.completions and not answers.ended[answers.completions.index(voted.chosen)]:
         return "chosen answer cut off"
-    own = _preference(answers, judgment, chosen=voted.chosen, rejected=voted.rejected, margin=1.0, readers=voted.readers)
+    own = preference_of(answers, judgment, chosen=voted.chosen, rejected=voted.rejected, margin=1.0, readers=voted.readers)
     others = made if decision.confirms and not isinstance(made, str) and not own.lineage.correction else []
     both = {final_answer(own.chosen), final_answer(own.rejected)}
     return [own, *(pair for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} != both)]
-
-
-def correction_of(answers: Answers, judgment: Judgment) -> str | None:
-    """The expert's own answer where it found none right and the policy did not give this one; None otherwise."""
-    right = judgment.correction
-    if judgment.scores is None or right is None or not normalise(right):
-        return None
-    return None if normalise(right) in map(normalise, answers.final_answers) else right
-
-
-def scored_pairs(
-    completions: Sequence[str], scores: Sequence[float], *, undecided: Collection[tuple[int, int]] = ()
-) -> list[ScoredPair]:
-    """Every two answers of different score, best against worst first, but those `undecided` between (indices of two texts).
-
-    Of pairs with the same gap, first those of the answers that the policy gave most often, then those given first:
-    what it believes most firmly is what a verdict can teach it most about.
-    """
-    times = Counter(completions)
-    blocked = {frozenset((completions[first], completions[second])) for first, second in undecided}
-
-    def order(pair: ScoredPair) -> tuple[float, int, int, int, int]:
-        chosen, rejected = completions[pair.chosen], completions[pair.rejected]
-        return -pair.gap, -times[chosen], pair.chosen, -times[rejected], pair.rejected
-
-    pairs = (
-        ScoredPair(better, worse, high - low)
-        for better, high in enumerate(scores)
-        for worse, low in enumerate(scores)
-        if high > low and frozenset((completions[better], completions[worse])) not in blocked
-    )
-    return sorted(pairs, key=order)
 
 
 def surplus_of_one_length(preferences: Iterable[Preference]) -> set[str]:
@@ -370,147 +278,6 @@ def surplus_of_one_length(preferences: Iterable[Preference]) -> set[str]:
             chosen[len(pair.chosen) > len(pair.rejected)].append(pair.id)
     fewest = min(map(len, chosen.values()))
     return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
-
-
-def is_nearly_the_same(first: str, second: str, *, min_similarity: float) -> bool:
-    """Whether two texts are so similar: words in common, in the same order, over the mean of both lengths, from 0 to 1.
-
-    Texts that repeat themselves take long to match (13 s for a thousand words), so that is done only where it can decide.
-    """
-    words, others = normalise(first).split(), normalise(second).split()
-    if min_similarity == 1:
-        return words == others
-    matcher = SequenceMatcher(None, words, others, autojunk=False)
-    return (
-        matcher.real_quick_ratio() >= min_similarity
-        and matcher.quick_ratio() >= min_similarity
-        and matcher.ratio() >= min_similarity
-    )
-
-
-def _corrected(answers: Answers, judgment: Judgment, right: str) -> Preference:
-    """The expert's correction against the best of the wrong answers, of several the one that was given most often.
-
-    Neither `max_similarity` nor `margin` applies: that so little is wrong is what it teaches.
-    """
-    scores, texts = judgment.scores or (), answers.final_answers
-    times = Counter(texts)
-    best = max(range(len(texts)), key=lambda index: (scores[index], times[texts[index]], -index))
-    return _preference(answers, judgment, chosen=right, rejected=best, margin=1 - scores[best] if scores[best] < 1 else 1.0)
-
-
-def _pairs_of_given(
-    answers: Answers, judgment: Judgment, ranked: list[ScoredPair], *, options: PairOptions
-) -> list[Preference] | PairCause:
-    """The pairs among answers that the policy gave."""
-    scores, texts, ended = judgment.scores or (), answers.final_answers, answers.ended
-    if not ranked:
-        return "tie"
-    ranked = [pair for pair in ranked if ended[pair.chosen]]
-    if not ranked:
-        return "chosen answer cut off"
-    sure = may_be_chosen(answers, judgment, options=options)
-    ranked = [pair for pair in ranked if sure[pair.chosen]]
-    if not ranked:
-        return "chosen answer not sure enough"
-    if options.pairs == "group":
-        ranked = [pair for pair in ranked if texts[pair.chosen]]
-        weights = group_weights(texts, scores)
-        return _group_of(answers, judgment, ranked, weights) or "empty answer chosen"
-    if options.pairs == "extremes":
-        ranked = ranked[:1]
-    preferences: dict[frozenset[str], Preference] = {}
-    causes: list[PairCause] = []
-    for pair in ranked:
-        if scores[pair.chosen] < options.min_chosen_score:
-            causes.append("chosen answer too bad")
-            continue
-        both = frozenset((texts[pair.chosen], texts[pair.rejected]))
-        cause = _fault(texts, pair, min_gap=options.margin, max_similarity=options.max_similarity)
-        if cause is not None:
-            causes.append(cause)
-        elif both not in preferences:
-            chosen = answers.completions[pair.chosen]
-            preferences[both] = _preference(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
-    return list(preferences.values())[: options.max_pairs_per_question] or causes[0]
-
-
-def group_weights(texts: Sequence[str], scores: Sequence[float]) -> dict[tuple[str, str], float]:
-    """The weight of every two different texts, the better one first: their pairs, times the gap, over K σ of the scores."""
-    count, times = len(scores), Counter(texts)
-    mean = sum(scores) / count
-    spread = (sum((score - mean) ** 2 for score in scores) / count) ** 0.5
-    mark = dict(zip(texts, scores, strict=True))
-    return {
-        (one, other): times[one] * times[other] * (mark[one] - mark[other]) / (count * spread)
-        for one in times
-        for other in times
-        if mark[one] > mark[other]
-    }
-
-
-def _group_of(
-    answers: Answers, judgment: Judgment, ranked: Sequence[ScoredPair], weights: Mapping[tuple[str, str], float]
-) -> list[Preference]:
-    """Every two different answers of a question once, with their weights."""
-    texts = answers.final_answers
-    made: dict[tuple[str, str], Preference] = {}
-    for pair in ranked:
-        both = (texts[pair.chosen], texts[pair.rejected])
-        if both not in made:
-            chosen = answers.completions[pair.chosen]
-            preference = _preference(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
-            made[both] = preference.model_copy(update={"weight": weights[both]})
-    return list(made.values())
-
-
-def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_similarity: float) -> PairCause | None:
-    """Why two answers are no pair to learn from."""
-    chosen, rejected = texts[pair.chosen], texts[pair.rejected]
-    if pair.gap < min_gap:
-        return "margin too small"
-    if chosen == rejected:
-        return "same text"
-    if not chosen:
-        return "empty answer chosen"
-    return "nearly the same text" if is_nearly_the_same(chosen, rejected, min_similarity=max_similarity) else None
-
-
-def _preference(
-    answers: Answers, judgment: Judgment, *, chosen: str, rejected: int, margin: float, readers: tuple[str, ...] = ()
-) -> Preference:
-    """A text against the answer with the index `rejected`; a text that is none of the answers is a correction."""
-    worse = answers.completions[rejected]
-    lineage = Lineage(
-        question_id=answers.question_id,
-        answers_id=answers.id,
-        judgment_id=judgment.id,
-        correction=chosen not in answers.completions,
-        readers=readers,
-    )
-    key = content_id("preference", answers.question, chosen, worse, lineage.model_dump())
-    return Preference(
-        id=key,
-        images=answers.images,
-        prompt=(Message(role="user", content=answers.question),),
-        chosen=chosen,
-        rejected=worse,
-        rejected_ended=answers.ended[rejected],
-        margin=margin,
-        lineage=lineage,
-        reference=_reference(answers, key, chosen=chosen, rejected=worse),
-    )
-
-
-def _reference(answers: Answers, key: str, *, chosen: str, rejected: str) -> Reference | None:
-    """What the policy noted of two texts, each where it first knew; None where it did not note both."""
-    known: dict[str, float] = {}
-    for text, value in zip(answers.completions, answers.log_probabilities, strict=bool(answers.log_probabilities)):
-        if value is not None:
-            known.setdefault(text, value)
-    if chosen not in known or rejected not in known:
-        return None
-    return Reference(id=key, policy=answers.policy, chosen=known[chosen], rejected=known[rejected])
 
 
 @dataclass

@@ -26,6 +26,13 @@ verdicts: int = stllava.judge(
     stllava.JudgeOptions(expert="reference"), answers=home / "answer", truth=home / "r.jsonl", to=home / "judge"
 ).verdicts
 stllava.pair(stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", to=home / "pair")
+tasks: list[stllava.ReviewTask] = stllava.draw_tasks(
+    stllava.ReviewOptions(tasks=100), answers=home / "answer", judgments=home / "judge", to=home / "review"
+)
+wrong: stllava.Rate | None = stllava.check_votes(home / "review").expert_error
+stllava.pair(
+    stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", votes=home / "review", to=home / "voted"
+)
 agreement: stllava.Rate | None = stllava.distill(
     stllava.DistillOptions(),
     policy=home / "sft",

@@ -8,6 +8,7 @@ from .config import EvaluateOptions as EvaluateOptions
 from .config import IntakeOptions as IntakeOptions
 from .config import JudgeOptions as JudgeOptions
 from .config import PairOptions as PairOptions
+from .config import ReviewOptions as ReviewOptions
 from .config import SamplingOptions as SamplingOptions
 from .config import SftOptions as SftOptions
 from .config import SmallModel as SmallModel
@@ -46,10 +47,15 @@ from .records import Prediction as Prediction
 from .records import Preference as Preference
 from .records import Question as Question
 from .records import Rate as Rate
+from .records import ReviewTask as ReviewTask
+from .records import ReviewVote as ReviewVote
 from .records import Sample as Sample
 from .records import Score as Score
+from .records import VotesCheck as VotesCheck
 from .report.compare import compare_runs as compare_runs
 from .report.page import write_report as write_report
+from .review.tasks import draw_tasks as draw_tasks
+from .review.votes_check import check_votes as check_votes
 from .stages.answer import answer as answer
 from .stages.ask import ask as ask
 from .stages.distill import distill as distill

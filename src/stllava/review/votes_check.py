@@ -34,6 +34,9 @@ _SIGNS: Mapping[Preferred, int] = {"first": 1, "second": -1, "equal": 0}
 def check_votes(folder: Path) -> VotesCheck:
     """Say what the votes in a review folder come to, and write that to its `check.json`.
 
+    Args:
+        folder: The review folder of a round, in which its tasks and votes lie.
+
     Raises:
         StllavaError: Where nothing was drawn there, or nobody has voted yet.
     """

@@ -44,7 +44,10 @@ class MeasuredStage:
 
     name: str
     seconds: float
-    disk_bytes: int
+    record_bytes: int
+    """Of its records, which grow with it."""
+    other_bytes: int
+    """Of all else, such as weights."""
     input_tokens: float
     output_tokens: float
     grows: bool
@@ -56,7 +59,12 @@ class MeasuredStage:
             return self
         figures = (self.seconds, self.input_tokens, self.output_tokens)
         seconds, asked, said = (figure * factor for figure in figures)
-        return MeasuredStage(self.name, seconds, int(self.disk_bytes * factor), asked, said, grows=True)
+        return MeasuredStage(self.name, seconds, int(self.record_bytes * factor), self.other_bytes, asked, said, grows=True)
+
+    @property
+    def disk_bytes(self) -> int:
+        """All of its files."""
+        return self.record_bytes + self.other_bytes
 
     def wall(self, gpus: int, *, efficiency: float) -> float:
         """Seconds on so many GPUs."""
@@ -84,7 +92,10 @@ def measured(run: Path) -> tuple[int, str, list[MeasuredStage]]:
 def _summed(name: str, rows: Iterable[tuple[Path, Manifest]]) -> MeasuredStage:
     """All folders of one stage together."""
     rows = list(rows)
-    size = sum(path.stat().st_size for folder, _ in rows for path in folder.rglob("*") if path.is_file())
+    files = [path for folder, _ in rows for path in folder.rglob("*") if path.is_file()]
+    records, others = (
+        sum(path.stat().st_size for path in files if (path.suffix == ".jsonl") is wanted) for wanted in (True, False)
+    )
     seconds, asked, said = (
         sum(figures)
         for figures in zip(
@@ -95,7 +106,7 @@ def _summed(name: str, rows: Iterable[tuple[Path, Manifest]]) -> MeasuredStage:
             strict=True,
         )
     )
-    return MeasuredStage(name, seconds, size, asked, said, grows=name in GROWING or name == "final sft")
+    return MeasuredStage(name, seconds, records, others, asked, said, grows=name in GROWING or name == "final sft")
 
 
 def plan(run: Path, counts: Sequence[int], prices: Prices) -> str:
@@ -130,6 +141,7 @@ def assumptions(prices: Prices) -> list[str]:
     return [
         "Assumed:",
         f"- These grow in proportion to the images: {', '.join(sorted(GROWING))} and a final sft; the others stay.",
+        "- Records take more disk in proportion; weights do not, and images lie where they lay.",
         "- As many rounds, questions and answers, as long texts, images as large, the model and device of that run.",
         f"- {', '.join(sorted(SHARED_OUT))} divide evenly over all GPUs (shards or execution.workers).",
         f"- Each of several GPUs trains at {prices.training_efficiency:.0%} of one alone.",

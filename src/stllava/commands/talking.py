@@ -8,6 +8,7 @@ from tyro.conf import Positional
 from stllava.commands.flags import tell
 from stllava.config import SamplingOptions
 from stllava.store import Existing
+from stllava.text import show
 
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=512)
 
@@ -40,6 +41,8 @@ def export(
     to: Path,
     run: Path | None = None,
     precision: Literal["same", "float32", "bfloat16"] = "same",
+    push: str | None = None,
+    private: bool = True,
     existing: Existing = "resume",
 ) -> None:
     """Write a policy as a plain transformers folder with a model card; nothing in it names a path or an image.
@@ -49,8 +52,19 @@ def export(
         to: The new folder.
         run: The run that made the policy: its card then says how, and what was measured.
         precision: Of the weights; same leaves them as they are.
+        push: Also send it to this repository of the hub, owner/name, with the run's scores in the head of its card.
+        private: Whether a repository that is made for it is seen by its owner alone.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
     from stllava.stages.export import export as write
+    from stllava.stages.export import measured_of
 
     tell(write(policy, to=to, run=run, precision=precision, existing=existing).manifest)
+    if push is not None:
+        from stllava.remote.push import push_policy
+        from stllava.report.model_index import model_index
+
+        measured = measured_of(policy, run)
+        metadata = model_index(measured, name=push.rpartition("/")[2]) if measured is not None else {}
+        address, files = push_policy(to, push, private=private, metadata=metadata)
+        show(f"sent to {address}: {', '.join(files)}")

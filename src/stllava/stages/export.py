@@ -51,8 +51,8 @@ def export(
     """
     from stllava.model.load import fingerprint, load_policy
 
+    measured = measured_of(policy, run)
     run = policy if RunDir(policy).outcome.is_file() else run
-    measured = _measured(policy, run) if run is not None else None
     source = RunDir(run).policy(measured.policy) if run is not None and measured is not None else policy
     inputs: Inputs = {"policy": Input(source, fingerprint)}
     inputs |= {"run": Input(RunDir(run).outcome, file_hash)} if run is not None else {}
@@ -87,6 +87,12 @@ def make_plain(policy: "Policy") -> None:
         pad_token_id=policy.tokenizer.pad_token_id,
         bos_token_id=policy.tokenizer.bos_token_id,
     )
+
+
+def measured_of(policy: Path, run: Path | None) -> Measured | None:
+    """What a run measured of a policy, which may be the run itself; None where no run is named."""
+    run = policy if RunDir(policy).outcome.is_file() else run
+    return None if run is None else _measured(policy, run)
 
 
 def _measured(policy: Path, run: Path) -> Measured:

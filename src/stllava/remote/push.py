@@ -1,0 +1,101 @@
+"""Puts an exported policy on the Hugging Face hub, by huggingface_hub's own client and the key that it holds.
+
+Only files that a plain transformers folder has are sent (`SENT`), and none that holds a path of this machine, its name, or its
+user's. Nothing is sent before all of them were looked at.
+"""
+
+import getpass
+import re
+import socket
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue
+
+from stllava.errors import StllavaError
+
+CARD = "README.md"
+SENT = (
+    CARD,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template*",
+    "*modeling_*.py",
+    "*configuration_*.py",
+)
+"""What is sent of a folder; plans, manifests, locks and whatever else lies there stays here."""
+REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+SHORTEST = 4
+"""Letters of a user's or machine's name that are looked for: shorter ones stand in any text."""
+EVERYBODY = frozenset({"root", "user", "ubuntu", "localhost"})
+"""Names that tell nothing of anybody."""
+
+
+def push_policy(folder: Path, repository: str, *, private: bool, metadata: Mapping[str, JsonValue]) -> tuple[str, list[str]]:
+    """Send an exported policy and return its address and the names of the files that were sent.
+
+    Args:
+        folder: What `stllava export` wrote.
+        repository: owner/name; made where it is not there.
+        private: Whether a new repository is seen by its owner alone.
+        metadata: What is added to the head of the card, such as `model-index`.
+
+    Raises:
+        StllavaError: Where a file would tell of this machine or its user, or the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if not REPOSITORY.fullmatch(repository):
+        raise StllavaError(f"{repository!r} is no repository", expected="owner/name", remedy="Name your account and the model.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and any(fnmatch(path.name, one) for one in SENT))
+    if not any(path.suffix == ".safetensors" for path in files) or not (folder / CARD).is_file():
+        raise StllavaError(f"{folder} is no exported policy", expected="weights and a card", remedy="Run stllava export first.")
+    card = _with_metadata((folder / CARD).read_text(encoding="utf-8"), metadata)
+    for path in files:
+        if path.suffix != ".safetensors":
+            _refuse_identities(path, card if path.name == CARD else path.read_text(encoding="utf-8", errors="replace"))
+    operations = [CommitOperationAdd(path.name, card.encode() if path.name == CARD else path) for path in files]
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        made = api.create_commit(repository, operations, commit_message="Add the policy that stllava exported")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise StllavaError(
+            f"the hub did not take {repository}: {type(error).__name__}: {told}",
+            expected="a network (HF_HUB_OFFLINE not set), and a key that may write there (hf auth login, or HF_TOKEN)",
+            remedy="Put that right and give the same command again: the exported folder is whole.",
+        ) from error
+    return str(made.repo_url), [path.name for path in files]
+
+
+def _with_metadata(card: str, metadata: Mapping[str, JsonValue]) -> str:
+    """A card with more in its head, which is YAML between two lines of dashes."""
+    _, head, body = card.split("---\n", 2)
+    added = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True) if metadata else ""
+    return f"---\n{head}{added}---\n{body}"
+
+
+def _refuse_identities(path: Path, text: str) -> None:
+    """Refuse a file that names a folder of this machine, the machine, or who works on it."""
+    names = {name for name in (getpass.getuser(), socket.gethostname()) if len(name) >= SHORTEST} - EVERYBODY
+    found = [str(place) for place in {Path.home(), Path.cwd()} if len(place.parts) > 1 and f"{place}/" in f"{text}/"]
+    found += [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+    if found:
+        raise StllavaError(
+            f"{path} names {found[0]}",
+            expected="files that tell nothing of this machine or its user",
+            remedy="Take that out of the file, and give the same command again; nothing was sent.",
+        )

@@ -24,6 +24,7 @@ from stllava.review.watch import RunReader, StageView, cost_of, warnings_of
 from stllava.review.watch_page import watch_app
 from stllava.store import CURVES, LOCK, OUTLOOK, PARTS, CurvePoint, Outlook, Stage, read_manifest, remove_folder
 from test_report import EVIL, build
+from test_run import TAUGHT
 from test_run import options as tiny
 
 HOST = "127.0.0.1:8766"
@@ -135,7 +136,9 @@ def work(chosen: RunOptions, folder: Path) -> None:
 @pytest.mark.slow
 def test_what_was_seen_of_a_run_at_work_agrees_with_its_manifests(tmp_path: Path) -> None:
     folder, seen = tmp_path / "run", defaultdict[str, list[StageView]](list)
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(tiny(baselines=False), folder))
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=(tiny(baselines=False, sft=TAUGHT | {"epochs": 10}), folder)
+    )
     process.start()
     while not (folder / "plan.json").is_file():
         time.sleep(0.05)

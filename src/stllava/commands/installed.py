@@ -12,8 +12,7 @@ from tyro.extras import SubcommandApp
 
 from stllava.commands import COMMANDS, Command, Group
 from stllava.commands.flags import EMPTY, flagged
-from stllava.data.sources import PhantomData
-from stllava.recipe import RunOptions
+from stllava.recipe import RECIPES, load_recipe
 from stllava.text import show
 
 
@@ -54,5 +53,5 @@ def every_command_app() -> tyro.extras.SubcommandApp:
 
 
 def _add(app: SubcommandApp, name: str, command: Command) -> None:
-    options: object = RunOptions(name="mine", data=PhantomData()) if command.takes_recipe else EMPTY
+    options: object = load_recipe(RECIPES / "phantom.yaml") if command.takes_recipe else EMPTY
     app.command(name=name, help=command.summary)(flagged(command.load(), options=options))

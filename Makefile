@@ -75,6 +75,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/generate.py --load slake --images 96
 	$(BIN)/python bench/limit.py
 	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/million.py
 	$(BIN)/python bench/judge.py
 	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/efficiency.py

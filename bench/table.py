@@ -129,6 +129,17 @@ def scale() -> str:
     return rows(head, body)
 
 
+def million() -> str:
+    """Memory and time of stages of records."""
+    body = []
+    for one in read("million-*.json"):
+        for run in sorted(one["runs"], key=lambda run: run["stage"]):
+            each = run["seconds"] / run["completions"] * 1e6
+            sizes = [f"{run['completions']:,}", f"{run['seconds']:.0f}", f"{each:.0f}", f"{run['peak_bytes'] / 1e6:.0f}"]
+            body.append([run["stage"], *sizes, where(one)])
+    return rows(("stage", "completions", "seconds", "seconds a million", "peak MB", "where"), body)
+
+
 def memory() -> str:
     """Calculated against measured memory of a training."""
     body = []
@@ -219,7 +230,7 @@ def projector() -> str:
     return rows(head, body)
 
 
-TABLES = (efficiency, dpo, generate, limit, scale, memory, judge, expert, intake, projector)
+TABLES = (efficiency, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
 
 
 def written(page: str) -> str:

@@ -76,9 +76,11 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/limit.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/million.py
+	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/judge.py
 	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/efficiency.py
+	$(BIN)/python bench/real.py
 	$(BIN)/python bench/intake.py --kind plain --images 2000
 	$(BIN)/python bench/intake.py --kind png --images 2000
 	$(BIN)/python bench/intake.py --kind jpeg --images 2000

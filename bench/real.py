@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--resplit", type=int, help="draw the labelled images anew; which ones, this number decides")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one when not given")
+    parser.add_argument("--finished", action="store_true", help="sum up the finished runs in --work and make none")
     parser.add_argument("--name", default="real", help="the result is written to bench/results/NAME-DEVICE.json")
     parser.add_argument(
         "--quick", action="store_true", help="stage 1 in small, in this process: whether it runs, not what it finds"
@@ -242,8 +243,9 @@ def main() -> None:
     # The loop first: its stage 1 is where its variants start.
     first = [(arm, seed) for arm in arms if arm == BASE for seed in asked.seeds]
     rest = [(arm, seed) for seed in asked.seeds for arm in arms if arm != BASE]
-    finish(first)
-    finish(rest)
+    if not asked.finished:
+        finish(first)
+        finish(rest)
     table = summarise(arms, asked.seeds, work, test="phantom" if asked.phantoms else "test")
     print_arms(table, SHOWN)
     result: dict[str, JsonValue] = {

@@ -215,6 +215,28 @@ def efficiency() -> str:
     return rows(("", "open exact match", gain, "closed accuracy", gain), body)
 
 
+def real() -> str:
+    """Self-training on real images: every arm beside the loop."""
+    body = []
+    for one in read("real-*.json"):
+        seeds = ", ".join(map(str, one["seeds"]))
+        drawn = f"; labelled images drawn anew ({one['resplit']})" if one["resplit"] is not None else ""
+        body.append([f"*{one['data']}, seeds {seeds}{drawn}; {where(one)}*", "", "", "", "", "", ""])
+        for name, arm in one["arms"].items():
+            cells = [f"**{name}**" if name == "loop" else name]
+            for metric in ("open_exact_match", "closed_accuracy"):
+                cells.append("{:.1f} [{:.1f}, {:.1f}]".format(*arm[metric]["score"]))
+                gap = arm[metric].get("loop_minus_this")
+                cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*gap) if gap and name != "loop" else "")
+            shown = [arm[metric] for metric in ("open_exact_match", "closed_accuracy")]
+            blind = [f"{cell['blind']:.0f}" for cell in shown if "blind" in cell]
+            spent = [seconds for task, seconds in one["seconds"].items() if task.partition(" ")[2] == name]
+            minutes = f"{sum(spent) / len(spent) / 60:.0f}" if spent else ""
+            body.append([*cells, " / ".join(blind), minutes])
+    gain = "the loop's gain over it"
+    return rows(("", "open exact match", gain, "closed accuracy", gain, "black images, open / closed", "minutes"), body)
+
+
 def projector() -> str:
     """The prototype extractor against its published form."""
     body = []
@@ -230,7 +252,7 @@ def projector() -> str:
     return rows(head, body)
 
 
-TABLES = (efficiency, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
+TABLES = (efficiency, real, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
 
 
 def written(page: str) -> str:

@@ -22,7 +22,7 @@ KEY = re.compile(r"(?<![\w./@-])[a-z_]+(?:\.[a-z_]+)+(?![\w/@])")
 
 def known() -> set[str]:
     """Names of all options, and of all parameters of the functions that commands call."""
-    names = {"help"}
+    names = {"help", "try"}  # Python has a keyword of that name, so doctor renames the flag.
     for module in (config, recipe, sources):
         for _, options in inspect.getmembers(module, inspect.isclass):
             if issubclass(options, Options):

@@ -240,7 +240,7 @@ class RunReader:
 def locked_inodes() -> frozenset[int] | None:
     """The files that processes of this machine hold locks of, by inode; None where the kernel does not say."""
     try:
-        lines = LOCKS.read_text().splitlines()
+        lines = LOCKS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return frozenset(int(part.rsplit(":", 1)[1]) for line in lines for part in line.split() if part.count(":") == 2)

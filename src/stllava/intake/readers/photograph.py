@@ -91,6 +91,9 @@ def look_into(path: Path) -> tuple[bool, frozenset[str], tuple[str, ...]]:
             raise ItemError("unreadable", f"the texts in the picture cannot be read ({type(error).__name__})") from None
 
 
+_INNER_TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
+
+
 def texts_in(value: object) -> Iterator[str]:
     """Every text in a value of metadata: strings, printable runs of bytes in UTF-8, Latin-1 or UTF-16, parts of mark-up."""
     if isinstance(value, str):
@@ -116,13 +119,21 @@ def texts_in(value: object) -> Iterator[str]:
 
 def exif_texts(exif: Image.Exif) -> Iterator[str]:
     """Every text of the EXIF tables, the inner ones included."""
-    tables = [dict(exif), *(exif.get_ifd(table) for table in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop))]
+    tables = [dict(exif), *(_inner_table(exif, table) for table in _INNER_TABLES)]
     for table in tables:
         for tag, value in table.items():
             if tag in _WINDOWS_TEXTS and isinstance(value, bytes):
                 yield from texts_in(value.decode("utf-16-le", "replace"))
             else:
                 yield from texts_in(value)
+
+
+def _inner_table(exif: Image.Exif, table: ExifTags.IFD) -> dict[int, object]:
+    """One of the tables that EXIF points to; empty where it points to none, for which Pillow 12.3 has an error."""
+    try:
+        return exif.get_ifd(table)
+    except KeyError:
+        return {}
 
 
 def _exif(image: Image.Image) -> Image.Exif:

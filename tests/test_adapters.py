@@ -478,6 +478,7 @@ assert "bitsandbytes" in sys.modules
 """
 
 
+@pytest.mark.slow
 @with_bitsandbytes
 def test_a_training_hears_nothing_of_bitsandbytes(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", QUIET, str(tiny_model), str(phantoms), str(tmp_path / "sft")]

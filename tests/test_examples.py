@@ -69,6 +69,7 @@ def say(loop: str, folder: Path) -> list[str]:
     return said.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_every_loop_gives_the_commands_of_a_whole_round(tmp_path: Path) -> None:
     rounds = {}
     for loop in LOOPS:

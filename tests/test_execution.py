@@ -95,6 +95,7 @@ def test_more_workers_than_gpus_are_refused_and_each_has_its_own(monkeypatch: py
     assert ProcessCrew(ExecutionOptions(workers=3))._gpus == [["2"], ["3"], ["5"]]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"

@@ -107,6 +107,7 @@ def test_against_a_faulty_server_every_comparison_ends_judged_or_with_a_cause_an
     )
 
 
+@pytest.mark.slow
 def test_a_killed_judge_loses_no_reply_and_asks_nothing_twice(tmp_path: Path) -> None:
     given = write_answers(tmp_path / "answers", many_answers(200))
     root = write_image(tmp_path / "images")

@@ -68,6 +68,7 @@ def model_that_asks(folder: Path) -> Path:
     return teach(folder / "talks.jsonl", folder, to=folder / "taught")
 
 
+@pytest.mark.slow
 def test_a_folder_of_dicom_becomes_a_set_and_a_run_by_the_guides_own_commands(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED, tmp_path / "study", ignore=too_large)
     (tmp_path / "asking").mkdir()

@@ -264,6 +264,7 @@ def test_a_run_audits_its_expert_once_and_learns_with_the_errors_that_it_finds(t
     assert not (folder.calibration_stage("round-2", "ask")).exists()
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_path: Path) -> None:
     weighing = {"balance": False, "margin": 0.01, "min_chosen_score": 0, "gain_weight": 0.5}
     outcome = run(options(image_gain={}, pair=weighing, final_sft=None, patience=1), to=tmp_path / "run")

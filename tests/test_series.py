@@ -185,6 +185,7 @@ def test_stacks_of_one_series_localizers_views_and_volumes_in_one_file_are_kept_
     assert manifest.counts_in == 7 + 6
 
 
+@pytest.mark.slow
 def test_files_in_trouble_are_named_and_the_projection_is_made_of_the_rest(tmp_path: Path) -> None:
     source = tmp_path / "in"
     values = stack(source, 4)

@@ -161,6 +161,7 @@ def test_a_server_that_starts_too_slowly_is_ended(tiny_model: Path, phantoms: Pa
     assert_all_end(processes(engine))
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_changed_for_another(
     tiny_model: Path, phantoms: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

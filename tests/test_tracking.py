@@ -101,7 +101,7 @@ def written(folder: Path) -> bytes:
     return b"\n".join(path.name.encode() + b"\n" + path.read_bytes() for path in files)
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", [pytest.param(tool, marks=[pytest.mark.slow] if tool == "mlflow" else []) for tool in TOOLS])
 def test_nothing_of_a_patient_the_user_or_the_machine_leaves(
     tool: Tool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +139,7 @@ def test_nothing_of_a_patient_the_user_or_the_machine_leaves(
         track_run(run, Tracking("tensorboard" if tool != "tensorboard" else "wandb"), name="x", config={})
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_curve_by_its_steps(run: Path) -> None:
     pytest.importorskip("mlflow")
     track_run(run, Tracking("mlflow"), name="trial-3", config={})

@@ -172,8 +172,11 @@ class Killer(threading.Thread):
                     self.struck.append(name)
             time.sleep(0.001)
 
-    def _at_work(self) -> Iterator[Path]:
-        return (parts for parts in self.folder.rglob(PARTS) if any(parts.glob("*.jsonl")))
+    def _at_work(self) -> list[Path]:
+        try:
+            return [parts for parts in self.folder.rglob(PARTS) if any(parts.glob("*.jsonl"))]
+        except FileNotFoundError:  # A stage that has just ended removes what it is looked at.
+            return []
 
     def _workers(self) -> Iterator[int]:
         """Process ids of the workers: those of multiprocessing, and Ray's actors below this process."""

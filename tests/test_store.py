@@ -91,6 +91,12 @@ def test_output_is_replaced_or_refused_as_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "images.jsonl").exists()
 
 
+def test_a_stage_that_was_killed_as_it_wrote_its_plan_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".plan.json.123.draft").write_text('{"stage": "as', encoding="utf-8")
+    begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
 def test_a_folder_of_other_files_is_never_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years")
     with pytest.raises(StllavaError, match="not of stllava"):

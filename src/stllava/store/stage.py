@@ -215,7 +215,8 @@ class Stage:
                 expected="shards that are gathered, or a new folder",
                 remedy=f"Finish them with `stllava gather {self.to}`, or name another folder.",
             )
-        if plan is None and (other := self._entries()):
+        # A kill in the middle of the first plan leaves its draft.
+        if plan is None and (other := [entry for entry in self._entries() if not entry.match(DRAFTS)]):
             raise StllavaError(
                 f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
                 expected="an empty or new folder, or one that this stage has begun",

@@ -9,7 +9,7 @@ import pytest
 from stllava.data.benchmarks import read_benchmark
 from stllava.data.benchmarks.rows import told_kind
 from stllava.metrics.score import score
-from stllava.stages.evaluate import predict
+from stllava.records import Prediction
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "numbers.md"
 
@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "numbers.md"
 @pytest.mark.skipif(not os.environ.get("STLLAVA_VQA_RAD"), reason="STLLAVA_VQA_RAD is not set")
 def test_the_way_of_counting_moves_a_model_that_always_says_no_by_what_the_page_says() -> None:
     samples = read_benchmark("vqa-rad", Path(os.environ["STLLAVA_VQA_RAD"]), splits=("test",)).splits["test"]
-    always = [predict(one, "no", policy="no") for one in samples]
+    always = [Prediction.of(one, "no", policy="no") for one in samples]
     ours = {one.metric: one for one in score(always, policy="no", benchmark="vqa-rad")}["closed_accuracy"]
     hubs_rows = [one.model_copy(update={"kind": told_kind(one.targets)}) for one in always]
     hubs = {one.metric: one for one in score(hubs_rows, policy="no", benchmark="vqa-rad")}["closed_accuracy"]

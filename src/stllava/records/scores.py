@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stllava.records.record import Keyed, Record
+from stllava.records.record import Keyed, Record, content_id
 from stllava.thoughts import final_answer
 
 MAX_CHOICES = 26
@@ -60,6 +60,24 @@ class Prediction(Keyed):
     """Whether it came to its own end rather than to the longest it may be."""
     policy: str
     """Fingerprint of the weights, or the name of a baseline."""
+
+    @classmethod
+    def of(cls, sample: Sample, completion: str, *, policy: str, prompt: str = "", finished: bool = True) -> "Prediction":
+        """A sample with its answer."""
+        return cls(
+            id=content_id("prediction", sample.id, policy),
+            sample_id=sample.id,
+            image=sample.image,
+            question=sample.question,
+            targets=sample.targets,
+            kind=sample.kind,
+            choices=sample.choices,
+            labels=sample.labels,
+            prompt="" if prompt == sample.question else prompt,
+            completion=completion,
+            finished=finished,
+            policy=policy,
+        )
 
     @property
     def final_answer(self) -> str:

@@ -73,7 +73,7 @@ class EvaluateWork(SamplingWork):
         )
         kept, completions = complete_usable(self.sampler, kept, prompts, dropped, k=1, sampling=self.options.sampling, seed=0)
         return [
-            predict(row, answer.text, policy=self.weights, prompt=worded(row, self.template), finished=answer.finished)
+            Prediction.of(row, answer.text, policy=self.weights, prompt=worded(row, self.template), finished=answer.finished)
             for row, (answer,) in zip(kept, completions, strict=True)
         ], dropped
 
@@ -307,26 +307,10 @@ def _baseline(
         counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for sample in read_samples(known)[0]:
             counts[sample.kind][sample.targets[0].lower()] += 1
-        predictions = [predict(row, rule(row.kind, counts[row.kind], row), policy=name) for row in read_samples(samples)[0]]
+        predictions = [
+            Prediction.of(row, rule(row.kind, counts[row.kind], row), policy=name) for row in read_samples(samples)[0]
+        ]
         return finish_evaluation(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
-
-
-def predict(sample: Sample, completion: str, *, policy: str, prompt: str = "", finished: bool = True) -> Prediction:
-    """A sample with its answer."""
-    return Prediction(
-        id=content_id("prediction", sample.id, policy),
-        sample_id=sample.id,
-        image=sample.image,
-        question=sample.question,
-        targets=sample.targets,
-        kind=sample.kind,
-        choices=sample.choices,
-        labels=sample.labels,
-        prompt="" if prompt == sample.question else prompt,
-        completion=completion,
-        finished=finished,
-        policy=policy,
-    )
 
 
 def _told_of(predictions: Sequence[Prediction], longest: int) -> list[str]:

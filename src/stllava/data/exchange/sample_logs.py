@@ -13,7 +13,7 @@ from stllava.data.benchmarks.own import row_of
 from stllava.data.benchmarks.rows import Row, samples_of
 from stllava.data.tables import bad_row, read_table
 from stllava.errors import StllavaError
-from stllava.records import Prediction, Sample, content_id
+from stllava.records import Prediction
 
 ANSWERED = ("prediction", "completion", "response", "output", "model_answer", "generated_text")
 """Columns that hold what a model said, the first that is there."""
@@ -97,26 +97,11 @@ def _read(
     )
     if unnamed:
         notes += (f"{unnamed} rows name no image: each counts as about an image of its own, and intervals are too narrow.",)
-    return SampleLog([_prediction(one, text, policy) for one, text in zip(samples, said, strict=True)], notes)
+    return SampleLog([Prediction.of(one, text, policy=policy) for one, text in zip(samples, said, strict=True)], notes)
 
 
 def _lacking(path: Path, number: int, row: Mapping[str, object], what: str, known: Sequence[str]) -> StllavaError:
     return bad_row(path, number, f"no {what} among {', '.join(map(str, row))}", expected=f"one of {', '.join(known)}")
-
-
-def _prediction(sample: Sample, completion: str, policy: str) -> Prediction:
-    return Prediction(
-        id=content_id("prediction", sample.id, policy),
-        sample_id=sample.id,
-        image=sample.image,
-        question=sample.question,
-        targets=sample.targets,
-        kind=sample.kind,
-        choices=sample.choices,
-        labels=sample.labels,
-        completion=completion,
-        policy=policy,
-    )
 
 
 def _of_harness(path: Path, number: int, row: Mapping[str, object]) -> dict[str, object]:

@@ -215,8 +215,7 @@ class Stage:
                 expected="shards that are gathered, or a new folder",
                 remedy=f"Finish them with `stllava gather {self.to}`, or name another folder.",
             )
-        # A kill in the middle of the first plan leaves its draft.
-        if plan is None and (other := [entry for entry in self._entries() if not entry.match(DRAFTS)]):
+        if plan is None and (other := self._entries()):
             raise StllavaError(
                 f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
                 expected="an empty or new folder, or one that this stage has begun",
@@ -240,8 +239,9 @@ class Stage:
                 )
 
     def _entries(self) -> list[Path]:
-        """What lies in the folder, but for what belongs to no output."""
-        return [entry for entry in self.to.iterdir() if entry.name not in (LOCK, AUDIT, EXCHANGES)] if self.to.is_dir() else []
+        """What lies in the folder, but for what belongs to no output, such as the draft that a kill left."""
+        entries = self.to.iterdir() if self.to.is_dir() else ()
+        return [entry for entry in entries if entry.name not in (LOCK, AUDIT, EXCHANGES) and not entry.match(DRAFTS)]
 
     def _clear(self) -> None:
         """Remove what was made, the plan last: without it the folder would be nobody's."""

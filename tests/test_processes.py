@@ -84,7 +84,7 @@ def test_one_process_computes_all_forwards_in_their_order(tiny_model: Path, some
 def test_a_process_alone_shares_with_itself() -> None:
     alone = Processes(0, 1)
     assert alone.leads
-    assert (alone.share("a"), alone.gather([1, 2]), alone.add({"loss": 2.0})) == ("a", [1, 2], {"loss": 2.0})
+    assert (alone.share("a"), alone.gather([1, 2]), alone.mean({"loss": 2.0})) == ("a", [1, 2], {"loss": 2.0})
 
 
 def test_an_error_crosses_to_another_process_as_it_is() -> None:
@@ -166,6 +166,19 @@ def test_two_processes_learn_what_one_does(tiny_model: Path, phantoms: Path, tmp
     assert_same_training(tmp_path / "one/dpo", tmp_path / "two/dpo")
 
 
+def kill_at_a_checkpoint(command: list[str], to: Path, *, named_by: Path) -> None:
+    """Start processes that train to the folder `to`, and kill all that `named_by` names once a checkpoint is there."""
+    processes = subprocess.Popen(command)
+    while not list((to / PARTS / "training").glob("checkpoint-4*")) and processes.poll() is None:
+        time.sleep(0.05)
+    assert processes.poll() is None, "it ended before it could be killed"
+    processes.kill()
+    processes.wait()
+    # The trainers are in sessions of their own.
+    subprocess.run(["pkill", "-KILL", "-f", str(named_by)], check=True)
+    wait_until_free(to)
+
+
 def wait_until_free(folder: Path) -> None:
     """Wait until processes that are dying hold the folder no more."""
     for _ in range(600):
@@ -179,33 +192,14 @@ def wait_until_free(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_that_were_killed_go_on_in_one(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
-    def train(to: Path, call: Callable[[Callable[..., TrainingResult], dict[str, object]], object]) -> None:
-        given: dict[str, object] = {
-            "model": str(tiny_model),
-            "conversations": phantoms / "conversations.jsonl",
-            "images": phantoms / "images",
-            "to": to,
-        }
-        call(sft, given)
-
     longer = LEARNING.model_copy(update={"epochs": 20})
-
-    def kill(stage: Callable[..., TrainingResult], given: dict[str, object]) -> None:
-        (tmp_path / CALL).write_bytes(pickle.dumps((stage, (longer,), given)))
-        processes = subprocess.Popen(command_of(TWO, str(tmp_path)))
-        while not list((tmp_path / "killed" / PARTS / "training").glob("checkpoint-4*")) and processes.poll() is None:
-            time.sleep(0.05)
-        assert processes.poll() is None, "it ended before it could be killed"
-        processes.kill()
-        processes.wait()
-        # The trainers are in sessions of their own.
-        subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=True)
-        wait_until_free(tmp_path / "killed")
-
-    train(tmp_path / "killed", kill)
-    train(tmp_path / "killed", lambda stage, given: stage(longer, **given))
-    train(tmp_path / "whole", lambda stage, given: stage(longer, **given))
-    assert_same_training(tmp_path / "whole", tmp_path / "killed")
+    given = {"model": str(tiny_model), "conversations": phantoms / "conversations.jsonl", "images": phantoms / "images"}
+    killed = tmp_path / "killed"
+    (tmp_path / CALL).write_bytes(pickle.dumps((sft, (longer,), {**given, "to": killed})))
+    kill_at_a_checkpoint(command_of(TWO, str(tmp_path)), killed, named_by=tmp_path)
+    for to in (killed, tmp_path / "whole"):
+        sft(longer, **given, to=to)  # type: ignore[arg-type]
+    assert_same_training(tmp_path / "whole", killed)
 
 
 @pytest.mark.slow
@@ -228,7 +222,9 @@ def sharded(folder: Path, count: int, stage: Callable[..., TrainingResult], *opt
     folder.mkdir(exist_ok=True)
     (folder / CALL).write_bytes(pickle.dumps((stage, options, given)))
     command = command_of(LaunchOptions(processes=count), str(folder))
-    return ["env", *(f"{name}={value}" for name, value in SETTINGS.items()), *command[:-2], "helpers.sharded", command[-1]]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    settings = SETTINGS | {"PYTHONPATH": paths}
+    return ["env", *(f"{name}={value}" for name, value in settings.items()), *command[:-2], "helpers.sharded", command[-1]]
 
 
 ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
@@ -237,9 +233,8 @@ ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoraOptions(), ADAPTERS], ids=["in full", "adapters"])
 def test_processes_that_share_the_model_out_learn_what_one_does(
-    tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     pairs, conversations = uneven(phantoms)
     options = DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300, save_steps=0, lora=lora)
     given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
@@ -250,9 +245,8 @@ def test_processes_that_share_the_model_out_learn_what_one_does(
 
 @pytest.mark.slow
 def test_a_sharded_training_that_was_killed_goes_on_in_another_number_of_processes(
-    tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, phantoms: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     longer = LEARNING.model_copy(update={"epochs": 20})
     given = {
         "model": str(tiny_model),
@@ -260,14 +254,7 @@ def test_a_sharded_training_that_was_killed_goes_on_in_another_number_of_process
         "images": phantoms / "images",
     }
     killed = tmp_path / "killed"
-    processes = subprocess.Popen(sharded(tmp_path / "call", 2, sft, longer, **given, to=killed))
-    while not list((killed / PARTS / "training").glob("checkpoint-4*")) and processes.poll() is None:
-        time.sleep(0.05)
-    assert processes.poll() is None, "it ended before it could be killed"
-    processes.kill()
-    processes.wait()
-    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=True)
-    wait_until_free(killed)
+    kill_at_a_checkpoint(sharded(tmp_path / "call", 2, sft, longer, **given, to=killed), killed, named_by=tmp_path)
     shutil.copytree(killed, tmp_path / "alone")
     subprocess.run(sharded(tmp_path / "call", 3, sft, longer, **given, to=killed), check=True)
     for name in ("alone", "whole"):

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from stllava.dropped import Dropped
 from stllava.model.device import best_device
@@ -49,12 +50,12 @@ class Processes:
         """The values of all processes, in their order; every process must ask."""
         return list(values) if self.count == 1 else cast("list[T]", gather_object(list(values)))
 
-    def add(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """The sum of each figure over all processes, which have figures of the same names; every process must ask."""
+    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each figure over all processes, which have figures of the same names; every process must ask."""
         if self.count == 1:
             return dict(figures)
-        parts = self.gather([dict(figures)])
-        return {name: sum(part[name] for part in parts) for name in figures}
+        values = torch.tensor([figures[name] for name in sorted(figures)], dtype=torch.float64, device=PartialState().device)
+        return dict(zip(sorted(figures), reduce(values, reduction="mean").tolist(), strict=True))
 
 
 ALONE = Processes(0, 1)

@@ -302,8 +302,7 @@ class TreeTrainer(Trainer):
             with alone:
                 total += super().training_step(model, batch, num_items_in_batch)
         # Counts are means over processes, so that a process's figures are as many times too large as there are processes.
-        told = self.processes.add({**self.step_figures, "": float(total)})
-        told = {name: value / self.processes.count for name, value in told.items()}
+        told = self.processes.mean({**self.step_figures, "": float(total)})
         loss = told.pop("")
         for name, value in told.items():
             self.figures[name].append(value)
@@ -319,7 +318,7 @@ class TreeTrainer(Trainer):
         for batch in forwards:
             for name, value in self.count(batch).items():
                 totals[name] += 0.0 if IDLE in batch else value
-        return {name: value / self.processes.count for name, value in self.processes.add(totals).items()}
+        return self.processes.mean(totals)
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY
+from helpers.ending import assert_all_end
 from helpers.fatal_work import LOCAL, FatalWork, copy
 from stllava.config.execution import ExecutionOptions
 from stllava.errors import StllavaError
@@ -108,18 +109,7 @@ def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
             time.sleep(0.01)
         workers = [int(pid) for pid in noted.read_text().split()]
         process.kill()
-    deadline = time.monotonic() + 10
-    while any(_is_there(pid) for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _is_there(pid: int) -> bool:
-    """Whether a process lives, or has only just begun to end."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert_all_end(workers, seconds=10)
 
 
 def loop(**changed: object) -> RunOptions:

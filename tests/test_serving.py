@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.ending import assert_all_end, is_there
 from stllava.config import AnswerOptions, ChatOptions, EndpointOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.experts.backends.chat_server import ChatBackend, ChatServer
@@ -74,21 +75,6 @@ def processes(engine: Path) -> list[int]:
     return [int(pid) for pid in (engine / "pids.txt").read_text().split()]
 
 
-def assert_all_end(pids: list[int]) -> None:
-    """The processes end, soon."""
-    deadline = time.monotonic() + 20
-    while any(_is_there(pid) for pid in pids):
-        assert time.monotonic() < deadline, pids
-        time.sleep(0.05)
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_servers_are_started_checked_asked_and_ended(tiny_model: Path, phantoms: Path, engine: Path) -> None:
     fail(engine, slow=0.3)
     served = sampler(tiny_model, phantoms, engine, replicas=2, arguments={"max_model_len": 4096, "enforce-eager": True})
@@ -103,7 +89,7 @@ def test_servers_are_started_checked_asked_and_ended(tiny_model: Path, phantoms:
     assert flags[flags.index("--host") + 1] == "127.0.0.1"
     served.close()
     assert len(processes(engine)) == 4
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
     noted = (engine / "audit" / "audit.jsonl").read_text().splitlines()
     assert len(noted) == 2 * 4 + 8 * 2
 
@@ -141,7 +127,7 @@ def test_a_server_that_dies_or_fails_at_everything_is_started_again_and_no_compl
     said = served.complete(asked(8), k=3, sampling=GREEDY, seed=0)
     assert [len(completions) for completions in said] == [3] * 8
     served.close()
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 def test_a_server_that_cannot_start_is_told_by_its_log(tiny_model: Path, phantoms: Path, engine: Path) -> None:
@@ -150,7 +136,7 @@ def test_a_server_that_cannot_start_is_told_by_its_log(tiny_model: Path, phantom
     with pytest.raises(StllavaError, match="ended 3 times before it was ready: CUDA out of memory, say"):
         served.complete(asked(), k=1, sampling=GREEDY, seed=0)
     served.close()
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 def test_a_server_that_starts_too_slowly_is_ended(tiny_model: Path, phantoms: Path, engine: Path) -> None:
@@ -158,7 +144,7 @@ def test_a_server_that_starts_too_slowly_is_ended(tiny_model: Path, phantoms: Pa
     served = sampler(tiny_model, phantoms, engine, start_seconds=1)
     with pytest.raises(StllavaError, match=r"was not ready within 1 s.*start_seconds"):
         served.complete(asked(), k=1, sampling=GREEDY, seed=0)
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 @pytest.mark.slow
@@ -174,7 +160,7 @@ def test_a_taken_port_is_changed_for_another(
         served = sampler(tiny_model, phantoms, engine)
         assert len(served.complete(asked(), k=1, sampling=GREEDY, seed=0)) == 4
         served.close()
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 @pytest.mark.parametrize("how", ["text", "log-probability"])
@@ -196,7 +182,7 @@ def test_a_server_of_other_weights_is_refused_and_ended(how: str, tiny_model: Pa
     words = "it says 'something else' where" if how == "text" else "nats from the policy's"
     with pytest.raises(StllavaError, match=f"does not speak as .* does: .*{words}"):
         served.complete(asked(), k=1, sampling=GREEDY, seed=0)
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 def test_servers_are_started_anew_after_so_many_batches(tiny_model: Path, phantoms: Path, engine: Path) -> None:
@@ -205,7 +191,7 @@ def test_servers_are_started_anew_after_so_many_batches(tiny_model: Path, phanto
         served.complete(asked(1), k=1, sampling=GREEDY, seed=0)
     served.close()
     assert len(processes(engine)) == 2 * 3
-    assert_all_end(processes(engine))
+    assert_all_end(processes(engine), seconds=20)
 
 
 def test_a_server_does_not_outlive_whoever_started_it_even_by_sigkill(engine: Path) -> None:
@@ -219,9 +205,9 @@ def test_a_server_does_not_outlive_whoever_started_it_even_by_sigkill(engine: Pa
         while not (engine / "pids.txt").is_file() or not (engine / "pids.txt").read_text().endswith("\n"):
             time.sleep(0.02)
         started = processes(engine)
-        assert all(_is_there(pid) for pid in started)
+        assert all(is_there(pid) for pid in started)
         process.kill()
-    assert_all_end(started)
+    assert_all_end(started, seconds=20)
 
 
 def test_of_several_addresses_one_that_dies_is_left_out_and_taken_back(tiny_model: Path, phantoms: Path, engine: Path) -> None:
@@ -258,7 +244,7 @@ def test_of_several_addresses_one_that_dies_is_left_out_and_taken_back(tiny_mode
             server.kill()
             server.wait()
         for pid in processes(engine):
-            if _is_there(pid):
+            if is_there(pid):
                 os.kill(pid, 9)
 
 
@@ -287,7 +273,7 @@ def test_an_expert_may_be_behind_several_servers(phantoms: Path, engine: Path) -
         finally:
             server.kill()
             for pid in processes(engine):
-                if _is_there(pid):
+                if is_there(pid):
                     os.kill(pid, 9)
     with pytest.raises(ValueError, match="one url with batch"):
         ChatOptions(url=urls, batch=True)

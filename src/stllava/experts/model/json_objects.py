@@ -5,6 +5,7 @@ Beside JSON that is read: Python's single quotes, quotes inside a text, backslas
 
 import json
 import re
+import sys
 from collections.abc import Callable
 
 MOST_OBJECTS = 100
@@ -48,13 +49,16 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, strict=False)
 def _read_loosely(text: str) -> object:
     """The value of what a model took for JSON; None where that is not plain."""
     pieces: list[str] = []
-    place = 0
+    place, depth = 0, 0
     while place < len(text):
         piece = _STRING.match(text, place)
         if piece is None:
             return None
         place = piece.end()
         if piece["rest"] is not None:
+            depth += sum(map(piece["rest"].count, "{[")) - sum(map(piece["rest"].count, "}]"))
+            if depth > sys.getrecursionlimit():
+                return None  # The decoder goes no deeper either.
             pieces.append(_LAST_COMMA.sub("", piece["rest"]).replace("None", "null"))
         else:
             inner = piece["double"] if piece["single"] is None else piece["single"]

@@ -240,6 +240,8 @@ def test_processes_that_share_the_model_out_learn_what_one_does(
     given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
     dpo(options, **given, to=tmp_path / "one")  # type: ignore[arg-type]
     subprocess.run(sharded(tmp_path / "call", 2, dpo, options, **given, to=tmp_path / "two"), check=True)
+    # One that ends while it is still in the group may be aborted by a thread of the group's.
+    assert sorted(path.name for path in (tmp_path / "call").glob("parted-*")) == ["parted-0", "parted-1"]
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 

@@ -4,6 +4,7 @@
 writes there. The others compute what it computes, take their share of every step, and write nothing.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -71,6 +72,16 @@ def current_processes() -> Processes:
     return Processes(state.process_index, state.num_processes)
 
 
+@lru_cache(maxsize=1)
+def leave_at_exit() -> None:
+    """Let this process leave the others when it ends, all of them having finished what they did together.
+
+    One that ends while still in the group can be aborted: PyTorch's gloo threads may hold its last messages then.
+    """
+    if current_processes().count > 1:
+        atexit.register(PartialState().destroy_process_group)
+
+
 @dataclass(frozen=True)
 class TrainedPolicy:
     """What a training came to, for its stage's manifest."""
@@ -107,7 +118,9 @@ def run_training(opened: AbstractContextManager[Stage], learn: Callable[[Mapping
         inputs = processes.share(cast("Mapping[str, str] | None", None))
         if inputs is not None:
             learn(inputs)
-        return processes.share(cast(Manifest, None))
+        finished = processes.share(cast(Manifest, None))
+        leave_at_exit()
+        return finished
     with opened as stage:
         processes.share(stage.inputs if stage.manifest is None else None)
         manifest = stage.manifest
@@ -125,4 +138,6 @@ def run_training(opened: AbstractContextManager[Stage], learn: Callable[[Mapping
                 notes=learned.notes,
                 device=learned.device,
             )
-        return processes.share(manifest)
+        processes.share(manifest)
+    leave_at_exit()
+    return manifest

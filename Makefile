@@ -81,6 +81,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/expert.py
 	$(BIN)/python bench/efficiency.py
 	$(BIN)/python bench/real.py
+	$(BIN)/python bench/real.py --seeds 3 --resplit 3 --name real-resplit
 	$(BIN)/python bench/intake.py --kind plain --images 2000
 	$(BIN)/python bench/intake.py --kind png --images 2000
 	$(BIN)/python bench/intake.py --kind jpeg --images 2000

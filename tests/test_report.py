@@ -36,6 +36,7 @@ from stllava.records import (
 )
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
 from stllava.report.gallery import self_asked, thumbnail
+from stllava.report.notebook import show_run
 from stllava.report.page import write_report
 from stllava.report.run_files import read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
@@ -296,6 +297,26 @@ def test_a_script_in_an_answer_or_a_name_is_shown_as_text(tmp_path: Path) -> Non
     assert "phantom &lt;demo&gt;" in page
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page
+
+
+def test_a_notebook_shows_scores_and_pictures_and_escapes_what_was_said(made: Made, tmp_path: Path) -> None:
+    shown = show_run(made.run, examples=2)
+    html = shown._repr_html_()
+    for score in made.outcome.scores:
+        assert f"<td>{score.value:.1%} [{score.low:.1%}, {score.high:.1%}]</td>" in html
+    assert (len(shown.asked), len(shown.tested)) == (2, 2)
+    assert html.count("data:image/jpeg;base64,") == 4
+    evil = show_run(build(tmp_path / "run", images=1, rounds=1).run)._repr_html_()
+    assert "&lt;script&gt;alert(" in evil
+    assert "<script" not in evil
+
+
+def test_a_record_shows_its_fields_in_a_notebook() -> None:
+    html = Score(policy=EVIL, benchmark="vqa-rad", metric="recall", value=0.5, low=0.4, high=0.6, n=3)._repr_html_()
+    assert "<td>n</td><td>3</td>" in html
+    assert "<td>rule</td>" not in html  # It holds nothing.
+    assert "<script" not in html
+    assert "&lt;" in html
 
 
 def test_a_script_in_a_chart_is_shown_as_text() -> None:

@@ -1,7 +1,10 @@
 """What a stage did, and what a run came to."""
 
+from html import escape
+
 from pydantic import Field, JsonValue
 
+from stllava.records.html import table
 from stllava.records.overlaps import Overlap
 from stllava.records.record import FORMAT, Record
 from stllava.records.scores import Difference, Score
@@ -71,3 +74,18 @@ class Outcome(Record):
     """What labelled data, self-made questions and pairs have in common with validation and each benchmark."""
     format: int = FORMAT
     """The form in which the run is written."""
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: a row for each policy and baseline, percent with 95 % intervals, and what was decided."""
+        columns = list(dict.fromkeys((score.benchmark, score.metric, score.rule) for score in self.scores))
+        cells = {(score.policy, score.benchmark, score.metric, score.rule): score for score in self.scores}
+        rows = []
+        for policy in (*self.policies, *self.baselines):
+            row = [f"{policy} (best)" if policy == self.best else policy]
+            for column in columns:
+                score = cells.get((policy, *column))
+                row.append("" if score is None else f"{score.value:.1%} [{score.low:.1%}, {score.high:.1%}]")
+            rows.append(row)
+        head = ("", *(f"{benchmark}, {metric}" + (f" ({rule})" if rule else "") for benchmark, metric, rule in columns))
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*self.sentences, *self.notes))
+        return table(head, rows, self.name) + said

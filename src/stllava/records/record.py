@@ -5,6 +5,8 @@ import json
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from stllava.records.html import table
+
 FORMAT = 2
 """The form in which runs and stages are written; what has another one is refused (`store.read_formatted`)."""
 
@@ -20,6 +22,13 @@ class Record(BaseModel):
 
     # A figure that is no number stays one on disk: as null it could not be read back, and what was made would be lost.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: a row for each field that holds something."""
+        fields = [(name, getattr(self, name)) for name in type(self).model_fields]
+        return table(
+            ("", type(self).__name__), [(name, str(value)) for name, value in fields if value not in (None, "", (), [], {})]
+        )
 
 
 class Keyed(Record):

@@ -1,0 +1,41 @@
+"""The notebooks run from top to bottom in an empty folder, on a CPU, without a network."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_to_its_end_and_shows_what_it_found(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in shown if output.output_type == "error"]
+    pages = [output.data["text/html"] for output in shown if "text/html" in output.get("data", {})]
+    assert pages
+    assert all("<table" in page for page in pages)
+    if path.stem == "loop":
+        assert pages[-1].count("data:image/jpeg;base64,") >= 6
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_outputs_and_names_files_that_exist(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        for name in re.findall(r"\]\(([\w./]+\.ipynb)\)|(docs/\w+\.md)", cell.source):
+            here, page = name
+            assert (path.parent / here).is_file() if here else (path.parent.parent / page).is_file(), name
+
+
+def test_there_are_notebooks() -> None:
+    assert {path.stem for path in NOTEBOOKS} == {"loop", "own_images", "evaluate"}

@@ -60,6 +60,7 @@ stllava.import_images(stllava.IntakeOptions(), source=home, to=home / "set", sal
 stllava.import_benchmark("mine", "t.csv", to=home / "benchmark")
 stllava.import_conversations(home / "llava.json", images=home, to=home / "talks")
 stllava.import_preferences(home / "pairs.json", images=home, to=home / "pairs")
+shown: stllava.RunExamples = stllava.show_run(home / "run", examples=2)
 stllava.import_checkpoint(home / "old", to=home / "new")
 judgments: list[stllava.Judgment] = stllava.read_records(home / "judge", "judgments", stllava.Judgment)
 count: int = stllava.to_trl(home / "pair", to=home / "trl.jsonl")

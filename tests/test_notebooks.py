@@ -7,13 +7,21 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """A notebook, checked against its format."""
+    notebook: nbformat.NotebookNode = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
+    nbformat.validate(notebook)
+    return notebook
+
+
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end_and_shows_what_it_found(path: Path, tmp_path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     shown = [output for cell in cells for output in cell.outputs]
@@ -27,8 +35,7 @@ def test_a_notebook_runs_to_its_end_and_shows_what_it_found(path: Path, tmp_path
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_stored_without_outputs_and_names_files_that_exist(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
+    notebook = read(path)
     for cell in notebook.cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None

@@ -53,7 +53,7 @@ from .records import Sample as Sample
 from .records import Score as Score
 from .records import VotesCheck as VotesCheck
 from .report.compare import compare_runs as compare_runs
-from .report.notebook import RunView as RunView
+from .report.notebook import RunExamples as RunExamples
 from .report.notebook import show_run as show_run
 from .report.page import write_report as write_report
 from .review.tasks import draw_tasks as draw_tasks

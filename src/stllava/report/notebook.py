@@ -15,7 +15,7 @@ from stllava.report.wording import benchmarks
 
 
 @dataclass(frozen=True)
-class RunView:
+class RunExamples:
     """A run with some of its examples; the last value of a notebook's cell, it shows itself."""
 
     outcome: Outcome
@@ -30,7 +30,7 @@ class RunView:
         return self.outcome._repr_html_() + page_environment().get_template("notebook.html.jinja").render(view=self)
 
 
-def show_run(run: Path | str, *, examples: int = 4) -> RunView:
+def show_run(run: Path | str, *, examples: int = 4) -> RunExamples:
     """A finished run for a notebook: scores of every policy, and examples chosen as in its report.
 
     Args:
@@ -43,4 +43,4 @@ def show_run(run: Path | str, *, examples: int = 4) -> RunView:
     files = read_run_files(Path(run))
     names = benchmarks(files.outcome.scores)
     shown = tested(files, names[0])[:examples] if names else []
-    return RunView(files.outcome, tuple(self_asked(files)[:examples]), tuple(shown))
+    return RunExamples(files.outcome, tuple(self_asked(files)[:examples]), tuple(shown))

@@ -162,14 +162,19 @@ def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path, *, test: st
     from stllava.records import Outcome, Prediction
     from stllava.store import read_records
 
+    def outcome_of(arm: str, seed: int) -> Outcome:
+        return Outcome.model_validate_json((folder_of(arm, seed, work) / "outcome.json").read_text(encoding="utf-8"))
+
     def told(arm: str, seed: int, policy: str = "") -> list[Prediction]:
-        folder = folder_of(arm, seed, work)
-        best = Outcome.model_validate_json((folder / "outcome.json").read_text(encoding="utf-8")).best
+        best = outcome_of(arm, seed).best
         name = {"": best, "blind": f"blind-{best}"}.get(policy, policy)
-        return read_records(folder / "evaluate" / name / test, "predictions", Prediction)
+        return read_records(folder_of(arm, seed, work) / "evaluate" / name / test, "predictions", Prediction)
 
     shown = {arm: {seed: told(arm, seed) for seed in seeds} for arm in arms}
     if BASE in arms:
+        rounds = {seed: [name for name in outcome_of(BASE, seed).policies if name.startswith("round-")] for seed in seeds}
+        if all(rounds.values()):
+            shown["the loop before its last training"] = {seed: told(BASE, seed, rounds[seed][-1]) for seed in seeds}
         shown["the loop's start"] = {seed: told(BASE, seed, "sft") for seed in seeds}
     table: dict[str, JsonValue] = {}
     for arm, by_seed in shown.items():

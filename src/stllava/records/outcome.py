@@ -76,16 +76,18 @@ class Outcome(Record):
     """The form in which the run is written."""
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it: a row for each policy and baseline, percent with 95 % intervals, and what was decided."""
-        columns = list(dict.fromkeys((score.benchmark, score.metric, score.rule) for score in self.scores))
+        """How a notebook shows it: for each benchmark every policy by the first rule's metrics, percent with 95 % intervals;
+        then what was decided."""
         cells = {(score.policy, score.benchmark, score.metric, score.rule): score for score in self.scores}
-        rows = []
-        for policy in (*self.policies, *self.baselines):
-            row = [f"{policy} (best)" if policy == self.best else policy]
-            for column in columns:
-                score = cells.get((policy, *column))
-                row.append("" if score is None else f"{score.value:.1%} [{score.low:.1%}, {score.high:.1%}]")
-            rows.append(row)
-        head = ("", *(f"{benchmark}, {metric}" + (f" ({rule})" if rule else "") for benchmark, metric, rule in columns))
-        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*self.sentences, *self.notes))
-        return table(head, rows, self.name) + said
+        first = self.scores[0].rule if self.scores else ""
+        tables = []
+        for benchmark in dict.fromkeys(score.benchmark for score in self.scores):
+            scored = [score for score in self.scores if score.benchmark == benchmark and score.rule == first]
+            metrics = list(dict.fromkeys(score.metric for score in scored))
+            rows = []
+            for policy in dict.fromkeys(score.policy for score in scored):
+                found = [cells.get((policy, benchmark, metric, first)) for metric in metrics]
+                shown = ["" if each is None else f"{each.value:.1%} [{each.low:.1%}, {each.high:.1%}]" for each in found]
+                rows.append([f"{policy} (best)" if policy == self.best else policy, *shown])
+            tables.append(table(("", *metrics), rows, f"{self.name}: {benchmark}, rule {first}"))
+        return "".join((*tables, *(f"<p>{escape(sentence)}</p>" for sentence in (*self.sentences, *self.notes))))

@@ -219,9 +219,9 @@ def real() -> str:
     """Self-training on real images: every arm beside the loop."""
     body = []
     for one in read("real-*.json"):
-        seeds = ", ".join(map(str, one["seeds"]))
+        seeds = f"seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}"
         drawn = f"; labelled images drawn anew ({one['resplit']})" if one["resplit"] is not None else ""
-        body.append([f"*{one['data']}, seeds {seeds}{drawn}; {where(one)}*", "", "", "", "", "", ""])
+        body.append([f"*{one['data']}, {seeds}{drawn}; {where(one)}*", "", "", "", "", "", ""])
         for name, arm in one["arms"].items():
             cells = [f"**{name}**" if name == "loop" else name]
             for metric in ("open_exact_match", "closed_accuracy"):

@@ -69,7 +69,11 @@ ARMS: dict[str, Overrides] = {
     "a tenth, and its own vote": judged(budget=FULL // 10, consensus=True),
     "a tenth, with corrections": judged(budget=FULL // 10, correct=True),
     "a tenth, then its own judge": judged(budget=FULL // 10)
-    | {"distill_after": 1, "distill": {"epochs": 6, "batch_size": 8, "threshold": 1.0}},
+    | {
+        "distill_after": 1,
+        "distill": {"epochs": 6, "batch_size": 8, "threshold": 1.0},
+        "pair": {"min_chosen_score": 0.5, "margin": 0.25},
+    },
     "15 % wrong": erring(wrong=0.15),
     "15 % wrong, audited": erring(wrong=0.15) | {"pair": DEFENCE},
     "two tumours mixed up": erring(**TUMOURS),

@@ -211,6 +211,17 @@ def test_a_run_makes_no_judge_of_the_verdicts_of_such_a_judge() -> None:
         validate(RunOptions, values, source="recipe")
 
 
+@pytest.mark.parametrize("judging", [{"distill_after": 1}, {"judge": {"expert": "distilled"}}])
+def test_a_run_asks_no_certainty_of_a_judge_that_gives_probabilities(judging: dict[str, JsonValue]) -> None:
+    values: dict[str, JsonValue] = {"name": "x", "data": {"kind": "phantom"}, "rounds": 2, **judging}
+    with pytest.raises(StllavaError, match=r"min_chosen_score below 1"):
+        validate(RunOptions, values | {"pair": {"min_chosen_score": 1.0}}, source="recipe")
+    # The expert itself judges the only round.
+    if "distill_after" in judging:
+        validate(RunOptions, values | {"pair": {"min_chosen_score": 1.0}, "rounds": 1}, source="recipe")
+    validate(RunOptions, values | {"pair": {"min_chosen_score": 0.9}}, source="recipe")
+
+
 def test_the_training_of_a_judge_is_like_sft_but_for_what_is_given() -> None:
     values: dict[str, JsonValue] = {
         "name": "x",

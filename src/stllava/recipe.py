@@ -133,6 +133,9 @@ class RunOptions(Options):
     def _a_judge_is_made_of_anothers_verdicts(self) -> "RunOptions":
         if self.distill_after and self.judge.expert == "distilled":
             raise ValueError("distill_after 0 with judge.expert distilled: it is such a judge already")
+        judges = self.judge.expert == "distilled" or 0 < self.distill_after < self.rounds
+        if judges and self.pair.min_chosen_score == 1:
+            raise ValueError("pair.min_chosen_score below 1 with a distilled judge: its scores are probabilities, and never 1")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ def test_a_run_without_rounds_ends_with_stage_1(tiny_model: Path, phantoms: Path
     assert not list((tmp_path / "run").glob("round-*"))
 
 
+@pytest.mark.slow
 def test_alignment_teaches_the_projector_alone_and_stage_1_starts_from_it(
     tiny_model: Path, phantoms: Path, tmp_path: Path
 ) -> None:

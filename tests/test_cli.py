@@ -16,7 +16,7 @@ SMALL = """
 name: small
 data: {kind: phantom, labelled: 12, unlabelled: 10, validation: 4, test: 4, size: 64}
 small: {image_size: 32, patch_size: 16, vision_width: 32, vision_layers: 1, language_width: 32, language_layers: 2, heads: 2}
-sft: {epochs: 80, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
+sft: {epochs: 50, batch_size: 4, learning_rate: {language: 3.0e-3, projector: 3.0e-3, vision: 3.0e-3}}
 ask: {questions: 4, sampling: {temperature: 0.6, max_new_tokens: 16},
   description_sampling: {temperature: 0.5, max_new_tokens: 16}, num_descriptions: 3,
   extra_description_prompts: ["What does the image show?"], borrow_questions: 2}

@@ -54,7 +54,7 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             unlabelled=phantoms / "images" / "unlabelled",
         ),
         small=TINY,
-        sft=SftOptions(epochs=60, batch_size=3, learning_rate=RATES),
+        sft=SftOptions(epochs=20, batch_size=3, learning_rate=RATES),
         evaluate=EvaluateOptions(sampling=SamplingOptions(temperature=0.0, max_new_tokens=MOST), prompt=ASKED),
         rounds=0,
     )

@@ -275,6 +275,7 @@ def same_after_kill(folder: Path, options: IntakeOptions) -> Manifest:
 
 
 @pytest.mark.parametrize("options", [MIDDLE, MIP], ids=["middle", "mip"])
+@pytest.mark.slow
 def test_a_killed_choice_goes_on_and_gives_the_same_bytes(options: IntakeOptions, tmp_path: Path) -> None:
     kept = 20
     for at in range(kept):

@@ -210,6 +210,16 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale(locale: str, tm
     assert done.returncode == 2
 
 
+def test_a_flag_of_a_part_that_fits_no_other_is_refused_in_words_of_its_own() -> None:
+    words = ("--judge.expert", "simulated", "--judge.audit", "5")
+    done = command("run", "phantom.yaml", *words)
+    told = " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == 2
+    assert "audit with an expert that can judge answers about labelled images" in told
+    assert "input_value" not in told
+    assert "http" not in told
+
+
 @pytest.mark.parametrize(
     ("words", "now"),
     [

@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=levels.get(os.environ.get(LOUDNESS, ""), logging.WARNING), handlers=[handler])
     for message in OF_LIBRARIES:
         warnings.filterwarnings("ignore", message=message)
+    # Of a refused flag the fault is told, not where a library's own pages explain its kind.
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     try:
         from stllava.commands.flags import dispatch
 

@@ -48,7 +48,9 @@ NamedModel = Annotated[str, AfterValidator(_model_from_recipe)]
 class Options(BaseModel):
     """Base of all options: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
     runtime_only: ClassVar[frozenset[str]] = frozenset()
     """Options that change how the work is done but not what comes of it: they may differ when work is resumed."""
     renamed: ClassVar[Mapping[str, str]] = {}

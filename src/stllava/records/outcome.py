@@ -78,15 +78,15 @@ class Outcome(Record):
     def _repr_html_(self) -> str:
         """How a notebook shows it: for each benchmark every policy by the first rule's metrics, percent with 95 % intervals;
         then what was decided."""
-        cells = {(score.policy, score.benchmark, score.metric, score.rule): score for score in self.scores}
         first = self.scores[0].rule if self.scores else ""
         tables = []
         for benchmark in dict.fromkeys(score.benchmark for score in self.scores):
             scored = [score for score in self.scores if score.benchmark == benchmark and score.rule == first]
+            cells = {(score.policy, score.metric): score for score in scored}
             metrics = list(dict.fromkeys(score.metric for score in scored))
             rows = []
             for policy in dict.fromkeys(score.policy for score in scored):
-                found = [cells.get((policy, benchmark, metric, first)) for metric in metrics]
+                found = [cells.get((policy, metric)) for metric in metrics]
                 shown = ["" if each is None else f"{each.value:.1%} [{each.low:.1%}, {each.high:.1%}]" for each in found]
                 rows.append([f"{policy} (best)" if policy == self.best else policy, *shown])
             tables.append(table(("", *metrics), rows, f"{self.name}: {benchmark}, rule {first}"))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from stllava.report.wording import percent, points, shorten
+from stllava.report.wording import percent, points
+from stllava.text import shorten
 
 WIDTH = 340
 ROW = 26

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from stllava.metrics.score import TWINS, measured, readings
 from stllava.records import Prediction, content_id
-from stllava.report.wording import shorten
+from stllava.text import shorten
 
 APART = 0.5
 """Scores that differ by less are not shown as examples, though they are counted."""

@@ -13,7 +13,8 @@ from stllava.errors import ItemError
 from stllava.metrics.score import is_right
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
 from stllava.report.run_files import RunFiles
-from stllava.report.wording import plain, policy_label, shorten
+from stllava.report.wording import plain, policy_label
+from stllava.text import shorten
 
 THUMBNAIL = 192
 SELF_ASKED = 12

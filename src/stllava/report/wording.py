@@ -90,12 +90,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def shorten(text: str, limit: int) -> str:
-    """The text on one line, cut at a length."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
 def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """The distinct names, known ones first and in their order, the others by name."""
     found = set(names)

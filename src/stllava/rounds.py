@@ -105,6 +105,8 @@ class Rounds:
             f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
             f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
         )
+        # Own votes of one round must not stand against verdicts of another that made no pair.
+        believed = self.judged if options.judge.consensus and options.judge.is_limited else []
         launched(
             options.training.launch,
             dpo,
@@ -112,6 +114,8 @@ class Rounds:
             policy=policy,
             preferences=pairs,
             earlier=earlier,
+            answers=[folder for folder, _ in believed],
+            judgments=[folder for _, folder in believed],
             images=root,
             conversations=self.data.conversations,
             to=self.folder.policy(name),

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from stllava.config import AnswerOptions, JudgeOptions
 from stllava.experts.model.rubric import unfenced
-from stllava.records import Answers, Judgment, Sampling, content_id
+from stllava.records import Answers, Judgment, Sampling, VerdictCause, content_id
 from stllava.stages.judge import judge
 from stllava.store import Stage, read_records
 
@@ -54,6 +54,29 @@ def write_answers(folder: Path, given: Sequence[Answers]) -> Path:
     stage = Stage("answer", folder, AnswerOptions(), inputs={}, existing="resume")
     stage.write_records("answers", given)
     stage.finish(counts_in=len(given), counts_out=len(given))
+    return folder
+
+
+def judgment_on(
+    answers: Answers, scores: Sequence[float] | None, *, expert: str = "chat", cause: VerdictCause = "abstained"
+) -> Judgment:
+    """What an expert of this name says of a set of answers."""
+    return Judgment(
+        id=content_id("judgment", answers.id, expert, list(scores or ())),
+        answers_id=answers.id,
+        scores=None if scores is None else tuple(scores),
+        cause=cause if scores is None else None,
+        reason="",
+        expert=expert,
+        prompt_hash="",
+    )
+
+
+def write_judgments(folder: Path, judgments: Sequence[Judgment]) -> Path:
+    """The folder of a finished judge stage."""
+    stage = Stage("judge", folder, JudgeOptions(), inputs={}, existing="resume")
+    stage.write_records("judgments", judgments)
+    stage.finish(counts_in=len(judgments), counts_out=len(judgments))
     return folder
 
 

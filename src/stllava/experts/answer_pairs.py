@@ -210,8 +210,10 @@ def preference_of(
         judgment_id=judgment.id,
         correction=chosen not in answers.completions,
         readers=readers,
+        own_vote=judgment.is_own_vote and not readers,
     )
-    key = content_id("preference", answers.question, chosen, worse, lineage.model_dump())
+    # Who judged is in the judgment's id.
+    key = content_id("preference", answers.question, chosen, worse, lineage.model_dump(exclude={"own_vote"}))
     return Preference(
         id=key,
         images=answers.images,

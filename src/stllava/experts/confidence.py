@@ -45,7 +45,7 @@ def may_be_chosen(answers: Answers, judgment: Judgment, *, options: PairOptions)
     nothing beyond them, and are believed as they are.
     """
     scores = judgment.scores or ()
-    if not options.min_confidence or judgment.expert == "itself":
+    if not options.min_confidence or judgment.is_own_vote:
         return [True] * len(scores)
     said: dict[str, list[float]] = {}
     for text, ended, score in zip(answers.final_answers, answers.ended, scores, strict=True):

@@ -1,6 +1,6 @@
 """Answers with the judgments of them, read from the folders of one round: what pairs, distilling and audits are made of."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stllava.errors import StllavaError
@@ -9,6 +9,8 @@ from stllava.store import stream_records
 
 JudgedAnswers = tuple[Answers, Judgment]
 """Answers to a question with the judgment of them."""
+Asked = tuple[tuple[str, ...], str]
+"""Images and a question about them."""
 STARTS = 4
 """Times that the answers are gone through before they are held in memory: judgments in any other order than theirs would have
 them gone through for each."""
@@ -21,6 +23,20 @@ def read_judged_answers(answers: Path, judgments: Path) -> "JudgedAnswersFolder"
         StllavaError: Where a judgment is about answers that the folder `answers` does not hold.
     """
     return JudgedAnswersFolder(answers, judgments)
+
+
+def questions_judged(rounds: Sequence[tuple[Path, Path]]) -> set[Asked]:
+    """What an expert gave a verdict on in any of the rounds, so that the policy's own votes on it count for nothing.
+
+    Args:
+        rounds: Folders of answers and of their judgments.
+    """
+    return {
+        (answered.images, answered.question)
+        for folders in rounds
+        for answered, judgment in read_judged_answers(*folders)
+        if judgment.scores is not None and not judgment.is_own_vote
+    }
 
 
 class JudgedAnswersFolder(Iterable[JudgedAnswers]):

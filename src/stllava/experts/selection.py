@@ -104,6 +104,10 @@ class KnownVerdicts:
         if judgment.scores is not None:
             self._known.setdefault(_subject(answers), []).append((answers, judgment))
 
+    def has_any(self, answers: Answers) -> bool:
+        """Whether there is a verdict on some answers to the same question about the same images."""
+        return _subject(answers) in self._known
+
     def verdict(self, answers: Answers) -> Verdict | None:
         """The verdict on these answers where one earlier verdict covers every text among them, the newest such; else None.
 

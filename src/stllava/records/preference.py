@@ -16,6 +16,8 @@ class Lineage(Record):
     """Whether the chosen answer is the expert's correction, or what a reader typed, which the policy did not give."""
     readers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     """Who decided which answer is better, where people did; empty where the expert did."""
+    own_vote: bool = Field(default=False, exclude_if=lambda voted: not voted)
+    """Whether the policy's own vote decided which answer is better (the expert `itself`)."""
 
 
 class Reference(Keyed):
@@ -35,7 +37,7 @@ class Preference(Keyed):
     """One pair to learn from."""
 
     id: str
-    """Hash of prompt, chosen, rejected and lineage."""
+    """Hash of prompt, chosen, rejected and lineage, but for what the judgment's id says already."""
     images: tuple[str, ...]
     """Paths relative to the image root."""
     prompt: tuple[Message, ...]

@@ -72,6 +72,11 @@ class Judgment(Keyed):
     correction: str | None = Field(default=None, exclude_if=lambda text: text is None)
     """The right answer where the expert found none right and was asked to correct; None otherwise."""
 
+    @property
+    def is_own_vote(self) -> bool:
+        """Whether the policy's own answers voted (the expert `itself`), and no other was asked."""
+        return self.expert == "itself"
+
 
 class Vote(Keyed):
     """What a person says of two completions: the truth that an expert can be checked against."""

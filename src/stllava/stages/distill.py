@@ -150,8 +150,12 @@ def distill(
 
 
 def read_judged(rounds: Sequence[tuple[Path, Path]], *, threshold: float) -> tuple[str, list[JudgedAnswer]]:
-    """The teacher's name, and every different answer with its verdict; of the same answer the latest round's counts."""
+    """The teacher's name, and every different answer with its verdict.
+
+    Of the same answer the latest round's verdict counts, and the policy's own vote only where the expert gave none.
+    """
     found: dict[str, JudgedAnswer] = {}
+    judged: set[str] = set()
     teachers: dict[str, None] = {}
     for answers, judgments in rounds:
         for answered, judgment in read_judged_answers(answers, judgments):
@@ -161,7 +165,10 @@ def read_judged(rounds: Sequence[tuple[Path, Path]], *, threshold: float) -> tup
             for text, ended, score in zip(answered.final_answers, answered.ended, judgment.scores, strict=True):
                 if ended and normalise(text):
                     row = JudgedAnswer(answered, text, score, score >= threshold)
-                    found[row.id] = row
+                    if not judgment.is_own_vote:
+                        judged.add(row.id)
+                    if not judgment.is_own_vote or row.id not in judged:
+                        found[row.id] = row
     return ", ".join(teachers), list(found.values())
 
 

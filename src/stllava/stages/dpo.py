@@ -5,13 +5,14 @@ the starting policy: its log-probabilities are those it noted as it answered, or
 step, and written to `references.jsonl`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.images import count_missing
 from stllava.errors import StllavaError
+from stllava.experts.judged_answers import Asked, questions_judged
 from stllava.records import Conversation, Preference
 from stllava.stages.results import TrainingResult
 from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
@@ -25,6 +26,8 @@ def dpo(
     images: Path,
     to: Path,
     earlier: Sequence[Path] = (),
+    answers: Sequence[Path] = (),
+    judgments: Sequence[Path] = (),
     conversations: Path | None = None,
     seed: int = 0,
     existing: Existing = "resume",
@@ -41,7 +44,11 @@ def dpo(
         images: The image root: every image path is relative to it.
         to: Folder for the new policy.
         earlier: Folders of preferences to learn beside them, the oldest first, such as those of earlier rounds: of the same
-            question about the same images only the pairs of the latest folder count.
+            question about the same images only the pairs of the latest folder count, those that an expert's verdict made
+            before those of the policy's own vote.
+        answers: Folders of answers of these rounds; needed with `judgments` only.
+        judgments: Folders of the judgments of these answers, in the same order: a question on which an expert gave a verdict is
+            learned from no pair of the policy's own vote (judge.consensus), even where the verdict made no pair.
         conversations: What sft learned, to be replayed; needed unless `replay` is 0.
         seed: Seed of what is drawn at random; the same seed gives the same output.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
@@ -75,11 +82,20 @@ def dpo(
         f"earlier {number}": Input(folder, output_hash) for number, folder in enumerate(earlier, 1)
     }
     inputs |= {"conversations": Input(replayed, file_hash)} if replayed is not None else {}
+    if len(answers) != len(judgments):
+        raise StllavaError(
+            f"{len(answers)} folders of answers and {len(judgments)} of judgments",
+            expected="a folder of judgments for each folder of answers",
+            remedy="Name both of every round, in the same order.",
+        )
+    for name, folders in (("answers", answers), ("judgments", judgments)):
+        inputs |= {f"{name} {number}": Input(folder, output_hash) for number, folder in enumerate(folders, 1)}
 
     def learn(hashes: Mapping[str, str]) -> TrainedPolicy:
         weights = hashes["policy"]
         read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
-        pairs = latest([*earlier, preferences])
+        judged = questions_judged(list(zip(answers, judgments, strict=True)))
+        pairs = latest([*earlier, preferences], judged=judged)
         missing = count_missing(images, [pair.images for pair in pairs])
         missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         loaded = load_learner(policy, options)
@@ -122,16 +138,26 @@ def dpo(
     return TrainingResult(to, run_training(opened, learn))
 
 
-def latest(folders: Sequence[Path]) -> list[Preference]:
+def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> list[Preference]:
     """The pairs of all folders; of those that ask the same about the same images only the last folder's.
 
-    Of pairs of questions about the same images, too, only the last folder's: what is informative changes as the policy learns.
+    A pair that the policy's own vote made never stands where an expert's verdict made one, in whichever folder, or where one
+    is known (`judged`). Of pairs of questions about the same images, too, only the last folder's count: what is informative
+    changes as the policy learns.
     """
-    known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
+    known: dict[Asked, list[Preference]] = {}
+    settled = set(judged)
     for folder in folders:
-        fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
-        for preference in read_records(folder, "preferences", Preference):
-            asked = preference.prompt[-1].content if preference.speaker == "assistant" else preference.speaker
-            fresh.setdefault((preference.images, asked), []).append(preference)
+        given = read_records(folder, "preferences", Preference)
+        settled |= {_asked(pair) for pair in given if not pair.lineage.own_vote}
+        fresh: dict[Asked, list[Preference]] = {}
+        for pair in given:
+            if not pair.lineage.own_vote or _asked(pair) not in settled:
+                fresh.setdefault(_asked(pair), []).append(pair)
         known |= fresh
-    return [preference for pairs in known.values() for preference in pairs]
+    return [pair for pairs in known.values() for pair in pairs]
+
+
+def _asked(pair: Preference) -> Asked:
+    """What a pair is about: images and a question, or, of pairs of questions, who asks."""
+    return pair.images, pair.prompt[-1].content if pair.speaker == "assistant" else pair.speaker

@@ -1,8 +1,8 @@
 """After the rounds: everything the expert found right becomes conversations, for one more sft (`final_sft`) beside the labels.
 
 Reads the labelled conversations and the answers and judgments of all rounds; writes `conversations.jsonl`. Of the same
-question about the same image the latest right answer counts, be it the policy's or the expert's correction; yes and no are
-balanced and denials limited as in pair.
+question about the same image the latest right answer counts, be it the policy's or the expert's correction, and the policy's
+own vote only where the expert gave no verdict in any round; yes and no are balanced and denials limited as in pair.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_ye
 from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.answer_pairs import correction_of
 from stllava.experts.confidence import may_be_chosen
-from stllava.experts.judged_answers import read_judged_answers
+from stllava.experts.judged_answers import Asked, questions_judged, read_judged_answers
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.results import FinalDataResult
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash
@@ -51,18 +51,22 @@ def final_data(
     with open_stage("final-data", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return FinalDataResult(to, stage.manifest)
-        right: dict[tuple[tuple[str, ...], str], Conversation] = {}
+        right: dict[Asked, Conversation] = {}
+        judged = questions_judged(rounds)
         left_out: Counter[str] = Counter({"answer cut off": 0})
         for answers, judgments in rounds:
             for answered, judgment in read_judged_answers(answers, judgments):
+                asked = answered.images, answered.question
+                if judgment.is_own_vote and asked in judged:
+                    continue
                 if (correction := correction_of(answered, judgment)) is not None:
-                    right[answered.images, answered.question] = _learned(answered, correction)
+                    right[asked] = _learned(answered, correction)
                 elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
                     best, cause = _best(answered, judgment, options=options)
                     if best is None:
                         left_out[cause] += 1
                         continue
-                    right[answered.images, answered.question] = _learned(answered, best)
+                    right[asked] = _learned(answered, best)
         taught = [
             TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
         ]

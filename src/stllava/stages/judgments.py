@@ -27,6 +27,9 @@ from stllava.store import (
     write_chunk,
 )
 
+JUDGED_BEFORE = Verdict(scores=None, cause="abstained", reason="the expert has judged other answers to this question")
+"""The policy's own vote on a question that an earlier verdict is about."""
+
 
 def judgments_of(
     expert: Expert, chosen: Chosen, vote: ItselfJudge | None, monitor: VoteMonitor | None, *, correct: bool
@@ -40,8 +43,12 @@ def judgments_of(
 
 
 def own_votes(vote: ItselfJudge, chosen: Chosen, monitor: VoteMonitor | None) -> Iterator[Judgment]:
-    """What the policy's own vote says of the answers that the expert was not asked about, where it says anything."""
-    voted = ((row, vote.judge(row)) for row in chosen.left_out())
+    """What the policy's own vote says of the answers that the expert was not asked about, where it says anything.
+
+    Of a question that the expert has judged before, with other answers, it says nothing: it could only contradict what was paid
+    for.
+    """
+    voted = ((row, JUDGED_BEFORE if chosen.known.has_any(row) else vote.judge(row)) for row in chosen.left_out())
     for answers, verdict in monitor.watch(voted) if monitor is not None else voted:
         if verdict.scores is not None:
             yield judgment_of(vote, answers, verdict)

@@ -3,16 +3,19 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue, ValidationError
 
 from helpers.judging import answers_of, write_answers
-from stllava.config import JudgeOptions, PairOptions
+from stllava.config import DpoOptions, JudgeOptions, PairOptions
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.confidence import may_be_chosen, posterior
 from stllava.experts.counter_pairs import counter_pairs
+from stllava.recipe import RunOptions
 from stllava.records import Answers, AuditedKind, Judgment, Rate, Sample
 from stllava.stages.calibrate import audit_expert, audit_of, error_of, with_errors
 from stllava.stages.final_data import final_data
@@ -230,3 +233,22 @@ def test_an_audit_asks_who_can_tell() -> None:
             JudgeOptions.model_validate({"expert": expert, "audit": 10})
     with pytest.raises(ValueError, match="an audit that finds"):
         JudgeOptions.model_validate({"expert": "reference", "smooth_labels": True})
+
+
+@pytest.mark.parametrize("loss", get_args(DpoOptions.model_fields["loss"].annotation))
+def test_labels_are_smoothed_with_every_loss_that_takes_a_smoothing_and_refused_with_the_others(loss: str) -> None:
+    values: dict[str, JsonValue] = {
+        "name": "x",
+        "data": {"kind": "phantom"},
+        "judge": {"expert": "chat", "audit": 10, "smooth_labels": True},
+        "pair": {"pairs": "group" if loss == "group" else "extremes"},
+    }
+    try:
+        DpoOptions.model_validate({"loss": loss, "label_smoothing": 0.1})
+    except ValidationError:
+        with pytest.raises(ValidationError, match=f"judge.smooth_labels false with dpo.loss {loss}"):
+            RunOptions.model_validate(values | {"dpo": {"loss": loss}})
+    else:
+        RunOptions.model_validate(values | {"dpo": {"loss": loss}})
+        with pytest.raises(ValidationError, match=r"dpo.label_smoothing 0 with judge.smooth_labels"):
+            RunOptions.model_validate(values | {"dpo": {"loss": loss, "label_smoothing": 0.1}})

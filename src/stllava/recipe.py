@@ -142,8 +142,10 @@ class RunOptions(Options):
     def _confidence_knows_errors(self) -> "RunOptions":
         if self.pair.min_confidence and not (self.pair.expert_error or self.judge.audit):
             raise ValueError("pair.min_confidence with judge.audit or pair.expert_error: how often the expert errs")
-        if self.judge.smooth_labels and (self.dpo.loss == "ipo" or self.dpo.label_smoothing):
-            raise ValueError("judge.smooth_labels with dpo.label_smoothing 0, and a loss other than ipo")
+        if self.judge.smooth_labels and not self.dpo.can_smooth:
+            raise ValueError(f"judge.smooth_labels false with dpo.loss {self.dpo.loss}, which takes no label smoothing")
+        if self.judge.smooth_labels and self.dpo.label_smoothing:
+            raise ValueError("dpo.label_smoothing 0 with judge.smooth_labels, which sets it to what the audit finds")
         return self
 
     @model_validator(mode="after")

@@ -182,7 +182,8 @@ class JudgeOptions(Options):
     """In a run, the number of labelled questions (of the validation split) whose answers the expert judges before the first
     round, for an estimate of its errors; 0: none. They count in the budget."""
     smooth_labels: bool = False
-    """Take the share of pairs that the audit finds to be the wrong way round as dpo.label_smoothing."""
+    """Take the share of pairs that the audit finds to be the wrong way round as dpo.label_smoothing; with its losses sigmoid
+    and hinge."""
     chunk: PositiveInt = 512
     """Number of questions whose answers a distilled judge scores together; shards of the work are made of whole chunks."""
     max_failed: Share = 0.05

@@ -127,7 +127,7 @@ class DpoOptions(TrainingOptions):
     beta: PositiveFloat = 0.1
     """Strength of the pull to the reference policy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Probability that the expert's preference is wrong; not with ipo."""
+    """Probability that the expert's preference is wrong; with sigmoid and hinge only."""
     length_normalised: bool = False
     """Compare log-probabilities per token instead of per answer; true gives TRL's ipo and sigmoid_norm."""
     image_conditional: Rate = 0.0
@@ -151,6 +151,11 @@ class DpoOptions(TrainingOptions):
         if self.loss == "group" and (self.label_smoothing > 0 or self.length_normalised):
             raise ValueError("no label_smoothing and no length_normalised with the loss group, which compares no two answers")
         return self
+
+    @property
+    def can_smooth(self) -> bool:
+        """Whether the loss takes a label smoothing."""
+        return self.loss in ("sigmoid", "hinge")
 
 
 class LaunchOptions(Options):

@@ -449,7 +449,7 @@ def test_equal_texts_are_not_asked_about(tmp_path: Path, use: Use) -> None:
     judge(options(), answers=given, root=write_image(tmp_path / "images"), to=tmp_path / "out")
     assert server.asked.total() == 2
     same, other = judgments_of(tmp_path / "out").values()
-    assert same.scores == (0.5,) * 3
+    assert (same.scores, same.cause, same.reason) == (None, "same text", "All answers are the same text, so it was not asked.")
     assert other.scores is not None
     assert other.scores[0] == other.scores[1]
 

@@ -58,6 +58,9 @@ def test_swapping_the_answers_flips_every_label(completions: list[str], worth: d
     straight = aggregate(completions, said(mode, completions, worth, 2), mode=mode)
     turned = completions[::-1]
     swapped = aggregate(turned, said(mode, turned, worth, 2), mode=mode)
+    if len(set(completions)) == 1:
+        assert (straight.scores, straight.cause, swapped.cause) == (None, "same text", "same text")
+        return
     assert straight.scores is not None
     assert swapped.scores is not None
     assert straight.scores == pytest.approx(swapped.scores[::-1])
@@ -154,6 +157,13 @@ def test_an_even_panel_is_a_tie_and_a_mute_one_has_no_verdict() -> None:
     assert (mute.scores, mute.cause, mute.agreement) == (None, "abstained", None)
 
 
+def test_of_one_text_there_is_no_majority_but_there_is_a_mean() -> None:
+    members, same = [Fixed("x", 0.9, 0.9), Fixed("y", 0.5, 0.5)], answers_of("what?", ("a", "a"))
+    majority = Panel(members, verdict="majority").judge(same)
+    assert (majority.scores, majority.cause) == (None, "same text")
+    assert Panel(members, verdict="mean").judge(same).scores == pytest.approx((0.7, 0.7))
+
+
 def test_the_mean_of_the_panels_scores_decides() -> None:
     verdict = Panel([Fixed("x", 1, 0), Fixed("y", 0.4, 0.6)], verdict="mean").judge(answers_of("what?", ("a", "b")))
     assert verdict.scores == pytest.approx((0.7, 0.3))
@@ -185,7 +195,7 @@ def test_a_panel_needs_several_single_experts(tmp_path: Path, members: int, comp
 
 def test_a_cause_that_no_expert_gives_is_refused() -> None:
     judged = {"id": "j", "answers_id": "a", "scores": None, "reason": "", "expert": "e", "prompt_hash": "h"}
-    for cause in ("abstained", "unparsed", "refused", "failed"):
+    for cause in ("abstained", "unparsed", "refused", "failed", "same text"):
         assert Judgment.model_validate({**judged, "cause": cause}).cause == cause
-    with pytest.raises(ValidationError, match="'abstained', 'unparsed', 'refused' or 'failed'"):
+    with pytest.raises(ValidationError, match="'abstained', 'unparsed', 'refused', 'failed' or 'same text'"):
         Judgment.model_validate({**judged, "cause": "abstain"})

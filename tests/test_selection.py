@@ -119,6 +119,16 @@ def test_only_what_is_chosen_is_asked_and_judged(tmp_path: Path) -> None:
     assert measures["requests"] == 5
 
 
+def test_answers_of_one_text_cost_no_budget_where_nothing_is_asked_about_them(tmp_path: Path) -> None:
+    rows = [answers_of(f"What is seen at {number}?", ("nonsense",) * 3) for number in range(6)] + many_answers(2)
+    answers = write_answers(tmp_path / "answer", rows)
+    judge(SCRIPTED.model_copy(update={"budget": 4}), answers=answers, to=tmp_path / "judge")
+    measures = read_manifest(tmp_path / "judge").measures
+    assert (measures["asked"], measures["verdicts"], measures["requests"]) == (2, 2, 2)
+    whole = judge(SCRIPTED, answers=answers, to=tmp_path / "all").manifest.measures
+    assert (whole["verdicts"], whole["no_verdict_same_text"]) == (2, 6)
+
+
 def test_what_an_earlier_round_settled_is_not_asked_again_and_costs_no_budget(tmp_path: Path) -> None:
     rows = many_answers(12)
     first = write_answers(tmp_path / "answer-1", rows[:6])

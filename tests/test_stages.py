@@ -233,7 +233,14 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
 
     first = made(1, [("where?", ("left", "right"), (1.0, 0.0)), ("what?", ("a", "b"), (0.5, 0.0)), ("how?", ("x",), None)])
     second = made(2, [("where?", ("up", "down"), (0.0, 1.0)), ("is it?", ("yes",), (1.0,)), ("size?", ("big", "big"), (1, 1))])
-    third = made(3, [("whole?", ("cut", "whole"), (1.0, 1.0)), ("cut?", ("cut", "bad"), (1.0, 0.0))])
+    third = made(
+        3,
+        [
+            ("whole?", ("cut", "whole"), (1.0, 1.0)),
+            ("cut?", ("cut", "bad"), (1.0, 0.0)),
+            ("who?", (" ", "bad"), (1.0, 0.0)),
+        ],
+    )
     labels = phantoms / "conversations.jsonl"
     options = PairOptions(min_chosen_score=1.0)
     manifest = final_data(options, conversations=labels, rounds=[first, second, third], to=tmp_path / "final").manifest
@@ -242,7 +249,8 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
     assert kept[: len(known)] == known
     said = {row.messages[0].content: row.messages[1].content for row in kept[len(known) :]}
     assert said == {"where?": "down", "size?": "big", "whole?": "whole"}  # yes has no no to balance it
-    assert manifest.dropped == {"answer cut off": 1, "surplus of denials": 0, "surplus of yes or no": 1}
+    left_out = {"answer cut off": 1, "empty answer": 1, "surplus of denials": 0, "surplus of yes or no": 1}
+    assert manifest.dropped == left_out
 
 
 def test_judgments_of_other_answers_are_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:

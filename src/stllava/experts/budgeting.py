@@ -1,6 +1,6 @@
 """What an expert is asked about within a budget, and what it said before and is not asked again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -33,10 +33,12 @@ class Chosen:
         """What is judged within the budget of the options."""
         if not options.budget and not options.budget_cost:
             return cls(given, known, None, {})
-        candidates = [candidate(row) for row in given if known.verdict(row) is None]
+        members = _members(expert)
+        candidates = [candidate(row) for row in given if known.verdict(row) is None and _says_something(members, row)]
         order = choose(candidates, options.budget or len(candidates), by=options.selection, seed=seed)
         if options.budget_cost:
-            costs = {row.id: _max_cost(expert, row) for row in given}
+            chosen = set(order)
+            costs = {row.id: _max_cost(members, row) for row in given if row.id in chosen}
             spent = accumulate(costs[key] for key in order)
             order = [key for key, total in zip(order, spent, strict=True) if total <= options.budget_cost]
             if not order and candidates:
@@ -73,10 +75,20 @@ class Chosen:
                 yield row
 
 
-def _max_cost(expert: Expert, answers: Answers) -> float:
+def _members(expert: Expert) -> tuple[Expert, ...]:
+    """Those of a panel, or the expert alone."""
+    return expert.members if isinstance(expert, Panel) else (expert,)
+
+
+def _says_something(members: Sequence[Expert], answers: Answers) -> bool:
+    """Whether a verdict can come of asking: models compare, and have none on answers that are all the same text."""
+    return any(not isinstance(member, ModelExpert) or member.compares(answers) for member in members)
+
+
+def _max_cost(members: Sequence[Expert], answers: Answers) -> float:
     """US dollars that judging a set of answers costs at most."""
     total = 0.0
-    for member in expert.members if isinstance(expert, Panel) else (expert,):
+    for member in members:
         cost = member.max_cost_of(answers) if isinstance(member, ModelExpert) else 0.0
         if cost is None:
             raise StllavaError(

@@ -19,6 +19,7 @@ _CAUSES: Mapping[VerdictCause, str] = {
     "refused": "the model or its provider declined",
     "failed": "no usable reply came",
     "abstained": "the expert said that it cannot judge this",
+    "same text": "all answers were the same text, and this expert compares answers",
 }
 """What each cause means."""
 _REMEDIES: Mapping[VerdictCause, str] = {
@@ -26,6 +27,7 @@ _REMEDIES: Mapping[VerdictCause, str] = {
     "refused": "Name a model or a provider that answers medical questions",
     "failed": "Correct what the failure names",
     "abstained": "Check that it sees what it is to judge: --root, --truth, data.references, a vision-language model",
+    "same text": "Answer with a higher sampling.temperature or more answers (num_answers)",
 }
 """What helps against each cause where the reply itself names nothing better."""
 

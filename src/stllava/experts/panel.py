@@ -62,11 +62,13 @@ class Panel:
             for contest, given in (votes.items() if heard else ())
         }
         comparisons = tuple(Comparison(first=a, second=b, winner=winner) for (a, b), winner in decided.items())
-        scores = None if not heard else means if self._verdict == "mean" else _scores(answers, comparisons)
+        scores = None
+        if heard and (self._verdict == "mean" or len(places) > 1):
+            scores = means if self._verdict == "mean" else _scores(answers, comparisons)
         agreeing = [vote == winner for contest, winner in decided.items() for vote in votes[contest]]
         return Verdict(
             scores=scores,
-            cause=None if scores is not None else verdicts[0].cause,
+            cause=None if scores is not None else "same text" if len(places) == 1 else verdicts[0].cause,
             reason=" | ".join(verdict.reason for verdict in heard or verdicts),
             comparisons=comparisons,
             context=tuple(dict.fromkeys(one for verdict in verdicts for one in verdict.context)),
@@ -87,10 +89,10 @@ def _vote(verdict: Verdict, one: int, other: int) -> int | None:
 
 
 def _scores(answers: Answers, comparisons: Sequence[Comparison]) -> tuple[float, ...]:
-    """Each completion's share of won comparisons; one half where there is only one text."""
+    """Each completion's share of won comparisons."""
     texts = answers.final_answers
     by_text = {texts[place]: share for place, share in wins(comparisons).items()}
-    return tuple(by_text.get(text, 0.5) for text in texts)
+    return tuple(by_text[text] for text in texts)
 
 
 def _majority(given: Sequence[int | None]) -> int | None:

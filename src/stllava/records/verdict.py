@@ -6,8 +6,9 @@ from pydantic import Field
 
 from stllava.records.record import Keyed, Record
 
-VerdictCause = Literal["abstained", "unparsed", "refused", "failed"]
-"""Why an expert gives no verdict: it will not say, its words cannot be read, it or its provider declines, no reply came."""
+VerdictCause = Literal["abstained", "unparsed", "refused", "failed", "same text"]
+"""Why an expert gives no verdict: it will not say, its words cannot be read, it or its provider declines, no reply came, or it
+compares answers and all of them are the same text."""
 
 
 class Context(Keyed):

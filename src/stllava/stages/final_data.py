@@ -16,12 +16,13 @@ from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.answer_pairs import correction_of
 from stllava.experts.confidence import may_be_chosen
 from stllava.experts.judged_answers import Asked, questions_judged, read_judged_answers
+from stllava.metrics.robust import normalise
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.results import FinalDataResult
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash
 from stllava.thoughts import final_answer
 
-Cause = Literal["answer cut off", "answer not sure enough", "surplus of yes or no", "surplus of denials"]
+Cause = Literal["answer cut off", "empty answer", "answer not sure enough", "surplus of yes or no", "surplus of denials"]
 """Why a right answer is left out."""
 
 
@@ -87,12 +88,13 @@ def final_data(
 
 
 def _best(answers: Answers, judgment: Judgment, *, options: PairOptions) -> tuple[str | None, Cause]:
-    """The first of the answers that scored highest, came to an end and are sure enough; or None and why there is none."""
-    scores = judgment.scores or ()
+    """The first of the answers that scored highest, say something, came to an end and are sure enough; or None and why not."""
+    scores, said = judgment.scores or (), answers.final_answers
     sure = may_be_chosen(answers, judgment, options=options)
-    fit = [place for place, ended in enumerate(answers.ended) if ended and scores[place] == max(scores)]
+    ended = [place for place, end in enumerate(answers.ended) if end and scores[place] == max(scores)]
+    fit = [place for place in ended if normalise(said[place])]
     best = next((answers.completions[place] for place in fit if sure[place]), None)
-    return best, "answer not sure enough" if fit else "answer cut off"
+    return best, "answer not sure enough" if fit else "empty answer" if ended else "answer cut off"
 
 
 def _learned(answers: Answers, right: str) -> Conversation:

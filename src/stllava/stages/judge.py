@@ -313,7 +313,7 @@ class Tally:
             VERDICTS: float(verdicts),
             "verdict_share": verdicts / self.judged if self.judged else 0.0,
             "mean_score": self.total / self.scores if self.scores else 0.0,
-            **{f"no_verdict_{cause}": float(count) for cause, count in sorted(self.causes.items())},
+            **{f"no_verdict_{cause.replace(' ', '_')}": float(count) for cause, count in sorted(self.causes.items())},
         }
         if self.compared:
             figures |= {"tie_share": self.undecided / self.compared, "flip_share": self.flipped / self.compared}

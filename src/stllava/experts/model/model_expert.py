@@ -98,6 +98,10 @@ class ModelExpert:
         asked += ", and for the right answer where none is" if options.correct else ""
         return f"{asked}; where replies differ, it is a tie."
 
+    def compares(self, answers: Answers) -> bool:
+        """Whether it is asked about a set of answers at all: not where all of them are the same text."""
+        return len(distinct(answers.final_answers)) > 1
+
     def missing(self, answers: Answers) -> list[JudgeRequest]:
         """What is to be asked about one set of answers and the reply log does not hold an answer to."""
         return [request for request in self._requests(answers) if request.id not in self._reply_log]
@@ -162,7 +166,7 @@ class ModelExpert:
         return Verdict(
             scores=result.scores,
             cause=result.cause,
-            reason=reasons[0] if reasons else "All answers are the same text.",
+            reason=reasons[0] if reasons else "All answers are the same text, so it was not asked.",
             comparisons=result.comparisons,
             context=tuple(context.id for context in self._known(answers)),
             raw=tuple(reply.words for reply in replies),

@@ -1,6 +1,7 @@
 """In which orders answers are shown, and what the replies come to. Pure.
 
-Where the orders disagree about two answers, it is a tie; where one of them brought no verdict, there is none.
+Where the orders disagree about two answers, it is a tie; where one of them brought no verdict, there is none. Of answers that
+are all the same text there is nothing to compare, and so no verdict either.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,13 +69,9 @@ def aggregate(completions: Sequence[str], replies: Sequence[tuple[Order, ParsedR
     places = distinct(completions)
     comparisons = tuple(_compared(one, other, replies) for one, other in contests(places))
     causes = [parsed.cause for _, parsed in replies if parsed.cause is not None]
-    marks: dict[int, float]
     if len(places) == 1:
-        marks = {places[0]: 0.5}
-    elif mode == "pairwise":
-        marks = wins(comparisons)
-    else:
-        marks = {} if causes else _means(replies)
+        return Aggregated(None, "same text", comparisons)
+    marks = wins(comparisons) if mode == "pairwise" else {} if causes else _means(replies)
     if len(marks) < len(places):
         return Aggregated(None, _commonest(causes), comparisons)
     by_text = {completions[place]: mark for place, mark in marks.items()}

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from stllava.config import AnswerOptions, JudgeOptions, PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.experts.answer_pairs import is_nearly_the_same, pairs_of, scored_pairs
+from stllava.experts.pair_balance import surplus_of_one_length
 from stllava.records import Answers, Judgment, Lineage, Manifest, Preference, Reference, Sampling, VerdictCause
-from stllava.stages.pair import REMEDIES, pair, surplus_of_one_length
+from stllava.stages.pair import REMEDIES, pair
 from stllava.store import Stage, read_records
 
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
@@ -306,7 +307,7 @@ def test_balanced_lengths_choose_the_longer_answer_as_often_as_the_shorter(marke
         for number, first in enumerate(marked)
         for one in paired([first, marked[number - 1]], EXTREMES)
     ]
-    surplus = surplus_of_one_length(pairs)
+    surplus = surplus_of_one_length((one.id, len(one.chosen) - len(one.rejected)) for one in pairs)
     kept = [one for one in pairs if one.id not in surplus]
     gaps = [len(one.chosen) - len(one.rejected) for one in kept]
     assert sum(gap > 0 for gap in gaps) == sum(gap < 0 for gap in gaps)

@@ -266,7 +266,8 @@ class PairOptions(Options):
     """Beside its other pairs, teach what to ask: at most so many pairs of questions an image, one whose answers made a pair
     over one that the expert could not judge or whose answers are all right."""
     balance: bool = True
-    """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no."""
+    """Choose yes as often as no among questions that begin alike: a policy that asks about what is not there learns no. A
+    group (pairs: group) stays or goes as a whole, by its best answer."""
     max_denial_share: Share = 0.1
     """Largest share of chosen answers such as "there is no …" to questions that take for granted what is not there."""
     balance_length: bool = False

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from stllava.config import PairOptions
 from stllava.data.borrowing import bare
+from stllava.experts.answer_pairs import is_nearly_the_same
 from stllava.experts.confidence import may_be_chosen
 from stllava.experts.judged_answers import JudgedAnswers
 from stllava.experts.selection import vote
@@ -57,6 +58,7 @@ def counter_pairs(
                 and right_of.get(vote(text), set()) - {answers.images}
                 and (answers.id, texts[best], text) not in known
                 and frozenset((texts[best], text)) not in tied
+                and not is_nearly_the_same(texts[best], text, min_similarity=options.max_similarity)
             ]
             if rejected:
                 # First what was chosen most and rejected least so far.

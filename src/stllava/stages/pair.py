@@ -5,8 +5,8 @@ margin never becomes a pair, nor do two answers that the expert itself could not
 the same. Where the expert found no answer right and said which one is (`judge.correct`), that is the chosen answer, against
 the best of the wrong ones. Where people have voted (`stllava review`), their word counts instead of the expert's. Where yes is
 chosen more often than no, or no than yes, the surplus is left out, and so is, if asked for, that of longer or shorter answers
-chosen. The manifest counts judgments in and pairs out, one question making one pair or, where all pairs are asked for, several;
-`dropped` counts the judgments that no pair came of, by cause.
+chosen, a group as a whole. The manifest counts judgments in and pairs out, one question making one pair or, where all pairs are
+asked for, several; `dropped` counts the judgments that no pair of answers came of, each by one cause.
 """
 
 import math
@@ -17,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 
 from stllava.config import PairOptions
-from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import PairCause, pairs_of, preference_of
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
+from stllava.experts.pair_balance import PairBalance
 from stllava.experts.question_pairs import question_pairs
 from stllava.records import (
     Answers,
@@ -109,51 +109,42 @@ def pair(
             return PairResult(to, stage.manifest)
         judged = read_judged_answers(answers, judgments)
         decided = read_decisions(votes) if votes is not None else None
-        dropped, counted = Dropped(), 0
-        taught: list[TaughtAnswer] = []
-        judgment_of: dict[str, str] = {}
+        dropped, balance, counted = Dropped(), PairBalance(options), 0
+        missed: dict[str, str] = {}
         for answered, judgment in judged:
             counted += 1
             result = _decided(answered, judgment, decided, options=options)
             if isinstance(result, str):
                 dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
+                missed |= {judgment.id: result} if options.counter_pairs else {}
                 continue
             for made in result:
-                _note(made, taught, judgment_of)
+                balance.note(made)
         counter: list[Preference] = []
         if options.counter_pairs:
             believed = [row for row in judged if decided is None or not (decided.refuses(row[0]) or decided.of(row[0]))]
             counter = _counter_pairs(believed, _pairs(judged, decided, options), options=options)
             for made in counter:
-                _note(made, taught, judgment_of)
+                balance.note(made)
+                if (cause := missed.pop(made.lineage.judgment_id, None)) is not None:
+                    dropped[cause] -= 1  # It made a pair after all.
 
-        def left(*gone: set[str]) -> int:
-            return len({key for pair_id, key in judgment_of.items() if not any(pair_id in ids for ids in gone)})
+        def all_pairs() -> Iterator[Preference]:
+            return chain(_pairs(judged, decided, options), counter)
 
-        surplus = surplus_of_yes_or_no(taught) if options.balance else set()
-        dropped["surplus of yes or no"] = left() - left(surplus)
-        denied = surplus_of_denials([row for row in taught if row.id not in surplus], max_share=options.max_denial_share)
-        dropped["surplus of denials"] = left(surplus) - left(surplus, denied)
-
-        def kept_pairs(gone: set[str]) -> Iterator[Preference]:
-            return (one for one in chain(_pairs(judged, decided, options), counter) if one.id not in gone)
-
-        long = surplus_of_one_length(kept_pairs(surplus | denied)) if options.balance_length else set()
-        dropped["surplus of one length"] = left(surplus, denied) - left(surplus, denied, long)
-        gone = surplus | denied | long
-        if all(row.id in gone for row in taught):
+        dropped.update(balance.settle(all_pairs))
+        if balance.is_empty:
             raise nothing_left(f"{counted} judgments", dropped, remedy=remedy_of(dropped))
-        kept: Iterable[Preference] = kept_pairs(gone)
+        kept: Iterable[Preference] = filter(balance.keeps, all_pairs())
         if options.gain_weight and gains is not None:
             given = {row.id: row for row in read_records(answers, "answers", Answers)}
             kept = weighed(list(kept), given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
         asking: list[Preference] = []
         if questions is not None:
-            informative = set(judgment_of.values())
-            asking = _question_pairs(judged, informative, questions, options=options)
+            asking = _question_pairs(judged, balance.judgments, questions, options=options)
         figures = PairFigures()
         stage.write_records("preferences", chain(figures.count(kept), asking))
-        measures = figures.measures(judged=counted, surplus=len(surplus) + len(denied) + len(long))
+        measures = figures.measures(judged=counted, surplus=balance.surplus)
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
         made_in_all = len(figures.margins) + len(asking)
         manifest = stage.finish(counts_in=counted, counts_out=made_in_all, dropped=+dropped, measures=measures)
@@ -179,12 +170,6 @@ def _pairs(judged: Iterable[JudgedAnswers], decided: Decisions | None, options: 
         result = _decided(answered, judgment, decided, options=options)
         if not isinstance(result, str):
             yield from result
-
-
-def _note(made: Preference, taught: list[TaughtAnswer], judgment_of: dict[str, str]) -> None:
-    """Keep of a pair what decides whether it stays."""
-    taught.append(TaughtAnswer(made.id, made.prompt[-1].content, final_answer(made.chosen)))
-    judgment_of[made.id] = made.lineage.judgment_id
 
 
 def weighed(
@@ -268,16 +253,6 @@ def pairs_by_votes(
     others = made if decision.confirms and not isinstance(made, str) and not own.lineage.correction else []
     both = {final_answer(own.chosen), final_answer(own.rejected)}
     return [own, *(pair for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} != both)]
-
-
-def surplus_of_one_length(preferences: Iterable[Preference]) -> set[str]:
-    """Ids of the pairs without which longer answers are chosen as often as shorter: of the more frequent, the last ids."""
-    chosen: dict[bool, list[str]] = {True: [], False: []}
-    for pair in preferences:
-        if len(pair.chosen) != len(pair.rejected):
-            chosen[len(pair.chosen) > len(pair.rejected)].append(pair.id)
-    fewest = min(map(len, chosen.values()))
-    return {key for keys in chosen.values() for key in sorted(keys)[fewest:]}
 
 
 @dataclass

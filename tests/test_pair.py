@@ -389,3 +389,55 @@ def test_a_group_makes_every_pair_that_differs_with_the_weight_of_its_advantages
     spread = 0.125**0.5
     expected = {("a", "c"): 1 / (4 * spread), ("a", "b"): 2 * 0.5 / (4 * spread), ("b", "c"): 2 * 0.5 / (4 * spread)}
     assert {(one.chosen, one.rejected): one.weight for one in made} == pytest.approx(expected)
+
+
+def grouped(marked: Marked, **values: float) -> dict[tuple[str, str], float] | str:
+    """The pairs of a group with their weights, or why there is none."""
+    texts, scores = zip(*marked, strict=True)
+    options = PairOptions.model_validate({"pairs": "group", **values})
+    made = pairs_of(answered(texts), judged(scores), options=options)
+    return made if isinstance(made, str) else {(row.chosen, row.rejected): row.weight for row in made}
+
+
+NOISE = 0.1 + 0.2
+
+
+@pytest.mark.parametrize("scores", [(NOISE, 0.3), (NOISE, 0.3, NOISE, 0.3), (0.7 - 0.4, 0.3, NOISE), (1 - 1e-9, 1.0)])
+def test_rounding_is_no_spread_of_a_group(scores: tuple[float, ...]) -> None:
+    marked = [(f"answer {place}", score) for place, score in enumerate(scores)]
+    assert grouped(marked, margin=1e-9, min_chosen_score=0) == "tie"
+    beside = grouped([*marked, ("best", 1.5)], margin=1e-9, min_chosen_score=0)
+    assert not isinstance(beside, str)
+    assert {chosen for chosen, _ in beside} == {"best"}
+
+
+def test_a_group_is_learned_where_its_best_answer_is_good_and_better_than_the_worst_by_the_margin() -> None:
+    marked = [("a", 0.7), ("b", 0.6), ("c", 0.35)]
+    assert len(grouped(marked, margin=0.3)) == 3
+    assert grouped(marked, margin=0.4) == "margin too small"
+    assert grouped(marked, margin=0.3, min_chosen_score=0.75) == "chosen answer too bad"
+    assert grouped([("", 1.0), ("b", 0.0), ("b", 0.0)]) == "empty answer chosen"
+    assert grouped([("Yes.", 1.0), ("yes", 0.0)]) == "nearly the same text"
+
+
+def test_of_equal_texts_in_a_group_the_mean_score_counts() -> None:
+    found = grouped([("a", 1.0), ("b", 0.25), ("a", 0.0)], margin=0.1)
+    assert not isinstance(found, str)
+    assert found == pytest.approx({("a", "b"): 2 * 0.25 / (3 * (0.125 / 9) ** 0.5)})
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.0, NOISE, 0.3, 0.5, 0.9, 1.0])), min_size=2))
+def test_the_weights_of_a_group_add_up_to_its_advantages(marked: Marked) -> None:
+    marks = dict(marked)
+    texts = [text for text, _ in marked]
+    scores = [marks[text] for text in texts]
+    found = grouped(list(zip(texts, scores, strict=True)), margin=1e-9, min_chosen_score=0)
+    if isinstance(found, str):
+        assert found == "tie"
+        assert max(scores) - min(scores) < 1e-6
+        return
+    mean = sum(scores) / len(scores)
+    spread = (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5
+    for text in set(texts):
+        total = sum(weight * ((text == chosen) - (text == rejected)) for (chosen, rejected), weight in found.items())
+        assert total == pytest.approx(texts.count(text) * (marks[text] - mean) / spread)

@@ -63,6 +63,16 @@ def test_other_pairs_stay_where_readers_agree_with_the_expert_and_go_where_they_
     assert [(one.chosen, one.lineage.correction, one.lineage.readers) for one in typed] == [("middle", True, ("anna",))]
 
 
+def test_a_pair_that_readers_confirm_keeps_its_weight_within_a_group() -> None:
+    made = pairs_of(ANSWERS, JUDGMENT, options=PairOptions(pairs="group"))
+    assert not isinstance(made, str)
+    kept = pairs_by_votes(ANSWERS, JUDGMENT, made, decision("first"))
+    assert not isinstance(kept, str)
+    weights = {(row.chosen, row.rejected): row.weight for row in made}
+    assert {(row.chosen, row.rejected): row.weight for row in kept} == weights
+    assert set(weights.values()) != {1.0}
+
+
 def test_an_answer_that_was_cut_off_is_not_chosen_by_readers_either() -> None:
     cut = ANSWERS.model_copy(update={"finished": (False, True, True)})
     assert pairs_by_votes(cut, JUDGMENT, "tie", decision("first")) == "chosen answer cut off"

@@ -250,10 +250,11 @@ class PairOptions(Options):
     }
 
     margin: PositiveFloat = 0.2
-    """Minimum difference of two scores, which go from 0 to 1, that makes a pair."""
+    """Minimum difference of two scores, which go from 0 to 1, that makes a pair; of a group, that of its best and worst."""
     pairs: Literal["extremes", "all", "group"] = "extremes"
     """extremes: the best answer against the worst; all: every two answers whose scores differ by the margin; group: every two
-    that differ at all, weighed so that together they are the group's advantages (for dpo.loss group)."""
+    whose scores differ by more than rounding, weighed so that together they are the group's advantages, which are the scores
+    less their mean, over their standard deviation (for dpo.loss group)."""
     max_pairs_per_question: PositiveInt | None = None
     """Maximum number of pairs per question, those that differ most first; no limit when absent."""
     gain_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -273,7 +274,7 @@ class PairOptions(Options):
     balance_length: bool = False
     """Choose the longer answer as often as the shorter one: against an expert that takes length for quality."""
     min_chosen_score: Share = 0.5
-    """Minimum score of a chosen answer: the best of bad answers is not worth learning."""
+    """Minimum score of a chosen answer, of a group that of its best: the best of bad answers is not worth learning."""
     min_confidence: Share = 0.0
     """Choose an answer only where it is right with this probability, given the expert's errors and how many of the policy's
     answers say the same; 0 believes the expert. Above 0.5, one answer to a question can be chosen at most."""

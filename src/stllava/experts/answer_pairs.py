@@ -1,9 +1,10 @@
 """Which of the answers to a question become pairs, by what was said of them. Pure: nothing is read or written here."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from statistics import mean
 from typing import Literal
 
 from stllava.config import PairOptions
@@ -26,6 +27,9 @@ PairCause = (
     ]
 )
 """Why a judgment makes no pair."""
+SAME_SCORE = 1e-6
+"""Scores of a group that differ by no more than this, as 0.1 + 0.2 and 0.3 do, are the same: divided by the spread of a group
+that has no other, rounding would weigh as much as a verdict. (GRPO implementations add some 1e-4 to the spread instead.)"""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> l
     corrected = [_corrected(answers, judgment, right)] if (right := correction_of(answers, judgment)) is not None else []
     if corrected and options.pairs == "extremes":
         return corrected
-    given = _pairs_of_given(
-        answers, judgment, scored_pairs(answers.final_answers, scores, undecided=undecided), options=options
-    )
+    marks = _mean_scores(answers.final_answers, scores) if options.pairs == "group" else scores
+    ranked = scored_pairs(answers.final_answers, marks, undecided=undecided)
+    given = _pairs_of_given(answers, judgment, ranked, scores=marks, options=options)
     if isinstance(given, str):
         return corrected or given
     return [*corrected, *given][: options.max_pairs_per_question]
@@ -96,16 +100,27 @@ def scored_pairs(
 
 
 def group_weights(texts: Sequence[str], scores: Sequence[float]) -> dict[tuple[str, str], float]:
-    """The weight of every two different texts, the better one first: their pairs, times the gap, over K σ of the scores."""
+    """The weight of every two texts of different score, the better one first, by which they are the group's advantages.
+
+    An answer's advantage is its score less the mean of the K answers to the question, over their standard deviation: A_i =
+    (s_i - mean) / σ (GRPO, Shao et al. 2024, arXiv 2402.03300), σ here that of the K scores and not of a sample. Written over
+    pairs, Σ_i A_i x_i = Σ_{i<j} (s_i - s_j)(x_i - x_j) / (K σ): two texts that were given n and m times weigh n m (s_i - s_j) /
+    (K σ). Where all scores are the same there is nothing to learn, and no weight; DAPO (Yu et al. 2025, arXiv 2503.14476)
+    leaves such groups out as well, and samples others in their place.
+
+    Args:
+        texts: The K answers.
+        scores: Their scores, equal texts having the same.
+    """
     count, times = len(scores), Counter(texts)
-    mean = sum(scores) / count
-    spread = (sum((score - mean) ** 2 for score in scores) / count) ** 0.5
+    middle = sum(scores) / count
+    spread = (sum((score - middle) ** 2 for score in scores) / count) ** 0.5
     mark = dict(zip(texts, scores, strict=True))
     return {
         (one, other): times[one] * times[other] * (mark[one] - mark[other]) / (count * spread)
         for one in times
         for other in times
-        if mark[one] > mark[other]
+        if mark[one] - mark[other] > SAME_SCORE
     }
 
 
@@ -137,10 +152,10 @@ def _corrected(answers: Answers, judgment: Judgment, right: str) -> Preference:
 
 
 def _pairs_of_given(
-    answers: Answers, judgment: Judgment, ranked: list[ScoredPair], *, options: PairOptions
+    answers: Answers, judgment: Judgment, ranked: list[ScoredPair], *, scores: Sequence[float], options: PairOptions
 ) -> list[Preference] | PairCause:
-    """The pairs among answers that the policy gave."""
-    scores, texts, ended = judgment.scores or (), answers.final_answers, answers.ended
+    """The pairs among answers that the policy gave, which have these scores."""
+    texts, ended = answers.final_answers, answers.ended
     if not ranked:
         return "tie"
     ranked = [pair for pair in ranked if ended[pair.chosen]]
@@ -151,9 +166,7 @@ def _pairs_of_given(
     if not ranked:
         return "chosen answer not sure enough"
     if options.pairs == "group":
-        ranked = [pair for pair in ranked if texts[pair.chosen]]
-        weights = group_weights(texts, scores)
-        return _group_of(answers, judgment, ranked, weights) or "empty answer chosen"
+        return _group_of(answers, judgment, ranked, scores=scores, options=options)
     if options.pairs == "extremes":
         ranked = ranked[:1]
     preferences: dict[frozenset[str], Preference] = {}
@@ -173,18 +186,49 @@ def _pairs_of_given(
 
 
 def _group_of(
-    answers: Answers, judgment: Judgment, ranked: Sequence[ScoredPair], weights: Mapping[tuple[str, str], float]
-) -> list[Preference]:
-    """Every two different answers of a question once, with their weights."""
+    answers: Answers, judgment: Judgment, ranked: Sequence[ScoredPair], *, scores: Sequence[float], options: PairOptions
+) -> list[Preference] | PairCause:
+    """Every two different answers of a question once, with their weights, where the group as a whole is worth learning.
+
+    The best of them has `min_chosen_score` at least, and is better than the worst by the `margin`. Two that the expert could
+    not decide between, that say nearly the same, or of which the better one may not be chosen are left out: an answer that was
+    cut off or is not sure enough may be made less likely, never more.
+    """
     texts = answers.final_answers
-    made: dict[tuple[str, str], Preference] = {}
+    first: dict[tuple[str, str], ScoredPair] = {}
     for pair in ranked:
-        both = (texts[pair.chosen], texts[pair.rejected])
-        if both not in made:
-            chosen = answers.completions[pair.chosen]
-            preference = preference_of(answers, judgment, chosen=chosen, rejected=pair.rejected, margin=pair.gap)
-            made[both] = preference.model_copy(update={"weight": weights[both]})
-    return list(made.values())
+        if pair.gap > SAME_SCORE:
+            first.setdefault((texts[pair.chosen], texts[pair.rejected]), pair)
+    if not first:
+        return "tie"
+    chosen = {both: pair for both, pair in first.items() if both[0]}
+    if not chosen:
+        return "empty answer chosen"
+    apart = [
+        (both, pair) for both, pair in chosen.items() if not is_nearly_the_same(*both, min_similarity=options.max_similarity)
+    ]
+    if not apart:
+        return "nearly the same text"
+    if max(scores[pair.chosen] for _, pair in apart) < options.min_chosen_score:
+        return "chosen answer too bad"
+    if max(pair.gap for _, pair in apart) < options.margin:
+        return "margin too small"
+    weights = group_weights(texts, scores)
+    return [
+        preference_of(
+            answers, judgment, chosen=answers.completions[pair.chosen], rejected=pair.rejected, margin=pair.gap
+        ).model_copy(update={"weight": weights[both]})
+        for both, pair in apart
+    ]
+
+
+def _mean_scores(texts: Sequence[str], scores: Sequence[float]) -> list[float]:
+    """The scores, those of equal texts replaced by their mean."""
+    given: dict[str, list[float]] = {}
+    for text, score in zip(texts, scores, strict=True):
+        given.setdefault(text, []).append(score)
+    means = {text: mean(marks) for text, marks in given.items()}
+    return [means[text] for text in texts]
 
 
 def _fault(texts: Sequence[str], pair: ScoredPair, *, min_gap: float, max_similarity: float) -> PairCause | None:

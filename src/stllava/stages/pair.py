@@ -252,7 +252,10 @@ def pairs_by_votes(
     own = preference_of(answers, judgment, chosen=voted.chosen, rejected=voted.rejected, margin=1.0, readers=voted.readers)
     others = made if decision.confirms and not isinstance(made, str) and not own.lineage.correction else []
     both = {final_answer(own.chosen), final_answer(own.rejected)}
-    return [own, *(pair for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} != both)]
+    # Within a group a pair that readers confirm keeps the weight that it has there.
+    weight = next((pair.weight for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} == both), 1.0)
+    rest = (pair for pair in others if {final_answer(pair.chosen), final_answer(pair.rejected)} != both)
+    return [own.model_copy(update={"weight": weight}), *rest]
 
 
 @dataclass

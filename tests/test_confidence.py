@@ -1,7 +1,9 @@
 """How sure it is that an answer is right, and what becomes of answers of which it is not."""
 
 import random
+import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -10,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
-from helpers.judging import answers_of, write_answers
+from helpers.judging import answers_of, judgment_on, write_answers, write_judgments
 from stllava.config import DpoOptions, JudgeOptions, PairOptions
+from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.confidence import may_be_chosen, posterior
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.recipe import RunOptions
-from stllava.records import Answers, AuditedKind, Judgment, Rate, Sample
-from stllava.stages.calibrate import audit_expert, audit_of, error_of, with_errors
+from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Rate, Sample
+from stllava.stages.calibrate import audit_expert, audit_of, audit_warnings, error_of, with_errors
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import judge
 from stllava.store import Stage, to_jsonl
@@ -167,6 +170,63 @@ def test_a_rate_to_reckon_with_is_never_nothing_nor_one_half() -> None:
     assert error_of(Rate(value=1.0, low=0, high=1, n=50)) == 0.45
 
 
+def audited(*, wrong: float | None, pairs: float | None = 0.1, kind: float = 0.1) -> ExpertAudit:
+    """An audit that found these shares of errors."""
+
+    def found(value: float) -> Rate:
+        return Rate(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=400)
+
+    return ExpertAudit(
+        expert="e",
+        questions=400,
+        wrong=None if wrong is None else found(wrong),
+        misses=None,
+        false_alarms=None,
+        wrong_pairs=None if pairs is None else found(pairs),
+        wrong_chosen=None,
+        kinds=(AuditedKind(opening="what type of", wrong=found(kind)),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "min_confidence", "smooth_labels", "told"),
+    [
+        (audited(wrong=0.15), 0.75, True, []),
+        (audited(wrong=1.0), 0.0, False, ["wrong about 100.0% of single answers.*no better than chance. Choose"]),
+        (audited(wrong=1.0), 0.75, False, ["no better than chance; pair.min_confidence reckons with 45%, the most it can"]),
+        (audited(wrong=0.15, kind=0.9), 0.75, False, ["“what type of …” .90.0%. e is wrong so often.*reckons with 45%"]),
+        (audited(wrong=0.15, kind=0.9), 0.0, False, []),
+        (audited(wrong=0.15, pairs=None), 0.0, True, ["No pair.*smooth_labels has no effect"]),
+        (audited(wrong=None, pairs=None), 0.0, True, ["No pair.*smooth_labels has no effect"]),
+        (audited(wrong=0.15, pairs=0.8), 0.0, True, ["80.0% are the wrong way round.*smoothing of 0.45"]),
+        (audited(wrong=0.15, pairs=0.8), 0.0, False, []),
+        (audited(wrong=0.9, pairs=0.8), 0.75, True, ["no better than chance", "the wrong way round"]),
+    ],
+)
+def test_a_run_is_told_of_errors_that_cannot_be_reckoned_with(
+    found: ExpertAudit, min_confidence: float, smooth_labels: bool, told: list[str]
+) -> None:
+    warnings = audit_warnings(found, options=PairOptions(min_confidence=min_confidence), smooth_labels=smooth_labels)
+    assert len(warnings) == len(told)
+    assert all(re.search(pattern, warning) for pattern, warning in zip(told, warnings, strict=True))
+
+
+def test_an_audit_of_nothing_disarms_no_confidence(tmp_path: Path) -> None:
+    label = sample("Is it a cyst?", "yes", "x.png")
+    file = tmp_path / "validation.jsonl"
+    file.write_text(to_jsonl([label]))
+    given = answers_of(label.question, ("yes", "no"), image=label.image)
+    answers = write_answers(tmp_path / "answers", [given])
+    judgments = write_judgments(tmp_path / "judge", [judgment_on(given, None)])
+    audit = partial(audit_expert, answers=answers, judgments=judgments, labels=file)
+    confident = PairOptions(min_confidence=0.75)
+    with pytest.raises(StllavaError, match=r"no verdict on an answer that is known.*min_confidence, 0.75, has no rate"):
+        audit(confident, to=tmp_path / "audit")
+    # With a rate of errors, or without the need for one, the same audit goes on.
+    assert audit(confident.model_copy(update={"expert_error": 0.1}), to=tmp_path / "audit").wrong is None
+    assert audit(PairOptions(), to=tmp_path / "plain").wrong is None
+
+
 def test_a_kind_of_question_about_which_the_expert_errs_more_needs_more_votes() -> None:
     answers = answers_of("What type of tumour is it?", ("glioma",) * 5 + ("cyst",) * 3)
     verdict = judged(answers, *(1.0,) * 5, *(0.0,) * 3)
@@ -174,11 +234,11 @@ def test_a_kind_of_question_about_which_the_expert_errs_more_needs_more_votes() 
     wrong = Rate(value=0.1, low=0, high=1, n=400)
     kind = AuditedKind(opening="what type of", wrong=Rate(value=0.9, low=0.5, high=1, n=50))
     like = AuditedKind(opening="what is it?", wrong=Rate(value=0.3, low=0.05, high=0.5, n=30))
-    audited = with_errors(PairOptions(min_confidence=0.8), wrong, (kind, like))
-    assert (audited.expert_error, audited.expert_errors) == (41 / 402, {"what type of": 0.45})
-    assert not any(may_be_chosen(answers, verdict, options=audited))
+    options = with_errors(PairOptions(min_confidence=0.8), wrong, (kind, like))
+    assert (options.expert_error, options.expert_errors) == (41 / 402, {"what type of": 0.45})
+    assert not any(may_be_chosen(answers, verdict, options=options))
     other = answers.model_copy(update={"question": "What is it?"})
-    assert may_be_chosen(other, verdict, options=audited)[0]
+    assert may_be_chosen(other, verdict, options=options)[0]
 
 
 def test_errors_that_are_given_or_that_do_not_matter_are_left_as_they_are() -> None:

@@ -3,6 +3,7 @@
 `Rounds` knows what has been judged and spent so far; which policy is the best, and when to stop, is `pipeline`'s to decide.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from stllava.records import content_id
 from stllava.rundir import FINAL, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
-from stllava.stages.calibrate import ask_labelled, audit_expert, error_of, with_errors
+from stllava.stages.calibrate import ask_labelled, audit_expert, audit_warnings, error_of, with_errors
 from stllava.stages.distill import distill
 from stllava.stages.dpo import dpo
 from stllava.stages.final_data import final_data
@@ -28,6 +29,8 @@ from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.stages.results import AskResult, JudgeResult
 from stllava.stages.sft import sft
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -231,7 +234,10 @@ class Rounds:
         judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
         self.spent.append((float(judged.judged), judged.manifest.measures.get("cost", 0.0)))
         found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
-        self.sentences += found.sentences
+        warnings = audit_warnings(found, options=options.pair, smooth_labels=options.judge.smooth_labels)
+        self.sentences += [*found.sentences, *warnings]
+        for warning in warnings:
+            logger.warning("%s", warning)
         self.pairing = with_errors(options.pair, found.wrong, found.kinds)
         if found.wrong_pairs is not None and options.judge.smooth_labels:
             smoothing = error_of(found.wrong_pairs)

@@ -12,6 +12,7 @@ from stllava.config import JudgeOptions, PairOptions
 from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
+from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.calibration import Outcomes, image_of
 from stllava.experts.judged_answers import read_judged_answers
@@ -36,6 +37,8 @@ NOT_SAMPLED = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=0, se
 """Nobody sampled the words of a labelled question."""
 Known = tuple[Answers, Judgment, tuple[float, ...]]
 """Answers, what the expert says of them, and their scores by the labels."""
+MAX_ERROR = 0.45
+"""The largest share of errors that is reckoned with: at one half a verdict says nothing, and beyond that the opposite."""
 HALF = 0.5
 """An answer that scores less by its label is wrong; one between this and 1 is neither right nor wrong."""
 
@@ -91,6 +94,9 @@ def audit_expert(
         labels: JSONL of samples: the questions with their known answers.
         to: Folder for the audit.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
+
+    Raises:
+        StllavaError: Where `min_confidence` is to reckon with the errors and no verdict could be compared with a label.
     """
     inputs: Inputs = {
         "answers": Input(answers, output_hash),
@@ -108,6 +114,13 @@ def audit_expert(
             if judgment.scores is not None and (scores := truth.judge(answered).scores) is not None
         ]
         made = audit_of(known, options=options, expert=judged[0][1].expert if judged else "")
+        if made.wrong is None and options.min_confidence and not options.expert_error:
+            raise StllavaError(
+                f"{made.sentences[0]} So pair.min_confidence, {options.min_confidence:g}, has no rate of errors to go by",
+                expected="verdicts on answers to labelled questions",
+                remedy="Set pair.expert_error, or pair.min_confidence to 0, and give the same command again; an audit of more "
+                "questions (judge.audit) or of another expert begins in another folder.",
+            )
         write_whole(to / AUDITED, made.model_dump_json(indent=1) + "\n")
         measures = {"wrong": made.wrong.value, "wrong_n": float(made.wrong.n)} if made.wrong is not None else {}
         stage.finish(counts_in=len(judged), counts_out=len(known), measures=measures)
@@ -190,5 +203,43 @@ def with_errors(options: PairOptions, wrong: Rate | None, kinds: Sequence[Audite
 
 
 def error_of(found: Rate) -> float:
-    """A rate of errors to reckon with: as if one more of two more verdicts had been wrong, and below one half."""
-    return min((found.value * found.n + 1) / (found.n + 2), 0.45)
+    """A rate of errors to reckon with: as if one more of two more verdicts had been wrong, and `MAX_ERROR` at most."""
+    return min(_expected_error(found), MAX_ERROR)
+
+
+def _expected_error(found: Rate) -> float:
+    return (found.value * found.n + 1) / (found.n + 2)
+
+
+def audit_warnings(found: ExpertAudit, *, options: PairOptions, smooth_labels: bool) -> list[str]:
+    """What an audit found that learning cannot make good, in sentences: too many errors to reckon with or no rate at all.
+
+    Args:
+        found: The audit.
+        options: How pairs are made; with `min_confidence` and no `expert_error` they reckon with what was found.
+        smooth_labels: Whether label smoothing is taken from it.
+    """
+    warnings: list[str] = []
+    reckons = bool(options.min_confidence) and not options.expert_error
+    instead = f"; pair.min_confidence reckons with {MAX_ERROR:.0%}, the most it can" if reckons else ""
+    if found.wrong is not None and _expected_error(found.wrong) > MAX_ERROR:
+        warnings.append(
+            f"{found.expert} is wrong about {found.wrong.value:.1%} of single answers: what is learned from its verdicts is no "
+            f"better than chance{instead}. Choose another expert."
+        )
+    used = with_errors(options, found.wrong, found.kinds).expert_errors if reckons else {}
+    many = [kind for kind in found.kinds if kind.opening in used and _expected_error(kind.wrong) > MAX_ERROR]
+    if many and not warnings:
+        kinds = ", ".join(f"“{kind.opening} …” ({kind.wrong.value:.1%})" for kind in many)
+        warnings.append(f"About {kinds} {found.expert} is wrong so often that a verdict says nothing{instead}.")
+    if smooth_labels and found.wrong_pairs is None:
+        warnings.append(
+            "No pair of the audit could be compared with the labels, so judge.smooth_labels has no effect: pairs are learned "
+            "without label smoothing."
+        )
+    elif smooth_labels and found.wrong_pairs is not None and _expected_error(found.wrong_pairs) > MAX_ERROR:
+        warnings.append(
+            f"Of the pairs that come of {found.expert}'s verdicts {found.wrong_pairs.value:.1%} are the wrong way round: they "
+            f"are learned with a label smoothing of {MAX_ERROR:g}, the most there is, and teach next to nothing."
+        )
+    return warnings

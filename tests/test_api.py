@@ -30,6 +30,10 @@ tasks: list[stllava.ReviewTask] = stllava.draw_tasks(
     stllava.ReviewOptions(tasks=100), answers=home / "answer", judgments=home / "judge", to=home / "review"
 )
 wrong: stllava.Rate | None = stllava.check_votes(home / "review").expert_error
+asked: list[stllava.ItemTask] = stllava.draw_items(
+    stllava.ReviewOptions(tasks=100), kind="questions", source=home / "ask", to=home / "ask-review"
+)
+valid: stllava.Rate | None = stllava.check_items(home / "ask-review").good
 stllava.pair(
     stllava.PairOptions(), answers=home / "answer", judgments=home / "judge", votes=home / "review", to=home / "voted"
 )

@@ -12,9 +12,10 @@ import pytest
 from helpers.pages import SIZES, browsing, picture, serving
 from helpers.reviewing import write_round
 from stllava.cli import main
-from stllava.records import Preference, ReviewVote, VotesCheck
+from stllava.records import ItemsCheck, Preference, ReviewVote, VotesCheck
 from stllava.report.page import write_report
 from stllava.review.readings import standing
+from stllava.review.reviewed import find_reviewed
 from stllava.review.vote_log import read_votes
 from stllava.store import read_jsonl, read_record, read_records
 from test_report import build
@@ -151,6 +152,52 @@ def look_at_image(page: Any) -> None:
     assert page.evaluate(light) == 255 - plain
     page.locator("#picture").dblclick()
     assert view_of(page)["scale"] == before["scale"]
+
+
+def test_answers_and_questions_are_read_one_by_one_by_keys(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    build(run, images=12, rounds=1)
+    evaluation = next(path for path in sorted((run / "evaluate" / "sft").iterdir()) if path.is_dir())
+    for folder, keys, said in (
+        (evaluation, "12r?", {"right": 2, "wrong": 2, "bad reference": 1, "cannot tell": 1}),
+        (run / "round-1" / "ask", "12?", {"valid": 2, "not valid": 2, "cannot tell": 2}),
+    ):
+        is_answer = folder == evaluation
+        name, words = "answers" if is_answer else "questions", ["--reader", "anna", "--port", "0", "--repeats", "0"]
+        with serving(["review", str(folder), *words]) as (_, addresses), browsing() as browser:
+            page, errors = browser.new_context(viewport={"width": 1280, "height": 800}).new_page(), list[str]()
+            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            page.on("console", lambda message, errors=errors: errors.append(message.text) if message.type == "error" else None)
+            page.goto(addresses[0])
+            shows(page, "open")
+            view_of(page)
+            picture(page, f"{name}-open")
+            for number in range(6):
+                if number == 1 and is_answer:
+                    page.keyboard.press("t")
+                    page.keyboard.type("a cyst")
+                    page.keyboard.press("Escape")
+                page.keyboard.press("c")  # No expert has said anything: nothing is confirmed.
+                press_vote(page, keys[number % len(keys)])
+                picture(page, f"{name}-voted") if number == 0 else None
+                assert page.locator("#rules").is_visible() == is_answer
+                assert not page.locator("#decisions").is_visible()
+                if number == 3:
+                    page.keyboard.press("z")
+                    shows(page, "open")
+                    page.reload()
+                    shows(page, "open")
+                    press_vote(page, keys[number % len(keys)])
+                press_next(page)
+            page.set_viewport_size({"width": 390, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            picture(page, f"{name}-phone")
+            page.locator("#help-button").click()
+            picture(page, f"{name}-phone-help")
+            assert errors == []
+        main(["judge-check", "--votes", str(folder)])
+        check = read_record(find_reviewed(folder).review / "check.json", ItemsCheck)
+        assert (check.read, check.choices, check.corrected) == (6, said, int(is_answer))
 
 
 def test_the_page_fits_every_screen(tmp_path: Path) -> None:

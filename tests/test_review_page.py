@@ -12,22 +12,26 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.judging import answers_of, write_answers
-from helpers.reviewing import write_round
+from helpers.reviewing import write_evaluation, write_questions, write_round
 from stllava.config import JudgeOptions, ReviewOptions
 from stllava.errors import StllavaError
-from stllava.records import Judgment, ReviewTask
+from stllava.records import ItemKind, Judgment, ReviewTask
+from stllava.review.choices import ReviewKind
 from stllava.review.image_store import ImageStore, image_id
+from stllava.review.items import draw_items
 from stllava.review.readings import standing
 from stllava.review.security import HEADERS, MAX_BODY, Door
 from stllava.review.serve import password_of
 from stllava.review.server import review_app, sentences
-from stllava.review.session import ReviewSession
+from stllava.review.session import AnyTask, ReviewSession
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import read_votes
 from stllava.store import Stage
 
 HOST = "127.0.0.1:8765"
 ORIGIN = f"http://{HOST}"
+FIRST: dict[ReviewKind, str] = {"verdicts": "left", "predictions": "right", "questions": "valid"}
+"""A vote on each kind of task."""
 EVIL = "<script>document.title = 'evil'</script>\x1b[2J\x1b]0;owned\x07 A mass. \u202eright"
 
 
@@ -36,11 +40,16 @@ class Opened:
     """A page over a small round."""
 
     folder: Path
-    tasks: Sequence[ReviewTask]
+    tasks: Sequence[AnyTask]
     session: ReviewSession
     door: Door
     images: ImageStore
     browsers: ExitStack
+
+    @property
+    def pairs(self) -> list[ReviewTask]:
+        """The tasks that are pairs of answers."""
+        return [task for task in self.tasks if isinstance(task, ReviewTask)]
 
     def client(self, reader: str = "anna", *, enter: bool = True) -> TestClient:
         """A browser, which has come in or not."""
@@ -57,14 +66,20 @@ Open = Callable[..., Opened]
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
-    """Opens a page over a round of so many questions."""
+    """Opens a page over a round of so many questions, or over so many predictions or questions."""
     closing_down = ExitStack()
 
-    def make(count: int = 30, *, readers: Sequence[str] = ("anna",), password: str | None = None, **more: object) -> Opened:
-        if not (tmp_path / "judge").is_dir():
-            write_round(tmp_path, count)
+    def make(
+        count: int = 30,
+        *,
+        kind: ReviewKind = "verdicts",
+        text: str = "",
+        readers: Sequence[str] = ("anna",),
+        password: str | None = None,
+        **more: object,
+    ) -> Opened:
         options = ReviewOptions.model_validate({"overlap": 0.0, "repeats": 0.0, **more})
-        tasks = draw_tasks(options, answers=tmp_path / "answer", judgments=tmp_path / "judge", to=tmp_path / "review")
+        tasks = drawn_tasks(tmp_path, kind, options, count=count, text=text)
         session = ReviewSession(tmp_path / "review", tasks, readers)
         closing_down.callback(session.close)
         images = ImageStore(tmp_path / "images", (path for task in tasks for path in task.images))
@@ -73,6 +88,22 @@ def opened(tmp_path: Path) -> Iterator[Open]:
 
     with closing_down:
         yield make
+
+
+def drawn_tasks(folder: Path, kind: ReviewKind, options: ReviewOptions, *, count: int, text: str) -> Sequence[AnyTask]:
+    """What is drawn into the folder `review`, of a round, an evaluation or questions that are written where there are none."""
+    to, images = folder / "review", folder / "images"
+    if kind == "verdicts":
+        if not (folder / "judge").is_dir():
+            write_round(folder, count)
+        return draw_tasks(options, answers=folder / "answer", judgments=folder / "judge", to=to)
+    one: ItemKind = kind
+    if not (folder / kind).is_dir():
+        if kind == "predictions":
+            write_evaluation(folder / kind, count, images=images, answer=text)
+        else:
+            write_questions(folder / kind, count, images=images, text=text)
+    return draw_items(options, kind=one, source=folder / kind, to=to)
 
 
 def named(shown: dict[str, object], **more: object) -> dict[str, object]:
@@ -84,7 +115,7 @@ def test_before_the_vote_nothing_of_the_experts_is_told_and_after_it_the_verdict
     page = opened()
     client = page.client()
     shown = client.get("/task").json()
-    task = page.tasks[0]
+    task = page.pairs[0]
     assert (shown["state"], shown["question"], shown["task"]) == ("open", task.question, task.id)
     assert sorted("".join(parts) for parts in shown["answers"]) == sorted(task.texts)
     told = json.dumps(shown)
@@ -106,7 +137,7 @@ def test_a_response_an_undo_and_a_reload_are_as_they_should_be(opened: Open) -> 
     shown = client.get("/task").json()
     refused = client.post("/respond", json=named(shown, decision="confirm"))
     assert refused.status_code == 409
-    choice = "left" if page.tasks[0].verdict != "equal" else "equal"
+    choice = "left" if page.pairs[0].verdict != "equal" else "equal"
     voted = client.post("/vote", json=named(shown, choice=choice)).json()
     if voted["verdict"] == choice:
         client.post("/undo", json={})
@@ -129,8 +160,8 @@ def test_what_agrees_with_the_expert_cannot_be_overturned(opened: Open) -> None:
     page = opened()
     client = page.client()
     shown = client.get("/task").json()
-    left = "first" if "".join(shown["answers"][0]) == page.tasks[0].texts[0] else "second"
-    client.post("/vote", json=named(shown, choice="left" if page.tasks[0].verdict == left else "right"))
+    left = "first" if "".join(shown["answers"][0]) == page.pairs[0].texts[0] else "second"
+    client.post("/vote", json=named(shown, choice="left" if page.pairs[0].verdict == left else "right"))
     assert client.post("/respond", json=named(shown, decision="overturn")).status_code == 409
 
 
@@ -192,8 +223,9 @@ def test_readers_of_another_process_are_seen_by_their_files(opened: Open) -> Non
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open) -> None:
-    page = opened()
+@pytest.mark.parametrize("kind", FIRST)
+def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open, kind: ReviewKind) -> None:
+    page = opened(kind=kind)
     client = page.client(enter=False)
     for path in ("/", "/task", f"/image/{image_id(page.tasks[0].images[0])}"):
         assert client.get(path).status_code == 401
@@ -215,20 +247,22 @@ def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open) 
     assert stranger.get("/task").status_code == 401
 
 
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8765", "127.0.0.1:9999", "127.0.0.1", "", "localhost.evil:8765"]
 )
-def test_another_host_is_refused_even_with_the_cookie(opened: Open, host: str) -> None:
-    client = opened().client()
+def test_another_host_is_refused_even_with_the_cookie(opened: Open, kind: ReviewKind, host: str) -> None:
+    client = opened(kind=kind).client()
     assert client.get("/task", headers={"Host": host}).status_code == 403
 
 
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", f"{ORIGIN}.evil", "file://"])
-def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, origin: str) -> None:
-    page = opened()
+def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, kind: ReviewKind, origin: str) -> None:
+    page = opened(kind=kind)
     client = page.client()
     shown = client.get("/task").json()
-    vote = named(shown, choice="left")
+    vote = named(shown, choice=FIRST[kind])
     assert client.post("/vote", json=vote, headers={"Origin": origin}).status_code == 403
     del client.headers["Origin"]
     assert client.post("/vote", json=vote).status_code == 403
@@ -242,11 +276,12 @@ def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, or
     assert read_votes(page.folder)["anna"] == []
 
 
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
     "key", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "00000.png", "%00", "x" * 5000, "....//....//answer/answers.jsonl"]
 )
-def test_images_are_had_by_id_alone(opened: Open, key: str) -> None:
-    page = opened()
+def test_images_are_had_by_id_alone(opened: Open, kind: ReviewKind, key: str) -> None:
+    page = opened(kind=kind)
     client = page.client()
     assert client.get(f"/image/{key}").status_code == 404
     assert client.get(f"/static/{key}").status_code == 404
@@ -254,8 +289,9 @@ def test_images_are_had_by_id_alone(opened: Open, key: str) -> None:
     assert (good.status_code, good.headers["content-type"], good.headers["cache-control"]) == (200, "image/png", "no-store")
 
 
-def test_every_reply_forbids_foreign_scripts_frames_and_keeping(opened: Open) -> None:
-    client = opened().client()
+@pytest.mark.parametrize("kind", FIRST)
+def test_every_reply_forbids_foreign_scripts_frames_and_keeping(opened: Open, kind: ReviewKind) -> None:
+    client = opened(kind=kind).client()
     for path in ("/", "/task", "/image/x", "/static/review.js", "/nothing", "/open/x"):
         headers = client.get(path).headers
         assert {name: headers[name] for name in HEADERS} == dict(HEADERS)
@@ -280,6 +316,7 @@ def test_what_models_say_is_text_and_nothing_else(tmp_path: Path, opened: Open) 
     assert "\u202e" not in told
 
 
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
     "change",
     [
@@ -296,11 +333,11 @@ def test_what_models_say_is_text_and_nothing_else(tmp_path: Path, opened: Open) 
     ],
     ids=str,
 )
-def test_a_vote_that_is_not_for_what_is_open_writes_nothing(opened: Open, change: dict[str, object]) -> None:
-    page = opened()
+def test_a_vote_that_is_not_for_what_is_open_writes_nothing(opened: Open, kind: ReviewKind, change: dict[str, object]) -> None:
+    page = opened(kind=kind)
     client = page.client()
     shown = client.get("/task").json()
-    reply = client.post("/vote", json=named(shown, choice="left") | change)
+    reply = client.post("/vote", json=named(shown, choice=FIRST[kind]) | change)
     assert reply.status_code in (400, 409)
     assert read_votes(page.folder)["anna"] == []
     assert client.get("/task").json() == shown
@@ -320,14 +357,15 @@ def test_a_second_vote_on_the_same_task_is_refused(opened: Open) -> None:
     assert read_votes(page.folder)["anna"][-1].struck == ()
 
 
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("body", [b"x" * (MAX_BODY + 1), b"{", b"[]", b"\xff\xfe", b'{"task": ' + b"[" * 5000], ids=len)
-def test_a_body_that_is_too_long_or_no_json_is_refused(opened: Open, body: bytes) -> None:
-    page = opened()
+def test_a_body_that_is_too_long_or_no_json_is_refused(opened: Open, kind: ReviewKind, body: bytes) -> None:
+    page = opened(kind=kind)
     client = page.client()
     shown = client.get("/task").json()
-    kind = {"Content-Type": "application/json"}
-    assert client.post("/vote", content=body, headers=kind).status_code in (400, 403)
-    assert client.post("/vote", content=iter([body] * 2), headers=kind).status_code in (400, 403)
+    as_json = {"Content-Type": "application/json"}
+    assert client.post("/vote", content=body, headers=as_json).status_code in (400, 403)
+    assert client.post("/vote", content=iter([body] * 2), headers=as_json).status_code in (400, 403)
     assert client.get("/task").json() == shown
 
 

@@ -38,6 +38,8 @@ from .records import Conversation as Conversation
 from .records import Difference as Difference
 from .records import DistilledCheck as DistilledCheck
 from .records import Image as Image
+from .records import ItemsCheck as ItemsCheck
+from .records import ItemTask as ItemTask
 from .records import JudgeCheck as JudgeCheck
 from .records import Judgment as Judgment
 from .records import Manifest as Manifest
@@ -56,6 +58,8 @@ from .report.compare import compare_runs as compare_runs
 from .report.notebook import RunExamples as RunExamples
 from .report.notebook import show_run as show_run
 from .report.page import write_report as write_report
+from .review.items import draw_items as draw_items
+from .review.items_check import check_items as check_items
 from .review.tasks import draw_tasks as draw_tasks
 from .review.votes_check import check_votes as check_votes
 from .stages.answer import answer as answer

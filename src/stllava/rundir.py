@@ -17,6 +17,7 @@ A run directory holds
     final/{data,sft}/                       what was found right in all rounds, and the policy that learned it
     own-judge/                              the judge that was made of the expert's verdicts, where the run makes one
     evaluate/<policy>/<benchmark>/          every answer and score
+    review/<stage>/                         what readers were asked about a stage's answers or questions, and what they said
     judge-check/                            how far the expert can be trusted, where that was measured
     outcome.json  summary.json  report.html
 """
@@ -39,7 +40,7 @@ FINAL = "final"
 BLIND = "blind-"
 """Before a policy's name: the question-only baseline, the same policy shown black images."""
 REVIEW = "review"
-"""The folder of readers' tasks and votes in a round."""
+"""The folder of readers' tasks and votes in a round, and in a run of those on its stages."""
 ROUND = "round-"
 """Before a round's number: the name of the round and of its policy."""
 
@@ -133,6 +134,10 @@ class RunDir:
     def review(self, round_name: str) -> Path:
         """What readers were asked about a round's verdicts, and what they said."""
         return self.path / round_name / REVIEW
+
+    def stage_review(self, folder: Path) -> Path:
+        """What readers were asked about the answers or questions in a stage's folder, and what they said."""
+        return self.path / REVIEW / self.name_of(folder)
 
     def policy(self, name: str) -> Path:
         """The folder of a policy by its name: sft, round-1, …, final."""

@@ -6,9 +6,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from helpers.judging import answers_of, write_answers
-from stllava.config import JudgeOptions
-from stllava.records import Answers, Judgment, ReviewTask, ReviewVote, VoteChoice, content_id
+from helpers.judging import SAMPLING, answers_of, write_answers
+from stllava.config import AskOptions, EvaluateOptions, JudgeOptions
+from stllava.records import (
+    Answers,
+    ItemChoice,
+    ItemTask,
+    Judgment,
+    Prediction,
+    Question,
+    ReviewTask,
+    ReviewVote,
+    Sample,
+    VoteChoice,
+    content_id,
+)
 from stllava.store import Stage
 
 RIGHT, WRONG = "a nodule on the left", "no nodule at all"
@@ -87,3 +99,79 @@ def votes_of(reader: str, tasks: Sequence[ReviewTask], *, wrong: float, seed: in
         other: VoteChoice = "second" if right == "first" else "first"
         votes.append(vote_on(task, other if draw.random() < wrong else right, reader=reader, number=number))
     return votes
+
+
+def write_pictures(root: Path, count: int, *, side: int = 24, seed: int = 0) -> list[str]:
+    """So many pictures of noise below an image root, and their paths."""
+    draw = np.random.default_rng(seed)
+    names = [f"{number:05}.png" for number in range(count)]
+    for name in names:
+        root.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (side, side), dtype=np.uint8)).save(root / name)
+    return names
+
+
+def write_evaluation(folder: Path, count: int, *, images: Path, answer: str = "") -> list[Prediction]:
+    """The folder of an evaluation: so many predictions, two an image, open and closed by turns.
+
+    Every third closed answer denies what it should affirm. Of the open ones every fourth says the reference in a sentence,
+    which the published rule counts right and ours does not, and every fifth says something else.
+    """
+    names, made = write_pictures(images, (count + 1) // 2), []
+    for number in range(count):
+        closed, turn = number % 2 == 0, number // 2
+        target = "yes" if closed else f"nodule {number}"
+        said = target
+        if closed and turn % 3 == 0:
+            said = "no"
+        elif not closed and turn % 4 == 0:
+            said = f"It is a nodule {number} there."
+        elif not closed and turn % 5 == 0:
+            said = "an effusion"
+        sample = Sample(
+            id=content_id("sample", number),
+            image=names[number // 2],
+            question=f"{'Is there something' if closed else 'What is'} at place {number}?",
+            targets=(target,),
+            kind="closed" if closed else "open",
+            split="test",
+        )
+        made.append(Prediction.of(sample, answer or said, policy="p"))
+    stage = Stage("evaluate", folder, EvaluateOptions(), inputs={}, existing="resume")
+    stage.write_records("predictions", made)
+    stage.finish(counts_in=count, counts_out=count)
+    return made
+
+
+def write_questions(folder: Path, count: int, *, images: Path, text: str = "") -> list[Question]:
+    """The folder of ask: so many questions, one an image; every fourth is asked about several images."""
+    made = [
+        Question(
+            id=content_id("question", number),
+            images=(name,),
+            text=text or ("Is this normal?" if number % 4 == 0 else f"What is at place {number}?"),
+            description="An image.",
+            policy="p",
+            sampling=SAMPLING,
+        )
+        for number, name in enumerate(write_pictures(images, count))
+    ]
+    stage = Stage("ask", folder, AskOptions(), inputs={}, existing="resume")
+    stage.write_records("questions", made)
+    stage.finish(counts_in=count, counts_out=count)
+    return made
+
+
+def item_vote(task: ItemTask, choice: ItemChoice, *, reader: str = "anna", number: int, turn: int = 0) -> ReviewVote:
+    """A reader's vote on one answer, or one question."""
+    return ReviewVote(
+        id=content_id(reader, number),
+        number=number,
+        event="vote",
+        reader=reader,
+        at=f"2026-11-28T00:{number // 60 % 60:02}:{number % 60:02}+00:00",
+        task_id=task.id,
+        turn=turn,
+        seconds=float(number % 7 + 1),
+        choice=choice,
+    )

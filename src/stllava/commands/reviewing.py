@@ -1,15 +1,16 @@
 """`stllava review`, `judge-check` and `watch`: people in the loop, what they say of the expert, and a run at work."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from stllava.config import ReviewOptions
 from stllava.errors import StllavaError
-from stllava.records import VotesCheck
-from stllava.report.wording import votes_rows, votes_sentence
-from stllava.review.round_files import find_round
-from stllava.review.tasks import draw_tasks
+from stllava.records import ItemsCheck, Rate, VotesCheck
+from stllava.report.wording import items_rows, items_sentence, votes_rows, votes_sentence
+from stllava.review.items_check import check_items
+from stllava.review.reviewed import find_reviewed
 from stllava.review.votes_check import check_votes
 from stllava.text import aligned, show
 
@@ -27,23 +28,21 @@ def review(
     names: tuple[str, ...] = (),
     password_variable: str = "",
 ) -> None:
-    """Open a page on which readers vote, blind, on what the expert judged; votes are kept in the round's folder.
+    """Open a page on which readers vote, blind, on what the expert judged, or on a benchmark's answers, or on questions.
 
     Args:
-        where: A run, or the folder of one round.
-        options: Which verdicts are read.
+        where: A run or the folder of one round, whose verdicts are read; or the folder of an evaluation, whose answers are
+            (right or wrong), or of ask, whose questions are (valid or not).
+        options: How much is read, and of which kind.
         reader: Who reads; several names give several addresses.
         round: Number of the run's round; the last one that was judged when not named.
         root: The image root; a run has noted its own.
-        seed: Decides which verdicts are drawn, and their order.
+        seed: Decides what is drawn, and in which order.
         port: Port to listen on; 0 takes a free one.
         address: IP address to listen on; one that other machines reach asks for a password as well.
         names: What browsers on other machines call this one, with the port, such as ward7.example:8765.
         password_variable: Name of the environment variable that holds that password.
     """
-    found = find_round(where, round)
-    images = found.image_root(root)
-    tasks = draw_tasks(options, answers=found.answers, judgments=found.judgments, to=found.review, seed=seed, root=images)
     try:
         from stllava.review.image_store import ImageStore
         from stllava.review.serve import password_of, serve
@@ -51,13 +50,15 @@ def review(
         from stllava.review.session import ReviewSession
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
+    found = find_reviewed(where, round)
+    images = found.image_root(root)
+    tasks = found.draw(options, seed=seed, root=images)
     password = password_of(address, password_variable, names=names)
     session = ReviewSession(found.review, tasks, dict.fromkeys(reader))
     store = ImageStore(images, (path for task in tasks for path in task.images))
-    title = f"{found.run.name} · {found.folder.name}" if found.run is not None else found.folder.name
     try:
         serve(
-            lambda door: review_app(session, store, door, title=title),
+            lambda door: review_app(session, store, door, title=found.title),
             invited=list(dict.fromkeys(reader)),
             address=address,
             port=port,
@@ -105,26 +106,36 @@ def missing_extra(error: ModuleNotFoundError) -> StllavaError:
 
 
 def judge_check(*, votes: Path, round: int | None = None) -> None:  # noqa: A002 - the flag is --round
-    """Say how often the expert errs by readers' votes, how far readers agree, and how long they took.
+    """Say how often the expert errs by readers' votes, or how far rules agree with them, how far readers agree, and their pace.
 
     Args:
-        votes: A run, or the folder of one round, whose verdicts were read with `stllava review`.
+        votes: What was read with `stllava review`: a run, or the folder of one round, of an evaluation or of ask.
         round: Number of the run's round; the last one that was judged when not named.
     """
-    found = find_round(votes, round)
-    check = check_votes(found.review)
-    show(describe_votes(check), f"\n{found.review}")
+    found = find_reviewed(votes, round)
+    if found.kind == "verdicts":
+        show(describe_votes(check_votes(found.review)), f"\n{found.review}")
+    else:
+        show(describe_items(check_items(found.review)), f"\n{found.review}")
 
 
 def describe_votes(check: VotesCheck) -> str:
     """What votes come to, as lines of text."""
-    rows = [
-        (label, f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})")
-        for label, rate in votes_rows(check)
-        if rate is not None
-    ]
-    said = ", ".join(f"{count} {choice}" for choice, count in check.choices.items())
-    lines = [f"{check.expert}: {votes_sentence(check)}", f"  votes: {said}", *(f"  {line}" for line in aligned(rows))]
+    lines = [f"{check.expert}: {votes_sentence(check)}", *_counted(check.choices, votes_rows(check))]
     if check.reader_error is None:
         lines.append("  The expert's own error rate is not known: no verdict was read by two readers who mostly agree.")
     return "\n".join(lines)
+
+
+def describe_items(check: ItemsCheck) -> str:
+    """What votes on answers or questions come to, as lines of text."""
+    return "\n".join([items_sentence(check), *_counted(check.choices, items_rows(check))])
+
+
+def _counted(choices: Mapping[str, int], rates: Sequence[tuple[str, Rate | None]]) -> list[str]:
+    """Votes by what they say, and shares with their intervals, a line each."""
+    rows = [
+        (label, f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})") for label, rate in rates if rate is not None
+    ]
+    said = ", ".join(f"{count} {choice}" for choice, count in choices.items())
+    return [f"  votes: {said}", *(f"  {line}" for line in aligned(rows))]

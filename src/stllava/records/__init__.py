@@ -5,9 +5,9 @@ machine, so the same work gives the same ids wherever and however often it runs.
 the image root of their data set; pixels are never embedded.
 
 In the order of the loop: `dialogue` (images, turns, labelled conversations), `question` (what a policy asks and answers),
-`verdict` (what judges say), `reader_votes` (what people say of that), `gain` (how much an image speaks for an answer),
-`preference` (pairs), `scores` (benchmarks, predictions, scores), `overlaps` (what training has seen of a benchmark),
-`outcome` (manifests and the end of a run).
+`verdict` (what judges say), `reader_votes` (what people say of that) and `review_items` (of answers and questions one by
+one), `gain` (how much an image speaks for an answer), `preference` (pairs), `scores` (benchmarks, predictions, scores),
+`overlaps` (what training has seen of a benchmark), `outcome` (manifests and the end of a run).
 """
 
 from stllava.records.dialogue import Conversation, Image, Message, Role
@@ -17,6 +17,7 @@ from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
 from stllava.records.preference import Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.reader_votes import (
+    ItemChoice,
     Preferred,
     ReaderSpeed,
     ReviewTask,
@@ -28,6 +29,7 @@ from stllava.records.reader_votes import (
     VotesCheck,
 )
 from stllava.records.record import FORMAT, Keyed, Record, content_id
+from stllava.records.review_items import ItemKind, ItemsCheck, ItemTask, RuleAgreement
 from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
 from stllava.records.verdict import (
     AuditedKind,
@@ -58,6 +60,10 @@ __all__ = [
     "Flip",
     "Image",
     "ImageGain",
+    "ItemChoice",
+    "ItemKind",
+    "ItemTask",
+    "ItemsCheck",
     "JudgeCheck",
     "Judgment",
     "Keyed",
@@ -80,6 +86,7 @@ __all__ = [
     "ReviewTask",
     "ReviewVote",
     "Role",
+    "RuleAgreement",
     "Sample",
     "Sampling",
     "Score",

@@ -10,6 +10,9 @@ from stllava.records.verdict import Rate
 VoteChoice = Literal["first", "second", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
 """Which of a task's two answers is better, or why neither is: both are as good, both are wrong, the question or the image is
 no good, or the reader cannot tell."""
+ItemChoice = Literal["right", "wrong", "bad reference", "valid", "not valid", "bad question", "bad image", "cannot tell"]
+"""What a reader says of one thing alone: of a benchmark's answer whether it is right or wrong, or that its reference, question
+or image is no good; of a question whether it is valid; or that the reader cannot tell."""
 Preferred = Literal["first", "second", "equal"]
 """What an expert says of two answers."""
 Stratum = Literal["uncertain", "random"]
@@ -87,7 +90,7 @@ class ReviewVote(Keyed):
     """Of a vote, how long the task was on screen."""
     left: Literal["first", "second"] = "first"
     """Which answer stood at the left, or above."""
-    choice: VoteChoice | None = None
+    choice: VoteChoice | ItemChoice | None = None
     """Of a vote, what the reader says."""
     struck: tuple[StruckSentence, ...] = ()
     """Sentences that the reader struck out."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from stllava.records import Difference, JudgeCheck, Manifest, Outcome, Rate, Score, VotesCheck
+from stllava.records import Difference, ItemsCheck, JudgeCheck, Manifest, Outcome, Rate, Score, VotesCheck
 from stllava.rundir import BLIND, ROUND, SFT
 
 VALIDATION = "validation"
@@ -228,6 +228,32 @@ def votes_sentence(check: VotesCheck) -> str:
     """Who read how much, and how quickly."""
     readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
     told = f"Of {check.tasks:,} verdicts drawn, {check.read:,} were read by {readers}"
+    seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""
+    typed = f" Readers typed the right answer to {check.corrected:,}." if check.corrected else ""
+    return f"{told}{seconds}.{typed}"
+
+
+def items_rows(check: ItemsCheck) -> list[tuple[str, Rate | None]]:
+    """What readers' votes say of answers and of the rules that score them, or of questions, each with what it is."""
+    good = {"predictions": "answers that are right, of those that readers can tell", "questions": "questions that are valid"}
+    rows: list[tuple[str, Rate | None]] = [(good[check.kind], check.good)]
+    rows += [(f"{check.kind} of which readers say: {choice}", rate) for choice, rate in check.shares.items()]
+    for row in check.rules:
+        about = row.rule if row.questions == "all" else f"{row.rule}, {row.questions} questions"
+        rows += [
+            (f"agreement of readers with {about}, Cohen's kappa", row.agreement),
+            (f"readers say what {about} says", row.same),
+            (f"right by {about}", row.rule_right),
+            ("right by readers, of the same", row.readers_right),
+        ]
+    rows += [("agreement between readers, Krippendorff's alpha", check.between_readers)]
+    return rows + [(f"{reader.reader} says the same when asked again", reader.same_again) for reader in check.readers]
+
+
+def items_sentence(check: ItemsCheck) -> str:
+    """Who read how many answers or questions, and how quickly."""
+    readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
+    told = f"Of {check.tasks:,} {check.kind} drawn, {check.read:,} were read by {readers}"
     seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""
     typed = f" Readers typed the right answer to {check.corrected:,}." if check.corrected else ""
     return f"{told}{seconds}.{typed}"

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stllava.records import Preferred, ReviewTask, ReviewVote, VoteChoice
+from stllava.records import ItemChoice, Preferred, ReviewTask, ReviewVote, VoteChoice
+from stllava.review.choices import is_pair_choice
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,19 @@ class StandingVote:
     response: ReviewVote | None = None
 
     @property
-    def blind(self) -> VoteChoice:
-        """What the reader said before the expert's verdict was shown."""
+    def choice(self) -> VoteChoice | ItemChoice:
+        """What the reader said."""
         if self.vote.choice is None:
             raise ValueError(f"vote {self.vote.id} says nothing")
         return self.vote.choice
+
+    @property
+    def blind(self) -> VoteChoice:
+        """What the reader said of two answers before the expert's verdict was shown."""
+        said = self.choice
+        if not is_pair_choice(said):
+            raise ValueError(f"vote {self.vote.id} says {said!r} of two answers")
+        return said
 
     @property
     def correct_answer(self) -> str | None:

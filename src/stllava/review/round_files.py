@@ -37,15 +37,24 @@ class JudgedRound:
 
     def image_root(self, named: Path | None) -> Path:
         """What its image paths are relative to: as `named`, or as its run has noted it."""
-        if named is not None:
-            return named
-        if self.run is None:
-            raise StllavaError(
-                f"{self.folder} is no part of a run, so where its images lie is not known",
-                expected="the image root",
-                remedy="Name it (--root).",
-            )
-        return RunDir(self.run).image_root
+        return root_of(self.folder, self.run, named)
+
+
+def root_of(folder: Path, run: Path | None, named: Path | None) -> Path:
+    """What a folder's image paths are relative to: as `named`, or as the run that it is of has noted it.
+
+    Raises:
+        StllavaError: Where neither says so.
+    """
+    if named is not None:
+        return named
+    if run is None:
+        raise StllavaError(
+            f"{folder} is no part of a run, so where its images lie is not known",
+            expected="the image root",
+            remedy="Name it (--root).",
+        )
+    return RunDir(run).image_root
 
 
 def find_round(path: Path, number: int | None = None) -> JudgedRound:

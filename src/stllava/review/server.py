@@ -28,9 +28,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from stllava.errors import ItemError, StllavaError
+from stllava.records import ItemChoice, ItemTask
+from stllava.review.choices import BUTTONS, Shown, Side
 from stllava.review.image_store import ImageStore, image_id
+from stllava.review.readings import StandingVote
 from stllava.review.security import READER, Door, Gate
-from stllava.review.session import OpenTask, RefusedVoteError, ReviewSession, Shown, Side
+from stllava.review.session import OpenTask, RefusedVoteError, ReviewSession
 from stllava.text import printable
 
 PAGE = Path(__file__).parent / "page"
@@ -51,7 +54,7 @@ class _Posted(BaseModel):
 class PostedVote(_Posted):
     """A vote."""
 
-    choice: Shown
+    choice: Shown | ItemChoice
     struck: tuple[tuple[Side, int], ...] = Field(default=(), max_length=200)
     """Sentences, each by its answer and its place in it."""
     typed: str = Field(default="", max_length=4000)
@@ -79,7 +82,8 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
     assets = {name: (PAGE / name).read_bytes() for name in STATIC}
 
     async def show_page(request: Request) -> Response:
-        return HTMLResponse(page.render(title=title, reader=_reader(request)))
+        reader, buttons = _reader(request), BUTTONS[session.kind]
+        return HTMLResponse(page.render(title=title, reader=reader, kind=session.kind, buttons=buttons))
 
     async def show_task(request: Request) -> Response:
         reader = _reader(request)
@@ -91,7 +95,8 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
 
         def write(reader: str) -> OpenTask:
             opened = session.open_task(reader)
-            texts = {"left": sentences(opened.texts[0]), "right": sentences(opened.texts[1])} if opened is not None else {}
+            answers = opened.texts if opened is not None else ()
+            texts = {side: sentences(text) for side, text in zip(("left", "right"), answers, strict=False)}
             struck = [
                 (side, texts[side][place].strip()) for side, place in said.struck if 0 <= place < len(texts.get(side, ()))
             ]
@@ -193,7 +198,7 @@ def _reader(request: Request) -> str:
 
 
 def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Response:
-    """What a reader has on screen, as the page wants it: before the vote nothing of the expert's."""
+    """What a reader has on screen, as the page wants it: before the vote nothing that an expert or a rule says."""
     progress = session.progress(reader)
     preload: list[JsonValue] = [image_id(path) for task in progress.upcoming for path in task.images]
     told: dict[str, JsonValue] = {"read": progress.read, "left": progress.left, "state": "done", "preload": preload}
@@ -207,16 +212,24 @@ def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Respo
         "images": [image_id(path) for path in opened.task.images],
         "answers": [[printable(part) for part in sentences(text)] for text in opened.texts],
     }
-    given = opened.vote
-    if given is not None:
-        told |= {
-            "state": "voted",
-            "choice": opened.shown(given.blind),
-            "verdict": opened.shown(opened.task.verdict),
-            "grounds": printable(opened.task.reason),
-            "decision": given.response.decision if given.response is not None else None,
-            "reason": given.response.reason if given.response is not None else "",
-            "significant": given.response.significant if given.response is not None else None,
-            "typed": given.correct_answer or "",
-        }
+    if isinstance(opened.task, ItemTask):
+        told["references"] = [printable(text) for text in opened.task.references]
+    if opened.vote is not None:
+        told |= {"state": "voted", "typed": opened.vote.correct_answer or "", **_judged(opened, opened.vote)}
     return JSONResponse(told)
+
+
+def _judged(opened: OpenTask, given: StandingVote) -> dict[str, JsonValue]:
+    """What a reader said of a task, and what is told after that alone: the expert's verdict, or what the rules say."""
+    if isinstance(opened.task, ItemTask):
+        readings = {True: "right", False: "wrong", None: "cannot be read, which counts as wrong"}
+        rules: list[JsonValue] = [[rule, readings[said]] for rule, said in opened.task.rules.items()]
+        return {"choice": opened.shown(given.choice), "rules": rules}
+    return {
+        "choice": opened.shown(given.blind),
+        "verdict": opened.shown(opened.task.verdict),
+        "grounds": printable(opened.task.reason),
+        "decision": given.response.decision if given.response is not None else None,
+        "reason": given.response.reason if given.response is not None else "",
+        "significant": given.response.significant if given.response is not None else None,
+    }

@@ -14,13 +14,12 @@ from threading import RLock
 from time import monotonic
 from typing import Literal
 
-from stllava.records import ReviewTask, ReviewVote, StruckSentence, VoteChoice, content_id
+from stllava.records import ItemChoice, ItemTask, ReviewTask, ReviewVote, StruckSentence, VoteChoice, content_id
+from stllava.review.choices import ReviewKind, Shown, Side, is_item_choice, is_shown_choice, refuse_other_votes
 from stllava.review.readings import StandingVote, apply
 from stllava.review.vote_log import VOTES, VoteLog
 
-Side = Literal["left", "right"]
-Shown = Literal["left", "right", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
-"""A choice as it is made on the page, where nobody knows which answer is which."""
+AnyTask = ReviewTask | ItemTask
 REPEAT_AFTER = 20
 """So many other votes stand between the two times that a reader sees a task, where there are that many."""
 PRELOADED = 3
@@ -34,7 +33,7 @@ class RefusedVoteError(Exception):
 class OpenTask:
     """What a reader has on screen."""
 
-    task: ReviewTask
+    task: AnyTask
     turn: int
     left: Literal["first", "second"]
     since: float
@@ -43,18 +42,26 @@ class OpenTask:
     """The vote on it, once there is one."""
 
     @property
-    def texts(self) -> tuple[str, str]:
-        """Both answers as they stand on the page: left, right."""
+    def texts(self) -> tuple[str, ...]:
+        """The answers as they stand on the page: left and right, or the one there is, or none."""
+        if isinstance(self.task, ItemTask):
+            return (self.task.answer,) if self.task.kind == "predictions" else ()
         return self.task.texts if self.left == "first" else self.task.texts[::-1]
 
-    def shown(self, choice: VoteChoice) -> Shown:
+    def shown(self, choice: VoteChoice | ItemChoice) -> Shown | ItemChoice:
         """A choice as it is seen on the page."""
         if choice == "first" or choice == "second":
             return "left" if choice == self.left else "right"
         return choice
 
-    def meant(self, shown: Shown) -> VoteChoice:
-        """What a choice on the page says of the task's answers."""
+    def meant(self, shown: Shown | ItemChoice) -> VoteChoice | ItemChoice:
+        """What a choice on the page says of the task."""
+        if isinstance(self.task, ItemTask):
+            if not is_item_choice(shown, self.task.kind):
+                raise RefusedVoteError(f"Nobody is asked here what {shown!r} would answer.")
+            return shown
+        if not is_shown_choice(shown):
+            raise RefusedVoteError(f"Of two answers nobody can say {shown!r}.")
         if shown == "left":
             return self.left
         return self.answer_at("right") if shown == "right" else shown
@@ -84,24 +91,27 @@ class Advance:
     """Votes that stand."""
     left: int
     """Tasks beyond the one on screen that the reader may still be shown."""
-    upcoming: list[ReviewTask]
+    upcoming: list[AnyTask]
     """Those that will probably be next."""
 
 
 class ReviewSession:
     """The readers of a review folder and what each of them has open."""
 
-    def __init__(self, folder: Path, tasks: Sequence[ReviewTask], readers: Iterable[str]) -> None:
-        """Open the files of the readers; those of others in the folder are read only."""
+    def __init__(self, folder: Path, tasks: Sequence[AnyTask], readers: Iterable[str]) -> None:
+        """Open the files of the readers; those of others in the folder are read only, and votes on other things refused."""
         self.tasks, self._folder = tuple(tasks), folder
-        self._by_id = {task.id: task for task in tasks}
+        self.kind: ReviewKind = tasks[0].kind if tasks and isinstance(tasks[0], ItemTask) else "verdicts"
+        self._by_id: dict[str, AnyTask] = {task.id: task for task in tasks}
         self._repeated = [task for task in tasks if task.repeated]
         self._lock = RLock()
         self._states: dict[str, _ReaderState] = {}
         self._takers: dict[str, set[str]] = defaultdict(set)
         try:
             for reader in readers:
-                self._states[reader] = _ReaderState(VoteLog(folder, reader))
+                log = VoteLog(folder, reader)
+                self._states[reader] = _ReaderState(log)
+                refuse_other_votes(log.votes, self.kind, folder=folder)
         except BaseException:
             self.close()
             raise
@@ -141,7 +151,14 @@ class ReviewSession:
             return self.open_task(reader)
 
     def vote(
-        self, reader: str, task: str, turn: int, shown: Shown, *, struck: Sequence[tuple[Side, str]] = (), typed: str = ""
+        self,
+        reader: str,
+        task: str,
+        turn: int,
+        shown: Shown | ItemChoice,
+        *,
+        struck: Sequence[tuple[Side, str]] = (),
+        typed: str = "",
     ) -> OpenTask:
         """Take a vote on the open task: it is on the disk when this returns."""
         with self._lock:
@@ -175,7 +192,10 @@ class ReviewSession:
             opened = self._opened(reader, task, turn)
             if opened.vote is None:
                 raise RefusedVoteError("The expert's verdict is answered after the vote.")
-            if decision == "overturn" and opened.vote.blind == opened.task.verdict:
+            if isinstance(opened.task, ItemTask):
+                if decision is not None:
+                    raise RefusedVoteError("No expert has judged this: there is nothing to confirm or overturn.")
+            elif decision == "overturn" and opened.vote.blind == opened.task.verdict:
                 raise RefusedVoteError("Your vote says what the expert says: undo it before you overturn that.")
             self._write(
                 reader,
@@ -240,7 +260,8 @@ class ReviewSession:
         self._look_at_others()
         task, turn = next(self._candidates(reader), (None, 0))
         if task is not None:
-            left: Literal["first", "second"] = "first" if int(content_id("side", reader, task.id, turn), 16) % 2 else "second"
+            swapped = isinstance(task, ReviewTask) and not int(content_id("side", reader, task.id, turn), 16) % 2
+            left: Literal["first", "second"] = "second" if swapped else "first"
             self._states[reader].open = OpenTask(task, turn, left, monotonic())
             self._takers[task.id].add(reader)
 
@@ -249,7 +270,7 @@ class ReviewSession:
         if (opened.task.id, 0) not in self._states[reader].standing:
             self._takers[opened.task.id].discard(reader)
 
-    def _candidates(self, reader: str) -> Iterator[tuple[ReviewTask, int]]:
+    def _candidates(self, reader: str) -> Iterator[tuple[AnyTask, int]]:
         """What a reader may be shown, in order, but for the task that is open."""
         state = self._states[reader]
         opened = (state.open.task.id, state.open.turn) if state.open is not None else None

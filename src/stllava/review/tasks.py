@@ -1,11 +1,10 @@
 """Which verdicts of a round readers are asked about: drawn once, by strata, with the probability of each on record.
 
 Reads the answers and judgments of a round; writes `tasks.jsonl` in the order in which they are read. Verdicts that something
-speaks against are one stratum, all others the other. Within each the order is by chance, and the two alternate as their
-sizes ask, so that whatever has been read, wherever reading stops, is a random sample of each stratum.
+speaks against are one stratum, all others the other (`sampling`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -14,14 +13,12 @@ from stllava.config import ReviewOptions
 from stllava.errors import NothingLeftError
 from stllava.experts.calibration import compared
 from stllava.experts.judged_answers import read_judged_answers
-from stllava.records import Answers, Judgment, Preferred, ReviewTask, Stratum, content_id
+from stllava.records import Answers, Judgment, Preferred, ReviewTask, content_id
+from stllava.review.sampling import SIZE, STRATA, Drawn, draw, sizes_of_strata
 from stllava.store import Input, Inputs, open_stage, output_hash, read_manifest, read_records
 
 TASKS = "tasks"
 """Name of the stage below a review folder, and of its file without .jsonl."""
-SIZE = "verdicts_{stratum}"
-"""The figure of the manifest that counts a stratum's verdicts."""
-STRATA: tuple[Stratum, ...] = ("uncertain", "random")
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ def draw_tasks(
                     expected="a round whose answers were judged",
                     remedy="Answer with a higher sampling.temperature or more answers (num_answers), and judge them.",
                 )
-            tasks = list(drawn(pairs, options=options, seed=seed))
+            tasks = [_task(one) for one in draw(pairs, options=options, seed=seed)]
             stage.write_records(TASKS, tasks)
-            sizes = {SIZE.format(stratum=name): float(len(members)) for name, members in strata_of(pairs).items()}
-            stage.finish(counts_in=len(pairs), counts_out=len(tasks), measures=sizes, image_root=root)
+            measures = sizes_of_strata(pairs)
+            stage.finish(counts_in=len(pairs), counts_out=len(tasks), measures=measures, image_root=root)
             return tasks
         if root is not None:
             stage.move_image_root(root)
@@ -153,47 +150,25 @@ def _doubts(
             yield "better answer unlikely"
 
 
-def strata_of(pairs: Sequence[JudgedPair]) -> dict[Stratum, list[JudgedPair]]:
-    """The pairs by stratum."""
-    return {
-        "uncertain": [pair for pair in pairs if pair.doubts],
-        "random": [pair for pair in pairs if not pair.doubts],
-    }
-
-
-def drawn(pairs: Sequence[JudgedPair], *, options: ReviewOptions, seed: int) -> Iterator[ReviewTask]:
-    """The tasks in the order in which they are read."""
-    strata = strata_of(pairs)
-    wanted = min(options.tasks, len(pairs))
-    uncertain = min(len(strata["uncertain"]), round(options.uncertain_share * wanted))
-    ordinary = min(len(strata["random"]), wanted - uncertain)
-    counts: dict[Stratum, int] = {"uncertain": min(len(strata["uncertain"]), wanted - ordinary), "random": ordinary}
-    placed: list[tuple[float, Stratum, JudgedPair]] = []
-    for stratum, members in strata.items():
-        order = sorted(members, key=lambda pair: content_id("drawn", seed, pair.key))[: counts[stratum]]
-        placed += [((place + 0.5) / len(order), stratum, pair) for place, pair in enumerate(order)]
-    for _, stratum, pair in sorted(placed, key=lambda row: row[:2]):
-        texts = pair.answers.final_answers
-        yield ReviewTask(
-            id=pair.key,
-            answers_id=pair.answers.id,
-            judgment_id=pair.judgment.id,
-            images=pair.answers.images,
-            question=pair.answers.question,
-            first=pair.first,
-            second=pair.second,
-            texts=(texts[pair.first], texts[pair.second]),
-            expert=pair.judgment.expert,
-            verdict=pair.verdict,
-            reason=pair.judgment.reason,
-            doubts=pair.doubts,
-            stratum=stratum,
-            inclusion=counts[stratum] / len(strata[stratum]),
-            readers=2 if _chance("overlap", seed, pair.key) < options.overlap else 1,
-            repeated=_chance("repeat", seed, pair.key) < options.repeats,
-        )
-
-
-def _chance(*parts: str | int) -> float:
-    """A number from 0 to 1 that depends on the parts alone."""
-    return int(content_id(*parts), 16) / 16**16
+def _task(drawn: Drawn[JudgedPair]) -> ReviewTask:
+    """A drawn verdict as readers are asked about it."""
+    pair = drawn.candidate
+    texts = pair.answers.final_answers
+    return ReviewTask(
+        id=pair.key,
+        answers_id=pair.answers.id,
+        judgment_id=pair.judgment.id,
+        images=pair.answers.images,
+        question=pair.answers.question,
+        first=pair.first,
+        second=pair.second,
+        texts=(texts[pair.first], texts[pair.second]),
+        expert=pair.judgment.expert,
+        verdict=pair.verdict,
+        reason=pair.judgment.reason,
+        doubts=pair.doubts,
+        stratum=drawn.stratum,
+        inclusion=drawn.inclusion,
+        readers=drawn.readers,
+        repeated=drawn.repeated,
+    )

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from stllava.errors import NothingLeftError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.metrics.agreement import kappa, krippendorff_alpha, rate
 from stllava.metrics.stats import Interval
 from stllava.metrics.stratified import ReadVerdict, expert_errors, stratified_share
 from stllava.records import (
+    ItemTask,
     Preferred,
     Rate,
     ReaderSpeed,
@@ -22,8 +23,10 @@ from stllava.records import (
     VoteChoice,
     VotesCheck,
 )
+from stllava.review.choices import refuse_other_votes
 from stllava.review.readings import StandingVote, preferred, readings_by_task, standing
-from stllava.review.tasks import STRATA, read_tasks, sizes_of
+from stllava.review.sampling import STRATA
+from stllava.review.tasks import read_tasks, sizes_of
 from stllava.review.vote_log import read_votes
 from stllava.store import CHECK, write_whole
 
@@ -41,12 +44,10 @@ def check_votes(folder: Path) -> VotesCheck:
         StllavaError: Where nothing was drawn there, or nobody has voted yet.
     """
     tasks, votes = read_tasks(folder), read_votes(folder)
+    for rows in votes.values():
+        refuse_other_votes(rows, "verdicts", folder=folder)
     if not readings_by_task(votes):
-        raise NothingLeftError(
-            f"{folder} holds no vote",
-            expected="votes of a reader",
-            remedy="Open the page first: stllava review RUN --reader NAME.",
-        )
+        raise no_vote(folder)
     found = votes_check(tasks, votes, sizes=sizes_of(folder))
     write_whole(folder / CHECK, found.model_dump_json(indent=1) + "\n")
     return found
@@ -81,6 +82,7 @@ def votes_check(
         if (said := _first(task, given[task.id])) is not None
     ]
     labels = [[_LABELS[row.blind] for row in given[task.id] if row.blind in _LABELS] for task in read]
+    images = {task.id: image_of(task) for task in tasks}
     seconds = [row.vote.seconds for task in read for row in given[task.id]]
     return VotesCheck(
         expert=tasks[0].expert if tasks else "",
@@ -88,10 +90,12 @@ def votes_check(
         read=len(read),
         choices=dict(sorted(Counter(row.blind for task in read for row in given[task.id]).items())),
         strata=tuple(_stratum(name, blind, size=sizes[name]) for name in STRATA),
-        disagreed=_rate(errors.disagreed, sum(bool(one.votes) for one in blind)) if errors is not None else None,
-        reader_error=_rate(errors.reader_error, sum(len(one.votes) > 1 for one in blind)) if errors is not None else None,
-        expert_error=_rate(errors.expert_error, sum(bool(one.votes) for one in blind)) if errors is not None else None,
-        overturned=_rate(stratified_share(overturned, strata, clusters, sizes), sum(value is not None for value in overturned)),
+        disagreed=rate_of(errors.disagreed, sum(bool(one.votes) for one in blind)) if errors is not None else None,
+        reader_error=rate_of(errors.reader_error, sum(len(one.votes) > 1 for one in blind)) if errors is not None else None,
+        expert_error=rate_of(errors.expert_error, sum(bool(one.votes) for one in blind)) if errors is not None else None,
+        overturned=rate_of(
+            stratified_share(overturned, strata, clusters, sizes), sum(value is not None for value in overturned)
+        ),
         significant=rate([bool(said) for said, _ in significant], [image for _, image in significant]),
         bad_questions=_share_called("bad question", read, given, sizes),
         bad_images=_share_called("bad image", read, given, sizes),
@@ -102,15 +106,26 @@ def votes_check(
             [image for _, _, image, _ in signs],
             weights=[weight for _, _, _, weight in signs],
         ),
-        readers=tuple(_speed(reader, rows, tasks) for reader, rows in votes.items() if standing(rows)),
+        readers=tuple(reader_speed(reader, rows, images) for reader, rows in votes.items() if standing(rows)),
         median_seconds=median(seconds) if seconds else None,
         corrected=sum(any(row.correct_answer for row in given[task.id]) for task in read),
     )
 
 
-def image_of(task: ReviewTask) -> str:
-    """What tasks are clustered by: the first image, or the answers themselves where there is none."""
-    return task.images[0] if task.images else task.answers_id
+def no_vote(folder: Path) -> StllavaError:
+    """The error of a review folder in which nobody has voted yet."""
+    return NothingLeftError(
+        f"{folder} holds no vote",
+        expected="votes of a reader",
+        remedy="Open the page first: stllava review RUN --reader NAME.",
+    )
+
+
+def image_of(task: ReviewTask | ItemTask) -> str:
+    """What tasks are clustered by: the first image, or what they were made of where there is none."""
+    if task.images:
+        return task.images[0]
+    return task.answers_id if isinstance(task, ReviewTask) else task.source_id
 
 
 def _differ(task: ReviewTask, given: Sequence[StandingVote]) -> tuple[bool, ...]:
@@ -124,7 +139,7 @@ def _share_called(
 ) -> Rate | None:
     """The share of the round's questions of which readers say that."""
     shares = [sum(row.blind == choice for row in given[task.id]) / len(given[task.id]) for task in read]
-    return _rate(stratified_share(shares, [task.stratum for task in read], list(map(image_of, read)), sizes), len(read))
+    return rate_of(stratified_share(shares, [task.stratum for task in read], list(map(image_of, read)), sizes), len(read))
 
 
 def _first(task: ReviewTask, given: Sequence[StandingVote]) -> Preferred | None:
@@ -146,16 +161,15 @@ def _stratum(name: str, blind: Sequence[ReadVerdict], *, size: int) -> StratumVo
         stratum="uncertain" if name == "uncertain" else "random",
         verdicts=size,
         read=len(mine),
-        disagreed=_rate(found, len(mine)),
+        disagreed=rate_of(found, len(mine)),
     )
 
 
-def _speed(reader: str, votes: Sequence[ReviewVote], tasks: Sequence[ReviewTask]) -> ReaderSpeed:
-    """What one reader did."""
-    images = {task.id: image_of(task) for task in tasks}
+def reader_speed(reader: str, votes: Sequence[ReviewVote], images: Mapping[str, str]) -> ReaderSpeed:
+    """What one reader did; `images` are those of the tasks, by task."""
     found = standing(votes)
     again = [
-        (found[task, 0].blind == reading.blind, images.get(task, task))
+        (found[task, 0].choice == reading.choice, images.get(task, task))
         for (task, turn), reading in found.items()
         if turn == 1 and (task, 0) in found
     ]
@@ -168,5 +182,6 @@ def _speed(reader: str, votes: Sequence[ReviewVote], tasks: Sequence[ReviewTask]
     )
 
 
-def _rate(found: Interval | None, n: int) -> Rate | None:
+def rate_of(found: Interval | None, n: int) -> Rate | None:
+    """An interval as it is written, with what it is of so many."""
     return None if found is None else Rate(value=found.value, low=found.low, high=found.high, n=n)

@@ -2,11 +2,10 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const KEYS = { 1: "left", 2: "right", 0: "equal", b: "both wrong", q: "bad question", i: "bad image", "?": "cannot tell" };
-const SAID = {
-  left: "answer 1 is better", right: "answer 2 is better", equal: "both are as good", "both wrong": "both are wrong",
-  "bad question": "the question is no good", "bad image": "the image is no good", "cannot tell": "you cannot tell",
-};
+const buttons = [...document.querySelectorAll("[data-choice]")];
+const KEYS = Object.fromEntries(buttons.map((button) => [button.dataset.key, button.dataset.choice]));
+const SAID = Object.fromEntries(buttons.map((button) => [button.dataset.choice, button.dataset.said]));
+const typed = at("typed"); // Of a question that is read by itself nobody types an answer.
 const KEPT = 6;
 const AS_STORED = "0 1 false";
 let shown = { state: "loading" };
@@ -75,7 +74,8 @@ function showTask(said) {
       }),
     );
   });
-  at("typed").value = said.typed || "";
+  if (typed) typed.value = said.typed || "";
+  if (at("references")) at("references").textContent = said.references.join("\nor: ");
   at("case").scrollTop = 0;
 }
 
@@ -89,7 +89,7 @@ function strike(part, side, place) {
 
 function showVerdict(said) {
   const voted = said.state === "voted";
-  document.querySelectorAll("[data-choice]").forEach((button) => {
+  buttons.forEach((button) => {
     button.disabled = voted;
     button.classList.toggle("picked", voted && button.dataset.choice === said.choice);
   });
@@ -98,9 +98,12 @@ function showVerdict(said) {
     box.classList.toggle("preferred", voted && box.dataset.side === said.verdict);
   });
   document.querySelector('[data-act="next"]').disabled = !voted;
-  at("verdict").hidden = !voted;
+  const judged = said.verdict !== undefined || Boolean(said.rules && said.rules.length);
+  at("verdict").hidden = !voted || !judged;
   at("overturn").hidden = true;
-  if (!voted) return;
+  if (!voted || !judged) return;
+  showRules(said.rules || []);
+  if (said.verdict === undefined) return;
   const agrees = said.choice === said.verdict;
   at("verdict").classList.toggle("differs", !agrees);
   at("verdict-line").textContent = `The expert${agrees ? " agrees" : ""}: ${SAID[said.verdict]}.`;
@@ -114,15 +117,34 @@ function showVerdict(said) {
   });
 }
 
+// What each rule says of an answer that a reader has judged; no expert has.
+function showRules(rules) {
+  at("rules").hidden = !rules.length;
+  at("decisions").hidden = true;
+  at("grounds").hidden = true;
+  at("verdict-line").textContent = rules.length ? "What the rules say of the answer:" : "";
+  at("rules").replaceChildren(
+    ...rules.map(([rule, reading]) => {
+      const line = document.createElement("li");
+      line.textContent = `${rule}: ${reading}`;
+      return line;
+    }),
+  );
+}
+
 // --- what a reader does ----------------------------------------------------------------------------------------------
+
+function words() {
+  return typed ? typed.value : "";
+}
 
 function vote(choice) {
   if (shown.state !== "open") return;
-  act("/vote", { task: shown.task, turn: shown.turn, choice, struck, typed: at("typed").value });
+  act("/vote", { task: shown.task, turn: shown.turn, choice, struck, typed: words() });
 }
 
 function decide(decision) {
-  if (shown.state !== "voted" || shown.choice === shown.verdict) return;
+  if (shown.state !== "voted" || shown.verdict === undefined || shown.choice === shown.verdict) return;
   if (decision === "confirm") {
     respond("confirm", "", null);
     return;
@@ -135,7 +157,7 @@ function decide(decision) {
 }
 
 function respond(decision, reason, significant) {
-  const body = { task: shown.task, turn: shown.turn, decision, reason, significant, typed: at("typed").value };
+  const body = { task: shown.task, turn: shown.turn, decision, reason, significant, typed: words() };
   return act("/respond", body);
 }
 
@@ -152,12 +174,15 @@ at("overturn").addEventListener("submit", async (event) => {
   document.activeElement.blur();
   await respond("overturn", at("reason").value, said === "" ? null : said === "true");
 });
-at("typed").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") at("typed").blur();
-});
-at("typed").addEventListener("change", () => {
-  if (shown.state === "voted" && at("typed").value !== shown.typed) respond(shown.decision, shown.reason, shown.significant);
-});
+if (typed) {
+  typed.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") typed.blur();
+  });
+  typed.addEventListener("change", () => {
+    if (shown.state !== "voted" || typed.value === shown.typed) return;
+    respond(shown.decision || null, shown.reason || "", shown.significant === undefined ? null : shown.significant);
+  });
+}
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
@@ -182,7 +207,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "o") decide("overturn");
   else if (key === "z") move("undo");
   else if (key === "v") viewer.invert();
-  else if (key === "t") at("typed").focus();
+  else if (key === "t" && typed) typed.focus();
   else if (key === "Enter") move("next");
   else if (key in steps) viewer.adjust(...steps[key].map((step) => step * 0.05));
   else return;

@@ -80,6 +80,19 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         ("- 1", "holds list"),
         ("base: gone.yaml", "no recipe"),
         (MINIMAL + "dpo: {loss: ipo, label_smoothing: 0.1}", "the options of dpo do not fit together.*raise beta"),
+        (MINIMAL + "judge: {consensus: true}", "options of judge do not fit.*budget or budget_cost with consensus"),
+        (MINIMAL + "judge: {selection: random}", "options of judge do not fit.*budget or budget_cost with selection random"),
+        (
+            MINIMAL + "judge: {expert: itself, correct: true}",
+            "options of judge do not fit.*correct false with the expert itself",
+        ),
+        (MINIMAL + "judge: {expert: distilled, correct: true}", "correct false with the expert distilled"),
+        (MINIMAL + "judge: {expert: simulated, correct: true}", "correct false with the expert simulated of the oracle"),
+        (MINIMAL + "pair: {expert_error: 0.1}", "options of pair do not fit.*min_confidence above 0 with expert_error"),
+        (
+            MINIMAL + "judge: {expert: itself}\npair: {min_confidence: 0.8, expert_error: 0.1}",
+            "min_confidence 0 with the expert itself",
+        ),
         (MINIMAL + "answer: {endpoint: {url: 'http://localhost:8000/v1'}}", "the options do not.*a server serves one policy"),
     ],
     ids=[
@@ -105,6 +118,13 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         "no mapping",
         "no base",
         "smoothed ipo",
+        "consensus without a budget",
+        "selection without a budget",
+        "votes do not correct",
+        "a distilled judge does not correct",
+        "a simulated oracle does not correct",
+        "an error that nothing reckons with",
+        "confidence in votes",
         "server",
     ],
 )

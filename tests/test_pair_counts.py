@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.judging import answers_of, judgment_on, write_answers, write_judgments
-from stllava.config import PairOptions
-from stllava.errors import NothingLeftError
+from stllava.config import DpoOptions, PairOptions
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.records import Answers, Comparison, Judgment, Manifest, Preference
+from stllava.stages.dpo import dpo
 from stllava.stages.pair import pair
 from stllava.store import read_records
 
@@ -48,7 +49,6 @@ OPTIONS: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
         "min_chosen_score": st.sampled_from([0.0, 0.5, 1.0]),
         "margin": st.sampled_from([0.2, 0.5]),
         "min_confidence": st.sampled_from([0.0, 0.75]),
-        "expert_error": st.just(0.1),
         "max_similarity": st.sampled_from([1.0, 0.6]),
         "counter_pairs": st.booleans(),
         "max_pairs_per_question": st.sampled_from([None, 1, 2]),
@@ -71,6 +71,7 @@ def run_pair(options: PairOptions, rows: list[Judged], folder: Path) -> tuple[Ma
     OPTIONS,
 )
 def test_every_question_made_pairs_or_has_one_cause_of_drop(rows: tuple[Judged, ...], values: dict[str, object]) -> None:
+    values |= {"expert_error": 0.1 if values["min_confidence"] else 0.0}
     options = PairOptions.model_validate(values | (NOT_OF_GROUPS if values["pairs"] == "group" else {}))
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -125,3 +126,14 @@ def test_counter_pairs_are_not_nearly_the_same_either(max_similarity: float, tmp
         {"a mass on the left"} if max_similarity == 1 else set()
     )
     assert manifest.dropped == ({} if max_similarity == 1 else {"nearly the same text": 1})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "loss"), [("extremes", "group"), ("all", "group"), ("group", "sigmoid"), ("group", "ipo"), ("group", "hinge")]
+)
+def test_pairs_that_were_not_made_for_the_loss_are_refused(pairs: str, loss: str, tmp_path: Path) -> None:
+    given = answers_of("what is seen?", ["a", "b", "c"])
+    run_pair(PairOptions.model_validate({"pairs": pairs}), [(given, judgment_on(given, (1.0, 0.5, 0.0)))], tmp_path)
+    options = DpoOptions.model_validate({"loss": loss, "replay": 0})
+    with pytest.raises(StllavaError, match=f"are {'groups' if pairs == 'group' else 'no groups'}, and the loss is {loss}"):
+        dpo(options, policy=tmp_path, preferences=tmp_path / "pair", images=tmp_path, to=tmp_path / "dpo")

@@ -142,6 +142,10 @@ class RunOptions(Options):
     def _confidence_knows_errors(self) -> "RunOptions":
         if self.pair.min_confidence and not (self.pair.expert_error or self.judge.audit):
             raise ValueError("pair.min_confidence with judge.audit or pair.expert_error: how often the expert errs")
+        if self.pair.min_confidence and self.judge.expert == "itself":
+            raise ValueError(
+                "pair.min_confidence 0 with the expert itself: judge.itself.min_precision says how sure votes must be"
+            )
         if self.judge.smooth_labels and not self.dpo.can_smooth:
             raise ValueError(f"judge.smooth_labels false with dpo.loss {self.dpo.loss}, which takes no label smoothing")
         if self.judge.smooth_labels and self.dpo.label_smoothing:

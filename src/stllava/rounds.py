@@ -94,7 +94,7 @@ class Rounds:
             answers=answers,
             judgments=judgments,
             to=pairs,
-            gains=gains,
+            gains=gains if self.pairing.gain_weight else None,
             questions=questions if self.pairing.question_pairs else None,
         )
         before = self.pairs if options.keep_pairs else []

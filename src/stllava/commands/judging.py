@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stllava.commands.flags import refuse_ignored, tell
 from stllava.config import JudgeOptions
+from stllava.errors import StllavaError
 from stllava.records import JudgeCheck
 from stllava.report.wording import check_rows
 from stllava.stages.judge import check as check_judge
@@ -48,6 +49,12 @@ def judge_or_look(
         sample: Questions in that sample; 100 when not named.
         votes: JSONL of people's votes, the truth of a check.
     """
+    if options.audit:
+        raise StllavaError(
+            f"--audit is {options.audit} in a stage by hand",
+            expected="a run, which audits its expert before the first round",
+            remedy="Leave --audit and --smooth-labels out; --check measures an expert by hand.",
+        )
     if not check:
         refuse_ignored({"--sample": sample, "--votes": votes}, without="--check")
     if dry_run:

@@ -201,6 +201,18 @@ class JudgeOptions(Options):
     def _budget_buys_verdicts(self) -> "JudgeOptions":
         if self.expert == "itself" and self.is_limited:
             raise ValueError("no budget with the expert itself: its verdicts cost nothing")
+        if self.consensus and not self.is_limited:
+            raise ValueError("budget or budget_cost with consensus, which is about the questions that a budget leaves out")
+        if self.selection == "random" and not self.is_limited:
+            raise ValueError("budget or budget_cost with selection random: without one every question is judged")
+        return self
+
+    @model_validator(mode="after")
+    def _only_who_knows_corrects(self) -> "JudgeOptions":
+        by_comparing = self.expert == "simulated" and self.simulated.of == "oracle"
+        if self.correct and (self.expert in ("itself", "distilled") or by_comparing):
+            who = "simulated of the oracle" if by_comparing else self.expert
+            raise ValueError(f"correct false with the expert {who}, which knows no right answer that it was not given")
         return self
 
     @model_validator(mode="after")
@@ -286,6 +298,12 @@ class PairOptions(Options):
     in a run with judge.audit, what that finds of kinds that stand out."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
+
+    @model_validator(mode="after")
+    def _errors_are_reckoned_with(self) -> "PairOptions":
+        if (self.expert_error or self.expert_errors) and not self.min_confidence:
+            raise ValueError("min_confidence above 0 with expert_error or expert_errors, which nothing else takes")
+        return self
 
     @model_validator(mode="after")
     def _groups_stay_whole(self) -> "PairOptions":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from stllava.config import PairOptions
 from stllava.data.balance import opening_words
+from stllava.errors import StllavaError
 from stllava.experts.selection import vote
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment
@@ -35,6 +36,21 @@ def posterior(votes: Sequence[int], called_right: Sequence[bool], *, answers: in
     other = (1 - sum(votes) / (answers + 1)) * error
     total = other + sum(weights)
     return [weight / total if total else 0.0 for weight in weights]
+
+
+def refuse_unknown_errors(options: PairOptions) -> None:
+    """Refuse `min_confidence` without a rate of errors, which would believe the expert in everything.
+
+    Raises:
+        StllavaError: Where that is so.
+    """
+    if options.min_confidence and not options.expert_error:
+        raise StllavaError(
+            f"min_confidence is {options.min_confidence:g}, and how often the expert errs is not known",
+            expected="the share of its verdicts on single answers that are wrong",
+            remedy="Give it as expert_error (a run finds it with judge.audit, people with `stllava judge-check`), or set "
+            "min_confidence to 0.",
+        )
 
 
 def may_be_chosen(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[bool]:

@@ -15,7 +15,7 @@ from stllava.errors import StllavaError
 from stllava.experts.judged_answers import Asked, questions_judged
 from stllava.records import Conversation, Preference
 from stllava.stages.results import TrainingResult
-from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records
+from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_manifest, read_records
 
 
 def dpo(
@@ -73,6 +73,7 @@ def dpo(
             expected="--conversations",
             remedy="Name the file that sft learned from, or set replay to 0.",
         )
+    refuse_other_groups(options.loss, [*earlier, preferences])
     replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
     inputs: Inputs = {
         "policy": Input(policy, fingerprint),
@@ -136,6 +137,22 @@ def dpo(
 
     opened = open_stage("dpo", to, options, inputs=inputs, reads=(conversations,), existing=existing)
     return TrainingResult(to, run_training(opened, learn))
+
+
+def refuse_other_groups(loss: str, folders: Sequence[Path]) -> None:
+    """Refuse pairs that were not made for the loss: groups with another loss, or the loss group with pairs that are none.
+
+    Raises:
+        StllavaError: Where that is so.
+    """
+    for folder in folders:
+        in_groups = read_manifest(folder).config.get("pairs") == "group"
+        if in_groups != (loss == "group"):
+            raise StllavaError(
+                f"the pairs in {folder} are {'groups' if in_groups else 'no groups'}, and the loss is {loss}",
+                expected="pairs that `pair --pairs group` made with the loss group, and no others with it",
+                remedy="Set loss to group." if in_groups else "Pair again with --pairs group, or choose another loss.",
+            )
 
 
 def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> list[Preference]:

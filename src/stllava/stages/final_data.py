@@ -14,7 +14,7 @@ from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.answer_pairs import correction_of
-from stllava.experts.confidence import may_be_chosen
+from stllava.experts.confidence import may_be_chosen, refuse_unknown_errors
 from stllava.experts.judged_answers import Asked, questions_judged, read_judged_answers
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Conversation, Judgment, Message
@@ -46,6 +46,7 @@ def final_data(
     Raises:
         StllavaError: Where nothing right is left to learn.
     """
+    refuse_unknown_errors(options)
     inputs: Inputs = {"conversations": Input(conversations, file_hash)}
     for number, (answers, judgments) in enumerate(rounds, 1):
         inputs |= {f"answers {number}": Input(answers, output_hash), f"judgments {number}": Input(judgments, output_hash)}

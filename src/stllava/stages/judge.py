@@ -96,6 +96,12 @@ def judge(
             kept.
     """
     inputs: Inputs = {"answers": Input(answers, output_hash), "truth": _file(truth), "seed": str(seed)} | _others(options)
+    if (labels or labelled_answers) is not None and not options.votes:
+        raise StllavaError(
+            f"labels are named, and the expert is {options.expert}",
+            expected="labels with the expert itself, or with consensus within a budget: by them own votes are calibrated",
+            remedy="Leave labels and labelled_answers out.",
+        )
     if labels is not None:
         inputs["labels"] = Input(labels, file_hash)
     if labelled_answers is not None:

@@ -20,6 +20,7 @@ from stllava.config import PairOptions
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import PairCause, pairs_of, preference_of
+from stllava.experts.confidence import refuse_unknown_errors
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.experts.pair_balance import PairBalance
@@ -100,6 +101,15 @@ def pair(
             expected="the folder that ask wrote",
             remedy="Name it (--questions), or set question_pairs to 0.",
         )
+    for name, folder, weight in (("gains", gains, options.gain_weight), ("questions", questions, options.question_pairs)):
+        if folder is not None and not weight:
+            option = "gain_weight" if name == "gains" else "question_pairs"
+            raise StllavaError(
+                f"{name} are named, and {option} is 0",
+                expected=f"{option} above 0, which alone takes them",
+                remedy=f"Set {option}, or leave {name} out.",
+            )
+    refuse_unknown_errors(options)
     inputs: Inputs = {"answers": Input(answers, output_hash), "judgments": Input(judgments, output_hash)}
     inputs |= {"gains": Input(gains, output_hash)} if gains is not None else {}
     inputs |= {"questions": Input(questions, output_hash)} if questions is not None else {}

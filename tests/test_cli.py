@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.page_runs import SMALL_MODEL
 from stllava.cli import main, usage
 from stllava.commands import COMMANDS, every_command
+from stllava.store import read_manifest
 
 SMALL = """
 name: small
@@ -278,3 +280,16 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_a_sentence(
     assert left.value.code == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sft_builds_the_small_model_by_itself(phantoms: Path, tmp_path: Path) -> None:
+    data = ["--conversations", str(phantoms / "conversations.jsonl"), "--images", str(phantoms / "images")]
+    words = ["sft", "--model", "small", *data, "--save-steps", "0", "--to"]
+    for to in ("one", "two"):
+        main([*words, str(tmp_path / to), *SMALL_MODEL])
+    one, two = (read_manifest(tmp_path / to) for to in ("one", "two"))
+    assert one.outputs == two.outputs
+    main([*words, str(tmp_path / "one"), *SMALL_MODEL])
+    assert read_manifest(tmp_path / "one") == one
+    with pytest.raises(SystemExit):
+        main([*words, str(tmp_path / "one")])

@@ -78,17 +78,20 @@ def test_every_error_that_troubleshooting_quotes_is_one_of_ours() -> None:
     assert [phrase for phrase in quoted if phrase not in source] == []
 
 
-def extension(name: str, **given: object) -> dict[str, object]:
+def extension(name: str) -> dict[str, object]:
     """What a block of docs/extending.md defines."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
-    exec(code, given)
-    return given
+    names: dict[str, object] = {}
+    exec(code, names)
+    return names
 
 
-def test_the_benchmark_of_the_page_reads_its_rows(tmp_path: Path) -> None:
-    (tmp_path / "mine.tsv").write_text("a.png\twhat?\ta lung\n", encoding="utf-8")
-    samples = extension("benchmark", folder=tmp_path)["samples"]
+def test_the_benchmark_of_the_page_reads_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.tsv").write_text("a.png\twhat?\ta lung\n", encoding="utf-8")
+    samples = extension("benchmark")["samples"]
     assert isinstance(samples, tuple)
     (sample,) = samples
     assert (sample.image, sample.targets, sample.split) == ("a.png", ("a lung",), "test")

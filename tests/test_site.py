@@ -1,8 +1,6 @@
 """The site over docs/: built strictly, without a request to others; and what its pages say to type is there to be typed."""
 
-import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stllava.commands import every_command
+from stllava.commands import COMMANDS, every_command
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -22,25 +20,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from cli_docs import flags_of  # noqa: E402 - a script beside the package
 
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INDENTED = re.compile(r"(?:^(?: {4}[^\n]*)?\n)+", re.MULTILINE)
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The code blocks of a page with the language that they name; indented ones name none."""
-    text = page.read_text(encoding="utf-8")
-    yield from FENCE.findall(text)
-    for block in INDENTED.findall(FENCE.sub("", text)):
-        yield "", "\n".join(line.removeprefix("    ") for line in block.splitlines())
-
-
-def typed(page: Path) -> Iterator[list[str]]:
-    """The words behind `stllava` of every command in the blocks of a page."""
-    for language, block in blocks(page):
-        if language in ("", "sh"):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.strip().startswith("stllava "):
-                    yield shlex.split(line.strip().removesuffix("&"), comments=True)[1:]
+FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`stllava ([^`\n]+)`")
 
 
 @cache
@@ -51,29 +32,18 @@ def known_flags(command: str) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.name)
-def test_every_command_of_a_page_exists_with_its_flags(page: Path) -> None:
+def test_every_command_in_a_sentence_exists_with_its_flags(page: Path) -> None:
     commands = every_command()
-    for words in typed(page):
+    for words in map(str.split, INLINE.findall(FENCE.sub("", page.read_text(encoding="utf-8")))):
         if words[0].startswith("-"):
-            assert words[0] == "--version", words
+            assert words[0] in ("--version", "--log"), words
             continue
-        name = next((name for name in (" ".join(words[:2]), words[0]) if name in commands), None)
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in {*commands, *COMMANDS}), None)
         assert name is not None, f"stllava {' '.join(words)}"
-        data = {word for word in words if word.startswith("--data.")}  # Those of the kind of data that the recipe names.
-        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - data
-        flags = {flag if flag in known_flags(name) else flag.replace("_", "-") for flag in flags}
-        assert flags <= known_flags(name), f"stllava {name}: {sorted(flags - known_flags(name))}"
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.name)
-def test_every_block_of_yaml_and_json_is_that(page: Path) -> None:
-    for language, block in blocks(page):
-        if language == "yaml":
-            for line in [block] if not block.startswith("execution:") else block.splitlines():
-                assert yaml.safe_load(line), block
-        if language == "json":
-            for line in block.splitlines():
-                assert json.loads(line), line
+        flags = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+        flags = {flag for flag in flags if not flag.startswith("--data.")}  # Those of the kind of data that a recipe names.
+        known = known_flags(name) if name in commands else frozenset()
+        assert flags <= known | {"--help"}, f"stllava {name}: {sorted(flags - known)}"
 
 
 def listed(entries: object) -> Iterator[str]:

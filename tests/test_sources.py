@@ -1,24 +1,19 @@
 """Sources of data: each is one file, and nothing outside their folder asks what it is."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
 import stllava
-from stllava.config.base import NamedPath
-from stllava.data.benchmarks.own import read_samples
 from stllava.data.prepare import prepare
 from stllava.data.sources import SOURCES, Data, FilesData, PhantomData, source_of
-from stllava.data.sources.source import SourceData, SourceOptions, register, require_file
-from stllava.data.sources.training_split import carve
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions, load_recipe
-from stllava.store import file_hash, read_manifest
+from stllava.store import read_manifest
 
 SOURCE = Path(stllava.__file__).parent
 FOLDER = SOURCE / "data" / "sources"
@@ -92,10 +87,8 @@ def test_the_image_root_stands_in_the_manifest(tmp_path: Path) -> None:
 
 def test_the_source_of_the_page_on_extending_is_one(tmp_path: Path) -> None:
     page = (SOURCE.parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(class TableData.*?)```", page, flags=re.DOTALL)
-    known = [Callable, Literal, NamedPath, Path, SourceData, SourceOptions, carve, file_hash, read_samples, register]
-    names: dict[str, Any] = {"Literal": Literal, "NamedPath": NamedPath, "require_file": require_file, "__name__": __name__}
-    names |= {one.__name__: one for one in known if hasattr(one, "__name__")}
+    (code,) = re.findall(r"```python source\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": __name__}
     for number in range(5):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
         Pillow.fromarray(pixels).save(tmp_path / f"{number}.png")

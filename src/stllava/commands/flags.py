@@ -86,13 +86,23 @@ def run_command(name: str, command: Command, words: list[str]) -> None:
 
 def parse(function: Callable[..., T], words: list[str], *, name: str, options: object = EMPTY) -> T:
     """Call a function with what the flags say; its parameter `options` gives its fields as flags without a prefix."""
+    return bind(function, words, name=name, options=options)()
+
+
+def bind(function: Callable[..., T], words: list[str], *, name: str, options: object = EMPTY) -> Callable[[], T]:
+    """The call that the flags make of a function, which is not called yet.
+
+    Raises:
+        StllavaError: Where a value does not fit, or a flag has another name today. Of other faults tyro says itself what
+            is wrong, and ends the process.
+    """
     call = flagged(function, options=options)
     refuse_renamed(call, words)
     try:
         bound: Callable[[], T] = tyro.cli(call, args=words, prog=f"stllava {name}", config=(AvoidSubcommands,))
     except ValidationError as error:
         raise _unfit(error) from None
-    return bound()
+    return bound
 
 
 def _unfit(error: ValidationError) -> StllavaError:

@@ -8,13 +8,17 @@ import pytest
 
 from helpers.judging import answers_of, judgments_of, write_answers
 from stllava.config import ItselfOptions, JudgeOptions, PairOptions
+from stllava.data.prepare import prepare
 from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.expert import Verdict
 from stllava.experts.rules.itself import ItselfJudge, LabelledVote, Thresholds, Winner, labelled_votes, thresholds_of, winner_of
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.vote_monitor import VoteMonitor, takeover
+from stllava.recipe import RunOptions
 from stllava.records import Answers, Question, Sample
+from stllava.rounds import Rounds
+from stllava.rundir import RunDir
 from stllava.stages.calibrate import ask_labelled
 from stllava.stages.judge import judge
 from stllava.store import read_records, to_jsonl
@@ -200,3 +204,18 @@ def test_a_run_is_told_when_one_answer_takes_over() -> None:
     assert "No takes over: 20.0%" in str(takeover(first, {"commonest_winner_share": 0.7, "yes_share": 0.2}))
     assert "Yes takes over" in str(takeover(first, {"commonest_winner_share": 0.7, "yes_share": 0.71}))
     assert takeover({}, {}) is None
+
+
+def test_a_measure_that_is_missing_is_no_takeover_and_the_first_that_there_is_counts(tmp_path: Path) -> None:
+    known = {"commonest_winner_share": 0.9, "yes_share": 0.9}
+    assert takeover({}, known) is None
+    assert takeover(known, {}) is None
+    data = {"kind": "phantom", "labelled": 2, "unlabelled": 2, "validation": 2, "test": 2, "size": 64}
+    options = RunOptions.model_validate({"name": "x", "data": data, "judge": {"expert": "itself"}})
+    told: list[str] = []
+    loop = Rounds(options, RunDir(tmp_path), prepare(options.data, seed=0, to=tmp_path / "data"), told, [], {})
+    for number, measures in enumerate(({"yes_share": 0.5}, {"commonest_winner_share": 0.6}, {"commonest_winner_share": 0.75})):
+        loop.tell_votes(f"round-{number + 1}", measures)
+    assert told == [
+        "round-3: One answer takes over: the commonest winner of a question text wins 75.0% of the questions, at first 60.0%."
+    ]

@@ -253,7 +253,8 @@ class Rounds:
                 f"[{low:.1%}, {high:.1%}] call a wrong answer right."
             )
         self.votes.append(measures)
-        sentence = takeover(self.votes[0], measures)
+        first = {key: value for earlier in reversed(self.votes) for key, value in earlier.items()}
+        sentence = takeover(first, measures)
         if sentence is not None:
             self.sentences.append(f"{name}: {sentence}")
 

@@ -14,9 +14,9 @@ from stllava.records import Answers
 OFTEN = 10
 """Questions of one text, for their winners to be compared."""
 RISE = 0.1
-"""A rise in the share of the commonest winner, since the first round, that means that one answer takes over."""
+"""A rise in the share of the commonest winner, since it was first measured, that means that one answer takes over."""
 SHIFT = 0.2
-"""A change in the share of yes, since the first round, that means the same."""
+"""A change in the share of yes, since it was first measured, that means the same."""
 
 
 class TruthJudge(Protocol):
@@ -84,20 +84,20 @@ class VoteMonitor:
 
 
 def takeover(first: Mapping[str, float], now: Mapping[str, float]) -> str | None:
-    """A sentence where one answer takes over, by the measures of the first round and of this one; None where none does.
+    """A sentence where one answer takes over, by the first measures of a run and those of this round; None where none does.
 
-    One does where the commonest winner of question texts that are asked often wins a tenth of the questions more than in
-    the first round, or where the share of yes among the winners has moved by a fifth: the policy then answers the question
-    and not the image, and its answers agree all the more.
+    One does where the commonest winner of question texts that are asked often wins a tenth of the questions more than at
+    first, or where the share of yes among the winners has moved by a fifth: the policy then answers the question and not the
+    image, and its answers agree all the more. A measure that one of both lacks, as where no text was asked often, says nothing.
     """
-    before, after = (measures.get("commonest_winner_share", 0.0) for measures in (first, now))
-    if after - before >= RISE:
+    before, after = first.get("commonest_winner_share"), now.get("commonest_winner_share")
+    if before is not None and after is not None and after - before >= RISE:
         return (
             f"One answer takes over: the commonest winner of a question text wins {after:.1%} of the questions, "
-            f"in the first round {before:.1%}."
+            f"at first {before:.1%}."
         )
     yes, yes_now = first.get("yes_share"), now.get("yes_share")
     if yes is not None and yes_now is not None and abs(yes_now - yes) >= SHIFT:
         answer = "Yes" if yes_now > yes else "No"
-        return f"{answer} takes over: {yes_now:.1%} of the winners that are yes or no are yes, in the first round {yes:.1%}."
+        return f"{answer} takes over: {yes_now:.1%} of the winners that are yes or no are yes, at first {yes:.1%}."
     return None

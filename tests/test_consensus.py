@@ -9,6 +9,7 @@ from helpers.judging import answers_of, judgment_on, judgments_of, write_answers
 from stllava.config import DpoOptions, ItselfOptions, JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
+from stllava.experts.judged_answers import asked, questions_judged
 from stllava.records import Conversation, Preference
 from stllava.stages.distill import read_judged
 from stllava.stages.dpo import dpo, latest
@@ -68,11 +69,27 @@ def test_pairs_of_a_verdict_are_learned_before_those_of_a_vote(said: list[Said],
     for number, (answers, judgments) in enumerate(rounds):
         pair(OPTIONS, answers=answers, judgments=judgments, to=tmp_path / f"pair-{number}")
     folders = [tmp_path / f"pair-{number}" for number in range(len(rounds))]
-    judged = {(("scan.png",), QUESTION)} if any(expert == "chat" for _, _, expert in said) else set()
+    judged = {asked(("scan.png",), QUESTION)} if any(expert == "chat" for _, _, expert in said) else set()
     learned = [row for row in latest(folders, judged=judged) if row.prompt[-1].content == QUESTION]
     assert [row.chosen for row in learned] == ([chosen] if chosen else [])
     if ALL_WRONG not in said:  # A verdict that made no pair is known from the judgments alone.
         assert sorted(row.id for row in latest(folders)) == sorted(row.id for row in latest(folders, judged=judged))
+
+
+def test_a_question_in_other_letters_is_the_same_question(tmp_path: Path, phantoms: Path) -> None:
+    for number, order in enumerate(((QUESTION, "what is  SEEN?"), ("what is  SEEN?", QUESTION))):
+        folder, rounds = tmp_path / str(number), []
+        for place, question in enumerate(order):
+            texts, scores, expert = PAID if question == QUESTION else VOTE
+            given = answers_of(question, texts)
+            answers = write_answers(folder / f"answer-{place}", [given])
+            judgments = write_judgments(folder / f"judge-{place}", [judgment_on(given, scores, expert=expert)])
+            pair(OPTIONS, answers=answers, judgments=judgments, to=folder / f"pair-{place}")
+            rounds.append((answers, judgments))
+        assert questions_judged(rounds) == {asked(("scan.png",), QUESTION)}
+        assert [row.chosen for row in latest([folder / "pair-0", folder / "pair-1"])] == ["edema"]
+        labels = phantoms / "conversations.jsonl"
+        assert final_data(OPTIONS, conversations=labels, rounds=rounds, to=folder / "final").right == 1
 
 
 def test_a_pair_says_that_a_vote_made_it_and_keeps_its_id() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from stllava.data.borrowing import bare
 from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment
 from stllava.store import stream_records
@@ -10,7 +11,7 @@ from stllava.store import stream_records
 JudgedAnswers = tuple[Answers, Judgment]
 """Answers to a question with the judgment of them."""
 Asked = tuple[tuple[str, ...], str]
-"""Images and a question about them."""
+"""Images and a question about them, in the form in which equal questions are equal."""
 STARTS = 4
 """Times that the answers are gone through before they are held in memory: judgments in any other order than theirs would have
 them gone through for each."""
@@ -32,11 +33,16 @@ def questions_judged(rounds: Sequence[tuple[Path, Path]]) -> set[Asked]:
         rounds: Folders of answers and of their judgments.
     """
     return {
-        (answered.images, answered.question)
+        asked(answered.images, answered.question)
         for folders in rounds
         for answered, judgment in read_judged_answers(*folders)
         if judgment.scores is not None and not judgment.is_own_vote
     }
+
+
+def asked(images: tuple[str, ...], question: str) -> Asked:
+    """What a question about images has in common with the same one put in other letters."""
+    return images, bare(question)
 
 
 class JudgedAnswersFolder(Iterable[JudgedAnswers]):

@@ -14,6 +14,7 @@ from typing import Literal
 
 from stllava.data.borrowing import bare
 from stllava.experts.expert import Verdict
+from stllava.experts.judged_answers import Asked, asked
 from stllava.metrics.robust import normalise, yes_no
 from stllava.records import Answers, Comparison, Judgment, content_id
 
@@ -97,16 +98,16 @@ class KnownVerdicts:
     """What an expert said in earlier rounds, by image and question: it is not asked for the same again."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, ...], str], list[tuple[Answers, Judgment]]] = {}
+        self._known: dict[Asked, list[tuple[Answers, Judgment]]] = {}
 
     def add(self, answers: Answers, judgment: Judgment) -> None:
         """Remember a judgment that holds a verdict."""
         if judgment.scores is not None:
-            self._known.setdefault(_subject(answers), []).append((answers, judgment))
+            self._known.setdefault(asked(answers.images, answers.question), []).append((answers, judgment))
 
     def has_any(self, answers: Answers) -> bool:
         """Whether there is a verdict on some answers to the same question about the same images."""
-        return _subject(answers) in self._known
+        return asked(answers.images, answers.question) in self._known
 
     def verdict(self, answers: Answers) -> Verdict | None:
         """The verdict on these answers where one earlier verdict covers every text among them, the newest such; else None.
@@ -114,7 +115,7 @@ class KnownVerdicts:
         One verdict must cover them all, because scores from comparisons mean something among the answers compared alone.
         """
         texts = answers.final_answers
-        for before, judgment in reversed(self._known.get(_subject(answers), [])):
+        for before, judgment in reversed(self._known.get(asked(answers.images, answers.question), [])):
             scores = dict(zip(before.final_answers, judgment.scores or (), strict=True))
             if all(text in scores for text in texts):
                 return Verdict(
@@ -127,10 +128,6 @@ class KnownVerdicts:
                     correction=judgment.correction,
                 )
         return None
-
-
-def _subject(answers: Answers) -> tuple[tuple[str, ...], str]:
-    return answers.images, bare(answers.question)
 
 
 def _moved(comparisons: Iterable[Comparison], before: Sequence[str], now: Sequence[str]) -> tuple[Comparison, ...]:

@@ -12,7 +12,7 @@ from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.images import count_missing
 from stllava.errors import StllavaError
-from stllava.experts.judged_answers import Asked, questions_judged
+from stllava.experts.judged_answers import Asked, asked, questions_judged
 from stllava.records import Conversation, Preference
 from stllava.stages.results import TrainingResult
 from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_manifest, read_records
@@ -73,7 +73,6 @@ def dpo(
             expected="--conversations",
             remedy="Name the file that sft learned from, or set replay to 0.",
         )
-    refuse_other_groups(options.loss, [*earlier, preferences])
     replayed = conversations if options.replay > 0 and options.replay_images > 0 else None
     inputs: Inputs = {
         "policy": Input(policy, fingerprint),
@@ -89,6 +88,7 @@ def dpo(
             expected="a folder of judgments for each folder of answers",
             remedy="Name both of every round, in the same order.",
         )
+    refuse_other_groups(options.loss, [*earlier, preferences])
     for name, folders in (("answers", answers), ("judgments", judgments)):
         inputs |= {f"{name} {number}": Input(folder, output_hash) for number, folder in enumerate(folders, 1)}
 
@@ -162,19 +162,18 @@ def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> list[P
     is known (`judged`). Of pairs of questions about the same images, too, only the last folder's count: what is informative
     changes as the policy learns.
     """
-    known: dict[Asked, list[Preference]] = {}
-    settled = set(judged)
-    for folder in folders:
-        given = read_records(folder, "preferences", Preference)
-        settled |= {_asked(pair) for pair in given if not pair.lineage.own_vote}
-        fresh: dict[Asked, list[Preference]] = {}
+    rounds = [read_records(folder, "preferences", Preference) for folder in folders]
+    settled = {asked(*_asked(pair)) for given in rounds for pair in given if not pair.lineage.own_vote} | set(judged)
+    known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
+    for given in rounds:
+        fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
         for pair in given:
-            if not pair.lineage.own_vote or _asked(pair) not in settled:
+            if not pair.lineage.own_vote or asked(*_asked(pair)) not in settled:
                 fresh.setdefault(_asked(pair), []).append(pair)
         known |= fresh
     return [pair for pairs in known.values() for pair in pairs]
 
 
-def _asked(pair: Preference) -> Asked:
+def _asked(pair: Preference) -> tuple[tuple[str, ...], str]:
     """What a pair is about: images and a question, or, of pairs of questions, who asks."""
     return pair.images, pair.prompt[-1].content if pair.speaker == "assistant" else pair.speaker

@@ -15,7 +15,7 @@ from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_ye
 from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.answer_pairs import correction_of
 from stllava.experts.confidence import may_be_chosen, refuse_unknown_errors
-from stllava.experts.judged_answers import Asked, questions_judged, read_judged_answers
+from stllava.experts.judged_answers import asked, questions_judged, read_judged_answers
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Conversation, Judgment, Message
 from stllava.stages.results import FinalDataResult
@@ -53,22 +53,21 @@ def final_data(
     with open_stage("final-data", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return FinalDataResult(to, stage.manifest)
-        right: dict[Asked, Conversation] = {}
+        right: dict[tuple[tuple[str, ...], str], Conversation] = {}
         judged = questions_judged(rounds)
         left_out: Counter[str] = Counter({"answer cut off": 0})
         for answers, judgments in rounds:
             for answered, judgment in read_judged_answers(answers, judgments):
-                asked = answered.images, answered.question
-                if judgment.is_own_vote and asked in judged:
+                if judgment.is_own_vote and asked(answered.images, answered.question) in judged:
                     continue
                 if (correction := correction_of(answered, judgment)) is not None:
-                    right[asked] = _learned(answered, correction)
+                    right[answered.images, answered.question] = _learned(answered, correction)
                 elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
                     best, cause = _best(answered, judgment, options=options)
                     if best is None:
                         left_out[cause] += 1
                         continue
-                    right[asked] = _learned(answered, best)
+                    right[answered.images, answered.question] = _learned(answered, best)
         taught = [
             TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
         ]

@@ -2,20 +2,25 @@
 
 import hashlib
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import TINY
+from helpers.reviewing import vote_on
 from stllava import rounds
-from stllava.config import JudgeOptions
+from stllava.config import JudgeOptions, ReviewOptions
 from stllava.data.prepare import prepare
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
-from stllava.records import Answers, ExpertAudit, Outcome, Preference, Question
+from stllava.records import Answers, Conversation, ConversationLineage, ExpertAudit, Outcome, Preference, Question
 from stllava.report.run_files import read_run_files
+from stllava.review.round_files import find_round
+from stllava.review.tasks import draw_tasks
+from stllava.review.vote_log import VoteLog
 from stllava.rounds import Rounds
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import error_of
@@ -282,3 +287,21 @@ def test_a_run_whose_budget_is_spent_ends_its_rounds_and_says_so(tmp_path: Path)
     loop.spent = [(8.0, 0.0), (12.0, 0.0)]
     with pytest.raises(NothingLeftError, match="of 20 is spent"):
         loop.within_budget(3)
+
+
+@pytest.mark.slow
+def test_votes_after_a_run_change_what_its_last_training_learns_and_nothing_else(copied: Path) -> None:
+    before, folder = contents(copied), RunDir(copied)
+    found = find_round(copied)
+    tasks = draw_tasks(ReviewOptions(), answers=found.answers, judgments=found.judgments, to=found.review)
+    with closing(VoteLog(found.review, "anna")) as log:
+        log.append(vote_on(tasks[0], "both wrong", reader="anna", number=1, correct_answer="a cyst"))
+    outcome = run(options(final_sft=TAUGHT | {"epochs": 1}), to=copied)
+    after = contents(copied)
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"final/data/conversations.jsonl", "final/sft/model.safetensors", "outcome.json"} <= changed
+    assert all(name.startswith(("final/", "evaluate/final/", "evaluate/blind-final/", "outcome")) for name in changed)
+    learned = read_records(folder.final_data, "conversations", Conversation)
+    assert "a cyst" in {row.messages[1].content for row in learned}
+    assert [row.lineage.readers for row in read_records(folder.final_data, "lineage", ConversationLineage)] == [("anna",)]
+    assert any("readers decided about 1; votes took out 0" in note for note in outcome.notes)

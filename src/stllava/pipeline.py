@@ -18,9 +18,11 @@ from stllava.metrics.score import compare
 from stllava.recipe import RunOptions
 from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score
 from stllava.report.page import write_report
+from stllava.review.voted_answers import voted_folders
 from stllava.rounds import Rounds
 from stllava.rundir import BLIND, FINAL, SFT, RunDir, round_name
 from stllava.stages.evaluate import evaluate, guess, majority
+from stllava.stages.final_data import has_seen
 from stllava.stages.results import EvaluateResult
 from stllava.stages.sft import sft
 from stllava.store import (
@@ -49,6 +51,8 @@ CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
 def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outcome:
     """Run the loop in the folder `to`; a finished run is read back, a stopped one goes on, and so does one of more rounds.
 
+    A finished run whose rounds people have voted on since learns its last training again, which follows their votes.
+
     Args:
         options: What the recipe says.
         to: The run directory.
@@ -60,7 +64,7 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
     folder = RunDir(to)
     with locked(to):
         stage = Stage("run", to, options, inputs={}, existing=existing, may_change=MAY_CHANGE)
-        if stage.manifest is not None:
+        if stage.manifest is not None and not _has_new_votes(options, folder):
             warn_of_losses(to)
             return read_formatted(folder.outcome, Outcome)
         loop = Loop(options, folder)
@@ -73,6 +77,14 @@ def run(options: RunOptions, *, to: Path, existing: Existing = "resume") -> Outc
         files = [folder.outcome, folder.summary, folder.page]
         stage.finish(counts_in=options.rounds, counts_out=loop.finished, measures=loop.measures, files=files)
         return outcome
+
+
+def _has_new_votes(options: RunOptions, folder: RunDir) -> bool:
+    """Whether readers of a finished run's rounds have voted otherwise since its last training, which follows their votes."""
+    if options.final_sft is None or not (folder.final_data / MANIFEST).is_file():
+        return False
+    reviews = [folder.review(round_name(number)) for number in range(1, options.rounds + 1)]
+    return not has_seen(folder.final_data, voted_folders(reviews))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from stllava.experts.vote_monitor import takeover
 from stllava.launch import launched
 from stllava.recipe import RunOptions
 from stllava.records import content_id
+from stllava.review.voted_answers import voted_folders
 from stllava.rundir import FINAL, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
@@ -301,15 +302,21 @@ class Rounds:
         to, root = self.folder.policy(FINAL), self.data.image_root
         seed = self.seed_of(FINAL)
         rounds = [*self.judged_at_no_cost, *self.judged]  # Of the same question the expert's own verdict counts.
+        votes = voted_folders(self.folder.review(answers.parent.name) for answers, _ in rounds)
         right = final_data(
-            self.pairing, conversations=self.data.conversations, rounds=rounds, to=self.folder.final_data
-        ).conversations
+            self.pairing, conversations=self.data.conversations, rounds=rounds, to=self.folder.final_data, votes=votes
+        )
+        if votes:
+            self.notes.append(
+                f"Of the {right.right} right answers that the last training learned beside the labels, readers decided about "
+                f"{right.voted}; votes took out {right.refused_by_readers}."
+            )
         launched(
             self.options.training.launch,
             sft,
             training,
             model=str(policy),
-            conversations=right,
+            conversations=right.conversations,
             images=root,
             to=to,
             seed=seed,

@@ -14,7 +14,7 @@ from stllava.records.dialogue import Conversation, Image, Message, Role
 from stllava.records.gain import ImageGain
 from stllava.records.outcome import Manifest, Outcome
 from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
-from stllava.records.preference import Lineage, Preference, Reference
+from stllava.records.preference import ConversationLineage, Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.reader_votes import (
     ItemChoice,
@@ -53,6 +53,7 @@ __all__ = [
     "Comparison",
     "Context",
     "Conversation",
+    "ConversationLineage",
     "Difference",
     "DistilledCheck",
     "ExpertAudit",

@@ -1,4 +1,4 @@
-"""Pairs that dpo learns from."""
+"""Pairs that dpo learns from, and where they, and answers that are learned last, come from."""
 
 from pydantic import Field
 
@@ -18,6 +18,15 @@ class Lineage(Record):
     """Who decided which answer is better, where people did; empty where the expert did."""
     own_vote: bool = Field(default=False, exclude_if=lambda voted: not voted)
     """Whether the policy's own vote decided which answer is better (the expert `itself`)."""
+
+
+class ConversationLineage(Keyed):
+    """Where a conversation of the last training comes from, where people decided what it teaches."""
+
+    id: str
+    """The conversation's id."""
+    lineage: Lineage
+    """Question, answers and judgment behind it, and whose votes."""
 
 
 class Reference(Keyed):

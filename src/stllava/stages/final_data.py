@@ -2,7 +2,8 @@
 
 Reads the labelled conversations and the answers and judgments of all rounds; writes `conversations.jsonl`. Of the same
 question about the same image the latest right answer counts, be it the policy's or the expert's correction, and the policy's
-own vote only where the expert gave no verdict in any round; yes and no are balanced and denials limited as in pair.
+own vote only where the expert gave no verdict in any round; yes and no are balanced and denials limited as in pair. Where
+people have voted (`stllava review`), their word counts instead of the expert's, and `lineage.jsonl` says whose it is.
 """
 
 from collections import Counter
@@ -17,13 +18,26 @@ from stllava.experts.answer_pairs import correction_of
 from stllava.experts.confidence import may_be_chosen, refuse_unknown_errors
 from stllava.experts.judged_answers import asked, questions_judged, read_judged_answers
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Conversation, Judgment, Message
+from stllava.records import Answers, Conversation, ConversationLineage, Judgment, Message
+from stllava.review.overrides import votes_hash
+from stllava.review.voted_answers import VotedAnswers, read_voted_answers
 from stllava.stages.results import FinalDataResult
-from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash
+from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_manifest
 from stllava.thoughts import final_answer
 
-Cause = Literal["answer cut off", "empty answer", "answer not sure enough", "surplus of yes or no", "surplus of denials"]
-"""Why a right answer is left out."""
+Cause = Literal[
+    "answer cut off",
+    "empty answer",
+    "answer not sure enough",
+    "readers: wrong answer",
+    "surplus of yes or no",
+    "surplus of denials",
+]
+"""Why a right answer is left out; votes that refuse a question or a verdict have causes of their own (`OverruleCause`)."""
+Right = dict[tuple[tuple[str, ...], str], Conversation]
+"""What is learned, by images and question."""
+LINEAGE = "lineage"
+"""Name of the file, without .jsonl, that says whose votes brought conversations in."""
 
 
 def final_data(
@@ -32,6 +46,7 @@ def final_data(
     conversations: Path,
     rounds: Sequence[tuple[Path, Path]],
     to: Path,
+    votes: Sequence[Path] = (),
     existing: Existing = "resume",
 ) -> FinalDataResult:
     """Write what sft is to learn into `to`; `rounds` are the folders of answers and of their judgments, the oldest first.
@@ -41,6 +56,7 @@ def final_data(
         conversations: What stage 1 learned, which is learned again.
         rounds: Folders of answers and of their judgments, the oldest round first.
         to: Folder for the conversations.
+        votes: Review folders of these rounds: what their readers say stands before what the expert said.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
 
     Raises:
@@ -50,24 +66,14 @@ def final_data(
     inputs: Inputs = {"conversations": Input(conversations, file_hash)}
     for number, (answers, judgments) in enumerate(rounds, 1):
         inputs |= {f"answers {number}": Input(answers, output_hash), f"judgments {number}": Input(judgments, output_hash)}
+    inputs |= {f"votes {number}": Input(folder, votes_hash) for number, folder in enumerate(votes, 1)}
     with open_stage("final-data", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return FinalDataResult(to, stage.manifest)
-        right: dict[tuple[tuple[str, ...], str], Conversation] = {}
-        judged = questions_judged(rounds)
+        voted = read_voted_answers(votes, (row for folders in rounds if votes for row in read_judged_answers(*folders)))
         left_out: Counter[str] = Counter({"answer cut off": 0})
-        for answers, judgments in rounds:
-            for answered, judgment in read_judged_answers(answers, judgments):
-                if judgment.is_own_vote and asked(answered.images, answered.question) in judged:
-                    continue
-                if (correction := correction_of(answered, judgment)) is not None:
-                    right[answered.images, answered.question] = _learned(answered, correction)
-                elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
-                    best, cause = _best(answered, judgment, options=options)
-                    if best is None:
-                        left_out[cause] += 1
-                        continue
-                    right[answered.images, answered.question] = _learned(answered, best)
+        right = _found_right(rounds, voted, left_out, options=options)
+        lineage = _follow_readers(right, voted, left_out)
         taught = [
             TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
         ]
@@ -78,23 +84,78 @@ def final_data(
         stage.write_records("conversations", [*labels, *kept])
         read = len(right) + left_out.total()
         dropped = {**left_out, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)}
-        manifest = stage.finish(
-            counts_in=read,
-            counts_out=len(kept),
-            dropped=dropped,
-            measures={"labelled": float(len(labels)), "right": float(len(kept))},
-        )
+        measures = {"labelled": float(len(labels)), "right": float(len(kept))}
+        if votes:
+            learned = {row.id for row in kept}
+            told = [row for row in lineage if row.id in learned]
+            stage.write_records(LINEAGE, told)
+            typed = sum(row.lineage.correction for row in told)
+            measures |= {"voted": float(len(told)), "typed": float(typed)}
+        manifest = stage.finish(counts_in=read, counts_out=len(kept), dropped=dropped, measures=measures)
         return FinalDataResult(to, manifest)
 
 
-def _best(answers: Answers, judgment: Judgment, *, options: PairOptions) -> tuple[str | None, Cause]:
-    """The first of the answers that scored highest, say something, came to an end and are sure enough; or None and why not."""
+def has_seen(to: Path, votes: Sequence[Path]) -> bool:
+    """Whether what was written into `to` was made with just these votes as they stand now."""
+    seen = {value for name, value in read_manifest(to).inputs.items() if name.startswith("votes ")}
+    return seen == {votes_hash(folder) for folder in votes}
+
+
+def _found_right(
+    rounds: Sequence[tuple[Path, Path]], voted: VotedAnswers, left_out: Counter[str], *, options: PairOptions
+) -> Right:
+    """What the expert found right of each question that readers have not answered; counts what is left out."""
+    right: Right = {}
+    judged = questions_judged(rounds)
+    for answers, judgments in rounds:
+        for answered, judgment in read_judged_answers(answers, judgments):
+            key, question = (answered.images, answered.question), asked(answered.images, answered.question)
+            if question in voted.learned or (judgment.is_own_vote and question in judged):
+                continue
+            overruled = voted.overruled.get(answered.id)
+            correction = correction_of(answered, judgment)
+            if correction is not None and overruled in (None, "readers: both wrong"):
+                if voted.refuses(answered, correction):
+                    left_out["readers: wrong answer"] += 1
+                else:
+                    right[key] = _learned(answered, correction)
+            elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
+                best, cause = (None, overruled) if overruled else _best(answered, judgment, voted, options=options)
+                if best is None:
+                    left_out[str(cause)] += 1
+                    continue
+                right[key] = _learned(answered, best)
+    return right
+
+
+def _follow_readers(right: Right, voted: VotedAnswers, left_out: Counter[str]) -> list[ConversationLineage]:
+    """Take out of what is right what readers refuse, and put in what they voted for; returns whose word that is."""
+    for key in [key for key in right if asked(*key) in voted.refused]:
+        del right[key]
+        left_out[voted.refused[asked(*key)]] += 1
+    lineage = []
+    for answer in voted.learned.values():
+        given = answer.answers
+        says_nothing = not normalise(final_answer(answer.text))
+        if says_nothing or (answer.text in given.completions and not given.ended[given.completions.index(answer.text)]):
+            left_out["empty answer" if says_nothing else "answer cut off"] += 1
+            continue
+        made = right[given.images, given.question] = _learned(given, answer.text)
+        lineage.append(ConversationLineage(id=made.id, lineage=answer.lineage))
+    return lineage
+
+
+def _best(answers: Answers, judgment: Judgment, voted: VotedAnswers, *, options: PairOptions) -> tuple[str | None, Cause]:
+    """The first of the best answers that says something, ended, is sure enough and no reader refuses; or None and why not."""
     scores, said = judgment.scores or (), answers.final_answers
     sure = may_be_chosen(answers, judgment, options=options)
     ended = [place for place, end in enumerate(answers.ended) if end and scores[place] == max(scores)]
     fit = [place for place in ended if normalise(said[place])]
-    best = next((answers.completions[place] for place in fit if sure[place]), None)
-    return best, "answer not sure enough" if fit else "empty answer" if ended else "answer cut off"
+    good = [answers.completions[place] for place in fit if sure[place]]
+    best = next((text for text in good if not voted.refuses(answers, text)), None)
+    if good:
+        return best, "readers: wrong answer"
+    return None, "answer not sure enough" if fit else "empty answer" if ended else "answer cut off"
 
 
 def _learned(answers: Answers, right: str) -> Conversation:

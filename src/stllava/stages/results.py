@@ -122,6 +122,16 @@ class FinalDataResult(StageResult):
         """Questions whose right answer is among them."""
         return self.manifest.counts_out
 
+    @property
+    def voted(self) -> int:
+        """Of these, those whose answer readers voted for, or typed, against the expert."""
+        return int(self.manifest.measures.get("voted", 0.0))
+
+    @property
+    def refused_by_readers(self) -> int:
+        """Answers that the expert found right and readers' votes took out."""
+        return sum(count for cause, count in self.manifest.dropped.items() if cause.startswith("readers"))
+
 
 @dataclass(frozen=True)
 class DistillResult(StageResult):

@@ -78,6 +78,12 @@ def test_the_threshold_is_the_smallest_agreement_that_is_right_often_enough() ->
     assert thresholds_of(given, options=ItselfOptions(min_precision=0.99)).overall == 1.0
 
 
+def test_labelled_questions_of_which_none_has_a_winner_make_no_agreement_precise_enough() -> None:
+    judge = ItselfJudge(thresholds_of([], options=ItselfOptions()))
+    assert judge.judge(answers_of(QUESTION, ("yes", "yes"))).scores is None
+    assert "no agreement is precise enough by 0 labelled questions" in judge.method
+
+
 def test_an_agreement_that_few_questions_reach_is_not_believed() -> None:
     given = [*votes("a", 0.75, right=0, wrong=20), *votes("a", 1.0, right=9, wrong=0)]
     assert thresholds_of(given, options=ItselfOptions()).overall == math.inf

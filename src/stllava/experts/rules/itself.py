@@ -137,7 +137,7 @@ class ItselfJudge(RuleJudge):
         """What it counts, and when it abstains."""
         rule = "There is no expert: an answer counts as right where enough of the policy's answers to the question say the same"
         overall, own = self.thresholds.overall, self.thresholds.by_opening
-        if not self.thresholds.labelled:
+        if not self.thresholds.labelled and overall < math.inf:
             return f"{rule}, at least {overall:.0%}."
         never = sum(threshold == math.inf for threshold in own.values())
         least = "no agreement is precise enough" if overall == math.inf else f"at least {overall:.0%}"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stllava.config import Options
+from stllava.config import JudgeOptions, Options
 from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
 from stllava.metrics.score import is_right, values
@@ -75,7 +75,8 @@ def draw(path: Path, seed: int) -> None:
 
 
 def stage(name: str, to: Path) -> Stage:
-    return Stage(name, to, NoOptions(), inputs={}, existing="error")
+    made = JudgeOptions() if name == "judge" else NoOptions()
+    return Stage(name, to, made, inputs={}, existing="error")
 
 
 def wave(n: int, start: float, end: float, seed: int) -> list[tuple[float, float]]:

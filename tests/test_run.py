@@ -18,6 +18,7 @@ from stllava.pipeline import run
 from stllava.recipe import RunOptions
 from stllava.records import Answers, Conversation, ConversationLineage, ExpertAudit, Outcome, Preference, Question
 from stllava.report.run_files import read_run_files
+from stllava.report.verdicts_spent import verdicts_spent
 from stllava.review.round_files import find_round
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import VoteLog
@@ -230,6 +231,38 @@ def test_after_its_rounds_the_expert_is_followed_by_a_judge_made_of_its_verdicts
     (moved / "outcome.json").unlink()
     (moved / MANIFEST).unlink()
     assert run(changed, to=moved) == outcome
+
+
+@pytest.mark.slow
+def test_where_no_judge_can_be_made_of_the_verdicts_the_rounds_end_and_the_report_says_why(tmp_path: Path) -> None:
+    nothing_to_learn = {"held_out": 0.99}
+    outcome = run(options(rounds=2, distill_after=1, distill=nothing_to_learn, final_sft=TAUGHT | {"epochs": 1}), to=tmp_path)
+    assert [name for name in outcome.policies if name.startswith("round-")] == ["round-1"]
+    assert any(sentence.startswith("Stopped in round-2:") for sentence in outcome.sentences)
+    assert (tmp_path / "own-judge").is_dir()
+    assert "own-judge" not in read_run_files(tmp_path).manifests
+
+
+@pytest.mark.slow
+def test_a_run_within_a_budget_may_be_given_more_rounds_and_verdicts_and_pays_for_none_twice(tmp_path: Path) -> None:
+    def limited(rounds: int, **judging: object) -> RunOptions:
+        judge = options().judge.model_copy(update={"audit": 4, "budget": 12 * rounds} | judging)
+        return options(rounds=rounds, judge=judge, final_sft=None)
+
+    run(limited(1), to=tmp_path)
+    first = tmp_path / "round-1" / "judge"
+    before = contents(first), (first / EXCHANGES / "expert.jsonl").read_bytes()
+    outcome = run(limited(2), to=tmp_path)
+    assert "round-2" in outcome.policies
+    assert (contents(first), (first / EXCHANGES / "expert.jsonl").read_bytes()) == before
+    asked = [read_manifest(tmp_path / f"round-{number}" / "judge").measures["asked"] for number in (1, 2)]
+    assert asked[0] == 8
+    assert 0 < asked[1] <= 12
+    spent = verdicts_spent(read_run_files(tmp_path), outcome.scores[0].benchmark)
+    assert spent is not None
+    assert {row.policy: row.verdicts for row in spent.rows} == {"sft": 0, "round-1": 12, "round-2": 12 + asked[1]}
+    with pytest.raises(ConflictError, match=r"judge\.selection"):
+        run(limited(2, selection="random"), to=tmp_path)
 
 
 @pytest.mark.slow

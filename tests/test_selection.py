@@ -181,3 +181,9 @@ def test_verdicts_of_another_round_are_refused_by_a_sentence(tmp_path: Path) -> 
     judge(SCRIPTED, answers=first, to=tmp_path / "judged")
     with pytest.raises(StllavaError, match="one and the same round"):
         judge(SCRIPTED, answers=second, to=tmp_path / "again", earlier=[(second, tmp_path / "judged")])
+
+
+def test_an_audit_takes_half_of_a_budget_at_most() -> None:
+    assert JudgeOptions(expert="scripted", budget=20, audit=10).audit == 10
+    with pytest.raises(ValueError, match=r"judge\.budget of at least 22"):
+        JudgeOptions(expert="scripted", budget=20, audit=11)

@@ -30,6 +30,7 @@ from stllava.stages.judge import judge
 from stllava.stages.pair import pair
 from stllava.stages.results import AskResult, JudgeResult
 from stllava.stages.sft import sft
+from stllava.store import MANIFEST, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +175,14 @@ class Rounds:
         return judged
 
     def within_budget(self, number: int) -> JudgeOptions:
-        """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come."""
+        """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come.
+
+        A round that was judged keeps the share it had, however the budget or the number of rounds has changed since.
+        """
         options = self.options.judge
+        judged = self.folder.stage(round_name(number), "judge")
+        if (judged / MANIFEST).is_file():
+            return with_share_of(options, judged)
         asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
         left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
         shares: dict[str, float] = {}
@@ -185,7 +192,7 @@ class Rounds:
                 raise NothingLeftError(
                     f"judge.{name} of {total:g} is spent",
                     expected="a verdict to pay for",
-                    remedy="Raise it, or run fewer rounds.",
+                    remedy="Raise it and give the same command again, or run fewer rounds.",
                 )
         if options.budget:
             shares["budget"] = math.ceil((options.budget - asked) / left)
@@ -220,7 +227,10 @@ class Rounds:
         """The folder of the policy's answers to so many labelled questions; `to` says where these stages lie."""
         questions, answers = to("ask"), to("answer")
         # Of the validation split: what the policy has learned it knows better than what it will ask about.
-        ask_labelled(self.options.judge, samples=self.data.validation, to=questions, number=number)
+        judging = self.options.judge
+        if (questions / MANIFEST).is_file():
+            judging = with_share_of(judging, questions)
+        ask_labelled(judging, samples=self.data.validation, to=questions, number=number)
         answer(self.options.answer, policy=policy, questions=questions, root=self.data.image_root, to=answers, seed=seed)
         return answers
 
@@ -230,10 +240,15 @@ class Rounds:
         to = self.folder.audit_stage
         answers = self.answer_labelled(policy, number=options.judge.audit, to=to, seed=seed)
         judgments = to("judge")
-        everything = options.judge.model_copy(update={"budget": 0, "budget_cost": 0.0, "consensus": False})
+        everything = options.judge.model_copy(update={"budget": 0, "consensus": False})
+        if options.judge.budget_cost:
+            # Chosen by chance: of the questions on which answers split most an expert gets more wrong than of all.
+            everything = everything.model_copy(update={"budget_cost": options.judge.budget_cost / 2, "selection": "random"})
+        if (judgments / MANIFEST).is_file():
+            everything = with_share_of(everything, judgments)
         # A rule knows the labels here as it knows its references there.
         judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
-        self.spent.append((float(judged.judged), judged.manifest.measures.get("cost", 0.0)))
+        self.spent.append((float(judged.asked), judged.manifest.measures.get("cost", 0.0)))
         found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
         warnings = audit_warnings(found, options=options.pair, smooth_labels=options.judge.smooth_labels)
         self.sentences += [*found.sentences, *warnings]
@@ -321,3 +336,9 @@ class Rounds:
             to=to,
             seed=seed,
         )
+
+
+def with_share_of(options: JudgeOptions, judged: Path) -> JudgeOptions:
+    """How answers were judged into a folder, where nothing but the budget has changed since."""
+    made = read_manifest(judged).config
+    return options.model_copy(update={name: made[name] for name in ("budget", "budget_cost")})

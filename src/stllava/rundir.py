@@ -32,6 +32,8 @@ from stllava.store import MANIFEST, PLAN, read_manifest
 RoundStage = Literal["ask", "answer", "judge", "pair", "dpo"]
 ROUND_STAGES: tuple[RoundStage, ...] = ("ask", "answer", "judge", "pair", "dpo")
 """The stages of a round in their order."""
+AUDIT_STAGES: tuple[RoundStage, ...] = ("ask", "answer", "judge")
+"""Those by which an expert is audited."""
 
 SFT = "sft"
 """The policy that the rounds start from."""

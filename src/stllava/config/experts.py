@@ -180,7 +180,7 @@ class JudgeOptions(Options):
     """Within a budget, also take what the expert `itself` would say of the questions that are not asked."""
     audit: NonNegativeInt = 0
     """In a run, the number of labelled questions (of the validation split) whose answers the expert judges before the first
-    round, for an estimate of its errors; 0: none. They count in the budget."""
+    round, for an estimate of its errors; 0: none. They count in the budget, and take half of it at most."""
     smooth_labels: bool = False
     """Take the share of pairs that the audit finds to be the wrong way round as dpo.label_smoothing; with its losses sigmoid
     and hinge."""
@@ -220,6 +220,10 @@ class JudgeOptions(Options):
         if self.audit and self.rule in ("oracle", "simulated", "itself"):
             raise ValueError(
                 "audit with an expert that can judge answers about labelled images: not itself, nor one that knows phantoms"
+            )
+        if self.budget and 2 * self.audit > self.budget:
+            raise ValueError(
+                f"judge.budget of at least {2 * self.audit}, of which an audit of {self.audit} takes half, or a smaller one"
             )
         if self.smooth_labels and not self.audit:
             raise ValueError("smooth_labels with an audit that finds the pairs' errors")

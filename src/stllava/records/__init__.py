@@ -12,7 +12,7 @@ one), `gain` (how much an image speaks for an answer), `preference` (pairs), `sc
 
 from stllava.records.dialogue import Conversation, Image, Message, Role
 from stllava.records.gain import ImageGain
-from stllava.records.outcome import Manifest, Outcome
+from stllava.records.outcome import Manifest, Outcome, asked_about
 from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
 from stllava.records.preference import ConversationLineage, Lineage, Preference, Reference
 from stllava.records.question import Answers, Question, Sampling
@@ -98,5 +98,6 @@ __all__ = [
     "Vote",
     "VoteChoice",
     "VotesCheck",
+    "asked_about",
     "content_id",
 ]

@@ -51,6 +51,13 @@ class Manifest(Record):
     """Hash of all the rest, by which a damaged manifest is told; empty where nobody wrote one."""
 
 
+def asked_about(judged: Manifest) -> int:
+    """Sets of answers that an expert was asked about, as a budget counts them: none of a judge of the run's own."""
+    if judged.config["expert"] in ("itself", "distilled"):
+        return 0
+    return int(judged.measures.get("asked", judged.counts_in - judged.measures.get("no_verdict_same_text", 0.0)))
+
+
 class Outcome(Record):
     """What a run came to; `outcome.json` in the run directory, read by the report."""
 

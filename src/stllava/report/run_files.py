@@ -7,7 +7,7 @@ from stllava.config import validate
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions
 from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question, VotesCheck
-from stllava.rundir import FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
+from stllava.rundir import AUDIT_STAGES, FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
 from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records
 
 
@@ -38,6 +38,8 @@ class RunFiles:
     """By benchmark, then by policy or baseline."""
     images: Path
     """The image root."""
+    audit: Manifest | None = None
+    """The expert's verdicts on labelled questions, where the run began with an audit of it."""
     check: JudgeCheck | None = None
     """How far the expert can be trusted, where `stllava judge --check` measured it."""
 
@@ -55,12 +57,15 @@ def read_run_files(folder: Path) -> RunFiles:
     before = [run.model] if run.model.is_dir() else []
     before += [run.align] if run.align.is_dir() and options.align is not None else []
     manifests = {run.name_of(at): read_manifest(at) for at in (run.data, run.policy(SFT), *before)}
+    audited = (*(run.audit_stage(stage) for stage in AUDIT_STAGES), run.expert_audit) if options.judge.audit else ()
+    manifests |= _finished(run, *audited)
     # More rounds may have been run, or begun, than this outcome is of.
     names = [name for name in map(round_name, range(1, options.rounds + 1)) if (folder / name).is_dir()]
     rounds = tuple(_round(run, name, whole=name in outcome.policies) for name in names)
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
-    manifests |= {run.name_of(run.own_judge): read_manifest(run.own_judge)} if run.own_judge.is_dir() else {}
+    # A judge of which nothing came ended the rounds, and the run has told so.
+    manifests |= _finished(run, run.own_judge)
     if FINAL in outcome.policies:
         manifests |= {run.name_of(at): read_manifest(at) for at in (run.final_data, run.policy(FINAL))}
     predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
@@ -71,7 +76,13 @@ def read_run_files(folder: Path) -> RunFiles:
             predictions.setdefault(evaluation.name, {})[policy] = records
     checked = (run.judge_check / MANIFEST).is_file()
     check = read_record(run.judge_check / CHECK, JudgeCheck) if checked else None
-    return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, check)
+    audit = manifests.get(run.name_of(run.audit_stage("judge")))
+    return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, audit, check)
+
+
+def _finished(run: RunDir, *folders: Path) -> dict[str, Manifest]:
+    """The manifests of those folders that have one, by what they are called in the run."""
+    return {run.name_of(at): read_manifest(at) for at in folders if (at / MANIFEST).is_file()}
 
 
 def _round(run: RunDir, name: str, *, whole: bool) -> Round:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from stllava.records import Difference
+from stllava.records import Difference, Manifest, asked_about
 from stllava.report import wording
 from stllava.report.charts import Line, line_chart
 from stllava.report.run_files import RunFiles
@@ -18,7 +18,7 @@ class Spent:
 
     policy: str
     verdicts: int
-    """Questions whose answers were judged until this policy was made, in all rounds."""
+    """Questions that an expert was asked about until this policy was made: in an audit and in all rounds."""
     cost: float
     """US dollars."""
     gains: tuple[Difference | None, ...]
@@ -38,14 +38,11 @@ class VerdictsSpent:
 
 def verdicts_spent(run: RunFiles, benchmark: str) -> VerdictsSpent | None:
     """What verdicts bought on a benchmark; None where no round was judged."""
-    total, cost = 0, 0.0
+    total, cost = (0, 0.0) if run.audit is None else spent_on(run.audit, 0, 0.0)
     spent: dict[str, tuple[int, float]] = {SFT: (0, 0.0)}
     for part in run.rounds:
         if "judge" in part.manifests:
-            # Within a budget, what an earlier verdict covered is judged and costs nothing.
-            measures = part.manifests["judge"].measures
-            total += int(measures.get("asked", part.manifests["judge"].counts_in))
-            cost += measures.get("cost", 0.0)
+            total, cost = spent_on(part.manifests["judge"], total, cost)
         spent[part.name] = (total, cost)
     spent[FINAL] = (total, cost)
     if not total:
@@ -65,6 +62,11 @@ def verdicts_spent(run: RunFiles, benchmark: str) -> VerdictsSpent | None:
         title = f"{label} on {benchmark}, in percent, over the number of verdicts"
         charts.append((label, line_chart(title, [Line(label, points, 1.0)], share=True, unit="verdicts")))
     return VerdictsSpent(benchmark, tuple(metrics), rows, tuple(charts))
+
+
+def spent_on(judged: Manifest, verdicts: int, cost: float) -> tuple[int, float]:
+    """Verdicts and US dollars spent before, and those of a judge stage added."""
+    return verdicts + asked_about(judged), cost + judged.measures.get("cost", 0.0)
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stllava.records import DistilledCheck, Manifest, Score
+from stllava.records import DistilledCheck, Manifest, Score, asked_about
 from stllava.store import CHECK, read_record, read_records
 
 VERDICTS = "verdicts"
@@ -81,6 +81,11 @@ class JudgeResult(StageResult):
     def judged(self) -> int:
         """Sets of answers that the expert was given."""
         return self.manifest.counts_in
+
+    @property
+    def asked(self) -> int:
+        """Sets of answers that the expert was asked about."""
+        return asked_about(self.manifest)
 
     @property
     def verdicts(self) -> int:

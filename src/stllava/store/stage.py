@@ -111,6 +111,15 @@ def begin_shard(
     return stage
 
 
+def without(config: Mapping[str, JsonValue], names: Collection[str]) -> dict[str, JsonValue]:
+    """Options without those of these names; `part.name` is the option `name` of the options `part`."""
+    kept = {name: value for name, value in config.items() if name not in names}
+    for name, value in kept.items():
+        if isinstance(value, dict):
+            kept[name] = {inner: given for inner, given in value.items() if f"{name}.{inner}" not in names}
+    return kept
+
+
 class _MadeBy(TypedDict):
     """What a manifest says of the process that wrote it."""
 
@@ -138,7 +147,8 @@ class Stage:
         """Begin the stage in the folder `to`, or go on with it.
 
         Options and inputs are settled by the first finished chunk; the input `items`, of which chunks are cut, by the
-        manifest. A folder of stages has no chunks: each settles its own, and options that `may_change` are never settled.
+        manifest. A folder of stages has no chunks: each settles its own, and options that `may_change` are never settled
+        (`part.name` is the option `name` of `part`).
         Of a `shard` the folder is its own.
         """
         self.shard = shard
@@ -258,7 +268,7 @@ class Stage:
             options = old.config
 
         def bound(plan: Plan, config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-            kept: dict[str, JsonValue] = {name: value for name, value in config.items() if name not in may_change}
+            kept = without(config, may_change)
             inputs: dict[str, JsonValue] = {name: value for name, value in plan.inputs.items() if name != items}
             return {"config": kept, "inputs": inputs}
 

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
+from helpers.intake_parts import import_folder, masks_white
 from helpers.pages import SIZES, browsing, picture, serving
-from helpers.reviewing import write_round
+from helpers.reviewing import write_import, write_round
 from stllava.cli import main
+from stllava.data.image_set import RefusedPicture, read_imported
 from stllava.records import ItemsCheck, Preference, ReviewVote, VotesCheck
 from stllava.report.page import write_report
+from stllava.review.image_store import image_id
+from stllava.review.items import read_items
+from stllava.review.items_check import BURNED
 from stllava.review.readings import standing
 from stllava.review.reviewed import find_reviewed
 from stllava.review.vote_log import read_votes
@@ -198,6 +203,38 @@ def test_answers_and_questions_are_read_one_by_one_by_keys(tmp_path: Path) -> No
         main(["judge-check", "--votes", str(folder)])
         check = read_record(find_reviewed(folder).review / "check.json", ItemsCheck)
         assert (check.read, check.choices, check.corrected) == (6, said, int(is_answer))
+
+
+def test_pictures_are_read_for_text_and_the_next_import_leaves_out_what_was_refused(tmp_path: Path) -> None:
+    rows = {row.id: row for row in write_import(tmp_path, 6)}
+    words = ["--reader", "anna", "--port", "0", "--repeats", "0"]
+    with serving(["review", str(tmp_path / "set"), *words]) as (_, addresses), browsing() as browser:
+        page, errors = browser.new_context(viewport={"width": 1280, "height": 800}).new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(addresses[0])
+        for number, task in enumerate(read_items(tmp_path / "set-review")):
+            page.locator(f'body[data-task="{task.id}"][data-image="{image_id(task.images[0])}"]').wait_for(state="attached")
+            # A black place is outlined in orange: its left edge, in the middle.
+            scale, canvas = view_of(page)["scale"], page.locator("#picture").bounding_box()
+            x = (canvas["width"] - 48 * scale) / 2 + 6 * scale
+            y = (canvas["height"] - 48 * scale) / 2 + 8 * scale
+            seen = page.evaluate(
+                "([x, y]) => [...document.getElementById('picture').getContext('2d').getImageData(x, y, 1, 1).data]",
+                [round(x), round(y)],
+            )
+            picture(page, "pictures-open") if task.boxes else None
+            red, green, blue, _ = seen
+            assert (red > green + 40 > blue + 40) == bool(task.boxes)  # All else is grey.
+            press_vote(page, "12?"[number % 3])
+            press_next(page)
+        page.locator('body[data-state="done"]').wait_for(state="attached")
+        assert errors == []
+    main(["judge-check", "--votes", str(tmp_path / "set")])
+    refused = [row.id for row in read_jsonl(tmp_path / "set-review" / BURNED, RefusedPicture)]
+    assert len(refused) == 2
+    import_folder(tmp_path, to="next", make=masks_white, refused=tmp_path / "set-review" / BURNED)
+    assert {row.id for row in read_imported(tmp_path / "next")} == rows.keys() - set(refused)
 
 
 def test_the_page_fits_every_screen(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_a_question_is_read_without_any_answer(opened: Open) -> None:
         ("verdicts", ("right", "wrong", "bad reference", "valid", "not valid")),
         ("predictions", ("left", "equal", "both wrong", "valid")),
         ("questions", ("left", "right", "wrong", "bad image", "bad question")),
+        ("pictures", ("left", "valid", "bad image", "equal")),
     ],
 )
 def test_what_nobody_can_say_of_a_task_is_refused(opened: Open, kind: str, choices: Sequence[str]) -> None:

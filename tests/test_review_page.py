@@ -1,18 +1,23 @@
 """The page's server: what it shows before and after a vote, and what it refuses, whoever asks."""
 
+import atexit
+import itertools
 import json
+import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from helpers.judging import answers_of, write_answers
-from helpers.reviewing import write_evaluation, write_questions, write_round
+from helpers.reviewing import write_evaluation, write_import, write_questions, write_round
 from stllava.config import JudgeOptions, ReviewOptions
 from stllava.errors import StllavaError
 from stllava.records import ItemKind, Judgment, ReviewTask
@@ -30,8 +35,17 @@ from stllava.store import Stage
 
 HOST = "127.0.0.1:8765"
 ORIGIN = f"http://{HOST}"
-FIRST: dict[ReviewKind, str] = {"verdicts": "left", "predictions": "right", "questions": "valid"}
+FIRST: dict[ReviewKind, str] = {"verdicts": "left", "predictions": "right", "questions": "valid", "pictures": "burned"}
 """A vote on each kind of task."""
+
+
+def by_kinds(*attacks: object) -> list[tuple[ReviewKind, object]]:
+    """Each attack on the page of verdicts, and on one of the others by turns."""
+    _, *others = FIRST
+    turns = [(kind, attack) for kind, attack in zip(itertools.cycle(others), attacks, strict=False)]
+    return [*((next(iter(FIRST)), attack) for attack in attacks), *turns]
+
+
 EVIL = "<script>document.title = 'evil'</script>\x1b[2J\x1b]0;owned\x07 A mass. \u202eright"
 
 
@@ -82,7 +96,8 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         tasks = drawn_tasks(tmp_path, kind, options, count=count, text=text)
         session = ReviewSession(tmp_path / "review", tasks, readers)
         closing_down.callback(session.close)
-        images = ImageStore(tmp_path / "images", (path for task in tasks for path in task.images))
+        root = tmp_path / ("set" if kind == "pictures" else "images")
+        images = ImageStore(root, (path for task in tasks for path in task.images))
         door = Door(frozenset({HOST}), "stllava-8765", password)
         return Opened(tmp_path / "review", tasks, session, door, images, closing_down)
 
@@ -98,12 +113,25 @@ def drawn_tasks(folder: Path, kind: ReviewKind, options: ReviewOptions, *, count
             write_round(folder, count)
         return draw_tasks(options, answers=folder / "answer", judgments=folder / "judge", to=to)
     one: ItemKind = kind
+    if kind == "pictures":
+        if not (folder / "set").is_dir():
+            shutil.copytree(imported_set(), folder, dirs_exist_ok=True)
+        return draw_items(options, kind=one, source=folder / "set", to=to)
     if not (folder / kind).is_dir():
         if kind == "predictions":
             write_evaluation(folder / kind, count, images=images, answer=text)
         else:
             write_questions(folder / kind, count, images=images, text=text)
     return draw_items(options, kind=one, source=folder / kind, to=to)
+
+
+@cache
+def imported_set() -> Path:
+    """The folder of an imported set, made once: it takes a worker."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    write_import(folder, 9)
+    return folder
 
 
 def named(shown: dict[str, object], **more: object) -> dict[str, object]:
@@ -247,17 +275,19 @@ def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open, 
     assert stranger.get("/task").status_code == 401
 
 
-@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8765", "127.0.0.1:9999", "127.0.0.1", "", "localhost.evil:8765"]
+    ("kind", "host"),
+    by_kinds("evil.example", "evil.example:8765", "127.0.0.1:9999", "127.0.0.1", "", "localhost.evil:8765"),
 )
 def test_another_host_is_refused_even_with_the_cookie(opened: Open, kind: ReviewKind, host: str) -> None:
     client = opened(kind=kind).client()
     assert client.get("/task", headers={"Host": host}).status_code == 403
 
 
-@pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", f"{ORIGIN}.evil", "file://"])
+@pytest.mark.parametrize(
+    ("kind", "origin"),
+    by_kinds("http://evil.example", "null", "http://127.0.0.1:9999", f"{ORIGIN}.evil", "file://"),
+)
 def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, kind: ReviewKind, origin: str) -> None:
     page = opened(kind=kind)
     client = page.client()
@@ -276,9 +306,9 @@ def test_a_post_of_another_page_is_refused_even_with_the_cookie(opened: Open, ki
     assert read_votes(page.folder)["anna"] == []
 
 
-@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
-    "key", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "00000.png", "%00", "x" * 5000, "....//....//answer/answers.jsonl"]
+    ("kind", "key"),
+    by_kinds("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "00000.png", "%00", "x" * 5000, "....//....//answer/answers.jsonl"),
 )
 def test_images_are_had_by_id_alone(opened: Open, kind: ReviewKind, key: str) -> None:
     page = opened(kind=kind)
@@ -316,10 +346,9 @@ def test_what_models_say_is_text_and_nothing_else(tmp_path: Path, opened: Open) 
     assert "\u202e" not in told
 
 
-@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize(
-    "change",
-    [
+    ("kind", "change"),
+    by_kinds(
         {"task": "0" * 16},
         {"turn": 1},
         {"choice": "first"},
@@ -330,7 +359,7 @@ def test_what_models_say_is_text_and_nothing_else(tmp_path: Path, opened: Open) 
         {"struck": [["up", 0]]},
         {"typed": "x" * 5000},
         {"task": "x" * 100},
-    ],
+    ),
     ids=str,
 )
 def test_a_vote_that_is_not_for_what_is_open_writes_nothing(opened: Open, kind: ReviewKind, change: dict[str, object]) -> None:
@@ -357,8 +386,11 @@ def test_a_second_vote_on_the_same_task_is_refused(opened: Open) -> None:
     assert read_votes(page.folder)["anna"][-1].struck == ()
 
 
-@pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("body", [b"x" * (MAX_BODY + 1), b"{", b"[]", b"\xff\xfe", b'{"task": ' + b"[" * 5000], ids=len)
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    by_kinds(b"x" * (MAX_BODY + 1), b"{", b"[]", b"\xff\xfe", b'{"task": ' + b"[" * 5000),
+    ids=lambda value: value if isinstance(value, str) else len(value),
+)
 def test_a_body_that_is_too_long_or_no_json_is_refused(opened: Open, kind: ReviewKind, body: bytes) -> None:
     page = opened(kind=kind)
     client = page.client()

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from helpers.intake_parts import import_folder, masks_white
 from helpers.judging import SAMPLING, answers_of, write_answers
 from stllava.config import AskOptions, EvaluateOptions, JudgeOptions
+from stllava.data.image_set import Imported, read_imported
 from stllava.records import (
     Answers,
     ItemChoice,
@@ -160,6 +162,19 @@ def write_questions(folder: Path, count: int, *, images: Path, text: str = "") -
     stage.write_records("questions", made)
     stage.finish(counts_in=count, counts_out=count)
     return made
+
+
+def write_import(folder: Path, count: int, *, side: int = 48) -> list[Imported]:
+    """An imported set of so many pictures in `folder/set`: every third had a white square, which was blacked out."""
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 200, (side, side), dtype=np.uint8)
+        if number % 3 == 0:
+            pixels[4:12, 6:30] = 255
+        path = folder / "in" / f"p{number}_{number}_20200101_.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    import_folder(folder, to="set", make=masks_white)
+    return read_imported(folder / "set")
 
 
 def item_vote(task: ItemTask, choice: ItemChoice, *, reader: str = "anna", number: int, turn: int = 0) -> ReviewVote:

@@ -55,6 +55,7 @@ def images(
     options: IntakeOptions,
     to: Path,
     salt: Path = SALT,
+    refused: Path | None = None,
     existing: Existing = "resume",
     shard: str | None = None,
 ) -> None:
@@ -66,6 +67,8 @@ def images(
         to: Folder for the image set, outside of the source.
         salt: Your secret, made when there is none: with the same salt the same patient gets the same id. Lists of which
             file became which number are written beside it; keep all that apart from the set.
+        refused: Pictures that stay out since a reader found text in them: the burned.jsonl that judge-check wrote of an earlier
+            import of the same files with the same salt.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
         shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
             whole of them.
@@ -73,7 +76,7 @@ def images(
     from stllava.intake.pages.review import page_name
     from stllava.intake.run import import_images
 
-    manifest = import_images(options, source=source, to=to, salt=salt, existing=existing, shard=shard)
+    manifest = import_images(options, source=source, to=to, salt=salt, refused=refused, existing=existing, shard=shard)
     tell(manifest)
     if shard is not None:
         return

@@ -9,7 +9,7 @@ from stllava.config import ReviewOptions
 from stllava.errors import StllavaError
 from stllava.records import ItemsCheck, Rate, VotesCheck
 from stllava.report.wording import items_rows, items_sentence, votes_rows, votes_sentence
-from stllava.review.items_check import check_items
+from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
 from stllava.review.votes_check import check_votes
 from stllava.text import aligned, show
@@ -28,11 +28,11 @@ def review(
     names: tuple[str, ...] = (),
     password_variable: str = "",
 ) -> None:
-    """Open a page on which readers vote, blind, on what the expert judged, or on a benchmark's answers, or on questions.
+    """Open a page on which readers vote, blind, on verdicts, on a benchmark's answers, on questions or on imported pictures.
 
     Args:
         where: A run or the folder of one round, whose verdicts are read; or the folder of an evaluation, whose answers are
-            (right or wrong), or of ask, whose questions are (valid or not).
+            (right or wrong), of ask, whose questions are (valid or not), or an imported set, whose pictures are (text or none).
         options: How much is read, and of which kind.
         reader: Who reads; several names give several addresses.
         round: Number of the run's round; the last one that was judged when not named.
@@ -109,7 +109,7 @@ def judge_check(*, votes: Path, round: int | None = None) -> None:  # noqa: A002
     """Say how often the expert errs by readers' votes, or how far rules agree with them, how far readers agree, and their pace.
 
     Args:
-        votes: What was read with `stllava review`: a run, or the folder of one round, of an evaluation or of ask.
+        votes: What was read with `stllava review`: a run, the folder of a round, of an evaluation or of ask, or a set.
         round: Number of the run's round; the last one that was judged when not named.
     """
     found = find_reviewed(votes, round)
@@ -117,6 +117,8 @@ def judge_check(*, votes: Path, round: int | None = None) -> None:  # noqa: A002
         show(describe_votes(check_votes(found.review)), f"\n{found.review}")
     else:
         show(describe_items(check_items(found.review)), f"\n{found.review}")
+        if found.kind == "pictures":
+            show(f"Pictures that readers found text in, for `stllava import images --refused`: {found.review / BURNED}")
 
 
 def describe_votes(check: VotesCheck) -> str:

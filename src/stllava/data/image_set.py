@@ -77,6 +77,17 @@ class LeftOut(Record):
     """Of a duplicate, the id of the picture that stays."""
 
 
+class RefusedPicture(Keyed):
+    """A picture in which a reader found text that was left over: a line of `burned.jsonl`."""
+
+    id: str
+    """Hidden id of the picture."""
+    salt: str
+    """Hidden id of the salt under which the picture's id was made."""
+    readers: tuple[str, ...]
+    """Who found it."""
+
+
 def is_imported(folder: Path) -> bool:
     """Whether the folder is a whole imported set."""
     return (folder / MANIFEST).is_file() and read_manifest(folder).stage == STAGE

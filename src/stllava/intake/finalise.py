@@ -7,8 +7,8 @@ What is in memory is a number a picture, and an entry for each patient, study an
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,9 @@ from stllava.intake.patients import Patients, folder_of
 from stllava.intake.quality import CopyIndex, Indices
 from stllava.intake.splits import UnionFind, split_of
 from stllava.store import PARTS
+
+SEEN_BY_READER = "text-found-by-reader"
+"""Why a picture is left out that a reader refused, and why its copies are."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ class ImageSet:
     """Each patient's first day, as a number."""
     withheld: Counter[str]
     """Facts that the allow-list did not let through, by name."""
+    refused: frozenset[int] = frozenset()
+    """Indices of the pictures in which a reader found text, or in a copy of them."""
 
     def rows(self) -> Iterator[Imported]:
         """The pictures that stay, complete."""
         for index, image in self._images():
-            if self._same(index) is not None:
+            if self._same(index) is not None or index in self.refused:
                 continue
             near, patient = int(self.near_copies[index]), self.patients.head(image.pseudonyms)
+            near = -1 if near >= 0 and self.first(near) in self.refused else near
             day = _day(image, self.salt)
             yield image.row.model_copy(
                 update={
@@ -63,20 +69,27 @@ class ImageSet:
             )
 
     def left_out(self) -> Iterator[LeftOut]:
-        """What does not stay: first what could not be read, then copies."""
+        """What does not stay: first what could not be read, then copies and what a reader refused."""
         yield from (row for row in self.chunks.rows() if isinstance(row, LeftOut))
         for index, image in self._images():
             same = self._same(index)
-            if same is not None:
+            if self.first(index) in self.refused:
+                yield LeftOut(number=image.number, source=image.row.source, frame=image.index, cause=SEEN_BY_READER)
+            elif same is not None:
                 cause = "duplicate" if self.copies[index] != index else "near-duplicate"
                 yield LeftOut(number=image.number, source=image.row.source, frame=image.index, cause=cause, of=self._id(same))
 
     def spare(self) -> Iterator[str]:
         """Paths of pictures that do not stay, but for those that bear the name of one that stays."""
         for index, image in self._images():
-            same = self._same(index)
-            if same is not None and self.ids[same] != self.ids[index]:
+            first = self.first(index)
+            if first in self.refused or self.ids[first] != self.ids[index]:
                 yield image.row.path
+
+    def first(self, index: int) -> int:
+        """Index of the picture that stands for one: itself, or the one that it is a copy of."""
+        same = self._same(index)
+        return index if same is None else same
 
     def _images(self) -> Iterator[tuple[int, WrittenImage]]:
         return enumerate(row for row in self.chunks.rows() if isinstance(row, WrittenImage))
@@ -96,8 +109,16 @@ class ImageSet:
             at = before
 
 
-def finalise(chunks: Chunks, options: IntakeOptions, *, source: Path, to: Path, salt: bytes) -> ImageSet:
-    """Compare all pictures that the chunks hold, and group them."""
+def finalise(
+    chunks: Chunks,
+    options: IntakeOptions,
+    *,
+    source: Path,
+    to: Path,
+    salt: bytes,
+    refused: Collection[str] = (),
+) -> ImageSet:
+    """Compare all pictures that the chunks hold, and group them; those whose ids are `refused` do not stay."""
     patients, days, withheld, ids = Patients(), dict[str, tuple[Pseudonyms, int]](), Counter[str](), array("Q")
     anonymous: dict[int, Pseudonyms] = {}
     with CopyIndex(to / PARTS / "copies") as copy_index:
@@ -125,6 +146,10 @@ def finalise(chunks: Chunks, options: IntakeOptions, *, source: Path, to: Path, 
         # An exact copy is left out anyway, and likes what its first one near_copies.
         near_copies = np.where(copies == np.arange(copy_index.count), copy_index.near_copies(), -1)
     image_set = ImageSet(chunks, options, ids, copies, near_copies, patients, UnionFind(), salt, firsts, withheld)
+    if refused:
+        unwanted = {int(key, 16) for key in refused}
+        indices = frozenset(image_set.first(index) for index, key in enumerate(ids) if key in unwanted)
+        image_set = replace(image_set, refused=indices)
     _group_near_copies(image_set)
     return image_set
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
@@ -24,13 +24,13 @@ import numpy as np
 from PIL import Image
 
 from stllava.config import IntakeOptions
-from stllava.data.image_set import STAGE, Imported, LeftOut
+from stllava.data.image_set import STAGE, Imported, LeftOut, RefusedPicture
 from stllava.errors import StllavaError
 from stllava.intake.chunks import Chunks
 from stllava.intake.convert import TEXT, MakeToolbox, default_toolbox, worker
 from stllava.intake.deidentify.burned_text import Box
 from stllava.intake.deidentify.pseudonyms import hidden_id, open_salt
-from stllava.intake.finalise import ImageSet, finalise
+from stllava.intake.finalise import SEEN_BY_READER, ImageSet, finalise
 from stllava.intake.pages.dataset_card import SetStatistics, write_card
 from stllava.intake.pages.review import Change, write_sheets
 from stllava.intake.series import choose_slices, header_reader
@@ -45,8 +45,11 @@ from stllava.store import (
     Shard,
     Stage,
     begin_shard,
+    file_hash,
     locked,
+    read_jsonl,
     read_manifest,
+    require_file,
     shard_folder,
     shares_out,
 )
@@ -62,6 +65,7 @@ def import_images(
     source: Path,
     to: Path,
     salt: Path,
+    refused: Path | None = None,
     existing: Existing = "resume",
     shard: str | None = None,
     make: MakeToolbox = default_toolbox,
@@ -76,6 +80,8 @@ def import_images(
         source: The folder of image files; their kind is told by their content.
         to: Folder for the image set, outside of the source.
         salt: File of the secret under which ids are hidden; made where there is none.
+        refused: Pictures that stay out since a reader found text in them: the `burned.jsonl` that `judge-check` wrote of an
+            earlier import of the same files under the same salt.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
         shard: i/n: do the i-th of n equal parts of the work, in a folder of its own below `to`; `stllava gather` then makes the
             whole of them.
@@ -86,6 +92,7 @@ def import_images(
     """
     _refuse_nested(source, to, salt)
     secret = open_salt(salt, output=to)
+    unwanted = _read_refused(refused, secret) if refused is not None else ()
     part = Shard.parse(shard) if shard is not None else None
     folder = shard_folder(to, part, (), existing=existing) if part is not None else to
     with locked(folder):
@@ -95,6 +102,7 @@ def import_images(
         listed = files.with_name(f".{files.name}.draft")
         count, fingerprint = _list(source, listed, secret, outside=options.links == "anywhere")
         inputs = {"files": fingerprint, "salt": hidden_id(secret, "salt")}
+        inputs |= {"refused": file_hash(refused)} if refused is not None else {}
         try:
             stage = begin_shard(STAGE, to, options, inputs=inputs, existing=existing, shard=part)
         except StllavaError:
@@ -130,7 +138,20 @@ def import_images(
             os.sync()  # The pictures were written unsynced; the manifest says that they are there.
             parts = sorted((folder / PARTS).glob("*.jsonl"))
             return stage.finish_shard(parts, counts_in=chunks.listed, counts_out=chunks.pictures, dropped={})
-        return _finish(stage, options, chunks, count, source=source, secret=secret)
+        return _finish(stage, options, chunks, count, source=source, secret=secret, refused=unwanted)
+
+
+def _read_refused(path: Path, secret: bytes) -> list[str]:
+    """Ids of the pictures in a file that readers refused, which must be of this salt."""
+    require_file(path, expected="the burned.jsonl that judge-check wrote of an imported set")
+    rows = read_jsonl(path, RefusedPicture)
+    if any(row.salt != hidden_id(secret, "salt") for row in rows):
+        raise StllavaError(
+            f"{path} names pictures by another salt, under which no picture of this import is known",
+            expected="what readers found in an import with the same salt",
+            remedy="Name the salt of that import (--salt).",
+        )
+    return [row.id for row in rows]
 
 
 def _share(count: int, size: int, shard: Shard) -> int:
@@ -202,9 +223,18 @@ def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int,
     return count, hidden_id(secret, "files", hashed.hexdigest())
 
 
-def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int, *, source: Path, secret: bytes) -> Manifest:
+def _finish(
+    stage: Stage,
+    options: IntakeOptions,
+    chunks: Chunks,
+    count: int,
+    *,
+    source: Path,
+    secret: bytes,
+    refused: Collection[str],
+) -> Manifest:
     """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
-    image_set = finalise(chunks, options, source=source, to=stage.to, salt=secret)
+    image_set = finalise(chunks, options, source=source, to=stage.to, salt=secret, refused=refused)
     statistics = SetStatistics()
 
     def pictures() -> Iterator[Imported]:
@@ -225,6 +255,8 @@ def _finish(stage: Stage, options: IntakeOptions, chunks: Chunks, count: int, *,
     for draft in (stage.to / "images").glob("*/.*.draft"):
         draft.unlink()
     chosen, notes = _chosen(chunks, options)
+    if strangers := {int(key, 16) for key in refused}.difference(image_set.ids):
+        notes.append(f"{len(strangers)} of {len(refused)} pictures that readers refused are not among these files' pictures.")
     card = write_card(stage.to, statistics, options=options, files=count)
     sheets = write_sheets(_changes(image_set, stage.to), stage.to)
     # The pictures were written unsynced; the manifest says that they are there.
@@ -266,3 +298,5 @@ def _changes(image_set: ImageSet, to: Path) -> Iterator[Change]:
         # Of a projection that was kept back every file is named; none of them is a picture.
         if left.cause == TEXT and left.frame is not None:
             yield Change(f"{left.source}, picture {left.frame}", "quarantined", "it holds text, or may")
+        elif left.cause == SEEN_BY_READER:
+            yield Change(f"{left.source}, picture {left.frame}", "quarantined", "a reader found text in it")

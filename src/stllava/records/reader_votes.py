@@ -10,9 +10,20 @@ from stllava.records.verdict import Rate
 VoteChoice = Literal["first", "second", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
 """Which of a task's two answers is better, or why neither is: both are as good, both are wrong, the question or the image is
 no good, or the reader cannot tell."""
-ItemChoice = Literal["right", "wrong", "bad reference", "valid", "not valid", "bad question", "bad image", "cannot tell"]
+ItemChoice = Literal[
+    "right",
+    "wrong",
+    "bad reference",
+    "valid",
+    "not valid",
+    "burned",
+    "not burned",
+    "bad question",
+    "bad image",
+    "cannot tell",
+]
 """What a reader says of one thing alone: of a benchmark's answer whether it is right or wrong, or that its reference, question
-or image is no good; of a question whether it is valid; or that the reader cannot tell."""
+or image is no good; of a question whether it is valid; of a picture whether text is burned in; or that one cannot tell."""
 Preferred = Literal["first", "second", "equal"]
 """What an expert says of two answers."""
 Stratum = Literal["uncertain", "random"]

@@ -1,4 +1,4 @@
-"""What readers are shown one by one, a benchmark's answers or a policy's questions, and what their votes come to."""
+"""What readers are shown one by one, answers, questions or imported pictures, and what their votes come to."""
 
 from typing import Literal
 
@@ -9,8 +9,8 @@ from stllava.records.record import Keyed, Record
 from stllava.records.scores import QuestionKind
 from stllava.records.verdict import Rate
 
-ItemKind = Literal["predictions", "questions"]
-"""A benchmark's questions with a policy's answers, or questions that a policy asked itself."""
+ItemKind = Literal["predictions", "questions", "pictures"]
+"""A benchmark's questions with a policy's answers, questions that a policy asked itself, or pictures of an imported set."""
 
 
 class ItemTask(Keyed):
@@ -21,11 +21,11 @@ class ItemTask(Keyed):
     kind: ItemKind
     """What it is."""
     source_id: str
-    """The prediction, or the question."""
+    """Id of the prediction, the question or the picture."""
     images: tuple[str, ...]
     """Paths relative to the image root."""
     question: str
-    """Text of the question."""
+    """Text of the question; of a picture, what the reader is asked about it."""
     question_kind: QuestionKind | None = None
     """Of a benchmark's question, open or closed."""
     answer: str = ""
@@ -35,6 +35,8 @@ class ItemTask(Keyed):
     rules: dict[str, bool | None] = Field(default_factory=dict)
     """Of a prediction, whether each rule that is for such questions counts it right; None where the rule cannot read it, which
     counts as wrong."""
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+    """Of a picture, where text was blacked out: left, top, right, bottom in pixels, right and bottom outside."""
     doubts: tuple[str, ...]
     """What speaks against it; empty where nothing does."""
     stratum: Stratum
@@ -65,7 +67,7 @@ class RuleAgreement(Record):
 
 
 class ItemsCheck(Record):
-    """What readers' votes on a benchmark's answers, or on a policy's questions, come to; every interval is by image."""
+    """What readers' votes on answers, questions or pictures come to; every interval is by image."""
 
     kind: ItemKind
     """What was read."""
@@ -76,7 +78,7 @@ class ItemsCheck(Record):
     choices: dict[str, int]
     """Votes by what they say."""
     good: Rate | None
-    """Share of the whole that readers hold to be right, or valid, among what they can tell, by stratum weights."""
+    """Share of the whole that readers hold to be right, valid or free of text, of what they can tell, by stratum weights."""
     shares: dict[ItemChoice, Rate]
     """Share of the whole of which readers say each, by stratum weights."""
     rules: tuple[RuleAgreement, ...]

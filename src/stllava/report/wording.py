@@ -235,7 +235,11 @@ def votes_sentence(check: VotesCheck) -> str:
 
 def items_rows(check: ItemsCheck) -> list[tuple[str, Rate | None]]:
     """What readers' votes say of answers and of the rules that score them, or of questions, each with what it is."""
-    good = {"predictions": "answers that are right, of those that readers can tell", "questions": "questions that are valid"}
+    good = {
+        "predictions": "answers that are right, of those that readers can tell",
+        "questions": "questions that are valid, of those that readers can tell",
+        "pictures": "pictures in which no text is left, of those that readers can tell",
+    }
     rows: list[tuple[str, Rate | None]] = [(good[check.kind], check.good)]
     rows += [(f"{check.kind} of which readers say: {choice}", rate) for choice, rate in check.shares.items()]
     for row in check.rules:
@@ -251,7 +255,7 @@ def items_rows(check: ItemsCheck) -> list[tuple[str, Rate | None]]:
 
 
 def items_sentence(check: ItemsCheck) -> str:
-    """Who read how many answers or questions, and how quickly."""
+    """Who read how many answers, questions or pictures, and how quickly."""
     readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
     told = f"Of {check.tasks:,} {check.kind} drawn, {check.read:,} were read by {readers}"
     seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""

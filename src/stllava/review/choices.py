@@ -8,8 +8,8 @@ from typing import Literal, TypeGuard, get_args
 from stllava.errors import StllavaError
 from stllava.records import ItemChoice, ItemKind, ReviewVote, VoteChoice
 
-ReviewKind = Literal["verdicts", "predictions", "questions"]
-"""What is read: verdicts on two answers, a benchmark's answers, or a policy's questions."""
+ReviewKind = Literal["verdicts", "predictions", "questions", "pictures"]
+"""What is read: verdicts on two answers, a benchmark's answers, a policy's questions, or pictures of an imported set."""
 Side = Literal["left", "right"]
 Shown = Literal["left", "right", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
 """A choice between two answers as it is made on the page, where nobody knows which answer is which."""
@@ -57,11 +57,17 @@ BUTTONS: Mapping[ReviewKind, tuple[Button, ...]] = {
         Button("2", "not valid", "not valid", "it makes no sense, or this image cannot answer it"),
         _CANNOT_TELL,
     ),
+    "pictures": (
+        Button("1", "burned", "burned", "letters, digits or a code are left in the picture"),
+        Button("2", "not burned", "not burned", "none are"),
+        _CANNOT_TELL,
+    ),
 }
 """The choices of each kind, in the order in which they are shown."""
 GOOD: Mapping[ItemKind, tuple[ItemChoice, ItemChoice]] = {
     "predictions": ("right", "wrong"),
     "questions": ("valid", "not valid"),
+    "pictures": ("not burned", "burned"),
 }
 """What a reader says of what is good, and of what is not."""
 

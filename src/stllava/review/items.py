@@ -1,24 +1,27 @@
-"""What readers are asked about one by one: a policy's answers to a benchmark, or the questions that it asked itself.
+"""What readers are asked about one by one: a policy's answers to a benchmark, the questions that it asked itself, or pictures.
 
-Reads the predictions of an evaluation, or the questions that ask wrote; writes `tasks.jsonl`, drawn as verdicts are
-(`sampling`). Answers on which the rules differ are the uncertain ones, and questions that another image was asked too, or
-that end in no question mark.
+Reads the predictions of an evaluation, the questions that ask wrote, or an imported set; writes `tasks.jsonl`, drawn as
+verdicts are (`sampling`). The uncertain ones are answers on which the rules differ, questions that another image was asked too
+or that end in no question mark, and pictures in which text was found and blacked out.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
 from stllava.config import ReviewOptions
+from stllava.data.image_set import Imported
 from stllava.errors import NothingLeftError
 from stllava.metrics.robust import normalise
 from stllava.metrics.score import LLAVA_MED, ROBUST, readings
 from stllava.records import ItemKind, ItemTask, Prediction, Question, QuestionKind, content_id
 from stllava.review.sampling import Drawn, draw, sizes_of_strata
 from stllava.review.tasks import TASKS
-from stllava.store import Input, Inputs, open_stage, output_hash, read_records
+from stllava.store import Input, Inputs, open_stage, output_hash, read_manifest, read_records, stream_records
+
+TEXT_LEFT = "Are letters, digits or a code left in this picture?"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ReviewItem:
     references: tuple[str, ...] = ()
     rules: tuple[tuple[str, bool | None], ...] = ()
     question_kind: QuestionKind | None = None
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def key(self) -> str:
@@ -48,8 +52,8 @@ def draw_items(
 
     Args:
         options: How many, and how often each is read.
-        kind: Whether the predictions of an evaluation are read, or the questions of ask.
-        source: The folder that evaluate, or ask, wrote.
+        kind: Whether the predictions of an evaluation are read, the questions of ask, or the pictures of an imported set.
+        source: The folder that evaluate, ask or `import images` wrote.
         to: The review folder; what readers say lies beside the tasks there and is never removed.
         seed: Decides what is drawn, and in which order.
         root: The image root, noted for the page.
@@ -58,13 +62,14 @@ def draw_items(
         StllavaError: Where other options or another folder were drawn from before, or there is nothing to draw.
     """
     inputs: Inputs = {kind: Input(source, output_hash), "seed": str(seed)}
+    inputs |= {"salt": read_manifest(source).inputs["salt"]} if kind == "pictures" else {}
     with open_stage(f"review-{kind}", to / TASKS, options, inputs=inputs, existing="resume") as stage:
         if stage.manifest is None:
-            items = list(_predictions(source) if kind == "predictions" else _questions(source))
+            items = list(_ITEMS[kind](source))
             if not items:
                 raise NothingLeftError(
                     f"{source} holds no {kind}",
-                    expected="a finished evaluation, or the questions that ask wrote",
+                    expected="a finished evaluation, the questions that ask wrote, or an imported set",
                     remedy="Name another folder.",
                 )
             tasks = [_task(one) for one in draw(items, options=options, seed=seed)]
@@ -77,7 +82,7 @@ def draw_items(
 
 
 def read_items(folder: Path) -> list[ItemTask]:
-    """The tasks of a review folder of answers or questions, in the order in which they are read."""
+    """The tasks of a review folder of answers, questions or pictures, in the order in which they are read."""
     return read_records(folder / TASKS, TASKS, ItemTask)
 
 
@@ -129,6 +134,25 @@ def _questions(folder: Path) -> Iterator[ReviewItem]:
         )
 
 
+def _pictures(folder: Path) -> Iterator[ReviewItem]:
+    for row in stream_records(folder, "images", Imported):
+        yield ReviewItem(
+            kind="pictures",
+            source_id=row.id,
+            images=(row.path,),
+            question=TEXT_LEFT,
+            doubts=("text was blacked out",) if row.masked else (),
+            boxes=row.masked,
+        )
+
+
+_ITEMS: Mapping[ItemKind, Callable[[Path], Iterator[ReviewItem]]] = {
+    "predictions": _predictions,
+    "questions": _questions,
+    "pictures": _pictures,
+}
+
+
 def _task(drawn: Drawn[ReviewItem]) -> ItemTask:
     """What was drawn as readers are asked about it."""
     item = drawn.candidate
@@ -142,6 +166,7 @@ def _task(drawn: Drawn[ReviewItem]) -> ItemTask:
         answer=item.answer,
         references=item.references,
         rules=dict(item.rules),
+        boxes=item.boxes,
         doubts=item.doubts,
         stratum=drawn.stratum,
         inclusion=drawn.inclusion,

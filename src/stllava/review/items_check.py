@@ -1,14 +1,16 @@
-"""What readers' votes say of a benchmark's answers and of the rules that score them, or of a policy's questions.
+"""What readers' votes say of a benchmark's answers and of the rules that score them, of questions, or of imported pictures.
 
-Reads the review folder of an evaluation or of ask, its tasks and votes; writes `check.json` into it.
+Reads the review folder of an evaluation, of ask or of an imported set, its tasks and votes; writes `check.json` into it, and of
+pictures `burned.jsonl`, those in which a reader found text, for `import images --refused`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from stllava.data.image_set import RefusedPicture
 from stllava.metrics.agreement import kappa, krippendorff_alpha
 from stllava.metrics.score import LLAVA_MED, ROBUST
 from stllava.metrics.stratified import stratified_share
@@ -16,16 +18,19 @@ from stllava.records import ItemChoice, ItemsCheck, ItemTask, Rate, ReviewVote, 
 from stllava.review.choices import BUTTONS, GOOD, is_item_choice, refuse_other_votes
 from stllava.review.items import read_items
 from stllava.review.readings import StandingVote, readings_by_task, standing
-from stllava.review.tasks import sizes_of
+from stllava.review.tasks import TASKS, sizes_of
 from stllava.review.vote_log import read_votes
 from stllava.review.votes_check import image_of, no_vote, rate_of, reader_speed
-from stllava.store import CHECK, write_whole
+from stllava.store import CHECK, read_manifest, write_whole
 
+BURNED = "burned.jsonl"
 _QUESTIONS: tuple[Literal["all", "closed", "open"], ...] = ("all", "closed", "open")
 
 
 def check_items(folder: Path) -> ItemsCheck:
-    """Say what the votes in a review folder of answers or questions come to, and write that to its `check.json`.
+    """Say what the votes in a review folder of answers, questions or pictures come to, and write that to its `check.json`.
+
+    Of pictures, those in which any reader found text are written to its `burned.jsonl`.
 
     Args:
         folder: The review folder, in which tasks and votes lie.
@@ -40,7 +45,18 @@ def check_items(folder: Path) -> ItemsCheck:
         raise no_vote(folder)
     found = items_check(tasks, votes, sizes=sizes_of(folder))
     write_whole(folder / CHECK, found.model_dump_json(indent=1) + "\n")
+    if found.kind == "pictures":
+        write_whole(folder / BURNED, "".join(f"{row.model_dump_json()}\n" for row in _burned(folder, tasks, votes)))
     return found
+
+
+def _burned(folder: Path, tasks: Sequence[ItemTask], votes: Mapping[str, Sequence[ReviewVote]]) -> Iterator[RefusedPicture]:
+    """The pictures in which any reader found text, whatever others say."""
+    salt, given = read_manifest(folder / TASKS).inputs["salt"], readings_by_task(votes)
+    for task in tasks:
+        readers = sorted({row.vote.reader for row in given.get(task.id, ()) if row.choice == "burned"})
+        if readers:
+            yield RefusedPicture(id=task.source_id, salt=salt, readers=tuple(readers))
 
 
 def items_check(
@@ -86,13 +102,13 @@ def items_check(
 
 
 def _verdict(task: ItemTask, reading: StandingVote) -> bool | None:
-    """Whether a reader holds it to be right, or valid; None where the reader does not say."""
+    """Whether a reader holds it to be right, valid or free of text; None where the reader does not say."""
     good, bad = GOOD[task.kind]
     return True if reading.choice == good else False if reading.choice == bad else None
 
 
 def _good_share(task: ItemTask, given: Sequence[StandingVote]) -> float | None:
-    """The share of the readers who can tell that hold it to be right, or valid; None where none can."""
+    """The share of the readers who can tell that hold it to be good; None where none can."""
     said = [value for row in given if (value := _verdict(task, row)) is not None]
     return sum(said) / len(said) if said else None
 

@@ -1,9 +1,10 @@
-"""What a path means to `stllava review` and `judge-check`: a judged round, a benchmark's answers, or a policy's questions."""
+"""What a path means to `stllava review` and `judge-check`: a judged round, a benchmark's answers, questions, or pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from stllava.config import ReviewOptions
+from stllava.data.image_set import STAGE as IMPORTED
 from stllava.errors import StllavaError
 from stllava.records import ItemKind
 from stllava.review.choices import ReviewKind
@@ -14,7 +15,7 @@ from stllava.review.tasks import draw_tasks
 from stllava.rundir import RunDir
 from stllava.store import MANIFEST, read_manifest
 
-_KINDS: dict[str, ItemKind] = {"evaluate": "predictions", "ask": "questions"}
+_KINDS: dict[str, ItemKind] = {"evaluate": "predictions", "ask": "questions", IMPORTED: "pictures"}
 """What is read of a stage's folder, by the stage."""
 _DEPTH = 3
 """So many folders above a stage's may be its run."""
@@ -46,8 +47,8 @@ class ReviewedStage:
         return [*draw_items(options, kind=self.kind, source=self.folder, to=self.review, seed=seed, root=root)]
 
     def image_root(self, named: Path | None) -> Path:
-        """What its image paths are relative to: as `named`, or as its run has noted it."""
-        return root_of(self.folder, self.run, named)
+        """What its image paths are relative to: as `named`, the imported set itself, or as its run has noted it."""
+        return self.folder if self.kind == "pictures" and named is None else root_of(self.folder, self.run, named)
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class ReviewedRound:
 
 
 def find_reviewed(path: Path, number: int | None = None) -> ReviewedRound | ReviewedStage:
-    """What is read of a path: a round's verdicts, an evaluation's answers, or the questions that ask wrote.
+    """What is read of a path: a round's verdicts, an evaluation's answers, ask's questions, or an imported set's pictures.
 
     Args:
-        path: A run, a round's folder, or the folder of an evaluation or of ask.
+        path: A run, a round's folder, the folder of an evaluation or of ask, or an imported set.
         number: Of a run, which round; the last one that was judged when not named.
 
     Raises:

@@ -214,6 +214,7 @@ def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Respo
     }
     if isinstance(opened.task, ItemTask):
         told["references"] = [printable(text) for text in opened.task.references]
+        told["boxes"] = [list(box) for box in opened.task.boxes]
     if opened.vote is not None:
         told |= {"state": "voted", "typed": opened.vote.correct_answer or "", **_judged(opened, opened.vote)}
     return JSONResponse(told)

@@ -36,7 +36,8 @@ code { font-size: 13px } .quarantined { background: #fff3ea } label { display: b
 <h1>Changes to pixels</h1>
 <p>Every picture in which text was blacked out, and every one that was kept back for text. Each is shown as it was written,
 black places outlined in orange; how it looked before is not shown, because that would repeat what was removed. Please look for
-letters that are left over. Ticks are for your own eyes and are not stored.</p>
+letters that are left over. Ticks are for your own eyes and are not stored; <code>stllava review</code> on this folder keeps
+what you say of each picture.</p>
 <p>Page {{ number }}: {% for action, count in counts %}{{ count }} {{ action }}{{ ", " if not loop.last }}
 {% else %}no picture was changed or kept back
 {% endfor %}.

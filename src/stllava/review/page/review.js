@@ -57,7 +57,7 @@ function show(said) {
   if (fresh) showTask(said);
   showVerdict(said);
   if (said.state === "voted") at("verdict").scrollIntoView({ block: "nearest" });
-  if (fresh) viewer.open(said.images, said.preload);
+  if (fresh) viewer.open(said.images, said.preload, said.boxes || []);
 }
 
 function showTask(said) {
@@ -228,6 +228,7 @@ class Viewer {
     this.kept = new Map(); // pictures by id, the one used last behind all others
     this.pointers = new Map();
     this.images = [];
+    this.boxes = [];
     this.reset();
     new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -246,8 +247,9 @@ class Viewer {
     this.view = null;
   }
 
-  async open(images, preload) {
+  async open(images, preload, boxes) {
     this.images = images;
+    this.boxes = boxes; // where text was blacked out, in pixels of the picture
     this.reset();
     await this.showSlice();
     // One after the other, so that they do not stand in the way of what is on screen.
@@ -338,6 +340,9 @@ class Viewer {
     context.imageSmoothingQuality = view.scale < 0.5 ? "medium" : "low";
     context.setTransform(view.scale, 0, 0, view.scale, view.x, view.y);
     context.drawImage(picture.sheet, 0, 0);
+    context.strokeStyle = "#ff5000";
+    context.lineWidth = (2 * devicePixelRatio) / view.scale;
+    for (const [left, top, right, bottom] of this.boxes) context.strokeRect(left, top, right - left, bottom - top);
     Object.assign(canvas.dataset, { scale: view.scale, brightness: this.brightness, contrast: this.contrast });
   }
 

@@ -1,0 +1,123 @@
+"""Pictures of an imported set, read for text that was left in them, and what the next import makes of that."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from helpers.intake_parts import import_folder, masks_white
+from helpers.reviewing import item_vote, write_import
+from stllava.cli import main
+from stllava.config import ReviewOptions
+from stllava.data.image_set import LeftOut, RefusedPicture, read_imported
+from stllava.errors import StllavaError
+from stllava.records import ItemTask
+from stllava.review.items import draw_items
+from stllava.review.items_check import BURNED, check_items
+from stllava.review.reviewed import find_reviewed
+from stllava.review.tasks import sizes_of
+from stllava.review.vote_log import VoteLog
+from stllava.store import read_jsonl, read_manifest
+from test_review_page import Open, opened
+
+__all__ = ["opened"]
+ALL = ReviewOptions(uncertain_share=1.0, overlap=0.0, repeats=0.0)
+
+
+def drawn(folder: Path, count: int = 9) -> list[ItemTask]:
+    """The pictures of an imported set as they are read."""
+    write_import(folder, count)
+    return draw_items(ALL, kind="pictures", source=folder / "set", to=find_reviewed(folder / "set").review)
+
+
+def test_pictures_with_black_places_are_read_first_and_the_rest_is_the_other_stratum(tmp_path: Path) -> None:
+    tasks, rows = drawn(tmp_path), {row.id: row for row in read_imported(tmp_path / "set")}
+    assert sizes_of(tmp_path / "set-review") == {"uncertain": 3, "random": 6}
+    assert {task.source_id for task in tasks} == set(rows)
+    for task in tasks:
+        assert task.boxes == rows[task.source_id].masked
+        assert task.images == (rows[task.source_id].path,)
+        assert (task.stratum == "uncertain") == bool(task.boxes)
+    found = find_reviewed(tmp_path / "set")
+    assert (found.kind, found.image_root(None), found.title) == ("pictures", tmp_path / "set", "set")
+
+
+def test_the_page_tells_where_text_was_blacked_out(opened: Open) -> None:
+    page = opened(kind="pictures")
+    client = page.client()
+    shown = client.get("/task").json()
+    task = page.tasks[0]
+    assert isinstance(task, ItemTask)
+    assert shown["boxes"] == [list(box) for box in task.boxes]
+    assert (shown["answers"], shown["references"]) == ([], [])
+    assert client.get(f"/image/{shown['images'][0]}").headers["content-type"] == "image/png"
+    assert 'id="typed"' not in client.get("/").text
+
+
+def test_a_picture_that_a_reader_refused_stays_out_of_the_next_import_with_its_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks, folder = drawn(tmp_path), tmp_path / "set-review"
+    burned, clean, unsure = tasks[:3]
+    with closing(VoteLog(folder, "anna")) as log:
+        log.append(item_vote(burned, "not burned", number=1))
+        log.append(item_vote(clean, "not burned", number=2))
+        log.append(item_vote(unsure, "cannot tell", number=3))
+    with closing(VoteLog(folder, "ben")) as log:
+        log.append(item_vote(burned, "burned", reader="ben", number=1))
+    main(["judge-check", "--votes", str(tmp_path / "set")])
+    told = capsys.readouterr().out
+    assert "pictures in which no text is left" in told
+    assert f"stllava import images --refused`: {folder / BURNED}" in told
+    # One reader who sees letters is enough, whatever another one says.
+    (row,) = read_jsonl(folder / BURNED, RefusedPicture)
+    assert (row.id, row.readers) == (burned.source_id, ("ben",))
+    before = {one.id: one for one in read_imported(tmp_path / "set")}
+    for path in list((tmp_path / "in").iterdir()):
+        (path.parent / f"copy_{path.name}").write_bytes(path.read_bytes() + b"\0")
+    manifest = import_folder(tmp_path, to="next", make=masks_white, refused=folder / BURNED)
+    after = {one.id for one in read_imported(tmp_path / "next")}
+    assert len(after) == len(before) - 1
+    assert manifest.dropped["text-found-by-reader"] == 2
+    assert "refused" in manifest.inputs
+    assert not any("refused are not among" in note for note in manifest.notes)
+    gone = [one for one in read_jsonl(tmp_path / "next" / "left_out.jsonl", LeftOut) if one.cause == "text-found-by-reader"]
+    assert {one.of for one in gone} == {None}
+    content = before[burned.source_id].content
+    assert content not in {one.content for one in read_imported(tmp_path / "next")}
+    assert not (tmp_path / "next" / before[burned.source_id].path).exists()
+    assert "a reader found text in it" in (tmp_path / "next" / "changes-001.html").read_text()
+
+
+def test_what_was_refused_under_another_salt_is_refused(tmp_path: Path) -> None:
+    write_import(tmp_path, 3)
+    path = tmp_path / "burned.jsonl"
+    row = RefusedPicture(id=read_imported(tmp_path / "set")[0].id, salt="0" * 16, readers=("anna",))
+    path.write_text(row.model_dump_json() + "\n")
+    with pytest.raises(StllavaError, match="by another salt"):
+        import_folder(tmp_path, to="next", make=masks_white, refused=path)
+    assert not (tmp_path / "next").exists()
+    with pytest.raises(StllavaError, match="judge-check wrote"):
+        import_folder(tmp_path, to="next", make=masks_white, refused=tmp_path / "gone.jsonl")
+
+
+def test_without_refused_pictures_an_import_is_what_it_was(tmp_path: Path) -> None:
+    tasks, folder = drawn(tmp_path, 4), tmp_path / "set-review"
+    with closing(VoteLog(folder, "anna")) as log:
+        log.append(item_vote(tasks[0], "not burned", number=1))
+    assert check_items(folder).good is not None
+    assert (folder / BURNED).read_text() == ""
+    import_folder(tmp_path, to="next", make=masks_white, refused=folder / BURNED)
+    first, second = (read_manifest(tmp_path / name) for name in ("set", "next"))
+    assert first.outputs == second.outputs
+    assert json.dumps(first.dropped) == json.dumps(second.dropped)
+
+
+def test_a_refused_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
+    write_import(tmp_path, 3)
+    salt = read_manifest(tmp_path / "set").inputs["salt"]
+    path = tmp_path / "burned.jsonl"
+    path.write_text(RefusedPicture(id="f" * 16, salt=salt, readers=("anna",)).model_dump_json() + "\n")
+    manifest = import_folder(tmp_path, to="next", make=masks_white, refused=path)
+    assert any(note.startswith("1 of 1 pictures that readers refused are not among") for note in manifest.notes)

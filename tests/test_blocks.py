@@ -2,7 +2,8 @@
 
 import pytest
 
-from helpers.blocks import ROOT, RUN, blocks_of, faults_of
+from helpers.block_checks import faults_of
+from helpers.blocks import ROOT, RUN, blocks_of
 from helpers.page_runs import ELSEWHERE, PAGE_RUNS
 
 GENERATED = {"docs/cli.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "api").glob("*.md"))}

@@ -29,19 +29,27 @@ SERVER = "http://127.0.0.1:8000/v1"
 SMALL_MODEL = [word for name, value in TINY.model_dump().items() for word in (f"--small.{name.replace('_', '-')}", str(value))]
 SMALL_RUN = shlex.split(
     """
-    --data.labelled 12 --data.unlabelled 10 --data.validation 4 --data.test 4 --data.size 64
+    --data.labelled 6 --data.unlabelled 20 --data.validation 3 --data.test 3 --data.size 64
     --small.image-size 32 --small.patch-size 16 --small.vision-width 32 --small.vision-layers 1 --small.language-width 32
     --small.language-layers 2 --small.heads 2
-    --sft.epochs 50 --sft.batch-size 4 --sft.learning-rate.language 3e-3 --sft.learning-rate.projector 3e-3
-    --sft.learning-rate.vision 3e-3
-    --ask.questions 4 --ask.sampling.temperature 0.6 --ask.sampling.max-new-tokens 16 --ask.borrow-questions 2
+    --sft.epochs 60 --sft.batch-size 4 --sft.learning-rate.language 5e-3 --sft.learning-rate.projector 5e-3
+    --sft.learning-rate.vision 5e-3
+    --ask.questions 4 --ask.sampling.temperature 0.4 --ask.sampling.max-new-tokens 16 --ask.borrow-questions 2
     --answer.num-answers 6 --answer.sampling.temperature 2 --answer.sampling.max-new-tokens 8
-    --pair.no-balance --dpo.epochs 2 --final-sft.epochs 2 --rounds 1
+    --pair.no-balance --dpo.epochs 1 --final-sft.epochs 1 --rounds 1
     """
 )
 """The demo in seconds."""
 SHORT_TRAINING = shlex.split("--rounds 1 --sft.epochs 1 --final-sft.epochs 1")
-Shell = Callable[[str], None]
+FROM_THE_DEMO = shlex.split(
+    """
+    --model runs/phantom-0/sft --sft.epochs 1 --sft.learning-rate.language 1e-6 --sft.learning-rate.projector 0
+    --sft.learning-rate.vision 0
+    """
+)
+"""Stage 1 is that of the demo, and hardly more."""
+SMALL_LOAD = shlex.split("--load.questions 2 --load.answers 2")
+Shell = Callable[[str], str]
 """Runs lines of a shell in the page's folder."""
 
 
@@ -150,12 +158,14 @@ def table_of_mine(folder: Path, shell: Shell) -> None:
     write_whole(folder / "mine" / "mine.tsv", "a.png\twhat?\ta lung\n")
 
 
-README = "README.md"
+README, STARTED = "README.md", "docs/getting-started.md"
 PAGE_RUNS: dict[str, PageRun] = {
     README: PageRun(build=hospital, more_flags={"sft": SMALL_MODEL, "run": ["--rounds", "2"]}),
-    "docs/getting-started.md": PageRun(folder=README, more_flags={"demo": SMALL_RUN}),
-    "docs/install.md": PageRun(folder="docs/getting-started.md", more_flags={"demo": SMALL_RUN}),
-    "docs/guides/own-model.md": PageRun(folder=README, build=new_questions, more_flags={"run": SHORT_TRAINING}),
+    STARTED: PageRun(folder=README, more_flags={"demo": SMALL_RUN}),
+    "docs/install.md": PageRun(folder=STARTED, more_flags={"demo": SMALL_RUN, "doctor": SMALL_LOAD}),
+    "docs/guides/own-model.md": PageRun(
+        folder=README, build=new_questions, more_flags={"run": SHORT_TRAINING, "doctor": SMALL_LOAD}
+    ),
     "docs/guides/judge-server.md": PageRun(folder=README),
     "docs/guides/evaluate.md": PageRun(folder=README, build=measured),
     "docs/guides/several-gpus.md": PageRun(folder=README, build=moved_stages),
@@ -163,7 +173,7 @@ PAGE_RUNS: dict[str, PageRun] = {
     "docs/expert.md": PageRun(folder=README, build=run_called_mine),
     "docs/review.md": PageRun(folder=README, build=read_round),
     "docs/scaling.md": PageRun(folder=README, build=nothing_answered),
-    "docs/self-training.md": PageRun(more_flags={"run": SMALL_RUN}),
+    "docs/self-training.md": PageRun(folder=STARTED, more_flags={"run": [*SMALL_RUN, *FROM_THE_DEMO]}),
     "docs/extending.md": PageRun(build=table_of_mine),
 }
 """Pages with blocks that are run, in an order in which each comes after those that it goes on from."""
@@ -171,11 +181,13 @@ ELSEWHERE = {"docs/images.md": "tests/test_quickstart.py", "docs/guides/dicom.md
 """Pages whose blocks a test of their own runs."""
 
 
-def run_page(page: str, folder: Path, *, programs: Path, server: str) -> Ran:
+def run_page(text: str, page: str, plan: PageRun, folder: Path, *, programs: Path, server: str) -> Ran:
     """Run what is not marked of a page; an error names the block by file and line.
 
     Args:
+        text: The page.
         page: Its path in the repository.
+        plan: What its blocks find.
         folder: Where it is run, with what the reader has.
         programs: Folder of `quick_commands`.
         server: Address of a server that judges, in place of the one that pages name.
@@ -186,33 +198,32 @@ def run_page(page: str, folder: Path, *, programs: Path, server: str) -> Ran:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(work),
         "TRACKIO_DIR": str(work / "trackio"),
-        MORE_FLAGS: json.dumps(PAGE_RUNS[page].more_flags),
+        MORE_FLAGS: json.dumps(plan.more_flags),
     }
 
-    def shell(text: str, place: str = f"what {page} needs") -> str:
+    def shell(lines: str, place: str = f"what {page} needs") -> str:
         # What a block exports, the next one finds.
         exports = shlex.quote(str(work / "exports.sh"))
-        script = f"[ ! -f {exports} ] || . {exports}\n{text.replace(SERVER, server)}\nexport -p > {exports}"
+        script = f"[ ! -f {exports} ] || . {exports}\n{lines.replace(SERVER, server)}\nexport -p > {exports}"
         words = ["bash", "-euo", "pipefail", "-c", script]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{place} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
-    blocks = list(blocks_of((ROOT / page).read_text(encoding="utf-8"), page))
+    blocks = list(blocks_of(text, page))
     for block in blocks:
         if block.language == "yaml" and block.text.startswith("name:"):
             write_whole(folder / "my-recipe.yaml", block.text)
-    build = PAGE_RUNS[page].build
-    if build is not None:
-        build(folder, shell)  # type: ignore[arg-type]
+    if plan.build is not None:
+        plan.build(folder, shell)
     said, python = {}, ""
     for block in blocks:
         if block.language not in RUN or block.needs:
             continue
-        text = block.text
+        lines = block.text
         if block.language == "python":
-            python += f"\n{text}"  # a page's blocks build on each other
+            python += f"\n{block.text}"  # a page's blocks build on each other
             write_whole(work / "block.py", python)
-            text = f"python {shlex.quote(str(work / 'block.py'))}"
-        said[block.text] = shell(text, block.place)
+            lines = f"python {shlex.quote(str(work / 'block.py'))}"
+        said[block.text] = shell(lines, block.place)
     return Ran(folder, said)

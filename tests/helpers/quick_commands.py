@@ -2,7 +2,7 @@
 
 `quick_commands(folder)` writes the programs `stllava`, `python`, `pip` and `make` into a folder for PATH. The first two hand
 their words, their folder, their environment and their open files to a fork of the process. Nothing is installed by pip and
-nothing made by make: what both are asked for is held against pyproject.toml and the Makefile (`helpers/blocks.py`).
+nothing made by make: what both are asked for is held against pyproject.toml and the Makefile (`helpers/block_checks.py`).
 """
 
 import json
@@ -15,10 +15,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 MORE_FLAGS = "STLLAVA_TEST_FLAGS"
 """Variable with flags that a command gets behind its own, as JSON: {"sft": ["--epochs", "1"]}."""
+LOADED = (
+    *(
+        f"stllava.{name}"
+        for name in ("commands.flags", "pipeline", "training.memory", "training.trainer", "stages.dpo", "stages.export")
+    ),
+    *(f"transformers.models.{name}" for name in ("llava.modeling_llava", "clip.modeling_clip", "llama.modeling_llama")),
+)
 CLIENT = """#!{python} -ISs
 import json, os, socket, sys
 request = json.dumps([{program!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
@@ -54,14 +62,11 @@ def quick_commands(folder: Path) -> Iterator[Path]:
 
 def serve(address: str) -> None:
     """Fork for every command that comes."""
-    # What every command would load by itself.
-    import peft  # noqa: F401
     import torch
-    import transformers  # noqa: F401
 
-    import stllava.commands.flags
-    import stllava.pipeline  # noqa: F401
-
+    # What commands would load by themselves, each of them anew.
+    for name in LOADED:
+        import_module(name)
     torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:

@@ -11,13 +11,14 @@ import pytest
 
 from helpers.intake_parts import import_folder, masks_white
 from helpers.pages import SIZES, browsing, picture, serving
-from helpers.reviewing import write_import, write_round
+from helpers.reviewing import write_import, write_round, write_series
 from stllava.cli import main
+from stllava.config import ReviewOptions
 from stllava.data.image_set import RefusedPicture, read_imported
 from stllava.records import ItemsCheck, Preference, ReviewVote, VotesCheck
 from stllava.report.page import write_report
 from stllava.review.image_store import image_id
-from stllava.review.items import read_items
+from stllava.review.items import draw_items, read_items
 from stllava.review.items_check import BURNED
 from stllava.review.readings import standing
 from stllava.review.reviewed import find_reviewed
@@ -235,6 +236,40 @@ def test_pictures_are_read_for_text_and_the_next_import_leaves_out_what_was_refu
     assert len(refused) == 2
     import_folder(tmp_path, to="next", make=masks_white, refused=tmp_path / "set-review" / BURNED)
     assert {row.id for row in read_imported(tmp_path / "next")} == rows.keys() - set(refused)
+
+
+def test_shift_and_the_wheel_go_through_the_slices_of_a_series(tmp_path: Path) -> None:
+    rows = write_series(tmp_path / "set", series=1, slices=5)
+    draw_items(ReviewOptions(), kind="pictures", source=tmp_path / "set", to=tmp_path / "set-review")
+    slices = [image_id(row.path) for row in rows[:5]]
+    with serving(["review", str(tmp_path / "set"), "--reader", "anna", "--port", "0"]) as (_, addresses), browsing() as browser:
+        page, errors = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(addresses[0])
+        for task in read_items(tmp_path / "set-review"):
+            own, bar = image_id(task.images[0]), page.locator("#window-level")
+            page.locator(f'body[data-task="{task.id}"][data-image="{own}"]').wait_for(state="attached")
+            if own in slices:
+                asked = slices.index(own)
+                bar.filter(has_text=f"{asked + 1} of 5 ·").wait_for()
+                page.locator("#picture").hover()
+                page.keyboard.down("Shift")
+                for to in (*range(asked + 1, 5), *range(3, -1, -1)):
+                    page.mouse.wheel(0, 100 if to > asked and to == page_slice(page) + 1 else -100)
+                    page.locator(f'body[data-image="{slices[to]}"]').wait_for(state="attached")
+                    told = f"{to + 1} of 5 ·" if to == asked else f"{to + 1} of 5, asked about {asked + 1} ·"
+                    bar.filter(has_text=told).wait_for()
+                page.keyboard.up("Shift")
+                picture(page, "series") if asked == 2 else None
+            press_vote(page, "2")
+            press_next(page)
+        assert errors == []
+    assert len(standing(read_votes(tmp_path / "set-review")["anna"])) == 6
+
+
+def page_slice(page: Any) -> int:
+    """Which slice is on screen, from 0."""
+    return int(page.locator("#window-level").inner_text().partition(" of ")[0]) - 1
 
 
 def test_the_page_fits_every_screen(tmp_path: Path) -> None:

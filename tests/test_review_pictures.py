@@ -5,21 +5,27 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from helpers.intake_parts import import_folder, masks_white
-from helpers.reviewing import item_vote, write_import
+from helpers.reviewing import item_vote, write_import, write_series
 from stllava.cli import main
 from stllava.config import ReviewOptions
 from stllava.data.image_set import LeftOut, RefusedPicture, read_imported
 from stllava.errors import StllavaError
 from stllava.records import ItemTask
+from stllava.review.image_store import ImageStore, image_id
 from stllava.review.items import draw_items
 from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
+from stllava.review.security import Door
+from stllava.review.series_slices import series_slices, shown_images
+from stllava.review.server import review_app
+from stllava.review.session import ReviewSession
 from stllava.review.tasks import sizes_of
 from stllava.review.vote_log import VoteLog
 from stllava.store import read_jsonl, read_manifest
-from test_review_page import Open, opened
+from test_review_page import HOST, ORIGIN, Open, opened
 
 __all__ = ["opened"]
 ALL = ReviewOptions(uncertain_share=1.0, overlap=0.0, repeats=0.0)
@@ -121,3 +127,45 @@ def test_a_refused_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
     path.write_text(RefusedPicture(id="f" * 16, salt=salt, readers=("anna",)).model_dump_json() + "\n")
     manifest = import_folder(tmp_path, to="next", make=masks_white, refused=path)
     assert any(note.startswith("1 of 1 pictures that readers refused are not among") for note in manifest.notes)
+
+
+# --- slices of a series ----------------------------------------------------------------------------------------------
+
+
+def test_a_slice_brings_its_series_in_order_and_other_pictures_none(tmp_path: Path) -> None:
+    rows = write_series(tmp_path / "set", series=3, slices=5)
+    asked = [rows[2].path, rows[8].path, rows[15].path, "nowhere.png"]
+    found = series_slices(tmp_path / "set", asked)
+    assert found == {
+        rows[2].path: tuple(row.path for row in rows[:5]),
+        rows[8].path: tuple(row.path for row in rows[5:10]),
+    }
+    assert series_slices(tmp_path, asked) == {}
+    assert shown_images((rows[2].path,), found) == (found[rows[2].path], 2)
+    # A question about several images has its own to go through.
+    both = (rows[2].path, rows[8].path)
+    assert shown_images(both, found) == (both, None)
+
+
+def test_the_page_tells_the_slices_and_gives_out_those_of_the_series_alone(tmp_path: Path) -> None:
+    rows = write_series(tmp_path / "set", series=3, slices=5)
+    options, to = ALL.model_copy(update={"tasks": 1}), tmp_path / "review"
+    tasks = draw_items(options, kind="pictures", source=tmp_path / "set", to=to, seed=1)
+    paths = list(tasks[0].images)
+    place = [row.path for row in rows].index(paths[0])
+    assert place < 15
+    store = ImageStore(tmp_path / "set", paths, series=series_slices(tmp_path / "set", paths))
+    door = Door(frozenset({HOST}), "stllava-8765")
+    with closing(ReviewSession(tmp_path / "review", tasks, ["anna"])) as session:
+        app = review_app(session, store, door, title="a set")
+        with TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False) as client:
+            assert client.get(f"/image/{image_id(rows[0].path)}").status_code == 401
+            client.get(door.invite("anna"))
+            shown = client.get("/task").json()
+            first = place - place % 5
+            assert shown["images"] == [image_id(row.path) for row in rows[first : first + 5]]
+            assert shown["slice"] == place % 5
+            for number, row in enumerate(rows):
+                expected = 200 if first <= number < first + 5 else 404
+                reply = client.get(f"/image/{image_id(row.path)}")
+                assert (reply.status_code, reply.headers["cache-control"]) == (expected, "no-store")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from helpers.intake_parts import import_folder, masks_white
 from helpers.judging import SAMPLING, answers_of, write_answers
-from stllava.config import AskOptions, EvaluateOptions, JudgeOptions
-from stllava.data.image_set import Imported, read_imported
+from stllava.config import AskOptions, EvaluateOptions, IntakeOptions, JudgeOptions
+from stllava.data.image_set import STAGE, Imported, read_imported
 from stllava.records import (
     Answers,
     ItemChoice,
@@ -175,6 +175,41 @@ def write_import(folder: Path, count: int, *, side: int = 48) -> list[Imported]:
         Image.fromarray(pixels).save(path)
     import_folder(folder, to="set", make=masks_white)
     return read_imported(folder / "set")
+
+
+def write_series(folder: Path, *, series: int = 3, slices: int = 5, side: int = 24) -> list[Imported]:
+    """An imported set of so many series of slices, which stand in no order in its list, and a single picture."""
+    stage = Stage(STAGE, folder, IntakeOptions(), inputs={"salt": "0" * 16}, existing="resume")
+    rows = []
+    for number, name in enumerate(write_pictures(folder, series * slices + 1, side=side)):
+        of, frame = divmod(number, slices)
+        rows.append(
+            Imported(
+                id=content_id("picture", number),
+                path=name,
+                width=side,
+                height=side,
+                modality="CT",
+                body_part="",
+                view="",
+                laterality="",
+                labels={},
+                source=content_id("source", number),
+                patient=content_id("patient", of),
+                study=content_id("study", of),
+                series=content_id("series", of),
+                frame=frame if of < series else None,
+                done=(),
+                masked=(),
+                content="",
+                split="train",
+                interval=0,
+            )
+        )
+    listed = sorted(rows, key=lambda row: row.id)
+    stage.write_records("images", listed)
+    stage.finish(counts_in=len(rows), counts_out=len(rows), files=[folder / "images.jsonl"])
+    return rows
 
 
 def item_vote(task: ItemTask, choice: ItemChoice, *, reader: str = "anna", number: int, turn: int = 0) -> ReviewVote:

@@ -11,6 +11,7 @@ from stllava.records import ItemsCheck, Rate, VotesCheck
 from stllava.report.wording import items_rows, items_sentence, votes_rows, votes_sentence
 from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
+from stllava.review.series_slices import series_slices
 from stllava.review.votes_check import check_votes
 from stllava.text import aligned, show
 
@@ -55,7 +56,8 @@ def review(
     tasks = found.draw(options, seed=seed, root=images)
     password = password_of(address, password_variable, names=names)
     session = ReviewSession(found.review, tasks, dict.fromkeys(reader))
-    store = ImageStore(images, (path for task in tasks for path in task.images))
+    paths = [path for task in tasks for path in task.images]
+    store = ImageStore(images, paths, series=series_slices(images, paths))
     try:
         serve(
             lambda door: review_app(session, store, door, title=found.title),

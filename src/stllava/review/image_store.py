@@ -1,7 +1,8 @@
 """Images of a page by id: pixels encoded afresh, without metadata or names, the last few kept."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -20,10 +21,10 @@ def image_id(path: str) -> str:
 class ImageStore:
     """The images that a page may show, and no others; threads may share it."""
 
-    def __init__(self, root: Path, paths: Iterable[str]) -> None:
-        """Know the images below a root by their ids."""
-        self._root = root
-        self._paths = {image_id(path): path for path in paths}
+    def __init__(self, root: Path, paths: Iterable[str], *, series: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Know the images below a root by their ids, and those of the series that some of them are of."""
+        self._root, self.series = root, dict(series or {})
+        self._paths = {image_id(path): path for path in chain(paths, *self.series.values())}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._lock = Lock()
 

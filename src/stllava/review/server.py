@@ -33,6 +33,7 @@ from stllava.review.choices import BUTTONS, Shown, Side
 from stllava.review.image_store import ImageStore, image_id
 from stllava.review.readings import StandingVote
 from stllava.review.security import READER, Door, Gate
+from stllava.review.series_slices import shown_images
 from stllava.review.session import OpenTask, RefusedVoteError, ReviewSession
 from stllava.text import printable
 
@@ -88,7 +89,7 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
     async def show_task(request: Request) -> Response:
         reader = _reader(request)
         opened = await run_in_threadpool(session.open_task, reader)
-        return await run_in_threadpool(_told, session, reader, opened)
+        return await run_in_threadpool(_told, session, images, reader, opened)
 
     async def take_vote(request: Request) -> Response:
         said = await _said(request, PostedVote)
@@ -102,12 +103,13 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
             ]
             return session.vote(reader, said.task, said.turn, said.choice, struck=struck, typed=said.typed)
 
-        return await _done(session, request, write)
+        return await _done(session, images, request, write)
 
     async def take_response(request: Request) -> Response:
         said = await _said(request, PostedResponse)
         return await _done(
             session,
+            images,
             request,
             lambda reader: session.respond(
                 reader,
@@ -122,10 +124,10 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
 
     async def go_on(request: Request) -> Response:
         said = await _said(request, _Posted)
-        return await _done(session, request, lambda reader: session.advance(reader, said.task, said.turn))
+        return await _done(session, images, request, lambda reader: session.advance(reader, said.task, said.turn))
 
     async def take_back(request: Request) -> Response:
-        return await _done(session, request, session.undo)
+        return await _done(session, images, request, session.undo)
 
     async def show_image(request: Request) -> Response:
         try:
@@ -173,7 +175,9 @@ async def _said(request: Request, kind: type[M]) -> M:
         raise _BadRequestError(f"That cannot be read: {error.errors()[0]['msg']}.") from None
 
 
-async def _done(session: ReviewSession, request: Request, write: Callable[[str], OpenTask | None]) -> Response:
+async def _done(
+    session: ReviewSession, images: ImageStore, request: Request, write: Callable[[str], OpenTask | None]
+) -> Response:
     """Write what a reader did and tell what is on screen after it; what the disk refuses is told too.
 
     The writing goes on where the browser no longer waits for it.
@@ -185,7 +189,7 @@ async def _done(session: ReviewSession, request: Request, write: Callable[[str],
             opened = write(reader)
         except StllavaError as error:
             return JSONResponse({"error": str(error)}, 507)
-        return _told(session, reader, opened)
+        return _told(session, images, reader, opened)
 
     acting: Awaitable[Response] = asyncio.shield(run_in_threadpool(act))
     return await acting
@@ -197,19 +201,21 @@ def _reader(request: Request) -> str:
     return reader
 
 
-def _told(session: ReviewSession, reader: str, opened: OpenTask | None) -> Response:
+def _told(session: ReviewSession, images: ImageStore, reader: str, opened: OpenTask | None) -> Response:
     """What a reader has on screen, as the page wants it: before the vote nothing that an expert or a rule says."""
     progress = session.progress(reader)
     preload: list[JsonValue] = [image_id(path) for task in progress.upcoming for path in task.images]
     told: dict[str, JsonValue] = {"read": progress.read, "left": progress.left, "state": "done", "preload": preload}
     if opened is None:
         return JSONResponse(told)
+    shown, asked = shown_images(opened.task.images, images.series)
     told |= {
         "state": "open",
         "task": opened.task.id,
         "turn": opened.turn,
         "question": printable(opened.task.question),
-        "images": [image_id(path) for path in opened.task.images],
+        "images": [image_id(path) for path in shown],
+        "slice": asked,
         "answers": [[printable(part) for part in sentences(text)] for text in opened.texts],
     }
     if isinstance(opened.task, ItemTask):

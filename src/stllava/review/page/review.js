@@ -57,7 +57,7 @@ function show(said) {
   if (fresh) showTask(said);
   showVerdict(said);
   if (said.state === "voted") at("verdict").scrollIntoView({ block: "nearest" });
-  if (fresh) viewer.open(said.images, said.preload, said.boxes || []);
+  if (fresh) viewer.open(said);
 }
 
 function showTask(said) {
@@ -229,6 +229,7 @@ class Viewer {
     this.pointers = new Map();
     this.images = [];
     this.boxes = [];
+    this.asked = null;
     this.reset();
     new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -240,16 +241,17 @@ class Viewer {
   }
 
   reset() {
-    this.slice = 0;
+    this.slice = this.asked === null ? 0 : this.asked;
     this.brightness = 0;
     this.contrast = 1;
     this.inverted = false;
     this.view = null;
   }
 
-  async open(images, preload, boxes) {
+  async open({ images, preload, slice, boxes }) {
     this.images = images;
-    this.boxes = boxes; // where text was blacked out, in pixels of the picture
+    this.asked = slice; // of the slices of a series, the one that the question is about; null of a question's own images
+    this.boxes = boxes || []; // where text was blacked out of it, in pixels
     this.reset();
     await this.showSlice();
     // One after the other, so that they do not stand in the way of what is on screen.
@@ -331,7 +333,9 @@ class Viewer {
     const { canvas, context, picture, view } = this;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
-    const slices = this.images.length > 1 ? `${this.slice + 1} of ${this.images.length} · ` : "";
+    const elsewhere = this.asked !== null && this.slice !== this.asked;
+    const asked = elsewhere ? `, asked about ${this.asked + 1}` : "";
+    const slices = this.images.length > 1 ? `${this.slice + 1} of ${this.images.length}${asked} · ` : "";
     const percent = view ? Math.round((100 * view.scale) / devicePixelRatio) : 100;
     const light = `brightness ${Math.round(100 * this.brightness)} · contrast ${Math.round(100 * this.contrast)}`;
     at("window-level").textContent = `${slices}${percent} % · ${light}`;
@@ -342,7 +346,7 @@ class Viewer {
     context.drawImage(picture.sheet, 0, 0);
     context.strokeStyle = "#ff5000";
     context.lineWidth = (2 * devicePixelRatio) / view.scale;
-    for (const [left, top, right, bottom] of this.boxes) context.strokeRect(left, top, right - left, bottom - top);
+    for (const [left, top, right, bottom] of elsewhere ? [] : this.boxes) context.strokeRect(left, top, right - left, bottom - top);
     Object.assign(canvas.dataset, { scale: view.scale, brightness: this.brightness, contrast: this.contrast });
   }
 

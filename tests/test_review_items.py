@@ -77,6 +77,12 @@ def test_questions_that_another_image_was_asked_too_are_the_uncertain_ones(tmp_p
     assert {task.doubts for task in tasks if task.stratum == "uncertain"} == {("asked about another image too",)}
 
 
+def test_options_about_verdicts_alone_are_refused_elsewhere(tmp_path: Path) -> None:
+    for name, value in (("close_scores", 0.5), ("unlikely", 2.0)):
+        with pytest.raises(StllavaError, match=f"{name} is .*, and predictions are read"):
+            predictions_drawn(tmp_path, 8, options=OPTIONS.model_copy(update={name: value}))
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +112,9 @@ def test_a_question_is_read_without_any_answer(opened: Open) -> None:
     client = page.client()
     shown = client.get("/task").json()
     assert (shown["answers"], shown["question"]) == ([], page.tasks[0].question)
+    assert client.post("/vote", json=named(shown, choice="valid", typed="a cyst")).status_code == 409
     assert client.post("/vote", json=named(shown, choice="not valid")).json()["choice"] == "not valid"
+    assert client.post("/respond", json=named(shown, decision=None, typed="a cyst")).status_code == 409
     assert client.post("/next", json=named(shown)).json()["read"] == 1
     text = client.get("/").text
     assert 'data-choice="valid"' in text

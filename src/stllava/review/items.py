@@ -13,7 +13,7 @@ from string import ascii_uppercase
 
 from stllava.config import ReviewOptions
 from stllava.data.image_set import Imported
-from stllava.errors import NothingLeftError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.metrics.robust import normalise
 from stllava.metrics.score import LLAVA_MED, ROBUST, readings
 from stllava.records import ItemKind, ItemTask, Prediction, Question, QuestionKind, content_id
@@ -61,6 +61,13 @@ def draw_items(
     Raises:
         StllavaError: Where other options or another folder were drawn from before, or there is nothing to draw.
     """
+    for name in ("close_scores", "unlikely"):
+        if getattr(options, name) != ReviewOptions.model_fields[name].default:
+            raise StllavaError(
+                f"{name} is {getattr(options, name):g}, and {kind} are read",
+                expected="options that have an effect: this one is about verdicts",
+                remedy=f"Leave {name} out.",
+            )
     inputs: Inputs = {kind: Input(source, output_hash), "seed": str(seed)}
     inputs |= {"salt": read_manifest(source).inputs["salt"]} if kind == "pictures" else {}
     with open_stage(f"review-{kind}", to / TASKS, options, inputs=inputs, existing="resume") as stage:

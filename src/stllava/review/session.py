@@ -66,6 +66,11 @@ class OpenTask:
             return self.left
         return self.answer_at("right") if shown == "right" else shown
 
+    def refuse_answer(self, typed: str) -> None:
+        """Refuse a right answer to what has no answer."""
+        if typed.strip() and not self.texts:
+            raise RefusedVoteError("There is no answer here to which a right one could be typed.")
+
     def answer_at(self, side: Side) -> Literal["first", "second"]:
         """Which answer stands there."""
         return self.left if side == "left" else "second" if self.left == "first" else "first"
@@ -165,6 +170,7 @@ class ReviewSession:
             opened = self._opened(reader, task, turn)
             if opened.vote is not None:
                 raise RefusedVoteError("This task has a vote already.")
+            opened.refuse_answer(typed)
             self._write(
                 reader,
                 opened,
@@ -192,6 +198,7 @@ class ReviewSession:
             opened = self._opened(reader, task, turn)
             if opened.vote is None:
                 raise RefusedVoteError("The expert's verdict is answered after the vote.")
+            opened.refuse_answer(typed)
             if isinstance(opened.task, ItemTask):
                 if decision is not None:
                     raise RefusedVoteError("No expert has judged this: there is nothing to confirm or overturn.")

@@ -8,15 +8,16 @@ import torch
 from pydantic import JsonValue
 
 from helpers.judging import answers_of, judgments_of, pictures_of, write_answers, write_judged
-from stllava.config import DistilledOptions, DistillOptions, GroupRates, JudgeOptions, ScriptedOptions, validate
+from stllava.config import DistilledOptions, DistillOptions, GroupRates, JudgeOptions, ScriptedOptions, SftOptions, validate
 from stllava.errors import ItemError, NothingLeftError, StllavaError
+from stllava.experts.build import require_expert
 from stllava.experts.distilled_judge import judging_prompt, right_shares
 from stllava.model.load import load_policy
 from stllava.recipe import RunOptions
 from stllava.records import Answers, Conversation, Message
 from stllava.stages.distill import JudgedAnswer, balanced_answers, distill, read_judged, split_by_image
 from stllava.stages.judge import check, judge
-from stllava.store import read_records
+from stllava.store import Stage, read_records
 from stllava.tree.scoring import answer_log_probabilities
 
 FAST = DistillOptions(
@@ -200,6 +201,18 @@ def test_a_distilled_expert_without_a_model_is_refused(tmp_path: Path) -> None:
         judge(JudgeOptions(expert="distilled"), answers=answers, root=tmp_path, to=tmp_path / "verdicts")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("gone", "is not there"), ("empty", "holds no config.json"), ("sft", "is what sft")]
+)
+def test_what_is_no_distilled_judge_is_refused_before_anything_is_asked(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    if name == "sft":
+        Stage("sft", tmp_path / "sft", SftOptions(), inputs={}, existing="error").finish(counts_in=1, counts_out=1)
+    options = JudgeOptions(expert="distilled", distilled=DistilledOptions(model=str(tmp_path / name)))
+    with pytest.raises(StllavaError, match=told):
+        require_expert(options, root=tmp_path, truth=None)
+
+
 def test_a_run_makes_no_judge_of_the_verdicts_of_such_a_judge() -> None:
     values: dict[str, JsonValue] = {
         "name": "x",
@@ -219,7 +232,11 @@ def test_a_run_asks_no_certainty_of_a_judge_that_gives_probabilities(judging: di
     # The expert itself judges the only round.
     if "distill_after" in judging:
         validate(RunOptions, values | {"pair": {"min_chosen_score": 1.0}, "rounds": 1}, source="recipe")
-    validate(RunOptions, values | {"pair": {"min_chosen_score": 0.9}}, source="recipe")
+    sure: dict[str, JsonValue] = {"pair": {"min_chosen_score": 0.9}}
+    validate(RunOptions, values | sure, source="recipe")
+    with pytest.raises(StllavaError, match=r"image_gain\.min_score below 1"):
+        validate(RunOptions, values | sure | {"image_gain": {}}, source="recipe")
+    validate(RunOptions, values | sure | {"image_gain": {"min_score": 0.5}}, source="recipe")
 
 
 def test_the_training_of_a_judge_is_like_sft_but_for_what_is_given() -> None:

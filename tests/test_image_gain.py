@@ -83,8 +83,10 @@ def test_what_answer_noted_is_used_and_a_cut_answer_has_no_gain(
 
 def test_the_four_quadrants_count_every_answer_once() -> None:
     gains = [ImageGain(id="g", answers_id="a", gains=(2.0, 0.1, None, -1.0, 0.8), policy="p")]
-    found = quadrants_of(gains, {"a": (1.0, 1.0, 1.0, 0.0, 0.0)}, min_ratio=2.0)
+    found = quadrants_of(gains, {"a": (1.0, 1.0, 1.0, 0.0, 0.0)}, ImageGainOptions())
     assert found == {"right_reading": 1, "right_guessing": 1, "wrong_reading": 1, "wrong_guessing": 1}
+    probabilities: dict[str, tuple[float, ...] | None] = {"a": (0.97, 0.6, 1.0, 0.4, 0.49)}
+    assert quadrants_of(gains, probabilities, ImageGainOptions(min_score=0.5)) == found
 
 
 def test_pairs_weigh_more_the_more_the_image_speaks_for_the_chosen_answer(judged: tuple[Path, Path], tmp_path: Path) -> None:

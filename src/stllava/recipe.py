@@ -136,6 +136,8 @@ class RunOptions(Options):
         judges = self.judge.expert == "distilled" or 0 < self.distill_after < self.rounds
         if judges and self.pair.min_chosen_score == 1:
             raise ValueError("pair.min_chosen_score below 1 with a distilled judge: its scores are probabilities, and never 1")
+        if judges and self.image_gain is not None and self.image_gain.min_score == 1:
+            raise ValueError("image_gain.min_score below 1 with a distilled judge: its scores are probabilities, and never 1")
         return self
 
     @model_validator(mode="after")

@@ -43,6 +43,8 @@ BLIND = "blind-"
 """Before a policy's name: the question-only baseline, the same policy shown black images."""
 REVIEW = "review"
 """The folder of readers' tasks and votes in a round, and in a run of those on its stages."""
+IMAGE_GAIN = "image-gain"
+"""The folder of how much likelier a round's answers are with their image."""
 ROUND = "round-"
 """Before a round's number: the name of the round and of its policy."""
 
@@ -131,7 +133,7 @@ class RunDir:
 
     def image_gain(self, round_name: str) -> Path:
         """How much likelier a round's answers are with their image than with a black one, where a run measures that."""
-        return self.path / round_name / "image-gain"
+        return self.path / round_name / IMAGE_GAIN
 
     def review(self, round_name: str) -> Path:
         """What readers were asked about a round's verdicts, and what they said."""

@@ -182,5 +182,7 @@ class ImageGainOptions(Options):
 
     min_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
     """An answer reads the image where it is at least this many times as likely with it; else it could be guessed."""
+    min_score: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Score from which an answer counts as right: below 1 for an expert whose scores are marks or probabilities."""
     max_tokens_per_forward: PositiveInt = 16384
     """Maximum tokens per forward pass, padding included."""

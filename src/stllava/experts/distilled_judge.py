@@ -17,6 +17,7 @@ from stllava.experts.expert import Verdict
 from stllava.model.load import Policy, fingerprint, load_policy
 from stllava.progress import Progress
 from stllava.records import Answers, Message, content_id
+from stllava.store import MANIFEST, read_manifest
 from stllava.tree.scoring import answer_log_probabilities
 
 RIGHT, WRONG = "yes", "no"
@@ -43,6 +44,19 @@ def right_shares(
     return [each if isinstance(each, ItemError) else 1 / (1 + math.exp(min(each[1] - each[0], 700.0))) for each in found]
 
 
+def refuse_other_models(folder: Path) -> None:
+    """Raise StllavaError where a folder is not there, holds no model, or one that another stage made, such as a policy."""
+    made = read_manifest(folder).stage if (folder / MANIFEST).is_file() else "distill"
+    if made == "distill" and (folder / "config.json").is_file():
+        return
+    found = f"is what {made} made" if made != "distill" else "holds no config.json" if folder.is_dir() else "is not there"
+    raise StllavaError(
+        f"judge.distilled.model names {folder}, which {found}",
+        expected="the folder that `stllava distill` wrote",
+        remedy="Correct judge.distilled.model, or make a judge with `stllava distill` (docs/expert.md).",
+    )
+
+
 class DistilledJudge:
     """Scores each answer by how likely its model is to call it right."""
 
@@ -58,6 +72,7 @@ class DistilledJudge:
                 remedy="Set judge.distilled.model.",
             )
         self._options, self._root, self._chunk = options, root, chunk
+        refuse_other_models(Path(options.model))
         self._weights = fingerprint(Path(options.model))
         self._shares: dict[str, dict[str, float] | str] = {}
 

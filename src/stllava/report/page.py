@@ -27,7 +27,7 @@ from stllava.report.label_tables import SMALL_GROUP, LabelScores, scores_by_ever
 from stllava.report.rendering import page_environment
 from stllava.report.run_files import Round, RunFiles, read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
-from stllava.rundir import ROUND_STAGES, SFT, RunDir
+from stllava.rundir import IMAGE_GAIN, ROUND_STAGES, SFT, RunDir
 from stllava.store import write_whole
 
 
@@ -285,8 +285,9 @@ def _largest(causes: Counter[str]) -> tuple[tuple[str, int], ...]:
 def measures(run: RunFiles) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """Every figure the rounds' stages recorded: by stage, one row a figure, one column a round."""
     figures: list[tuple[str, list[tuple[str, list[str]]]]] = []
-    for stage in ROUND_STAGES:
-        columns = [part.manifests[stage].measures if stage in part.manifests else {} for part in run.rounds]
+    for stage in (*ROUND_STAGES, IMAGE_GAIN):
+        made = [run.manifests.get(f"{part.name}/{stage}") for part in run.rounds]
+        columns = [manifest.measures if manifest is not None else {} for manifest in made]
         names = dict.fromkeys(name for column in columns for name in column)
         rows = [
             (wording.plain(name), [wording.measure(name, column[name]) if name in column else "–" for column in columns])

@@ -64,6 +64,7 @@ def read_run_files(folder: Path) -> RunFiles:
     rounds = tuple(_round(run, name, whole=name in outcome.policies) for name in names)
     for part in rounds:
         manifests |= {f"{part.name}/{stage}": manifest for stage, manifest in part.manifests.items()}
+        manifests |= _finished(run, run.image_gain(part.name))
     # A judge of which nothing came ended the rounds, and the run has told so.
     manifests |= _finished(run, run.own_judge)
     if FINAL in outcome.policies:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 512
 """Questions that are scored together."""
-RIGHT = 1.0
-"""Score of an answer that counts as right."""
 
 
 def image_gain(
@@ -84,7 +82,7 @@ def image_gain(
                 for row, with_image, without in zip(part, seeing, blind, strict=True)
             ]
         stage.write_records("gains", gains)
-        quadrants = quadrants_of(gains, scores, min_ratio=options.min_ratio)
+        quadrants = quadrants_of(gains, scores, options)
         measures = {name: float(count) for name, count in sorted(quadrants.items())}
         return ImageGainResult(
             to,
@@ -92,14 +90,16 @@ def image_gain(
         )
 
 
-def quadrants_of(gains: Sequence[ImageGain], scores: dict[str, tuple[float, ...] | None], *, min_ratio: float) -> Counter[str]:
+def quadrants_of(
+    gains: Sequence[ImageGain], scores: dict[str, tuple[float, ...] | None], options: ImageGainOptions
+) -> Counter[str]:
     """How many answers are right or wrong, and read the image or not: `right_reading`, `right_guessing`, `wrong_…`."""
     counts: Counter[str] = Counter({f"{right}_{how}": 0 for right in ("right", "wrong") for how in ("reading", "guessing")})
     for row in gains:
         for gain, score in zip(row.gains, scores[row.answers_id] or (), strict=True):
             if gain is not None:
-                right = "right" if score >= RIGHT else "wrong"
-                counts[f"{right}_{'reading' if gain >= math.log(min_ratio) else 'guessing'}"] += 1
+                right = "right" if score >= options.min_score else "wrong"
+                counts[f"{right}_{'reading' if gain >= math.log(options.min_ratio) else 'guessing'}"] += 1
     return counts
 
 

@@ -14,6 +14,8 @@ from stllava.config import ReviewOptions
 from stllava.errors import StllavaError
 from stllava.metrics.score import LLAVA_MED, ROBUST
 from stllava.records import ItemChoice, ItemsCheck, ItemTask, Prediction, QuestionKind, ReviewVote
+from stllava.report.page import write_report
+from stllava.report.wording import policy_label
 from stllava.review.items import draw_items, rules_on
 from stllava.review.items_check import check_items, items_check
 from stllava.review.reviewed import find_reviewed
@@ -262,6 +264,7 @@ def test_judge_check_says_what_readers_found_of_a_runs_answers_and_questions(
     run = tmp_path / "run"
     build(run, images=12, rounds=1)
     evaluation = next(path for path in sorted((run / "evaluate" / "sft").iterdir()) if path.is_dir())
+    assert "What readers say of answers and questions" not in write_report(run).read_text()
     for folder, choice, told in (
         (evaluation, "right", "agreement of readers with robust-2, Cohen's kappa"),
         (run / "round-1" / "ask", "valid", "questions that are valid"),
@@ -285,8 +288,16 @@ def test_judge_check_says_what_readers_found_of_a_runs_answers_and_questions(
         assert told in said
         assert f"were read by anna ({len(tasks)})" in said
         assert read_record(found.review / "check.json", ItemsCheck).read == len(tasks)
+        page = write_report(run).read_text()
+        assert f"<h3>{policy_label(folder.relative_to(run).as_posix())}</h3>" in page
+        assert page.count("What readers say of answers and questions") == 1
+        assert page.count(told.replace("'", "&#39;")) == 1
         with pytest.raises(StllavaError, match="the folder of one stage"):
             find_reviewed(folder, 1)
+    assert set(json.loads((run / "summary.json").read_text())["read"]) == {
+        evaluation.relative_to(run).as_posix(),
+        "round-1/ask",
+    }
 
 
 def test_a_stage_made_by_hand_is_read_beside_its_folder_and_needs_an_image_root(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def summarize(run: RunFiles, labels: Sequence[LabelScores]) -> dict[str, JsonVal
             if any(part.votes is not None for part in run.rounds)
             else {}
         ),
+        **({"read": {name: check.model_dump(mode="json") for name, check in run.read.items()}} if run.read else {}),
         "overlaps": [overlap.model_dump(mode="json") for overlap in outcome.overlaps],
         "sentences": list(outcome.sentences),
         "notes": list(outcome.notes),
@@ -142,6 +143,7 @@ def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
         "duration": wording.duration,
         "sentences": describe,
         "votes_sentence": wording.votes_sentence,
+        "items_sentence": wording.items_sentence,
         "measure": lambda value, name: wording.measure(name, value),
     }
     names = wording.benchmarks(run.outcome.scores)
@@ -170,6 +172,7 @@ def render(run: RunFiles, labels: Sequence[LabelScores]) -> str:
         figures=figures(run),
         self_asked=self_asked(run),
         voted=[(part.name, part.votes, wording.votes_rows(part.votes)) for part in run.rounds if part.votes is not None],
+        read=[(name, check, wording.items_rows(check)) for name, check in run.read.items()],
         checked=wording.check_rows(run.check) if run.check is not None else [],
         flips=[(thumbnail(run.images, flip.image), flip) for flip in run.check.examples] if run.check is not None else [],
         shares=shares(len(run.rounds)),

@@ -1,12 +1,23 @@
 """Reads a run directory into typed values: everything the report shows comes from here, nothing from elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stllava.config import validate
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions
-from stllava.records import Answers, JudgeCheck, Judgment, Manifest, Outcome, Prediction, Preference, Question, VotesCheck
+from stllava.records import (
+    Answers,
+    ItemsCheck,
+    JudgeCheck,
+    Judgment,
+    Manifest,
+    Outcome,
+    Prediction,
+    Preference,
+    Question,
+    VotesCheck,
+)
 from stllava.rundir import AUDIT_STAGES, FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
 from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records
 
@@ -42,6 +53,8 @@ class RunFiles:
     """The expert's verdicts on labelled questions, where the run began with an audit of it."""
     check: JudgeCheck | None = None
     """How far the expert can be trusted, where `stllava judge --check` measured it."""
+    read: dict[str, ItemsCheck] = field(default_factory=dict)
+    """By the stage's name, what readers say of a benchmark's answers or of questions, where `stllava judge-check` looked."""
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -78,7 +91,9 @@ def read_run_files(folder: Path) -> RunFiles:
     checked = (run.judge_check / MANIFEST).is_file()
     check = read_record(run.judge_check / CHECK, JudgeCheck) if checked else None
     audit = manifests.get(run.name_of(run.audit_stage("judge")))
-    return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, audit, check)
+    voted = {name: path for name in manifests if (path := run.stage_review(folder / name) / CHECK).is_file()}
+    read = {name: read_record(path, ItemsCheck) for name, path in voted.items()}
+    return RunFiles(options, outcome, manifests, rounds, predictions, run.image_root, audit, check, read)
 
 
 def _finished(run: RunDir, *folders: Path) -> dict[str, Manifest]:

@@ -308,8 +308,8 @@ def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_
     outcome = run(options(image_gain={}, pair=weighing, final_sft=None, patience=1), to=tmp_path / "run")
     assert any("of the right answers" in sentence and "read the image" in sentence for sentence in outcome.sentences)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for quadrant in ("Right reading", "Right guessing", "Wrong reading", "Wrong guessing"):
-        assert quadrant in page
+    for quadrant in ("right reading", "right guessing", "wrong reading", "wrong guessing"):
+        assert f"</span> {quadrant}</th>" in page
     weights = [row.weight for row in read_records(tmp_path / "run" / "round-1" / "pair", "preferences", Preference)]
     assert sum(weights) / len(weights) == pytest.approx(1, abs=0.05)
     assert len(set(weights)) > 1

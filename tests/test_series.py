@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from stllava.intake.readers.dicom.read import DicomOptions
 from stllava.intake.readers.dicom.stack import MARKS, MaximumProjection, read_slice
 from stllava.intake.series import Slices, Stacks
 from stllava.records import Manifest
+from stllava.review.series_slices import series_slices
 from stllava.store import read_jsonl
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
@@ -303,6 +305,19 @@ def stacked(lines: list[str]) -> tuple[list[list[int]], list[int]]:
         stacks.append(numbers.tolist())
         copies += again.tolist()
     return sorted(stacks), sorted(copies)
+
+
+@pytest.mark.parametrize("frames", ["all", "every"])
+def test_the_review_page_shows_a_slice_with_its_series(tmp_path: Path, frames: Literal["all", "every"]) -> None:
+    stack(tmp_path / "in", 4)
+    stack(tmp_path / "in", 3, seed=9, SeriesInstanceUID="1.2.9", PatientID="other")
+    import_slices(tmp_path, SLICES.model_copy(update={"frames": frames, "step": 1}))
+    rows = read_imported(tmp_path / "data")
+    found = series_slices(tmp_path / "data", [row.path for row in rows])
+    assert sorted(Counter(map(len, found.values())).items()) == [(3, 3), (4, 4)]
+    frame_of = {row.path: row.frame for row in rows}
+    assert all([frame_of[path] for path in slices] == list(range(len(slices))) for slices in found.values())
+    assert all(path in slices for path, slices in found.items())
 
 
 def test_nothing_found_is_no_stack() -> None:

@@ -32,20 +32,22 @@ COMMANDS = {
     "efficiency": ["--quick", "--seeds", "0"],
     "real": ["--quick", "--seeds", "0", "--arms", "loop"],
     "seeing": ["--quick", "--seeds", "0", "--splits", "standard", "--seeing", "small", "--work", "WORK"],
+    "why_numbers_differ": ["--quick", "--seeds", "0", "--policies", "POLICY", "--work", "WORK"],
     "intake": ["--kind", "jpeg2000", "--images", "20", "--resume"],
 }
-NEEDED = {"real": "STLLAVA_MEDVQA", "seeing": "STLLAVA_VQA_RAD"}
+NEEDED = {"real": "STLLAVA_MEDVQA", "seeing": "STLLAVA_VQA_RAD", "why_numbers_differ": "STLLAVA_MEDVQA"}
 """Real data that a bench reads."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_path: Path) -> None:
+def test_a_bench_measures_and_records_with_device_and_versions(name: str, tmp_path: Path, tiny_model: Path) -> None:
     needed = NEEDED.get(name)
     if needed is not None and not os.environ.get(needed):
         pytest.skip(f"{needed} is not set: bench/{name}.py was not tried")
     environment = os.environ | {"STLLAVA_BENCH_RESULTS": str(tmp_path)}
-    words = [str(tmp_path / "work") if word == "WORK" else word for word in COMMANDS[name]]
+    places = {"WORK": tmp_path / "work", "POLICY": tiny_model}
+    words = [str(places.get(word, word)) for word in COMMANDS[name]]
     done = subprocess.run(
         [sys.executable, str(BENCH / f"{name}.py"), *words],
         capture_output=True,

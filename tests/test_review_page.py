@@ -24,11 +24,12 @@ from stllava.records import ItemKind, Judgment, ReviewTask
 from stllava.review.choices import ReviewKind
 from stllava.review.image_store import ImageStore, image_id
 from stllava.review.items import draw_items
+from stllava.review.open_task import AnyTask
 from stllava.review.readings import standing
 from stllava.review.security import HEADERS, MAX_BODY, Door
 from stllava.review.serve import password_of
 from stllava.review.server import review_app, sentences
-from stllava.review.session import AnyTask, ReviewSession
+from stllava.review.session import ReviewSession
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import read_votes
 from stllava.store import Stage

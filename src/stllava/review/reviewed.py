@@ -9,8 +9,8 @@ from stllava.errors import StllavaError
 from stllava.records import ItemKind
 from stllava.review.choices import ReviewKind
 from stllava.review.items import draw_items
+from stllava.review.open_task import AnyTask
 from stllava.review.round_files import JudgedRound, find_round, root_of
-from stllava.review.session import AnyTask
 from stllava.review.tasks import draw_tasks
 from stllava.rundir import RunDir
 from stllava.store import MANIFEST, read_manifest

@@ -31,10 +31,11 @@ from stllava.errors import ItemError, StllavaError
 from stllava.records import ItemChoice, ItemTask
 from stllava.review.choices import BUTTONS, Shown, Side
 from stllava.review.image_store import ImageStore, image_id
+from stllava.review.open_task import OpenTask, RefusedVoteError
 from stllava.review.readings import StandingVote
 from stllava.review.security import READER, Door, Gate
 from stllava.review.series_slices import shown_images
-from stllava.review.session import OpenTask, RefusedVoteError, ReviewSession
+from stllava.review.session import ReviewSession
 from stllava.text import printable
 
 PAGE = Path(__file__).parent / "page"

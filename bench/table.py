@@ -252,7 +252,27 @@ def projector() -> str:
     return rows(head, body)
 
 
-TABLES = (efficiency, real, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
+def why_numbers_differ() -> str:
+    """The same answers and policies under other prompts and judges."""
+    body = []
+    for one in read("why_numbers_differ-*.json"):
+        body.append([f"*{one['questions']:,} questions, seeds {', '.join(map(str, one['seeds']))}; {where(one)}*", *[""] * 4])
+        for name, row in one["prompts"].items():
+            cells = [f"{name}: `{one['words'][name]!r}`".replace("\\n", " ⏎ ").replace("'", "")]
+            for metric in ("open_exact_match", "closed_accuracy"):
+                cells += _moved(row[metric])
+            body.append(cells)
+        body += [[f"judge, {name}", *_moved(row), "", ""] for name, row in one["judges"].items()]
+    moved = "difference"
+    return rows(("", "open", moved, "closed accuracy", moved), body)
+
+
+def _moved(figures: dict[str, list[float]]) -> list[str]:
+    score = "{:.1f} [{:.1f}, {:.1f}]".format(*figures["score"])
+    return [score, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures["difference"]) if any(figures["difference"]) else ""]
+
+
+TABLES = (efficiency, real, why_numbers_differ, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
 
 
 def written(page: str) -> str:

@@ -1,5 +1,6 @@
 """What docs/numbers.md says of VQA-RAD, on VQA-RAD itself."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -24,3 +25,16 @@ def test_the_way_of_counting_moves_a_model_that_always_says_no_by_what_the_page_
     assert (ours.n, hubs.n) == (272, 251)
     told = re.findall(r"^\| (\d+) closed, \d+ open [^|]*\| ([\d.]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert told == [(str(one.n), f"{100 * one.value:.1f}") for one in (ours, hubs)]
+
+
+def test_the_prompt_and_the_judge_move_a_score_by_what_the_page_says() -> None:
+    result = json.loads((PAGE.parent.parent / "bench" / "results" / "why_numbers_differ-cpu.json").read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    told = sorted(re.findall(r"^\| .*`\{?[^|]*` \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE))
+    shown = [
+        [row[metric]["score"][0] for metric in ("closed_accuracy", "open_exact_match")] for row in result["prompts"].values()
+    ]
+    assert told == sorted(tuple(f"{value:.1f}" for value in row) for row in shown)
+    judges = re.findall(r"^\| (?:never wrong|wrong about \d+ %) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert judges == [f"{row['score'][0]:.1f}" for row in result["judges"].values()]
+    assert result["commit"][:7] in text

@@ -1,5 +1,8 @@
 """Every code block of the pages is run as it stands, or says what it needs that is not here; and it fits this version."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from helpers.block_checks import faults_of
@@ -19,6 +22,21 @@ EXECUTED = PAGE_RUNS.keys() | ELSEWHERE.keys()
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_is_run_or_marked_and_fits_this_version(page: str) -> None:
     assert faults_of((ROOT / page).read_text(encoding="utf-8"), page, executed=page in EXECUTED) == []
+
+
+HEADS = sorted([*(ROOT / "src" / "stllava" / "recipes").glob("*.yaml"), *(ROOT / "bench").glob("*.py")])
+"""Files that say at their head by which command they are run; what stands in brackets there may be left out."""
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.name)
+def test_the_command_at_the_head_of_a_recipe_or_bench_fits_this_version(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    head = text if path.suffix == ".yaml" else text.split('"""')[1]
+    lines = re.findall(r"^(?:#   |    )((?:[A-Z_]+=\S+ )*(?:stllava|python) .*)$", head, re.MULTILINE)
+    assert (
+        faults_of(page("sh", *(line.translate({ord("["): " ", ord("]"): " "}) for line in lines)), path.name, executed=True)
+        == []
+    )
 
 
 def page(language: str, *lines: str, mark: str = "") -> str:

@@ -14,7 +14,8 @@ from stllava.commands import COMMANDS, every_command
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "RELEASING.md", *sorted(DOCS.rglob("*.md"))]
+OTHERS = ("README.md", "RELEASING.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
+PAGES = [*(ROOT / name for name in OTHERS), *sorted(DOCS.rglob("*.md"))]
 GENERATED = {DOCS / "cli.md", *(DOCS / "api").glob("*.md")}
 sys.path.insert(0, str(ROOT / "tools"))
 

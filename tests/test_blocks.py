@@ -71,8 +71,8 @@ FAULTY = {
     "wrong value of a key": (page("yaml", "rounds: many"), "page.md:6: no recipe"),
     "key given twice": (page("yaml", "rounds: 1", "rounds: 2"), "page.md:6: no recipe"),
     "whole recipe without data": (page("yaml", "name: mine"), "page.md:6: no recipe"),
-    "no record": (page("json Vote", '{"id": "a", "winner": 3}'), "page.md:6: no Vote"),
-    "record with a key too many": (page("json Image", '{"id": "a", "path": "b", "size": 3}'), "page.md:6: no Image"),
+    "no record": (page('json title="Vote"', '{"id": "a", "winner": 3}'), "page.md:6: no Vote"),
+    "record with a key too many": (page('json title="Image"', '{"id": "a", "path": "b", "size": 3}'), "page.md:6: no Image"),
     "record of no kind": (page("json", "{}"), "page.md:5: no record is called ''"),
     "no Python": (page("python", "x = 1", "def f(:"), "page.md:7: no Python"),
     "no table": (page("csv", "image,answer", "a.png,yes"), "page.md:6: no table"),
@@ -110,7 +110,7 @@ SOUND = {
     + page("sh", "stllava run mine.yaml --data.labelled 3"),
     "piece of a recipe": page("yaml", "judge: {expert: chat, chat: {url: 'http://127.0.0.1:8000/v1', model: x}}"),
     "other data": page("yaml", "data: {kind: hub, dataset: owner/name, labelled: 6}"),
-    "record": page("json Vote", '{"id": "a", "answers_id": "b", "first": 0, "second": 1, "winner": null}'),
+    "record": page('json title="Vote"', '{"id": "a", "answers_id": "b", "first": 0, "second": 1, "winner": null}'),
 }
 
 

@@ -63,7 +63,7 @@ def stllava_parameters(function: object) -> list[str]:
 
 def test_every_line_of_the_page_of_records_is_such_a_record() -> None:
     text = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
-    lines = re.findall(r"```json (\w+)\n(.*)\n```", text)
+    lines = re.findall(r'```json title="(\w+)"\n(.*)\n```', text)
     assert len(lines) >= 9
     for kind, line in lines:
         record = getattr(stllava, kind, None) or getattr(__import__("stllava.records", fromlist=[kind]), kind)
@@ -81,7 +81,7 @@ def test_every_error_that_troubleshooting_quotes_is_one_of_ours() -> None:
 def extension(name: str) -> dict[str, object]:
     """What a block of docs/extending.md defines."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
+    (code,) = re.findall(rf'```python title="{name}"\n(.*?)```', text, re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
     return names

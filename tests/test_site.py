@@ -80,3 +80,6 @@ def test_the_site_builds_strictly_and_asks_nobody_else_for_anything(tmp_path: Pa
         loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)\"", text)
         loaded += re.findall(r"<link[^>]* href=\"(https?:[^\"]+)\"[^>]*rel=\"(?:stylesheet|preconnect)\"", text)
         assert loaded == [], page
+        shown = re.sub(r"<code.*?</code>", "", text, flags=re.DOTALL)
+        assert "```" not in shown, f"{page}: a fence that the site does not know"
+        assert "&lt;!--" not in shown, f"{page}: a mark that readers see"

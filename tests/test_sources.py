@@ -87,7 +87,7 @@ def test_the_image_root_stands_in_the_manifest(tmp_path: Path) -> None:
 
 def test_the_source_of_the_page_on_extending_is_one(tmp_path: Path) -> None:
     page = (SOURCE.parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python source\n(.*?)```", page, flags=re.DOTALL)
+    (code,) = re.findall(r'```python title="source"\n(.*?)```', page, flags=re.DOTALL)
     names: dict[str, Any] = {"__name__": __name__}
     for number in range(5):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)

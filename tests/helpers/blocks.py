@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = ("sh", "python")
 """Languages whose blocks are run, or marked."""
+TITLE = re.compile(r'title="(.*?)"')
 MARK = re.compile(r"<!--\s*needs:\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ class Block:
     language: str
     """First word behind the fence; empty where there is none."""
     name: str
-    """Second word behind the fence, such as a record's class."""
+    """The fence's `title`, such as a record's class; empty where it has none."""
     text: str
     needs: str
     """What it needs that is not here; empty where it is not marked."""
@@ -53,8 +54,8 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
             needs = mark[1]
             continue
         if token.type in ("fence", "code_block") and token.map is not None:
-            language, name, *_ = [*token.info.split(), "", ""]
-            yield Block(page, token.map[0] + 1, language, name, token.content, needs)
+            language, name = token.info.partition(" ")[0], TITLE.search(token.info)
+            yield Block(page, token.map[0] + 1, language, name[1] if name else "", token.content, needs)
         needs = ""
 
 

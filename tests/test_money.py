@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from helpers.judging import completion, judgments_of, many_answers, prompt_of, verdict_on, write_answers, write_image
 from stllava.cli import main
 from stllava.config import ChatOptions, JudgeOptions
-from stllava.errors import StllavaError
+from stllava.errors import NothingLeftError, StllavaError
 from stllava.experts import build
 from stllava.experts.backends.chat_server import ChatServer
 from stllava.experts.model.reply_log import JudgeRequest, ReplyLog
@@ -39,6 +39,8 @@ class Meter:
     """A server that bills every reply by the tokens it tells, useless ones too; which ones are depends on the request alone."""
 
     share: float = 0.0
+    more: int = 0
+    """Tokens of every image beyond what the tests' options reckon with."""
     billed: int = 0
     """Millionths of a US dollar."""
     asked: Counter[str] = field(default_factory=Counter)
@@ -57,7 +59,7 @@ class Meter:
             wrong = USELESS[int(chance / self.share * len(USELESS))] if chance < self.share else ""
             self.sent[wrong] += 1
             said = completion(verdict_on(prompt))
-            tokens = 150 + int(1000 * chance) % 50, 10 + int(100_000 * chance) % 40
+            tokens = 150 + self.more + int(1000 * chance) % 50, 10 + int(100_000 * chance) % 40
             usage: JsonValue = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
             replies: dict[str, dict[str, JsonValue]] = {
                 "no choice": {"choices": []},
@@ -115,6 +117,27 @@ def test_billed_but_useless_replies_count_to_the_cent_and_no_limit_is_passed(
     truth, found = judgments_of(tmp_path / "calm"), judgments_of(tmp_path / "out")
     assert {key: one.scores for key, one in found.items()} == {key: one.scores for key, one in truth.items()}
     assert sum(one.cost for one in found.values()) == pytest.approx(server.billed / 1e6, abs=1e-9)
+
+
+def test_a_budget_in_dollars_holds_where_replies_cost_more_than_was_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, root = write_answers(tmp_path / "answers", many_answers(60)), write_image(tmp_path / "images")
+    use(monkeypatch, server := Meter(more=5000))
+    wrong = options(concurrency=2).model_copy(update={"budget_cost": 0.2})
+    result = judge(wrong, answers=given, root=root, to=tmp_path / "out")
+    measures = result.manifest.measures
+    assert server.billed / 1e6 <= 0.2 + 2 * 0.016, "no more than what was under way"
+    assert measures["cost"] == pytest.approx(server.billed / 1e6, abs=1e-9)
+    assert 0 < measures["asked"] == measures["verdicts"] == len(judgments_of(tmp_path / "out"))
+    assert measures["asked"] + measures["not_chosen"] == 60
+    assert any("was spent before" in note for note in result.notes)
+    before = server.billed
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert judge(wrong, answers=given, root=root, to=tmp_path / "out").manifest.outputs == result.manifest.outputs
+    assert server.billed == before, "what is spent stays spent"
+    with pytest.raises(NothingLeftError, match="no question is judged"):
+        judge(wrong.model_copy(update={"budget_cost": 0.005}), answers=given, root=root, to=tmp_path / "poor")
 
 
 @pytest.mark.parametrize(

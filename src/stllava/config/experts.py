@@ -173,7 +173,8 @@ class JudgeOptions(Options):
     """Maximum number of questions whose answers are judged, in a run over all rounds; 0 judges all. Those that teach most are
     chosen over the whole set, and what was judged in an earlier round costs nothing."""
     budget_cost: Rate = 0.0
-    """The same in US dollars, by the prices given and the most that each request can cost; 0 sets no limit."""
+    """The same in US dollars, by the prices given and the most that each request can cost; nothing more is sent once it is
+    spent, where replies cost more than that. 0 sets no limit."""
     selection: Literal["informative", "random"] = "informative"
     """How questions are chosen within a budget: where answers split, spread over kinds of question and images; or by chance."""
     consensus: bool = False

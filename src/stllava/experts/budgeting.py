@@ -1,7 +1,7 @@
 """What an expert is asked about within a budget, and what it said before and is not asked again."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from stllava.config import JudgeOptions
@@ -11,6 +11,7 @@ from stllava.experts.model.model_expert import ModelExpert
 from stllava.experts.panel import Panel
 from stllava.experts.selection import KnownVerdicts, candidate, choose
 from stllava.records import Answers
+from stllava.remote.budget import BudgetSpentError
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Chosen:
     """Ids of the answers that the expert is asked about; None where there is no budget, and so all are."""
     measures: dict[str, float]
     """What the manifest says of the choice; nothing where there was none."""
+    note: str = ""
+    """What a reader of the manifest must know of it."""
 
     @classmethod
     def among(
@@ -55,6 +58,34 @@ class Chosen:
             frozenset(order),
             {"asked": float(len(order)), "not_chosen": float(len(candidates) - len(order)), "settled": float(settled)},
         )
+
+    def ask(self, expert: Expert) -> "Chosen":
+        """Ask the expert; returns what it was asked about, which is less where the dollars ran out before the questions."""
+        try:
+            expert.prepare(self)
+        except BudgetSpentError as error:
+            members = [member for member in _members(expert) if isinstance(member, ModelExpert)]
+            asked = list(self)
+            paid = frozenset(row.id for row in asked if not any(member.missing(row) for member in members))
+            if not paid:
+                raise NothingLeftError(
+                    "judge.budget_cost is spent, and no question is judged",
+                    expected="a budget for one question at least",
+                    remedy="Raise it and give the same command again: every reply is kept.",
+                ) from error
+            left_out = len(asked) - len(paid)
+            measures = {
+                **self.measures,
+                "asked": float(len(paid)),
+                "not_chosen": self.measures["not_chosen"] + left_out,
+                "cost": sum(member.cost for member in members),
+            }
+            note = (
+                f"judge.budget_cost was spent before {left_out:,} of {len(asked):,} chosen questions were judged: "
+                "replies cost more than was reckoned with (image_tokens, max_tokens)."
+            )
+            return replace(self, asked=paid, measures=measures, note=note)
+        return self
 
     def __iter__(self) -> Iterator[Answers]:
         for row in self.given:

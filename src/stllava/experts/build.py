@@ -25,6 +25,7 @@ from stllava.experts.rules.oracle import Oracle
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.recipe import load_judge
 from stllava.records import Answers, Context, Sample, content_id
+from stllava.remote.budget import CostLimit
 from stllava.store import read_jsonl, read_records
 
 
@@ -49,8 +50,9 @@ class ExpertInputs:
 @contextmanager
 def expert_of(options: JudgeOptions, inputs: ExpertInputs) -> Iterator[Expert]:
     """The expert that the options name, while its reply logs are open."""
+    limit = CostLimit(options.budget_cost) if options.budget_cost else None
     with ExitStack() as files:
-        yield _expert(options, inputs, files, name="expert")
+        yield _expert(options, inputs, files, name="expert", limit=limit)
 
 
 def require_expert(options: JudgeOptions, *, root: Path, truth: Path | None) -> None:
@@ -59,8 +61,8 @@ def require_expert(options: JudgeOptions, *, root: Path, truth: Path | None) -> 
         pass
 
 
-def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, name: str) -> Expert:
-    """An expert; `name` tells the exchanges of a panel's members apart."""
+def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, name: str, limit: CostLimit | None) -> Expert:
+    """An expert; `name` tells the exchanges of a panel's members apart, which share the `limit`."""
     if options.expert == "panel":
         if len(options.panel) < 2:
             raise StllavaError(
@@ -74,7 +76,7 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
         if any(member.expert == "panel" for member in members):
             raise StllavaError("a panel is a member of a panel", expected="single experts", remedy="Name its members instead.")
         return Panel(
-            [_expert(member, inputs, files, name=f"expert-{number}") for number, member in enumerate(members, 1)],
+            [_expert(member, inputs, files, name=f"expert-{number}", limit=limit) for number, member in enumerate(members, 1)],
             verdict=options.verdict,
         )
     if options.expert == "simulated" and not options.compares:
@@ -92,7 +94,7 @@ def _expert(options: JudgeOptions, inputs: ExpertInputs, files: ExitStack, *, na
     mode: Mode = "pairwise" if options.compares else options.mode
     structured = options.expert == "chat" and options.chat.structured
     rubric = load_rubric(options.rubric, mode=mode, structured=structured, correct=options.correct)
-    backend = backend_of(options, inputs, reply_log)
+    backend = backend_of(options, inputs, reply_log, limit)
     return ModelExpert(backend, rubric, reply_log=reply_log, options=options, contexts=contexts_of(options, inputs))
 
 
@@ -151,8 +153,10 @@ def contexts_of(options: JudgeOptions, inputs: ExpertInputs) -> list[Context]:
     return contexts
 
 
-def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog) -> JudgeBackend:
-    """The model that the options name."""
+def backend_of(
+    options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog, limit: CostLimit | None = None
+) -> JudgeBackend:
+    """The model that the options name; what a server may cost counts towards the `limit`."""
     if options.expert == "scripted":
         return ScriptedBackend(options.scripted, mode=options.mode, correct=options.correct)
     if options.expert == "simulated":
@@ -162,7 +166,7 @@ def backend_of(options: JudgeOptions, inputs: ExpertInputs, reply_log: ReplyLog)
         from stllava.experts.backends.local_model import LocalBackend
 
         return LocalBackend(options.local, root=root)
-    server = ChatServer(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks)
+    server = ChatServer(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks, limit=limit)
     return BatchBackend(server) if options.chat.batch else ChatBackend(server)
 
 

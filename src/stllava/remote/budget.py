@@ -17,20 +17,51 @@ class LimitError(StllavaError):
     """The next request could pass a limit in the options."""
 
 
+class BudgetSpentError(LimitError):
+    """The next request could cost more than is left of what all experts of a stage may cost together."""
+
+
+class CostLimit:
+    """What the requests of one or several experts may cost together; threads share it."""
+
+    def __init__(self, dollars: float) -> None:
+        self.dollars, self._lock = dollars, Lock()
+        self._taken = 0.0
+
+    def take(self, cost: float) -> None:
+        """Reserve so many US dollars, or raise BudgetSpentError."""
+        with self._lock:
+            if self._taken + cost > self.dollars:
+                raise BudgetSpentError(
+                    f"of ${self.dollars:.4f} too little is left for the next request",
+                    expected="a budget that suffices",
+                    remedy="Raise judge.budget_cost and give the same command again: every reply is kept.",
+                )
+            self._taken += cost
+
+    def add(self, cost: float) -> None:
+        """Count what was spent beside what was reserved, or give back what a reservation did not cost."""
+        with self._lock:
+            self._taken += cost
+
+
 class Budget:
     """Lets requests be sent while they are within the limits, and counts what they cost; threads share it."""
 
-    def __init__(self, options: ChatOptions, *, cost: float = 0.0, requests: int = 0) -> None:
-        """Start from what was spent before."""
+    def __init__(self, options: ChatOptions, *, cost: float = 0.0, requests: int = 0, shared: CostLimit | None = None) -> None:
+        """Start from what was spent before; what is spent counts towards a `shared` limit too."""
         if options.max_cost and not options.input_price and not options.output_price:
             raise StllavaError(
                 "max_cost is set, but no price is",
                 expected="input_price and output_price in US dollars a million tokens",
                 remedy="Set them from the provider's price list, or limit max_requests instead.",
             )
-        self._options, self._lock = options, Lock()
+        self._options, self._lock, self._shared = options, Lock(), shared
         self.cost, self.requests = cost, requests
+        if shared is not None:
+            shared.add(cost)
         self._reserved = 0.0
+        self._before = cost / requests if requests else 0.0
         self._image_tokens = float(options.image_tokens)
 
     def tokens(self, text: str, images: int) -> int:
@@ -42,6 +73,10 @@ class Budget:
         options = self._options
         prompt = self.tokens(text, images) - options.max_tokens
         return (prompt * options.input_price + options.max_tokens * options.output_price) / MILLION
+
+    def reservation(self, text: str, images: int) -> float:
+        """What to reserve for a request: the most it costs, and no less than those of earlier starts did on average."""
+        return max(self.max_cost(text, images), self._before)
 
     def reserve(self, cost: float, *, requests: int = 1) -> None:
         """Allow a sending that may cost so much, or raise LimitError; `settle` gives back what it did not cost."""
@@ -59,6 +94,8 @@ class Budget:
                     expected="a limit that suffices",
                     remedy="Raise it and give the same command again: every reply is kept.",
                 )
+            if self._shared is not None:
+                self._shared.take(cost)
             self.requests += requests
             self._reserved += cost
 
@@ -67,12 +104,16 @@ class Budget:
         with self._lock:
             self._reserved += cost
             self.requests += 1
+            if self._shared is not None:
+                self._shared.add(cost)
 
     def settle(self, reserved: float, cost: float) -> None:
         """Count what a request that was reserved for really cost."""
         with self._lock:
             self._reserved -= reserved
             self.cost += cost
+            if self._shared is not None:
+                self._shared.add(cost - reserved)
 
     @property
     def priced(self) -> bool:

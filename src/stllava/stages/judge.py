@@ -130,11 +130,11 @@ def judge(
                 vote = own_vote(options, known) if options.consensus and options.is_limited else None
                 if stage.shard is not None:
                     return JudgeResult(stage.to, judge_shard(stage, stage.shard, options, expert, chosen, vote))
-                expert.prepare(chosen)
+                chosen = chosen.ask(expert)
                 stage.write_records(
                     "judgments", tally.count(judgments_of(expert, chosen, vote, monitor, correct=options.correct))
                 )
-            notes, measures = expert_notes(expert, vote), chosen.measures
+            notes, measures = (*expert_notes(expert, vote), *filter(None, (chosen.note,))), chosen.measures
         tally.check(options, may_abstain=may_abstain)
         manifest = stage.finish(
             counts_in=tally.judged,

@@ -110,7 +110,7 @@ class BatchBackend:
         """Reserve what batches cost that are under way since an earlier start."""
         for request in requests:
             if request.id not in self._held:
-                self._held[request.id] = self.server.budget.max_cost(request.text, len(request.images))
+                self._held[request.id] = self.server.budget.reservation(request.text, len(request.images))
                 self.server.budget.hold(self._held[request.id])
 
     def _parts(
@@ -149,7 +149,7 @@ class BatchBackend:
         """Upload a part and create its batch, writing down each step before the next."""
         ids = tuple(request.id for request, _, _ in part)
         mark = content_id("batch", list(ids), turn, sum(1 for state in states.values() if state.requests == ids))
-        costs = {request.id: self.server.budget.max_cost(request.text, len(request.images)) for request, _, _ in part}
+        costs = {request.id: self.server.budget.reservation(request.text, len(request.images)) for request, _, _ in part}
         self.server.budget.reserve(sum(costs.values()), requests=len(part))
         self._held |= costs
         self._sent.update(ids)

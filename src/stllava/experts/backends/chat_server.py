@@ -17,7 +17,7 @@ from stllava.experts.expert import UNREADABLE
 from stllava.experts.model.reply_log import Exchange, JudgeRequest, ReplyLog, as_refusal, cut_off, fault
 from stllava.remote.address import Address, base_of, reach
 from stllava.remote.audit import Audit
-from stllava.remote.budget import Budget, LimitError
+from stllava.remote.budget import Budget, CostLimit, LimitError
 from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError, ServerReply
 from stllava.remote.completion import ChatCompletion, error_in
 from stllava.remote.concurrency import for_each
@@ -47,12 +47,13 @@ class ChatServer:
         folder: Path,
         reply_log: ReplyLog | None = None,
         asks: bool = True,
+        limit: CostLimit | None = None,
         transport: HttpTransport | None = None,
     ) -> None:
         """Images are relative to `root`, sendings are noted in `folder`; `reply_log` says what was spent and answered before.
 
-        One that does not ask needs no permission and no key, and can send nothing: a plan is made of it. `transport`
-        replaces the network in tests.
+        It shares the `limit` with other experts. One that does not ask needs no permission and no key, and can send nothing:
+        a plan is made of it. `transport` replaces the network in tests.
         """
         self.options, self.folder, self.reply_log, self._transport = options, folder, reply_log, transport
         each = [options.model_copy(update={"url": url}) for url in options.urls]
@@ -60,7 +61,7 @@ class ChatServer:
         self._permitted = [reach(one, purpose="an expert looks at them") for one in each] if asks else []
         self.pictures = PngEncoder(root, keep=options.concurrency + 1, max_side=options.max_side)
         cost, requests = (reply_log.cost, reply_log.attempts) if reply_log is not None else (0.0, 0)
-        self.budget = Budget(options, cost=cost, requests=requests)
+        self.budget = Budget(options, cost=cost, requests=requests, shared=limit)
 
     @property
     def name(self) -> str:
@@ -201,7 +202,7 @@ class ChatBackend:
             pictures = [self.server.pictures.get(path) for path in request.images]
         except ItemError as error:
             return self.server.failure(request, f"image {error.cause}: {error}", attempts=0), None
-        most = self.server.budget.max_cost(request.text, len(request.images))
+        most = self.server.budget.reservation(request.text, len(request.images))
         sent = kept = 0
 
         def sending() -> None:

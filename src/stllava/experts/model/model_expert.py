@@ -116,6 +116,11 @@ class ModelExpert:
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     @property
+    def cost(self) -> float:
+        """US dollars that it has cost, by the log of its replies."""
+        return self._reply_log.cost
+
+    @property
     def damage(self) -> str:
         """What is lost of its reply_log, in a sentence; empty where nothing is."""
         return self._reply_log.damage

@@ -218,7 +218,11 @@ def test_a_run_that_learns_nothing_fails_and_goes_on_once_the_cause_is_put_right
 
 @pytest.mark.slow
 def test_after_its_rounds_the_expert_is_followed_by_a_judge_made_of_its_verdicts(tmp_path: Path) -> None:
-    changed = options(rounds=3, distill_after=1, distill={"threshold": 0.15, "held_out": 0.3}, final_sft=TAUGHT | {"epochs": 1})
+    made_of = {"distill_after": 1, "distill": {"threshold": 0.15, "held_out": 0.3}, "final_sft": TAUGHT | {"epochs": 1}}
+    wary = run(options(rounds=3, **made_of, min_judge_kappa=1.0), to=tmp_path / "run")
+    assert [name for name in wary.policies if name.startswith("round-")] == ["round-1"]
+    assert any("too weak to go on with" in sentence and "Cohen's kappa" in sentence for sentence in wary.sentences)
+    changed = options(rounds=3, **made_of, min_judge_kappa=0.0)
     outcome = run(changed, to=tmp_path / "run")
     experts = [read_manifest(tmp_path / "run" / f"round-{number}" / "judge").notes[0] for number in (1, 2, 3)]
     assert [note.split()[4] for note in experts] == ["scripted.", "distilled", "distilled"]

@@ -41,7 +41,7 @@ from stllava.tracking import Tracking, numbers_of, track_run
 
 MAY_CHANGE = frozenset(
     {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad", "training"}
-    | {"track", "track_to", "track_project", "judge.budget", "judge.budget_cost"}
+    | {"track", "track_to", "track_project", "judge.budget", "judge.budget_cost", "min_judge_kappa"}
 )
 """Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")

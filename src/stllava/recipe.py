@@ -68,6 +68,9 @@ class RunOptions(Options):
     distill_after: NonNegativeInt = 0
     """Number of rounds that the expert judges; later ones are judged by a judge made of its verdicts, at no cost. 0: the
     expert judges all."""
+    min_judge_kappa: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Cohen's kappa that such a judge has with the expert, on images held out, to be believed; of a weaker one the rounds end,
+    and what the expert itself found right is learned. 0 believes any."""
     evaluate: EvaluateOptions = EvaluateOptions()
     """Benchmarks."""
     rounds: NonNegativeInt = 3

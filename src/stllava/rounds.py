@@ -217,6 +217,14 @@ class Rounds:
                 truth=self.data.truth,
                 seed=options.seed,
             )
+            kappa = made.check.agreement
+            if options.min_judge_kappa and (kappa is None or kappa.value < options.min_judge_kappa):
+                raise NothingLeftError(
+                    f"a judge made of the expert's verdicts is too weak to go on with. {made.check.sentence.rstrip('.')}",
+                    expected=f"a kappa of at least {options.min_judge_kappa:g} (min_judge_kappa)",
+                    remedy="Let the expert judge more (distill_after, judge.budget), train the judge longer (distill.epochs), "
+                    "or lower min_judge_kappa.",
+                )
             self.sentences.append(
                 f"From {round_name(number)} on a judge made of the expert's verdicts judges. {made.check.sentence}"
             )

@@ -40,7 +40,7 @@ from stllava.report.notebook import show_run
 from stllava.report.page import write_report
 from stllava.report.run_files import read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
-from stllava.report.wording import percent, points
+from stllava.report.wording import CHIEF, METRICS, percent, points
 from stllava.store import Stage, read_manifest, remove_folder, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
@@ -266,6 +266,13 @@ def test_the_page_says_what_the_verdicts_bought(made: Made, page: str) -> None:
         assert f"<td>{row.verdicts:,}</td>" in section
         for gain in row.gains:
             assert gain is None or f">{points(gain.value)}</span>" in section
+
+
+def test_what_the_verdicts_bought_stands_in_the_order_of_the_other_tables(made: Made) -> None:
+    spent = verdicts_spent(read_run_files(made.run), made.outcome.scores[0].benchmark)
+    assert spent is not None
+    assert spent.metrics == ("open_exact_match", "closed_accuracy", "open_recall")
+    assert list(CHIEF) == [metric for metric in METRICS if metric in CHIEF]
 
 
 def test_the_summary_gives_the_gain_of_the_best_policy_with_its_interval(page: str) -> None:

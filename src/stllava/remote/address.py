@@ -100,7 +100,7 @@ def is_here(host: str) -> bool:
 
 def secrets_pattern(secrets: Iterable[str]) -> "re.Pattern[str] | None":
     r"""Finds secrets as they are, as JSON writes them (`\/`, `\u002f`), as addresses do (`%2F`) and as HTML does (`&#47;`)."""
-    kept = sorted({secret for secret in secrets if len(secret) >= SHORTEST_HIDDEN}, key=len, reverse=True)
+    kept = sorted({secret for secret in secrets if len(secret) >= SHORTEST_HIDDEN}, key=lambda secret: (-len(secret), secret))
     return re.compile("|".join("".join(map(_written, secret)) for secret in kept)) if kept else None
 
 

@@ -28,8 +28,8 @@ METRICS = {
 
 HEADLINES = ("open_exact_match", "closed_accuracy", "open_recall")
 """The metrics of the tiles at the head of the page."""
-CHIEF = frozenset({*HEADLINES, "llava_med_open_recall", "llava_med_closed"})
-"""The metrics that get a chart: the headlines, and what the paper calls Open and Closed."""
+CHIEF = (*HEADLINES, "llava_med_closed", "llava_med_open_recall")
+"""The metrics that get a chart, in the order of the tables: the headlines, and what the paper calls Closed and Open."""
 
 FAMILIES = {
     "robust": "our rules: words are words, negation is read, what cannot be read counts as wrong and is counted",

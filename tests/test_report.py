@@ -18,6 +18,7 @@ from PIL import Image
 from stllava.config import JudgeOptions, Options
 from stllava.data.sources import PhantomData
 from stllava.errors import StllavaError
+from stllava.metrics.score import METRICS as SCORED
 from stllava.metrics.score import is_right, values
 from stllava.recipe import RunOptions
 from stllava.records import (
@@ -40,7 +41,7 @@ from stllava.report.notebook import show_run
 from stllava.report.page import write_report
 from stllava.report.run_files import read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
-from stllava.report.wording import CHIEF, METRICS, percent, points
+from stllava.report.wording import CHIEF, METRICS, measure, percent, points
 from stllava.store import Stage, read_manifest, remove_folder, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
@@ -288,6 +289,18 @@ def test_the_summary_gives_the_gain_of_the_best_policy_with_its_interval(page: s
 def test_the_page_shows_notes_sentences_and_the_drops_by_cause(made: Made, page: str) -> None:
     for text in (*made.outcome.notes, *made.outcome.sentences, "repeated 4 · empty 1", "tie 5 · no verdict 2", "abstained 2"):
         assert text in page
+
+
+@pytest.mark.parametrize("name", [*SCORED, "open_semantic", "verdict_share", "panel_agreement", "true_error_low", "wrong"])
+def test_every_rate_of_a_stage_stands_in_percent(name: str) -> None:
+    assert [measure(name, value) for value in (0.02381, 0.452, 0.0, 1.0)] == [
+        f"{value}\u00a0%" for value in ("2.4", "45.2", "0.0", "100.0")
+    ]
+
+
+@pytest.mark.parametrize("name", ["mean_margin", "cost", "open_semantic_kappa_with_medical_match", "wrong_n", "true_error_n"])
+def test_what_is_no_rate_does_not_stand_in_percent(name: str) -> None:
+    assert [measure(name, value) for value in (0.02381, 1.0)] == ["0.02381", "1"]
 
 
 def test_the_page_asks_for_nothing_from_outside(page: str) -> None:

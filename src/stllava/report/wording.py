@@ -26,6 +26,9 @@ METRICS = {
 }
 """Label and meaning of each metric, the headline metric first."""
 
+RATES = frozenset({"open_semantic", "panel_agreement", "true_error", "true_error_low", "true_error_high", "wrong"})
+"""Stages' figures that are shares although their names do not say so; agreements called kappa are none."""
+
 HEADLINES = ("open_exact_match", "closed_accuracy", "open_recall")
 """The metrics of the tiles at the head of the page."""
 CHIEF = (*HEADLINES, "llava_med_closed", "llava_med_open_recall")
@@ -76,8 +79,8 @@ def points(value: float) -> str:
 
 
 def measure(name: str, value: float) -> str:
-    """A stage's figure: shares and rates in percent, whole numbers whole, the rest to four digits."""
-    if 0 <= value <= 1 and any(word in name for word in ("share", "rate", "accuracy")):
+    """A stage's figure: scores, shares and rates in percent, whole numbers whole, the rest to four digits."""
+    if name in METRICS or name in RATES or (0 <= value <= 1 and any(word in name for word in ("share", "rate", "accuracy"))):
         return f"{percent(value)}{UNIT}"
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}".replace("-", "−")
 

@@ -59,7 +59,7 @@ def test_tasks_go_out_blind_and_results_come_back_as_votes(tmp_path: Path, capsy
     main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
     told = capsys.readouterr().out
     assert "anna-b: 12 votes" in told
-    assert "annotator8: 1 votes" in told
+    assert "annotator8: 1 vote\n" in told
     assert all(part in told for part in ("1 skipped", "1 no choice", "1 task not known"))
     votes = read_votes(tmp_path / "review")
     found = standing(votes["anna-b"])

@@ -25,7 +25,7 @@ from stllava.generation import chat
 from stllava.progress import Progress
 from stllava.records import Manifest
 from stllava.remote import rate_limiter
-from stllava.text import aligned, printable, show
+from stllava.text import aligned, counted, printable, show
 
 HOSTILE = [
     pytest.param("\x1b[2J\x1b[31mred", id="colour"),
@@ -175,3 +175,8 @@ def test_the_columns_of_a_table_stand_below_each_other() -> None:
     assert aligned(rows) == ["policy            open", "blind-round-10 *  7.5", "sft"]
     assert aligned(rows, numbers=True) == ["policy            open", "blind-round-10 *   7.5", "sft"]
     assert aligned([]) == []
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(count, "pair") for count in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
+    assert [counted(count, "reply", "replies") for count in (1, 2)] == ["1 reply", "2 replies"]

@@ -37,6 +37,7 @@ from stllava.store import (
     warn_of_losses,
     write_whole,
 )
+from stllava.text import counted
 from stllava.tracking import Tracking, numbers_of, track_run
 
 MAY_CHANGE = frozenset(
@@ -145,10 +146,11 @@ class Loop:
                 self.tell_blind_gain(name, best, data, gain=gain)
             best, fruitless = (name, 0) if gain > 0 else (best, fruitless + 1)
             if fruitless >= options.patience:
-                self.sentences.append(f"Stopped after {name}: {fruitless} round(s) in a row did not beat {best} on validation.")
+                told = "it" if fruitless == 1 else f"{fruitless} rounds in a row"
+                self.sentences.append(f"Stopped after {name}: {told} did not beat {best} on validation.")
                 break
         else:
-            self.sentences.append(f"Stopped after {options.rounds} rounds, the most that were allowed.")
+            self.sentences.append(f"Stopped after {counted(options.rounds, 'round')}, the most that were allowed.")
         if options.final_sft is not None and rounds.judged:
             self.learn_right(options.final_sft, rounds, self.folder.policy(best))
             values[FINAL] = self.value(FINAL, data)

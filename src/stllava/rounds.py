@@ -31,6 +31,7 @@ from stllava.stages.pair import pair
 from stllava.stages.results import AskResult, JudgeResult
 from stllava.stages.sft import sft
 from stllava.store import MANIFEST, read_manifest
+from stllava.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ class Rounds:
         self.measures[f"{name}/valid_share"] = valid
         share = f"of the {judged.judged} chosen" if judging.is_limited else "of all but repeats"
         self.sentences.append(
-            f"{name} asked {asked.asked} questions and kept {asked.questions}; {judged.verdicts} got a "
-            f"verdict ({valid:.1%} {share}); they made {paired.pairs} pairs."
+            f"{name} asked {counted(asked.asked, 'question')} and kept {asked.questions}; {judged.verdicts} got a "
+            f"verdict ({valid:.1%} {share}); they made {counted(paired.pairs, 'pair')}."
         )
         # Own votes of one round must not stand against verdicts of another that made no pair.
         believed = self.judged if options.judge.consensus and options.judge.is_limited else []

@@ -33,6 +33,11 @@ def shorten(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, as in `1 pair` and `2 pairs`; `plural` is for nouns that take more than an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
     """Rows of a table as lines whose columns stand below each other; with `numbers`, all but the first end at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 from stllava.commands.flags import refuse_ignored
 from stllava.config import ReviewOptions
 from stllava.store import nothing_left
-from stllava.text import show
+from stllava.text import counted, show
 
 
 def conversations(
@@ -36,9 +36,9 @@ def conversations(
         raise nothing_left(f"the rows of {source}", dropped, remedy="Check the file (docs/data.md says what is read).")
     if form == "llava":
         refuse_ignored({"--images": images}, beside="--format llava")
-        show(f"{to_llava(read, to=to, replace=replace)} conversations in {to}")
+        show(f"{counted(to_llava(read, to=to, replace=replace), 'conversation')} in {to}")
     else:
-        show(f"{write_conversations(read, to=to, form=form, images=images, replace=replace)} rows in {to}")
+        show(f"{counted(write_conversations(read, to=to, form=form, images=images, replace=replace), 'row')} in {to}")
     if form == "llama-factory":
         show(f"dataset_info.json: {factory_entry(to, ranking=False)}")
     if dropped:
@@ -65,13 +65,13 @@ def preferences(
     from stllava.data.exchange import chosen_answers, factory_entry, to_llava, to_trl, write_preferences
 
     if form == "trl":
-        show(f"{to_trl(folder, to=to, images=images, replace=replace)} pairs in {to}")
+        show(f"{counted(to_trl(folder, to=to, images=images, replace=replace), 'pair')} in {to}")
     elif form == "llama-factory" or form == "ms-swift":
-        show(f"{write_preferences(folder, to=to, form=form, images=images, replace=replace)} pairs in {to}")
+        show(f"{counted(write_preferences(folder, to=to, form=form, images=images, replace=replace), 'pair')} in {to}")
         if form == "llama-factory":
             show(f"dataset_info.json: {factory_entry(to, ranking=True)}")
     else:
-        show(f"{to_llava(chosen_answers(folder), to=to, replace=replace)} conversations in {to}")
+        show(f"{counted(to_llava(chosen_answers(folder), to=to, replace=replace), 'conversation')} in {to}")
 
 
 def review(
@@ -100,4 +100,4 @@ def review(
     found = find_round(where, round)
     draw_tasks(options, answers=found.answers, judgments=found.judgments, to=found.review, seed=seed)
     count = to_label_studio(found.review, to=to, image_url=image_url)
-    show(f"{count} tasks in {to}, the labelling interface in {to.with_suffix('.xml')}")
+    show(f"{counted(count, 'task')} in {to}, the labelling interface in {to.with_suffix('.xml')}")

@@ -10,7 +10,7 @@ from stllava.commands.flags import tell
 from stllava.config import IntakeOptions
 from stllava.dropped import Dropped
 from stllava.store import Existing, nothing_left
-from stllava.text import show
+from stllava.text import counted, show
 
 SALT = Path("~/.stllava/salt").expanduser()
 """Where a user's salt lies unless told otherwise."""
@@ -45,7 +45,8 @@ def benchmark(
     for split, rows in made.splits.items():
         kinds = Counter(row.kind for row in rows)
         images = len({row.image for row in rows})
-        show(f"{split}: {len(rows)} questions ({kinds['open']} open, {kinds['closed']} closed) on {images} images")
+        sizes = f"{counted(len(rows), 'question')} ({kinds['open']} open, {kinds['closed']} closed)"
+        show(f"{split}: {sizes} on {counted(images, 'image')}")
     show(*made.notes, f"Image root: {made.root}")
 
 
@@ -185,6 +186,6 @@ def votes(
     from stllava.review.round_files import find_round
 
     found = from_label_studio(find_round(review, round).review, results)
-    show(*(f"{reader}: {count} votes" for reader, count in found.votes.items()))
+    show(*(f"{reader}: {counted(count, 'vote')}" for reader, count in found.votes.items()))
     if found.left_out:
         show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in found.left_out.items())}")

@@ -10,7 +10,7 @@ from stllava.report.wording import check_rows
 from stllava.stages.judge import check as check_judge
 from stllava.stages.judge import judge, plan
 from stllava.store import Existing
-from stllava.text import aligned, show
+from stllava.text import aligned, counted, show
 
 
 def judge_or_look(
@@ -65,7 +65,7 @@ def judge_or_look(
     if dry_run:
         found = plan(options, answers=answers, truth=truth, root=root, to=to)
         show(found.prompt or "Nothing is to be asked.")
-        show(f"\n{found.requests} requests, {price(found.cost)}")
+        show(f"\n{counted(found.requests, 'request')}, {price(found.cost)}")
     elif check:
         show(
             describe(
@@ -105,7 +105,7 @@ def price(cost: float | None) -> str:
 
 def describe(check: JudgeCheck) -> str:
     """A check as lines of text."""
-    lines = [f"{check.expert}: {check.questions} questions, {check.requests} replies"]
+    lines = [f"{check.expert}: {counted(check.questions, 'question')}, {counted(check.requests, 'reply', 'replies')}"]
     rows = [
         (label, "–" if rate is None else f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] (n={rate.n})")
         for label, rate in check_rows(check)

@@ -15,7 +15,7 @@ from stllava.stages.evaluate import evaluate
 from stllava.stages.evaluate import rescore as score_again
 from stllava.stages.score_log import score_log
 from stllava.store import Existing, read_plan
-from stllava.text import aligned, show
+from stllava.text import aligned, counted, show
 
 ON_THE_HUB = {
     "vqa-rad": "hub:flaviagiammarino/vqa-rad",
@@ -241,7 +241,7 @@ def track(
     options = RunOptions.model_validate(read_plan(run))
     name = f"{options.name}-{options.seed}"
     sent = track_run(run, Tracking(tool, to=to, project=project), name=name, config=numbers_of(options))
-    show(f"{len(sent)} stages sent to {tool}: {', '.join(sent)}" if sent else "nothing new")
+    show(f"{counted(len(sent), 'stage')} sent to {tool}: {', '.join(sent)}" if sent else "nothing new")
 
 
 def report(run: Positional[Path]) -> None:

@@ -12,6 +12,7 @@ import torch
 from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.records import Preference, Reference
+from stllava.text import counted
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.processes import current_processes
 from stllava.training.step_sharing import share_evenly
@@ -66,7 +67,7 @@ def measure_reference(dataset: PreferenceDataset, policy: Policy, *, weights: st
     measured = dict(zip(rest, _compute(dataset, policy, rest), strict=True))
     values = tuple(used[index] if index in used else measured[index] for index in range(len(dataset)))
     if not known:
-        note = f"The reference's log-probabilities were computed for {len(dataset)} trees before training."
+        note = f"The reference's log-probabilities were computed for {counted(len(dataset), 'tree')} before training."
     elif not used:
         note = (
             f"The reference's log-probabilities were computed again: those noted by answer differ by {gap:.2g} per token, "
@@ -74,7 +75,7 @@ def measure_reference(dataset: PreferenceDataset, policy: Policy, *, weights: st
         )
     else:
         note = (
-            f"The reference's log-probabilities of {len(used)} of {len(dataset)} trees are those that answer noted "
+            f"The reference's log-probabilities of {len(used)} of {counted(len(dataset), 'tree')} are those that answer noted "
             f"(a sample is {gap:.1e} per token off at most); the others were computed before training."
         )
     return References(weights, values, _contrasts(dataset, policy, values), note)

@@ -142,6 +142,31 @@ def test_a_model_is_evaluated_on_published_benchmarks_without_a_run(
     assert "expected pmc-vqa=FOLDER" in capsys.readouterr().err
 
 
+def test_evaluate_rescore_and_gather_print_every_score_with_its_interval(
+    tiny_model: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = phantoms / "phantom.jsonl"
+    words = ["evaluate", "--policy", str(tiny_model), "--samples", str(table), "--root", str(phantoms / "images")]
+    words += ["--sampling.max-new-tokens", "4"]
+    said = []
+    main([*words, "--to", str(tmp_path / "one")])
+    said.append(capsys.readouterr().out)
+    main(["evaluate", "--rescore", str(tmp_path / "one"), "--to", str(tmp_path / "again")])
+    said.append(capsys.readouterr().out)
+    for shard in ("1/2", "2/2"):
+        main([*words, "--to", str(tmp_path / "shared"), "--shard", shard])
+    assert "95 % interval" not in capsys.readouterr().out
+    main(["gather", str(tmp_path / "shared")])
+    said.append(capsys.readouterr().out)
+    for shown in said:
+        head, rows = shown.split("95 % interval")
+        assert head.startswith("evaluate: ")
+        for metric, score in by_metric(tmp_path / "one").items():
+            assert f"{metric}: " not in head
+            line = next(line for line in rows.splitlines() if line.split()[:1] == [metric])
+            assert f"[{100 * score.low:.1f}, {100 * score.high:.1f}]" in line
+
+
 def test_records_of_answers_are_written_with_their_samples(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,question,answer,prediction\nq1,is it ct?,yes,yes\n", encoding="utf-8")
     (row,) = read_sample_log(tmp_path / "a.csv", policy="theirs").predictions

@@ -16,7 +16,7 @@ from helpers.judging import answers_of, write_answers, write_image
 from stllava import cli
 from stllava.cli import PrintableFormatter, main, show_crash
 from stllava.commands import COMMANDS
-from stllava.commands.flags import tell
+from stllava.commands.telling import tell
 from stllava.config import ChatOptions
 from stllava.experts import build
 from stllava.experts.backends.chat_server import ChatServer

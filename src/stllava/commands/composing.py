@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stllava.commands.flags import tell
+from stllava.commands.telling import tell
 from stllava.config import ComposeOptions
 from stllava.store import Existing
 

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from tyro.conf import AvoidSubcommands, arg
 
 from stllava.commands import COMMANDS, Command, Group
+from stllava.commands.telling import tell, tell_result
 from stllava.config import Options
 from stllava.config.base import renamed_keys
 from stllava.errors import StllavaError
-from stllava.progress import clock, place_among_processes
+from stllava.progress import place_among_processes
 from stllava.recipe import RECIPES, load_recipe
 from stllava.records import Manifest
 from stllava.stages.results import StageResult
@@ -79,7 +80,7 @@ def run_command(name: str, command: Command, words: list[str]) -> None:
         options, name = load_recipe(recipe), f"{name} RECIPE"
     result = parse(command.load(), words, name=name, options=options)
     if isinstance(result, StageResult) and place == 0:
-        tell(result.manifest)
+        tell_result(result)
     elif isinstance(result, Manifest):
         tell(result)
 
@@ -173,15 +174,3 @@ def refuse_ignored(flags: Mapping[str, object], *, beside: str = "", without: st
         expected="flags that have an effect together",
         remedy=f"Leave {names} or {beside} out." if beside else f"Add {without}, or leave {names} out.",
     )
-
-
-def tell(manifest: Manifest) -> None:
-    """Print what went into a stage and came out, and what its reader must know."""
-    dropped = ", ".join(f"{count} {cause}" for cause, count in manifest.dropped.items())
-    show(f"{manifest.stage}: {manifest.counts_in} in, {manifest.counts_out} out in {clock(manifest.seconds)}")
-    if dropped:
-        show(f"  left out: {dropped}")
-    for name, value in manifest.measures.items():
-        show(f"  {name}: {value:.4g}")
-    for note in manifest.notes:
-        show(f"  {note}")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import tell
+from stllava.commands.telling import tell
 from stllava.config import IntakeOptions
 from stllava.dropped import Dropped
 from stllava.store import Existing, nothing_left

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from stllava.commands.flags import refuse_ignored, tell
+from stllava.commands.flags import refuse_ignored
+from stllava.commands.telling import tell
 from stllava.config import JudgeOptions
 from stllava.errors import StllavaError
 from stllava.records import JudgeCheck

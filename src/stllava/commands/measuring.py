@@ -6,16 +6,16 @@ from typing import Literal, NamedTuple
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import refuse_ignored, tell
+from stllava.commands.flags import refuse_ignored
+from stllava.commands.telling import tell_result
 from stllava.config import EvaluateOptions
 from stllava.data.benchmarks import NAMES, import_benchmark
 from stllava.errors import StllavaError
-from stllava.records import Score
 from stllava.stages.evaluate import evaluate
 from stllava.stages.evaluate import rescore as score_again
 from stllava.stages.score_log import score_log
 from stllava.store import Existing, read_plan
-from stllava.text import aligned, counted, show
+from stllava.text import counted, show
 
 ON_THE_HUB = {
     "vqa-rad": "hub:flaviagiammarino/vqa-rad",
@@ -79,10 +79,8 @@ def evaluate_or_rescore(
             "--shard": shard,
         }
         refuse_ignored(generating, beside="--rescore")
-        tell(
-            score_again(
-                options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing
-            ).manifest
+        tell_result(
+            score_again(options, predictions=rescore, to=to, candidates=candidates, verdicts=verdicts, existing=existing)
         )
         return
     refuse_ignored({"--verdicts": verdicts}, without="--rescore")
@@ -109,7 +107,8 @@ def evaluate_or_rescore(
                 allow_overlap=allow_overlap,
                 existing=existing,
             )
-            show("", *made.notes, *done.notes, *score_table(done.scores))
+            show("", *made.notes)
+            tell_result(done)
         return
     if policy is None or samples is None or root is None:
         raise StllavaError(
@@ -117,7 +116,7 @@ def evaluate_or_rescore(
             expected="--policy with --benchmarks, or with --samples and --root; or --rescore FOLDER",
             remedy="See stllava evaluate --help.",
         )
-    tell(
+    tell_result(
         evaluate(
             options,
             policy=policy,
@@ -131,7 +130,7 @@ def evaluate_or_rescore(
             allow_overlap=allow_overlap,
             existing=existing,
             shard=shard,
-        ).manifest
+        )
     )
 
 
@@ -161,23 +160,6 @@ def named_sources(benchmarks: Sequence[str]) -> list[BenchmarkSource]:
     return found
 
 
-def score_table(scores: Sequence[Score]) -> list[str]:
-    """Every score in percent with its interval and its rule, as lines."""
-    rows = [("metric", "%", "95 % interval", "n", "unread", "rule")]
-    rows += [
-        (
-            one.metric,
-            f"{100 * one.value:.1f}",
-            f"[{100 * one.low:.1f}, {100 * one.high:.1f}]",
-            str(one.n),
-            str(one.abstained or ""),
-            one.rule,
-        )
-        for one in scores
-    ]
-    return aligned(rows, numbers=True)
-
-
 def score_answers(
     predictions: Positional[Path],
     *,
@@ -196,8 +178,7 @@ def score_answers(
         benchmark: Name of the benchmark; the file's when not named.
         existing: What to do with output that is there: resume it, replace it, or end in an error.
     """
-    done = score_log(predictions, to=to, name=name, benchmark=benchmark, existing=existing)
-    show(*done.notes, "", *score_table(done.scores))
+    tell_result(score_log(predictions, to=to, name=name, benchmark=benchmark, existing=existing))
 
 
 def compare(

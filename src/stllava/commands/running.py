@@ -8,9 +8,10 @@ from tyro.conf import Positional
 
 from stllava.progress import clock
 from stllava.recipe import RECIPES, RunOptions, load_recipe
-from stllava.records import Manifest, Outcome, Score
+from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
 from stllava.rundir import RunDir
+from stllava.stages.results import StageResult
 from stllava.store import Existing
 from stllava.text import aligned, show
 
@@ -47,7 +48,7 @@ def demo(
     start(load_recipe(RECIPES / recipe, overrides={"seed": seed}), to=to, existing=existing)
 
 
-def gather(to: Positional[Path], *, shards: tuple[Path, ...] = ()) -> Manifest:
+def gather(to: Positional[Path], *, shards: tuple[Path, ...] = ()) -> StageResult:
     """Make the whole of a stage whose shards (`--shard i/n`) are all done; give it where the shards' commands were given.
 
     Args:
@@ -56,7 +57,7 @@ def gather(to: Positional[Path], *, shards: tuple[Path, ...] = ()) -> Manifest:
     """
     from stllava.gathering import gather as gather_shards
 
-    return gather_shards(to, shards=shards)
+    return StageResult(to, gather_shards(to, shards=shards))
 
 
 def status(run: Positional[Path]) -> None:

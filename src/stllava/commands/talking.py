@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stllava.commands.flags import tell
+from stllava.commands.telling import tell
 from stllava.config import SamplingOptions
 from stllava.store import Existing
 from stllava.text import show

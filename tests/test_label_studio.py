@@ -13,7 +13,8 @@ from stllava.errors import StllavaError
 from stllava.records import ReviewTask
 from stllava.review.label_studio import CHOICES, INTERFACE, from_label_studio, to_label_studio
 from stllava.review.readings import standing
-from stllava.review.tasks import draw_tasks
+from stllava.review.reviewed import find_reviewed
+from stllava.review.tasks import draw_tasks, options_of_drawn
 from stllava.review.vote_log import read_votes
 
 
@@ -69,6 +70,22 @@ def test_tasks_go_out_blind_and_results_come_back_as_votes(tmp_path: Path, capsy
     main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
     assert "anna-b: 0 votes" in capsys.readouterr().out
     assert read_votes(tmp_path / "review") == votes
+
+
+def test_the_tasks_that_were_drawn_before_go_out_and_others_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_round(tmp_path, 12)
+    few, folder = ReviewOptions(tasks=5), find_reviewed(tmp_path)
+    before = folder.draw(few, seed=3, root=tmp_path)
+    main(["convert", "review", str(tmp_path), "--to", str(tmp_path / "tasks.json")])
+    rows = json.loads((tmp_path / "tasks.json").read_text())
+    assert [row["data"]["task_id"] for row in rows] == [task.id for task in before]
+    assert options_of_drawn(folder.review, ReviewOptions(), seed=0) == (few, 3)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["convert", "review", str(tmp_path), "--to", str(tmp_path / "more.json"), "--tasks", "7"])
+    assert "config.tasks was 5, now 7" in capsys.readouterr().err
 
 
 def test_the_interface_offers_every_choice_once() -> None:

@@ -87,7 +87,7 @@ def review(
 
     Args:
         where: A run, or the folder of one round.
-        options: Which verdicts are read.
+        options: Which verdicts are read; without any of these, those that were drawn before, if there are such.
         to: The JSON file; the interface is written beside it, with the suffix .xml.
         round: Number of the run's round; the last one that was judged when not named.
         seed: Decides which verdicts are drawn, and their order.
@@ -95,9 +95,10 @@ def review(
     """
     from stllava.review.label_studio import to_label_studio
     from stllava.review.round_files import find_round
-    from stllava.review.tasks import draw_tasks
+    from stllava.review.tasks import draw_tasks, options_of_drawn
 
     found = find_round(where, round)
+    options, seed = options_of_drawn(found.review, options, seed=seed)
     draw_tasks(options, answers=found.answers, judgments=found.judgments, to=found.review, seed=seed)
     count = to_label_studio(found.review, to=to, image_url=image_url)
     show(f"{counted(count, 'task')} in {to}, the labelling interface in {to.with_suffix('.xml')}")

@@ -12,6 +12,7 @@ from stllava.report.wording import items_rows, items_sentence, votes_rows, votes
 from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
 from stllava.review.series_slices import series_slices
+from stllava.review.tasks import options_of_drawn
 from stllava.review.votes_check import check_votes
 from stllava.text import aligned, show
 
@@ -34,7 +35,7 @@ def review(
     Args:
         where: A run or the folder of one round, whose verdicts are read; or the folder of an evaluation, whose answers are
             (right or wrong), of ask, whose questions are (valid or not), or an imported set, whose pictures are (text or none).
-        options: How much is read, and of which kind.
+        options: How much is read, and of which kind; without any of these, what was drawn before, if anything was.
         reader: Who reads; several names give several addresses.
         round: Number of the run's round; the last one that was judged when not named.
         root: The image root; a run has noted its own.
@@ -53,6 +54,7 @@ def review(
         raise missing_extra(error) from None
     found = find_reviewed(where, round)
     images = found.image_root(root)
+    options, seed = options_of_drawn(found.review, options, seed=seed)
     tasks = found.draw(options, seed=seed, root=images)
     password = password_of(address, password_variable, names=names)
     session = ReviewSession(found.review, tasks, dict.fromkeys(reader))

@@ -15,7 +15,7 @@ from stllava.experts.calibration import compared
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.records import Answers, Judgment, Preferred, ReviewTask, content_id
 from stllava.review.sampling import SIZE, STRATA, Drawn, draw, sizes_of_strata
-from stllava.store import Input, Inputs, open_stage, output_hash, read_manifest, read_records
+from stllava.store import MANIFEST, Input, Inputs, open_stage, output_hash, read_manifest, read_records
 
 TASKS = "tasks"
 """Name of the stage below a review folder, and of its file without .jsonl."""
@@ -87,6 +87,18 @@ def draw_tasks(
         if root is not None:
             stage.move_image_root(root)
         return read_tasks(to)
+
+
+def options_of_drawn(folder: Path, options: ReviewOptions, *, seed: int) -> tuple[ReviewOptions, int]:
+    """The options and the seed to draw with: those of the tasks that a review folder has, where no others are named.
+
+    Options that are all at their defaults name none. Others are given back as they are, and drawing with them is refused where
+    they are not those of the tasks.
+    """
+    if not (folder / TASKS / MANIFEST).is_file() or (options, seed) != (ReviewOptions(), 0):
+        return options, seed
+    drawn = read_manifest(folder / TASKS)
+    return ReviewOptions.model_validate(drawn.config), int(drawn.inputs["seed"])
 
 
 def read_tasks(folder: Path) -> list[ReviewTask]:

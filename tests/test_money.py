@@ -20,6 +20,7 @@ from stllava.experts import build
 from stllava.experts.backends.chat_server import ChatServer
 from stllava.experts.model.reply_log import JudgeRequest, ReplyLog
 from stllava.remote import rate_limiter
+from stllava.remote.budget import Budget, BudgetSpentError, CostLimit, LimitError
 from stllava.stages.judge import judge, plan
 from stllava.store import EXCHANGES
 
@@ -117,6 +118,17 @@ def test_billed_but_useless_replies_count_to_the_cent_and_no_limit_is_passed(
     truth, found = judgments_of(tmp_path / "calm"), judgments_of(tmp_path / "out")
     assert {key: one.scores for key, one in found.items()} == {key: one.scores for key, one in truth.items()}
     assert sum(one.cost for one in found.values()) == pytest.approx(server.billed / 1e6, abs=1e-9)
+
+
+def test_an_error_of_a_limit_names_what_is_spent_and_what_is_reserved() -> None:
+    budget = Budget(ChatOptions.model_validate({"url": URL, "max_cost": 0.1} | PRICES), cost=0.02, shared=CostLimit(0.08))
+    budget.reserve(0.05)
+    with pytest.raises(
+        LimitError, match=r"\$0\.0200 is spent, \$0\.0500 is reserved for requests under way, .* \$0\.0400 at most"
+    ):
+        budget.reserve(0.04)
+    with pytest.raises(BudgetSpentError, match=r"\$0\.0700 of \$0\.0800 is spent or reserved .* \$0\.0200 at most"):
+        budget.reserve(0.02)
 
 
 def test_a_budget_in_dollars_holds_where_replies_cost_more_than_was_reckoned(

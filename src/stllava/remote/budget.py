@@ -33,7 +33,8 @@ class CostLimit:
         with self._lock:
             if self._taken + cost > self.dollars:
                 raise BudgetSpentError(
-                    f"of ${self.dollars:.4f} too little is left for the next request",
+                    f"${self._taken:.4f} of ${self.dollars:.4f} is spent or reserved for requests under way, which leaves too "
+                    f"little for the next one, of ${cost:.4f} at most",
                     expected="a budget that suffices",
                     remedy="Raise judge.budget_cost and give the same command again: every reply is kept.",
                 )
@@ -90,7 +91,8 @@ class Budget:
                 )
             if options.max_cost and self.cost + self._reserved + cost > options.max_cost:
                 raise LimitError(
-                    f"${self.cost:.4f} is spent, and the next request could pass max_cost ${options.max_cost:g}",
+                    f"${self.cost:.4f} is spent, ${self._reserved:.4f} is reserved for requests under way, and the next one, "
+                    f"of ${cost:.4f} at most, could pass max_cost ${options.max_cost:g}",
                     expected="a limit that suffices",
                     remedy="Raise it and give the same command again: every reply is kept.",
                 )

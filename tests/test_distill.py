@@ -80,6 +80,8 @@ def test_how_far_it_agrees_is_measured_on_images_that_were_held_out(
     learned = {row.images for row in read_records(student, "conversations", Conversation)}
     assert len(learned) == len(pictures_of(phantoms / "images")) - made.check.images
     assert made.manifest.measures["right_share"] == 0.5
+    assert made.manifest.measures["kappa"] == 1
+    assert "agreement" not in made.manifest.measures, "a kappa is called one"
     assert "Cohen's kappa 1.00" in made.notes[-1]
 
 

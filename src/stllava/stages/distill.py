@@ -249,10 +249,10 @@ def _truths(held_out: Sequence[JudgedAnswer], truth: Path | None) -> list[bool |
 
 
 def _measures(found: DistilledCheck, taught: Sequence[JudgedAnswer]) -> dict[str, float]:
-    rates = {
-        "agreement": found.agreement,
-        "truth_agreement": found.truth_agreement,
-        "teacher_truth_agreement": found.teacher_truth_agreement,
+    kappas = {
+        "kappa": found.agreement,
+        "truth_kappa": found.truth_agreement,
+        "teacher_truth_kappa": found.teacher_truth_agreement,
     }
     measures = {"right_share": sum(row.right for row in taught) / len(taught), "held_out_answers": float(found.answers)}
-    return measures | {name: one.value for name, one in rates.items() if one is not None}
+    return measures | {name: one.value for name, one in kappas.items() if one is not None}

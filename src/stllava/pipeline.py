@@ -150,7 +150,7 @@ class Loop:
                 self.sentences.append(f"Stopped after {name}: {told} did not beat {best} on validation.")
                 break
         else:
-            self.sentences.append(f"Stopped after {counted(options.rounds, 'round')}, the most that were allowed.")
+            self.sentences.append(f"Stopped after {counted(options.rounds, 'round')}, the most allowed.")
         if options.final_sft is not None and rounds.judged:
             self.learn_right(options.final_sft, rounds, self.folder.policy(best))
             values[FINAL] = self.value(FINAL, data)

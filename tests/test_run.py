@@ -270,6 +270,31 @@ def test_a_run_within_a_budget_may_be_given_more_rounds_and_verdicts_and_pays_fo
 
 
 @pytest.mark.slow
+def test_a_round_that_made_no_pair_of_its_verdicts_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    def limited(budget: int) -> RunOptions:
+        judge = options().judge.model_copy(update={"budget": budget})
+        # One pair alone is never kept where a longer chosen answer needs a shorter one beside it.
+        return options(judge=judge, pair=options().pair.model_copy(update={"balance_length": True}), final_sft=None)
+
+    with pytest.raises(NothingLeftError, match=r"no pair came from the 1 verdicts that round-1 bought.*Raise judge\.budget"):
+        run(limited(1), to=tmp_path)
+    log = tmp_path / "round-1" / "judge" / EXCHANGES / "expert.jsonl"
+    before = log.read_bytes()
+    assert "round-1" in run(limited(40), to=tmp_path).policies
+    assert read_manifest(tmp_path / "round-1" / "judge").measures["asked"] > 1
+    assert log.read_bytes().startswith(before)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_begun_anew_keeps_what_was_paid_for(tmp_path: Path) -> None:
+    run(options(final_sft=None), to=tmp_path)
+    log = tmp_path / "round-1" / "judge" / EXCHANGES / "expert.jsonl"
+    before = log.read_bytes()
+    run(options(final_sft=None), to=tmp_path, existing="replace")
+    assert log.read_bytes() == before, "the same questions are asked again, and nobody is paid again"
+
+
+@pytest.mark.slow
 def test_a_run_without_an_expert_is_calibrated_by_labelled_questions_and_says_how_often_its_votes_are_wrong(
     tmp_path: Path,
 ) -> None:

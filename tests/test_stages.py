@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, JudgeOptions, PairOptions, SamplingOptions
+from helpers.judging import answers_of, write_answers
+from stllava.config import (
+    AnswerOptions,
+    AskOptions,
+    EvaluateOptions,
+    JudgeOptions,
+    PairOptions,
+    SamplingOptions,
+    ScriptedOptions,
+)
 from stllava.data.conversations import read_conversations
 from stllava.dropped import Dropped
 from stllava.errors import NothingLeftError, StllavaError
@@ -251,6 +260,22 @@ def test_what_the_rounds_found_right_is_learned_beside_the_labels(phantoms: Path
     assert said == {"where?": "down", "size?": "big", "whole?": "whole"}  # yes has no no to balance it
     left_out = {"answer cut off": 1, "empty answer": 1, "surplus of denials": 0, "surplus of yes or no": 1}
     assert manifest.dropped == left_out
+
+
+def test_what_is_a_label_already_is_learned_once(phantoms: Path, tmp_path: Path) -> None:
+    label = next(row for row in read_conversations(phantoms / "conversations.jsonl")[0] if len(row.messages) == 2)
+    [question, answer] = [turn.content for turn in label.messages]
+    given = [answers_of(question, (answer, "no such thing"), image=label.images[0]), answers_of("where?", ("left", "right"))]
+    answers = write_answers(tmp_path / "answers", given)
+    scripted = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=(answer, "left")))
+    judge(scripted, answers=answers, to=tmp_path / "judgments")
+    labels = tmp_path / "labels.jsonl"
+    write_whole(labels, to_jsonl([label]))
+    options = PairOptions(balance=False, min_chosen_score=0)
+    made = final_data(options, conversations=labels, rounds=[(answers, tmp_path / "judgments")], to=tmp_path / "final")
+    assert made.manifest.dropped["already a label"] == 1
+    kept = read_conversations(made.conversations)[0]  # Which refuses an id that stands twice.
+    assert [row.messages[1].content for row in kept] == [answer, "left"]
 
 
 def test_judgments_of_other_answers_are_refused(phantoms: Path, tiny_model: Path, tmp_path: Path) -> None:

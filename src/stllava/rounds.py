@@ -92,21 +92,31 @@ class Rounds:
         )
         judged = self.judge(name, policy, seed, judging=judging)
         gains = self.measure_gains(options.image_gain, name, policy) if options.image_gain is not None else None
-        paired = pair(
-            self.pairing,
-            answers=answers,
-            judgments=judgments,
-            to=pairs,
-            gains=gains if self.pairing.gain_weight else None,
-            questions=questions if self.pairing.question_pairs else None,
-        )
+        try:
+            paired = pair(
+                self.pairing,
+                answers=answers,
+                judgments=judgments,
+                to=pairs,
+                gains=gains if self.pairing.gain_weight else None,
+                questions=questions if self.pairing.question_pairs else None,
+            )
+        except NothingLeftError as error:
+            if not judging.is_limited:
+                raise
+            raise NothingLeftError(
+                f"no pair came from the {judged.asked} verdicts that {name} bought",
+                expected="verdicts enough to learn from",
+                remedy="Raise judge.budget or budget_cost and give the same command again, which pays for none twice; or: "
+                + str(error),
+            ) from error
         before = self.pairs if options.keep_pairs else []
         earlier = [*before, described] if described else before
         self.pairs += [described, pairs] if described else [pairs]
         subjects = judged.judged if judging.is_limited else asked.distinct
         valid = judged.verdicts / subjects if subjects else 0.0
         self.measures[f"{name}/valid_share"] = valid
-        share = f"of the {judged.judged} chosen" if judging.is_limited else "of all but repeats"
+        share = f"of {judged.judged}, {judged.asked} of them asked about" if judging.is_limited else "of all but repeats"
         self.sentences.append(
             f"{name} asked {counted(asked.asked, 'question')} and kept {asked.questions}; {judged.verdicts} got a "
             f"verdict ({valid:.1%} {share}); they made {counted(paired.pairs, 'pair')}."
@@ -165,6 +175,8 @@ class Rounds:
             labelled_answers=labelled,
             earlier=self.judged if judging.is_limited or judging.is_paid else (),
             seed=seed,
+            # With a larger share than it had; what was paid for is kept.
+            existing="replace" if (judgments / MANIFEST).is_file() and has_less(judgments, judging) else "resume",
         )
         self.spent.append((judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0)))
         self.notes += [note for note in judged.notes if note not in self.notes]
@@ -178,12 +190,14 @@ class Rounds:
     def within_budget(self, number: int) -> JudgeOptions:
         """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come.
 
-        A round that was judged keeps the share it had, however the budget or the number of rounds has changed since.
+        A round that made a policy keeps the share it had, however the budget or the number of rounds has changed since; one
+        that was judged and went no further gets more where there is more.
         """
-        options = self.options.judge
-        judged = self.folder.stage(round_name(number), "judge")
-        if (judged / MANIFEST).is_file():
-            return with_share_of(options, judged)
+        options, name = self.options.judge, round_name(number)
+        judged = self.folder.stage(name, "judge")
+        had = with_share_of(options, judged) if (judged / MANIFEST).is_file() else None
+        if had is not None and (self.folder.policy(name) / MANIFEST).is_file():
+            return had
         asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
         left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
         shares: dict[str, float] = {}
@@ -199,7 +213,8 @@ class Rounds:
             shares["budget"] = math.ceil((options.budget - asked) / left)
         if options.budget_cost:
             shares["budget_cost"] = (options.budget_cost - cost) / left
-        return options.model_copy(update=shares)
+        now = options.model_copy(update=shares)
+        return had if had is not None and not has_less(judged, now) else now
 
     def judging(self, number: int, policy: Path) -> JudgeOptions:
         """How a round's answers are judged: by the expert within its budget, later by a judge made of its verdicts."""
@@ -238,7 +253,7 @@ class Rounds:
         # Of the validation split: what the policy has learned it knows better than what it will ask about.
         judging = self.options.judge
         if (questions / MANIFEST).is_file():
-            judging = with_share_of(judging, questions)
+            judging = JudgeOptions.model_validate(read_manifest(questions).config)  # Who judges them shapes no question.
         ask_labelled(judging, samples=self.data.validation, to=questions, number=number)
         answer(self.options.answer, policy=policy, questions=questions, root=self.data.image_root, to=answers, seed=seed)
         return answers
@@ -351,3 +366,9 @@ def with_share_of(options: JudgeOptions, judged: Path) -> JudgeOptions:
     """How answers were judged into a folder, where nothing but the budget has changed since."""
     made = read_manifest(judged).config
     return options.model_copy(update={name: made[name] for name in ("budget", "budget_cost")})
+
+
+def has_less(judged: Path, options: JudgeOptions) -> bool:
+    """Whether answers were judged into a folder within less than these options allow."""
+    had = with_share_of(options, judged)
+    return had.budget < options.budget or had.budget_cost < options.budget_cost

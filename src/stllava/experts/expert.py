@@ -111,7 +111,8 @@ def no_verdict(
     remedy = f"{RAISE[0].upper()}{RAISE[1:]}" if cut else advice(example).rstrip(".") or _REMEDIES[cause]
     count = f"{causes[cause]} {'time' if causes[cause] == 1 else 'times'}"
     if expert == "itself":
-        remedy = "Train the policy longer in sft, answer with a lower sampling.temperature, or lower itself.min_precision"
+        remedy = "In another folder, train the policy longer in sft or answer with a lower sampling.temperature; or lower "
+        remedy += "itself.min_precision here"
     return (NothingLeftError if ended else StllavaError)(
         f"{expert} gave no verdict on {subject}; {count} {_CAUSES[cause]} ({cause}), such as “{example}”",
         expected="verdicts",

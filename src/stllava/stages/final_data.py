@@ -30,6 +30,7 @@ Cause = Literal[
     "empty answer",
     "answer not sure enough",
     "readers: wrong answer",
+    "already a label",
     "surplus of yes or no",
     "surplus of denials",
 ]
@@ -70,17 +71,21 @@ def final_data(
     with open_stage("final-data", to, options, inputs=inputs, existing=existing) as stage:
         if stage.manifest is not None:
             return FinalDataResult(to, stage.manifest)
+        labels, _ = read_conversations(conversations)
+        known = {_said(row) for row in labels}
         voted = read_voted_answers(votes, (row for folders in rounds if votes for row in read_judged_answers(*folders)))
         left_out: Counter[str] = Counter({"answer cut off": 0})
         right = _found_right(rounds, voted, left_out, options=options)
         lineage = _follow_readers(right, voted, left_out)
+        for key in [key for key, row in right.items() if _said(row) in known]:
+            del right[key]  # Labelled images were asked about too.
+            left_out["already a label"] += 1
         taught = [
             TaughtAnswer(row.id, row.messages[0].content, final_answer(row.messages[1].content)) for row in right.values()
         ]
         surplus = surplus_of_yes_or_no(taught) if options.balance else set()
         denied = surplus_of_denials([row for row in taught if row.id not in surplus], max_share=options.max_denial_share)
         kept = [row for row in right.values() if row.id not in surplus | denied]
-        labels, _ = read_conversations(conversations)
         stage.write_records("conversations", [*labels, *kept])
         read = len(right) + left_out.total()
         dropped = {**left_out, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)}
@@ -156,6 +161,11 @@ def _best(answers: Answers, judgment: Judgment, voted: VotedAnswers, *, options:
     if good:
         return best, "readers: wrong answer"
     return None, "answer not sure enough" if fit else "empty answer" if ended else "answer cut off"
+
+
+def _said(row: Conversation) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Of what a conversation is, by which equal ones are equal whoever wrote them."""
+    return row.images, tuple((turn.role, turn.content) for turn in row.messages)
 
 
 def _learned(answers: Answers, right: str) -> Conversation:

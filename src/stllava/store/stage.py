@@ -120,6 +120,26 @@ def without(config: Mapping[str, JsonValue], names: Collection[str]) -> dict[str
     return kept
 
 
+def is_paid_for(entry: Path) -> bool:
+    """Whether a file or folder holds nothing but what servers were sent and replied."""
+    if entry.name in (AUDIT, EXCHANGES):
+        return True
+    return entry.is_dir() and not entry.is_symlink() and any(entry.iterdir()) and all(map(is_paid_for, entry.iterdir()))
+
+
+def remove_unpaid(entry: Path) -> None:
+    """Remove a file or folder but for what servers were sent and replied in it."""
+    if entry.name in (AUDIT, EXCHANGES):
+        return
+    if not entry.is_dir() or entry.is_symlink():
+        entry.unlink()
+        return
+    for inner in list(entry.iterdir()):
+        remove_unpaid(inner)
+    if not any(entry.iterdir()):
+        entry.rmdir()
+
+
 class _MadeBy(TypedDict):
     """What a manifest says of the process that wrote it."""
 
@@ -251,12 +271,13 @@ class Stage:
     def _entries(self) -> list[Path]:
         """What lies in the folder, but for what belongs to no output, such as the draft that a kill left."""
         entries = self.to.iterdir() if self.to.is_dir() else ()
-        return [entry for entry in entries if entry.name not in (LOCK, AUDIT, EXCHANGES) and not entry.match(DRAFTS)]
+        return [entry for entry in entries if not (entry.name == LOCK or is_paid_for(entry) or entry.match(DRAFTS))]
 
     def _clear(self) -> None:
-        """Remove what was made, the plan last: without it the folder would be nobody's."""
+        """Remove what was made, the plan last: without it the folder would be nobody's. What was paid for stays, for it may be
+        asked for again."""
         for entry in sorted(self._entries(), key=lambda entry: (entry.name == PLAN, entry.name != MANIFEST)):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            remove_unpaid(entry)
 
     def _change(self, old: Plan, new: Plan, *, may_change: Collection[str], items: str) -> str | None:
         """The first difference of two plans in words, but for what may differ; None where there is none."""

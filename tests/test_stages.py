@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.judging import answers_of, write_answers
+from helpers.judging import answers_of, many_answers, write_answers
 from stllava.config import (
     AnswerOptions,
     AskOptions,
@@ -31,12 +31,13 @@ from stllava.records import (
     Question,
     Sample,
     Sampling,
+    Vote,
 )
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, request_descriptions, screen
 from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
 from stllava.stages.final_data import final_data
-from stllava.stages.judge import judge
+from stllava.stages.judge import check, judge
 from stllava.stages.pair import pair
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
 
@@ -386,6 +387,25 @@ def test_an_expert_scores_open_answers_through_judge_and_rescore(tiny_model: Pat
     ).manifest
     assert 0 <= made.measures["open_semantic"] <= 1
     assert any("Cohen's kappa" in note for note in made.notes)
+
+
+def test_judgments_of_other_answers_are_refused_by_whatever_reads_them(
+    tiny_model: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    samples, root = phantoms / "phantom.jsonl", phantoms / "images"
+    one = tmp_path / "one"
+    evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=one, name="tiny")
+    others = write_answers(tmp_path / "others", many_answers(3))
+    judge(JudgeOptions(expert="scripted"), answers=others, truth=None, root=root, to=tmp_path / "verdicts")
+    with pytest.raises(StllavaError, match="the judgments of these answers"):
+        rescore(EvaluateOptions(), predictions=one, to=tmp_path / "two", verdicts=tmp_path / "verdicts")
+    with pytest.raises(StllavaError, match="the judgments of these answers"):
+        best_descriptions(one, tmp_path / "verdicts")
+    answers_id = read_records(others, "answers", Answers)[0].id
+    vote = Vote(id="v", answers_id=answers_id, first=0, second=1, winner=0)
+    write_whole(tmp_path / "votes.jsonl", vote.model_dump_json() + "\n")
+    with pytest.raises(StllavaError, match="votes on these answers"):
+        check(JudgeOptions(expert="scripted"), answers=one, root=root, votes=tmp_path / "votes.jsonl", to=tmp_path / "check")
 
 
 def test_what_was_learned_is_refused_as_a_test(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:

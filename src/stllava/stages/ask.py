@@ -19,7 +19,8 @@ from stllava.data.images import count_missing
 from stllava.data.overlap import read_fingerprints
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
-from stllava.records import Answers, Image, Judgment, Keyed, Message, Question, Sampling, content_id
+from stllava.experts.judged_answers import read_judged_answers
+from stllava.records import Answers, Image, Keyed, Message, Question, Sampling, content_id
 from stllava.stages.results import REPEATED, AskResult
 from stllava.stages.speaking import SamplingWork
 from stllava.store import Existing, Input, Inputs, file_hash, open_stage, output_hash, read_records, shares_out
@@ -76,11 +77,10 @@ def request_descriptions(
 
 def best_descriptions(answers: Path, judgments: Path) -> dict[str, str]:
     """The description of each image that scored highest, the one given first of equals; none where there is no verdict."""
-    given = {answered.id: answered for answered in read_records(answers, "answers", Answers)}
     best: dict[str, tuple[float, str]] = {}
-    for judgment in read_records(judgments, "judgments", Judgment):
-        if judgment.scores is not None and judgment.answers_id in given:
-            answered, score = given[judgment.answers_id], max(judgment.scores)
+    for answered, judgment in read_judged_answers(answers, judgments):
+        if judgment.scores is not None:
+            score = max(judgment.scores)
             if score > best.get(answered.images[0], (-1.0, ""))[0]:
                 best[answered.images[0]] = (score, answered.final_answers[judgment.scores.index(score)])
     return {image: text for image, (_, text) in best.items()}

@@ -20,6 +20,7 @@ from stllava.data.images import count_missing
 from stllava.data.overlap import describe, find_overlap, fingerprints_of, read_training_items, refuse
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
+from stllava.experts.judged_answers import read_judged_answers
 from stllava.metrics.robust import normalise
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
@@ -248,7 +249,7 @@ def rescore(
         return finish_evaluation(
             stage,
             read_records(predictions, "predictions", Prediction),
-            judgments=read_records(verdicts, "judgments", Judgment) if verdicts is not None else (),
+            judgments=[row for _, row in read_judged_answers(predictions, verdicts)] if verdicts is not None else (),
             options=options,
             name=name,
             benchmark=read_records(predictions, "scores", Score)[0].benchmark,

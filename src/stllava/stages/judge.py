@@ -219,11 +219,14 @@ def check(
     with open_stage("judge-check", to, thorough, inputs=inputs | _others(options), existing=existing) as stage:
         if stage.manifest is not None:
             return read_record(to / CHECK, JudgeCheck)
-        given = sample_of(read_records(answers, "answers", Answers), sample)
+        every = read_records(answers, "answers", Answers)
+        given = sample_of(every, sample)
         truths: Truths = {}
         name = ""
         if votes is not None:
-            truths, name = truths_of_votes(read_jsonl(votes, Vote)), "people"
+            people = read_jsonl(votes, Vote)
+            _refuse_other_votes(people, every, votes=votes, answers=answers)
+            truths, name = truths_of_votes(people), "people"
         elif truth is not None and options.expert != "reference" and not options.show_references:
             knowing = judge_that_knows(truth)
             truths, name = truths_of_expert(knowing, given), "the oracle" if isinstance(knowing, Oracle) else "the references"
@@ -242,6 +245,18 @@ def check(
         write_whole(to / CHECK, measured.model_dump_json(indent=1) + "\n")
         stage.finish(counts_in=len(given), counts_out=len(given))
         return measured
+
+
+def _refuse_other_votes(people: Sequence[Vote], given: Sequence[Answers], *, votes: Path, answers: Path) -> None:
+    """Refuse votes of which one is about other answers."""
+    known = {row.id for row in given}
+    other = next((vote for vote in people if vote.answers_id not in known), None)
+    if other is not None:
+        raise StllavaError(
+            f"{votes}: vote {other.id} is about answers {other.answers_id}, which {answers} does not hold",
+            expected="votes on these answers",
+            remedy="Name the folder that people voted on.",
+        )
 
 
 @dataclass

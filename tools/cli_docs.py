@@ -23,6 +23,8 @@ HEAD = """# Commands
 Every command with its flags, made from the commands themselves by `python tools/cli_docs.py`. Paths given as flags start where
 the command is given. A flag whose default is True or False is written alone (`--check`), or with `no-` for the opposite
 (`--no-pack`). The flags `--data…` of `stllava run` are those of the kind of data that the recipe names; here, phantoms.
+The defaults here are those where a recipe says nothing; `stllava run --help` shows the values of the demo's recipe, and
+`stllava run my-recipe.yaml --help` those of yours.
 
 Before the command: `--quiet` leaves progress and warnings out, `--verbose` adds what is not told otherwise, and `--log json`
 writes progress, warnings and errors as JSON lines (`time`, `event`, and what belongs to it) to the standard error output:

@@ -189,11 +189,32 @@ def test_the_reference_itself_needs_no_expert() -> None:
     assert verdicts([said("CT", ["CT"])], []) == [1.0]
 
 
-def test_an_experts_agreement_with_the_words_is_measured() -> None:
-    rows = [said(text, ["CT"], key=text, image=f"{text}.png") for text in ("CT", "computed tomography", "MRI", "x-ray")]
-    assert agreement(rows, [1.0, 1.0, 0.0, 0.0]).value == 1  # type: ignore[union-attr]
-    assert agreement(rows, [1.0, 0.0, 0.0, 1.0]).value == 0  # type: ignore[union-attr]
-    assert agreement(rows, [None] * 4) is None
+def kappa_of(rows: Sequence[Prediction], heard: Sequence[float | None]) -> float | None:
+    found = agreement(rows, heard).kappa
+    return None if found is None else found.value
+
+
+def test_an_experts_agreement_with_the_words_is_measured_on_answers_that_it_was_asked_about() -> None:
+    texts = ("ct", "computed tomography", "MRI", "x-ray")
+    rows = [said(text, ["CT"], key=text, image=f"{text}.png") for text in texts]
+    assert kappa_of(rows, [1.0, 1.0, 0.0, 0.0]) == 1
+    assert kappa_of(rows, [1.0, 0.0, 0.0, 1.0]) == 0
+    assert kappa_of(rows, [None] * 4) is None
+    unasked = [said("CT", ["CT"], key=f"same {number}", image=f"{number}.png") for number in range(31)]
+    found = agreement([*rows, *unasked], [1.0, 0.0, None, 1.0, *[1.0] * 31])
+    assert (found.identical, found.asked, found.verdicts, found.expert_right, found.words_right) == (31, 4, 3, 2, 2)
+    assert found.kappa == agreement(rows, [1.0, 0.0, None, 1.0]).kappa
+    assert found.sentence.startswith("was asked about 4 of 35 open answers: 31 are the reference word for word.")
+    assert "n = 3" in found.sentence
+
+
+def test_where_expert_and_words_say_the_same_of_all_there_is_no_kappa() -> None:
+    wrong = [said("MRI", ["CT"], key=str(number), image=f"{number}.png") for number in range(3)]
+    unasked = [said("CT", ["CT"], key="same")]
+    found = agreement([*wrong, *unasked], [0.0] * 3 + [1.0])
+    assert found.kappa is None
+    assert "not defined" in found.sentence
+    assert "nothing is known" in agreement(unasked, [1.0]).sentence
 
 
 def labelled(kinds: Sequence[str], *, right: Sequence[bool]) -> list[Prediction]:

@@ -36,7 +36,7 @@ CHIEF = (*HEADLINES, "llava_med_closed", "llava_med_open_recall")
 
 FAMILIES = {
     "robust": "our rules: words are words, negation is read, what cannot be read counts as wrong and is counted",
-    "expert": "an expert compared every open answer with its reference, not knowing which was which",
+    "expert": "an expert compared every open answer with its reference, not knowing which was which; identical ones are right",
     "llava_med": "the published definitions of LLaVA-Med v1.0.0, quirks kept: for comparison with printed numbers only",
 }
 """What each family of rules is, by the name before its version."""

@@ -347,11 +347,11 @@ def finish_evaluation(
         expert = f"expert-{judgments[0].expert}"
         scores.append(summed(rows, verdicts, metric="open_semantic", rule=expert, policy=name, benchmark=benchmark))
         agreed = agreement(predictions, verdicts)
-        if agreed is not None:
-            measures["open_semantic"] = scores[-1].value
-            measures["open_semantic_kappa_with_medical_match"] = agreed.value
-            words = f"{agreed.value:.2f} [{agreed.low:.2f}, {agreed.high:.2f}], n = {agreed.n}"
-            notes = [*notes, f"{judgments[0].expert} agrees with open_medical_match at Cohen's kappa {words}."]
+        measures["open_semantic"] = scores[-1].value
+        measures |= {"open_semantic_asked": float(agreed.asked), "open_semantic_identical": float(agreed.identical)}
+        if agreed.kappa is not None:
+            measures["open_semantic_kappa_with_medical_match"] = agreed.kappa.value
+        notes = [*notes, f"{judgments[0].expert} {agreed.sentence}"]
     stage.write_records("predictions", predictions)
     stage.write_records("scores", scores)
     stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))

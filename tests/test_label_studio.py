@@ -67,6 +67,10 @@ def test_tasks_go_out_blind_and_results_come_back_as_votes(tmp_path: Path, capsy
     assert {task.id: found[task.id, 0].blind for task in tasks} == {task.id: right_choice(task) for task in tasks}
     first_vote = votes["anna-b"][0]
     assert (first_vote.seconds, first_vote.at, first_vote.correct_answer) == (4.25, "2026-11-20T10:15:00.250+00:00", "a mass")
+    main(["judge-check", "--votes", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "readers disagree with the expert" in told
+    assert "once they have seen its reason" not in told
     main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
     assert "anna-b: 0 votes" in capsys.readouterr().out
     assert read_votes(tmp_path / "review") == votes

@@ -188,7 +188,7 @@ def test_what_votes_say_of_the_expert_and_of_readers_is_what_was_planted(tmp_pat
     assert 0.4 < found.with_expert.value < 0.8
     assert found.between_readers is not None
     assert found.between_readers.value > 0.7
-    assert found.overturned == found.disagreed
+    assert found.overturned is None, "nobody has responded to a verdict"
     assert (found.read, found.tasks) == (600, 600)
     assert {row.reader: row.votes for row in found.readers} == {name: len(rows) for name, rows in votes.items()}
 
@@ -214,6 +214,11 @@ def test_repeats_overturned_verdicts_and_typed_answers_are_counted(tmp_path: Pat
     assert found.overturned is not None
     assert found.disagreed is not None
     assert found.overturned.value < found.disagreed.value
+    elsewhere = [vote_on(task, "first", reader="ben", number=n) for n, task in enumerate(tasks, 1)]
+    more = votes_check(tasks, {"anna": votes, "ben": elsewhere}, sizes=sizes_of(tmp_path / "review")).overturned
+    assert more is not None
+    assert more.value == pytest.approx(found.overturned.value), "ben was shown no verdict"
+    assert more.n == found.overturned.n
     assert (found.expert_error, found.between_readers) == (None, None)
     assert found.readers[0].same_again is not None
     assert (found.readers[0].same_again.value, found.readers[0].same_again.n) == (0.5, 2)

@@ -163,7 +163,8 @@ class VotesCheck(Record):
     expert_error: Rate | None
     """Share of the round's verdicts that are wrong: what readers disagree with, less their own errors."""
     overturned: Rate | None
-    """Share of the round's verdicts that readers still hold to be wrong once they have seen its reason."""
+    """Share of the round's verdicts that readers still hold to be wrong once they have seen its reason; None where nobody
+    responded to a verdict."""
     significant: Rate | None
     """Of verdicts that were overturned, those whose error would matter clinically, where readers said so."""
     bad_questions: Rate | None

@@ -68,7 +68,8 @@ def votes_check(
     strata, clusters = [task.stratum for task in read], [image_of(task) for task in read]
     blind = [ReadVerdict(task.stratum, image_of(task), _differ(task, given[task.id])) for task in read]
     errors = expert_errors(blind, sizes)
-    overturned = [_overturned(task, given[task.id]) for task in read]
+    unseen = _without_verdict(read, given)
+    overturned = [_overturned(task, [row for row in given[task.id] if row.vote.reader not in unseen]) for task in read]
     significant = [
         (reading.response.significant, image_of(task))
         for task in read
@@ -145,6 +146,17 @@ def _share_called(
 def _first(task: ReviewTask, given: Sequence[StandingVote]) -> Preferred | None:
     """The first blind verdict of a reader on a task."""
     return next((said for row in given if (said := preferred(row.blind)) is not None), None)
+
+
+def _without_verdict(read: Sequence[ReviewTask], given: Mapping[str, Sequence[StandingVote]]) -> set[str]:
+    """Readers of whom nothing says that they saw a verdict after their votes, as in Label Studio, where none is shown.
+
+    They never responded, though they differed from the expert; where nobody responded at all, that is every reader.
+    """
+    rows = [(task, row) for task in read for row in given[task.id]]
+    responded = {row.vote.reader for _, row in rows if row.response is not None}
+    differed = {row.vote.reader for task, row in rows if preferred(row.blind) not in (None, task.verdict)}
+    return (differed if responded else {row.vote.reader for _, row in rows}) - responded
 
 
 def _overturned(task: ReviewTask, given: Sequence[StandingVote]) -> float | None:

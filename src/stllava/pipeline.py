@@ -14,6 +14,7 @@ from stllava.errors import CollapseError, ConflictError, NothingLeftError, Stlla
 from stllava.execution import working
 from stllava.experts.build import require_expert
 from stllava.launch import launched
+from stllava.metrics.looking import Gained, gain_by_looking
 from stllava.metrics.score import compare
 from stllava.recipe import RunOptions
 from stllava.records import Difference, Outcome, Overlap, Prediction, Sample, Score
@@ -207,12 +208,20 @@ class Loop:
         return True
 
     def tell_blind_gain(self, name: str, before: str, data: DataSet, *, gain: float) -> None:
-        """Warn where a policy that is shown black images gained as much on validation as one that sees."""
+        """Warn where a gain on validation is not shown to be more than that of the same policy that is shown black images."""
         blind = [self.value(policy, data, blank=True) for policy in (before, name)]
-        if gain > 0 and blind[1] - blind[0] >= gain:
+        if gain <= 0:
+            return
+        seeing, unseeing = (
+            Gained(*(self.predictions(prefix + policy, data.validation) for policy in (before, name))) for prefix in ("", BLIND)
+        )
+        beyond = gain_by_looking(seeing, unseeing, metrics=CHOOSING)
+        if beyond.low <= 0:
+            span = f"{100 * beyond.value:+.1f} points [{100 * beyond.low:+.1f}, {100 * beyond.high:+.1f}]"
             self.sentences.append(
-                f"{name} gained no more by looking: shown black images it went from {blind[0]:.3f} to {blind[1]:.3f} on "
-                "validation. What it learned is in the questions, not in the images."
+                f"{name} is not shown to have gained by looking: on validation it gained {100 * gain:.1f} points with its "
+                f"images and {100 * (blind[1] - blind[0]):.1f} with black ones, a difference of {span} (95 % interval, paired, "
+                "by image). What it learned may lie in the questions rather than in the images."
             )
 
     def learn_right(self, training: SftOptions, rounds: Rounds, policy: Path) -> None:
@@ -245,6 +254,10 @@ class Loop:
             candidates=data.candidates.get(samples.stem),
         ).scores
 
+    def predictions(self, name: str, samples: Path) -> list[Prediction]:
+        """What a policy, or baseline, answered to a benchmark that it was evaluated on."""
+        return read_records(self.folder.evaluation(name, samples.stem), "predictions", Prediction)
+
     def baseline(self, rule: Callable[..., EvaluateResult], name: str, samples: Path, data: DataSet) -> list[Score]:
         """The scores of a baseline that knows only the answers of the validation split."""
         to = self.folder.evaluation(name, samples.stem)
@@ -260,10 +273,7 @@ class Loop:
             for name in self.policies:
                 scores += self.evaluate(name, samples, data)
                 if name != SFT:
-                    mine, sfts = (
-                        read_records(self.folder.evaluation(policy, samples.stem), "predictions", Prediction)
-                        for policy in (name, SFT)
-                    )
+                    mine, sfts = (self.predictions(policy, samples) for policy in (name, SFT))
                     differences += compare(mine, sfts, policy=name, against=SFT, benchmark=samples.stem)
             if baselines:
                 scores += self.baseline(majority, "majority", samples, data)

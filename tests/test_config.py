@@ -133,6 +133,15 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, fault: str
         load_recipe(recipe(tmp_path, text))
 
 
+def test_a_base_is_a_recipe_beside_or_else_one_that_is_shipped(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "base: phantom.yaml\nname: mine\n")
+    assert load_recipe(path) == load_recipe(Path("phantom.yaml")).model_copy(update={"name": "mine"})
+    (tmp_path / "phantom.yaml").write_text(MINIMAL + "rounds: 7\n")
+    assert load_recipe(path).rounds == 7
+    with pytest.raises(StllavaError, match="no recipe"):
+        load_recipe(recipe(tmp_path, "base: below/phantom.yaml"))
+
+
 def test_a_recipe_stands_on_its_base_and_overrides_stand_on_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(MINIMAL + "dpo: {beta: 0.3, nll: 0.5}\n")
     path = recipe(tmp_path, "base: base.yaml\ndpo: {nll: 0}\n")

@@ -1,9 +1,9 @@
 """The whole loop's options, and how a recipe becomes them.
 
-A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, and `${NAME}` in a value
-takes an environment variable. Relative paths start at the recipe's folder, those of flags and of the recipes shipped where
-the command is given. Unknown keys and keys that are given twice are refused. It stands above `data`, each of whose sources
-has its options in its own file.
+A recipe is a YAML file of `RunOptions`; `base: other.yaml` starts from another recipe beside it, or from one that is shipped,
+and `${NAME}` in a value takes an environment variable. Relative paths start at the recipe's folder, those of flags and of the
+recipes shipped where the command is given. Unknown keys and keys that are given twice are refused. It stands above `data`,
+each of whose sources has its options in its own file.
 """
 
 import os
@@ -189,14 +189,19 @@ def load_recipe(path: Path, *, overrides: dict[str, JsonValue] | None = None) ->
     Raises:
         StllavaError: Where the file is no recipe: unknown keys are refused by name, repeated ones by their lines.
     """
-    if path.name == str(path) and not path.exists() and (RECIPES / path).is_file():
-        path = RECIPES / path
+    path = _found(path, beside=Path())
     return validate(RunOptions, _merge(_read(path), overrides or {}), source=str(path), folder=_folder(path))
 
 
 def load_judge(path: Path) -> JudgeOptions:
     """Read the options of one expert, such as a panel's member; relative paths start at the file's folder."""
     return validate(JudgeOptions, _read(path), source=str(path), folder=_folder(path))
+
+
+def _found(name: Path, *, beside: Path) -> Path:
+    """The recipe of a name: a path from a folder or, of a bare name that is no file there, a recipe that is shipped."""
+    shipped = RECIPES / name
+    return shipped if name.name == str(name) and not (beside / name).exists() and shipped.is_file() else beside / name
 
 
 def _folder(path: Path) -> Path:
@@ -237,7 +242,7 @@ def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, JsonValue]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merge(_read(path.parent / str(base), above=(*above, path.resolve())), values)
+    return _merge(_read(_found(Path(str(base)), beside=path.parent), above=(*above, path.resolve())), values)
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")

@@ -34,12 +34,12 @@ def judged(answers: Answers, scores: tuple[float, ...] | None, comparisons: tupl
 
 def test_answers_that_mean_the_same_do_not_split() -> None:
     agreed = candidate(answers_of("Is it a mass?", ("Yes.", "yes", "yes, it is")))
-    assert agreed.disagreement == 0
+    assert agreed.entropy == 0
     assert agreed.rivals == ("yes",)
     split = candidate(answers_of("Is it a mass?", ("yes", "no", "no", "yes")))
     assert split.rivals == ("no", "yes")
-    assert split.disagreement == pytest.approx(0.5)
-    assert candidate(answers_of("What is it?", ("a mass", "a cyst", "a node"))).disagreement > split.disagreement
+    assert split.entropy == pytest.approx(0.6931, abs=1e-4)
+    assert candidate(answers_of("What is it?", ("a mass", "a cyst", "a node"))).entropy > split.entropy
 
 
 @given(

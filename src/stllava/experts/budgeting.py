@@ -51,7 +51,7 @@ class Chosen:
                     expected="a budget for one question at least",
                     remedy="Raise it.",
                 )
-        settled = sum(each.disagreement == 0 for each in candidates)
+        settled = sum(each.entropy == 0 for each in candidates)
         return cls(
             given,
             known,

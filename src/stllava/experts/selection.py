@@ -33,17 +33,17 @@ class Candidate:
     """What it is about."""
     rivals: tuple[str, ...]
     """The two answers that were given most often, in alphabetical order; one where all agree."""
-    disagreement: float
-    """The chance that two of its answers, drawn anew, say different things: 0 where all agree, at most 1."""
+    entropy: float
+    """Of the shares of its answers, in nats: 0 where all agree."""
 
 
 def candidate(answers: Answers) -> Candidate:
     """How the answers to a question split, equal ones taken together: yes and no as they are read, others by their words."""
     votes = Counter(map(vote, answers.final_answers))
     total = votes.total()
-    disagreement = 1 - sum((count / total) ** 2 for count in votes.values())
+    entropy = -sum(count / total * math.log(count / total) for count in votes.values())
     rivals = sorted(sorted(votes, key=lambda text: (-votes[text], text))[:2])
-    return Candidate(answers.id, bare(answers.question), answers.images, tuple(rivals), disagreement)
+    return Candidate(answers.id, bare(answers.question), answers.images, tuple(rivals), entropy)
 
 
 def vote(answer: str) -> str:
@@ -54,10 +54,10 @@ def vote(answer: str) -> str:
 def choose(candidates: Sequence[Candidate], budget: int, *, by: Selection = "informative", seed: int = 0) -> list[str]:
     """The ids of the answers to be judged, `budget` of them at most, those worth most first.
 
-    informative: the worth of a question is the disagreement of its answers, divided by the square root of one more than the
-    number of questions taken that have the same text, those with the same two rival answers counted twice, and by one more
-    than the number of those about the same images. Questions whose answers all agree come last, in chance order, which also
-    decides between equals. random: by chance alone, to be compared with.
+    informative: the worth of a question is the entropy of its answers, divided by the square roots of one more than the
+    number of questions taken that have the same text, the same text and rival answers, and, in full, the same images.
+    Questions whose answers all agree come last, in chance order, which also decides between equals. random: by chance
+    alone, to be compared with.
 
     Args:
         candidates: What may be judged.
@@ -74,8 +74,8 @@ def choose(candidates: Sequence[Candidate], budget: int, *, by: Selection = "inf
     images: Counter[tuple[str, ...]] = Counter()
 
     def worth(each: Candidate) -> float:
-        crowd = 1 + texts[each.text] + contrasts[each.text, each.rivals]
-        return each.disagreement / math.sqrt(crowd) / (1 + images[each.images])
+        crowd = (1 + texts[each.text]) * (1 + contrasts[each.text, each.rivals])
+        return each.entropy / math.sqrt(crowd) / (1 + images[each.images])
 
     # Worth only falls as others are taken, so the first whose worth is still what the heap says is the best of all.
     heap = [(-worth(each), chance[each.answers_id], index) for index, each in enumerate(candidates)]

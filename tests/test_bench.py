@@ -33,6 +33,7 @@ COMMANDS = {
     "real": ["--quick", "--seeds", "0", "--arms", "loop"],
     "seeing": ["--quick", "--seeds", "0", "--splits", "standard", "--seeing", "small", "--work", "WORK"],
     "why_numbers_differ": ["--quick", "--seeds", "0", "--policies", "POLICY", "--work", "WORK"],
+    "readers": ["--quick", "--seeds", "0"],
     "intake": ["--kind", "jpeg2000", "--images", "20", "--resume"],
 }
 NEEDED = {"real": "STLLAVA_MEDVQA", "seeing": "STLLAVA_VQA_RAD", "why_numbers_differ": "STLLAVA_MEDVQA"}

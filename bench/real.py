@@ -71,6 +71,7 @@ ARMS: dict[str, Overrides] = {
     "a tenth, then its own judge": judged(budget=FULL // 10)
     | {
         "distill_after": 1,
+        "min_judge_kappa": 0.0,
         "distill": {"epochs": 6, "batch_size": 8, "threshold": 1.0},
         "pair": {"min_chosen_score": 0.5, "margin": 0.25},
     },

@@ -86,6 +86,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/real.py --seeds 0 --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, by chance" "a tenth of the verdicts" "a tenth, by chance"
 	$(BIN)/python bench/real.py --seeds 0 --name real-erring --arms loop "15 % wrong, audited" "two tumours mixed up, audited" "30 % wrong, audited"
 	$(BIN)/python bench/real.py --phantoms --seeds 0 --name real-parts --arms loop "without borrowing" "without earlier pairs" counter-pairs image-conditional group-relative "image-gain weights" "pairs of questions"
+	$(BIN)/python bench/real.py --name real-quarter --arms loop "a quarter of the verdicts"
 	$(BIN)/python bench/real.py --seeds 0 --name real-own-judge --arms loop "a tenth of the verdicts" "a tenth, then its own judge"
 	$(BIN)/python bench/readers.py
 	$(BIN)/python bench/intake.py --kind plain --images 2000

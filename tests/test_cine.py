@@ -114,6 +114,7 @@ def test_what_was_kept_of_other_bytes_is_not_believed(tmp_path: Path, monkeypatc
         assert len([one for one in said if isinstance(one, Note)]) == looked_at
 
 
+@pytest.mark.slow
 def test_a_line_of_progress_comes_by_picture_and_while_one_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def labels(folder: Path) -> dict[str, tuple[float, ...] | None]:
     return {key: one.scores for key, one in judgments_of(folder).items()}
 
 
+@pytest.mark.slow
 def test_against_a_faulty_server_every_comparison_ends_judged_or_with_a_cause_and_as_without_faults(
     tmp_path: Path, use: Use
 ) -> None:

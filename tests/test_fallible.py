@@ -89,6 +89,7 @@ def test_a_confusion_swaps_the_two_classes_in_every_question_about_such_an_image
         assert believed[row.image, row.question] == (expected,)
 
 
+@pytest.mark.slow
 @given(share=st.floats(0, 1))
 def test_a_confused_image_is_confused_in_all_its_questions_and_that_share_of_images_is(share: float) -> None:
     changed: dict[str, set[bool]] = {}

@@ -323,6 +323,7 @@ print(type(model).__module__)
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_gives_the_same_logits_in_plain_transformers(phantoms: Path, tmp_path: Path) -> None:
     policy = build("prototypes", 2)
     policy.save(tmp_path / "model")

@@ -37,8 +37,6 @@ Cause = Literal[
 """Why a right answer is left out; votes that refuse a question or a verdict have causes of their own (`OverruleCause`)."""
 Right = dict[tuple[tuple[str, ...], str], Conversation]
 """What is learned, by images and question."""
-LINEAGE = "lineage"
-"""Name of the file, without .jsonl, that says whose votes brought conversations in."""
 
 
 def final_data(
@@ -93,7 +91,7 @@ def final_data(
         if votes:
             learned = {row.id for row in kept}
             told = [row for row in lineage if row.id in learned]
-            stage.write_records(LINEAGE, told)
+            stage.write_records("lineage", told)
             typed = sum(row.lineage.correction for row in told)
             measures |= {"voted": float(len(told)), "typed": float(typed)}
         manifest = stage.finish(counts_in=read, counts_out=len(kept), dropped=dropped, measures=measures)

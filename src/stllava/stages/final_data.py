@@ -8,6 +8,7 @@ people have voted (`stllava review`), their word counts instead of the expert's,
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -109,11 +110,11 @@ def _found_right(
 ) -> Right:
     """What the expert found right of each question that readers have not answered; counts what is left out."""
     right: Right = {}
-    judged = questions_judged(rounds)
+    judged = cache(lambda: questions_judged(rounds))  # Gone through for own votes alone.
     for answers, judgments in rounds:
         for answered, judgment in read_judged_answers(answers, judgments):
             key, question = (answered.images, answered.question), asked(answered.images, answered.question)
-            if question in voted.learned or (judgment.is_own_vote and question in judged):
+            if question in voted.learned or (judgment.is_own_vote and question in judged()):
                 continue
             overruled = voted.overruled.get(answered.id)
             correction = correction_of(answered, judgment)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -124,7 +125,15 @@ def is_paid_for(entry: Path) -> bool:
     """Whether a file or folder holds nothing but what servers were sent and replied."""
     if entry.name in (AUDIT, EXCHANGES):
         return True
-    return entry.is_dir() and not entry.is_symlink() and any(entry.iterdir()) and all(map(is_paid_for, entry.iterdir()))
+    if entry.is_symlink() or not entry.is_dir():
+        return False
+    empty = True
+    with os.scandir(entry) as entries:  # Not listed whole: a folder may hold a million images, and the first one settles it.
+        for inner in entries:
+            if not is_paid_for(entry / inner.name):
+                return False
+            empty = False
+    return not empty
 
 
 def remove_unpaid(entry: Path) -> None:

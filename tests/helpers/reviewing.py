@@ -75,7 +75,13 @@ def right_choice(task: ReviewTask) -> VoteChoice:
 
 
 def vote_on(
-    task: ReviewTask, choice: VoteChoice, *, reader: str, number: int, turn: int = 0, correct_answer: str | None = None
+    task: ReviewTask | ItemTask,
+    choice: VoteChoice | ItemChoice,
+    *,
+    reader: str,
+    number: int,
+    turn: int = 0,
+    correct_answer: str | None = None,
 ) -> ReviewVote:
     """A reader's vote."""
     return ReviewVote(
@@ -214,14 +220,4 @@ def write_series(folder: Path, *, series: int = 3, slices: int = 5, side: int = 
 
 def item_vote(task: ItemTask, choice: ItemChoice, *, reader: str = "anna", number: int, turn: int = 0) -> ReviewVote:
     """A reader's vote on one answer, or one question."""
-    return ReviewVote(
-        id=content_id(reader, number),
-        number=number,
-        event="vote",
-        reader=reader,
-        at=f"2026-11-28T00:{number // 60 % 60:02}:{number % 60:02}+00:00",
-        task_id=task.id,
-        turn=turn,
-        seconds=float(number % 7 + 1),
-        choice=choice,
-    )
+    return vote_on(task, choice, reader=reader, number=number, turn=turn)

@@ -229,11 +229,7 @@ def votes_rows(check: VotesCheck) -> list[tuple[str, Rate | None]]:
 
 def votes_sentence(check: VotesCheck) -> str:
     """Who read how much, and how quickly."""
-    readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
-    told = f"Of {check.tasks:,} verdicts drawn, {check.read:,} were read by {readers}"
-    seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""
-    typed = f" Readers typed the right answer to {check.corrected:,}." if check.corrected else ""
-    return f"{told}{seconds}.{typed}"
+    return _read_by(check, "verdicts")
 
 
 def items_rows(check: ItemsCheck) -> list[tuple[str, Rate | None]]:
@@ -259,8 +255,13 @@ def items_rows(check: ItemsCheck) -> list[tuple[str, Rate | None]]:
 
 def items_sentence(check: ItemsCheck) -> str:
     """Who read how many answers, questions or pictures, and how quickly."""
+    return _read_by(check, check.kind)
+
+
+def _read_by(check: VotesCheck | ItemsCheck, drawn: str) -> str:
+    """Who read how many of the things that were drawn, and how quickly."""
     readers = ", ".join(f"{reader.reader} ({reader.votes})" for reader in check.readers)
-    told = f"Of {check.tasks:,} {check.kind} drawn, {check.read:,} were read by {readers}"
+    told = f"Of {check.tasks:,} {drawn} drawn, {check.read:,} were read by {readers}"
     seconds = f", in {check.median_seconds:.1f} seconds each (median)" if check.median_seconds is not None else ""
     typed = f" Readers typed the right answer to {check.corrected:,}." if check.corrected else ""
     return f"{told}{seconds}.{typed}"

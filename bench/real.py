@@ -67,6 +67,7 @@ ARMS: dict[str, Overrides] = {
     "a tenth, by chance": judged(budget=FULL // 10, selection="random"),
     "a quarter, and its own vote": judged(budget=FULL // 4, consensus=True),
     "a tenth, and its own vote": judged(budget=FULL // 10, consensus=True),
+    "a quarter, with corrections": judged(budget=FULL // 4, correct=True),
     "a tenth, with corrections": judged(budget=FULL // 10, correct=True),
     "a tenth, then its own judge": judged(budget=FULL // 10)
     | {

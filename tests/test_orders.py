@@ -12,7 +12,7 @@ from helpers.judging import answers_of, judgments_of, many_answers, write_answer
 from stllava.config import JudgeOptions, PairOptions, ScriptedOptions
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
-from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.experts.model.ordering import aggregate, distinct, orders
 from stllava.experts.model.rubric import Mode
 from stllava.experts.model.verdict_parser import ParsedReply
@@ -126,7 +126,7 @@ def test_a_biased_expert_is_undone_by_the_second_order(tmp_path: Path, mode: Mod
     assert shares[1] == shares[2]
 
 
-class Fixed(RuleJudge):
+class Fixed(FreeExpert):
     """An expert with one opinion."""
 
     prompt_hash = method = "fixed"

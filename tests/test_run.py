@@ -22,12 +22,12 @@ from stllava.report.verdicts_spent import verdicts_spent
 from stllava.review.round_files import find_round
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import VoteLog
-from stllava.rounds import Rounds
+from stllava.rounds import Rounds, has_less
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import error_of
 from stllava.stages.judge import judge
 from stllava.stages.results import JudgeResult
-from stllava.store import AUDITED, EXCHANGES, MANIFEST, read_manifest, read_record, read_records
+from stllava.store import AUDITED, EXCHANGES, MANIFEST, Stage, read_manifest, read_record, read_records
 
 RATES = {"language": 3e-3, "projector": 3e-3, "vision": 3e-3}
 TAUGHT = {"epochs": 40, "batch_size": 4, "save_steps": 0, "learning_rate": RATES}
@@ -352,6 +352,35 @@ def test_a_run_whose_budget_is_spent_ends_its_rounds_and_says_so(tmp_path: Path)
     loop.spent = [(8.0, 0.0), (12.0, 0.0)]
     with pytest.raises(NothingLeftError, match="of 20 is spent"):
         loop.within_budget(3)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "share"),
+    [
+        ({}, {"budget": 20}, 0),
+        ({}, {"budget_cost": 1.0}, 0),
+        ({"budget": 20}, {}, 0),
+        ({"budget": 20}, {"budget": 40}, 20),
+        ({"budget": 20}, {"budget": 10}, 10),
+    ],
+    ids=["a limit of questions is set", "a limit of dollars is set", "it is taken away", "raised", "lowered"],
+)
+def test_a_round_judged_without_a_policy_gets_more_and_never_less(
+    tmp_path: Path, before: dict[str, float], now: dict[str, float], share: int
+) -> None:
+    first, again = options(rounds=2, judge=before), options(rounds=2, judge=now)
+    folder = RunDir(tmp_path)
+    judged = folder.stage("round-1", "judge")
+    judged.mkdir(parents=True)
+    data = prepare(first.data, seed=0, to=tmp_path / "data")
+    had = Rounds(first, folder, data, [], [], {}).within_budget(1)
+    stage = Stage("judge", judged, had, inputs={}, existing="resume")
+    stage.write_plan()
+    stage.finish(counts_in=0, counts_out=0, measures={}, files=[])
+    judging = Rounds(again, folder, data, [], [], {}).within_budget(1)
+    assert judging.budget == share
+    assert judging.budget_cost == 0
+    assert has_less(judged, judging) == (judging != had)
 
 
 @pytest.mark.slow

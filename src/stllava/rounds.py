@@ -369,6 +369,7 @@ def with_share_of(options: JudgeOptions, judged: Path) -> JudgeOptions:
 
 
 def has_less(judged: Path, options: JudgeOptions) -> bool:
-    """Whether answers were judged into a folder within less than these options allow."""
+    """Whether answers were judged into a folder within less than these options allow; 0 is no limit."""
     had = with_share_of(options, judged)
-    return had.budget < options.budget or had.budget_cost < options.budget_cost
+    limits = ((had.budget, options.budget), (had.budget_cost, options.budget_cost))
+    return any((before or math.inf) < (now or math.inf) for before, now in limits)

@@ -1,14 +1,12 @@
 """What an expert is asked about within a budget, and what it said before and is not asked again."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from stllava.config import JudgeOptions
-from stllava.errors import NothingLeftError, StllavaError
+from stllava.errors import NothingLeftError
 from stllava.experts.expert import Expert, Verdict
-from stllava.experts.model.model_expert import ModelExpert
-from stllava.experts.panel import Panel
 from stllava.experts.selection import KnownVerdicts, candidate, choose
 from stllava.records import Answers
 from stllava.remote.budget import BudgetSpentError
@@ -36,12 +34,11 @@ class Chosen:
         """What is judged within the budget of the options."""
         if not options.budget and not options.budget_cost:
             return cls(given, known, None, {})
-        members = _members(expert)
-        candidates = [candidate(row) for row in given if known.verdict(row) is None and _says_something(members, row)]
+        candidates = [candidate(row) for row in given if known.verdict(row) is None and expert.can_judge(row)]
         order = choose(candidates, options.budget or len(candidates), by=options.selection, seed=seed)
         if options.budget_cost:
             chosen = set(order)
-            costs = {row.id: _max_cost(members, row) for row in given if row.id in chosen}
+            costs = {row.id: expert.max_cost_of(row) for row in given if row.id in chosen}
             spent = accumulate(costs[key] for key in order)
             order = [key for key, total in zip(order, spent, strict=True) if total <= options.budget_cost]
             if not order and candidates:
@@ -64,9 +61,8 @@ class Chosen:
         try:
             expert.prepare(self)
         except BudgetSpentError as error:
-            members = [member for member in _members(expert) if isinstance(member, ModelExpert)]
             asked = list(self)
-            paid = frozenset(row.id for row in asked if not any(member.missing(row) for member in members))
+            paid = frozenset(row.id for row in asked if expert.is_ready(row))
             if not paid:
                 raise NothingLeftError(
                     "judge.budget_cost is spent, and no question is judged",
@@ -78,7 +74,7 @@ class Chosen:
                 **self.measures,
                 "asked": float(len(paid)),
                 "not_chosen": self.measures["not_chosen"] + left_out,
-                "cost": sum(member.cost for member in members),
+                "cost": expert.cost,
             }
             note = (
                 f"judge.budget_cost was spent before {left_out:,} of {len(asked):,} chosen questions were judged: "
@@ -104,28 +100,3 @@ class Chosen:
         for row in self.given:
             if self.asked is not None and row.id not in self.asked and self.known.verdict(row) is None:
                 yield row
-
-
-def _members(expert: Expert) -> tuple[Expert, ...]:
-    """Those of a panel, or the expert alone."""
-    return expert.members if isinstance(expert, Panel) else (expert,)
-
-
-def _says_something(members: Sequence[Expert], answers: Answers) -> bool:
-    """Whether a verdict can come of asking: models compare, and have none on answers that are all the same text."""
-    return any(not isinstance(member, ModelExpert) or member.compares(answers) for member in members)
-
-
-def _max_cost(members: Sequence[Expert], answers: Answers) -> float:
-    """US dollars that judging a set of answers costs at most."""
-    total = 0.0
-    for member in members:
-        cost = member.max_cost_of(answers) if isinstance(member, ModelExpert) else 0.0
-        if cost is None:
-            raise StllavaError(
-                f"judge.budget_cost without prices: what {member.name} costs is not known",
-                expected="input_price and output_price of every expert that is asked",
-                remedy="Give them, or set budget, a number of questions, instead.",
-            )
-        total += cost
-    return total

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stllava.config import DistilledOptions
 from stllava.errors import ItemError, StllavaError, cause_of
-from stllava.experts.expert import Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.model.load import Policy, fingerprint, load_policy
 from stllava.progress import Progress
 from stllava.records import Answers, Message, content_id
@@ -57,11 +57,8 @@ def refuse_other_models(folder: Path) -> None:
     )
 
 
-class DistilledJudge:
+class DistilledJudge(FreeExpert):
     """Scores each answer by how likely its model is to call it right."""
-
-    damage = ""
-    """It keeps nothing that could be lost."""
 
     def __init__(self, options: DistilledOptions, *, root: Path, chunk: int) -> None:
         """Images are relative to `root`; so many answers are scored together, and the model is loaded for the first of them."""

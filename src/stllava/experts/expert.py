@@ -77,6 +77,19 @@ class Expert(Protocol):
     def damage(self) -> str:
         """What is lost of the replies it keeps, in a sentence for the manifest; empty where nothing is."""
 
+    @property
+    def cost(self) -> float:
+        """US dollars that its verdicts have cost, by the replies it keeps."""
+
+    def can_judge(self, answers: Answers) -> bool:
+        """Whether a verdict can come of asking about these answers: none can where it compares and all say the same."""
+
+    def max_cost_of(self, answers: Answers) -> float:
+        """US dollars that judging these answers costs at most. Raises StllavaError where no price is known."""
+
+    def is_ready(self, answers: Answers) -> bool:
+        """Whether all that judging these answers takes has been found out."""
+
     def prepare(self, given: Iterable[Answers]) -> None:
         """Find out all that judging these answers takes, and keep it; `given` may be gone through more than once.
 
@@ -87,11 +100,25 @@ class Expert(Protocol):
         """Score each completion, or abstain."""
 
 
-class RuleJudge:
-    """An expert that needs no preparation."""
+class FreeExpert:
+    """An expert that costs nothing, needs no preparation and has a verdict on whatever it is shown."""
 
     damage = ""
     """It keeps nothing that could be lost."""
+    cost = 0.0
+    """It costs nothing."""
+
+    def can_judge(self, answers: Answers) -> bool:
+        """It scores each answer by itself."""
+        return True
+
+    def max_cost_of(self, answers: Answers) -> float:
+        """It costs nothing."""
+        return 0.0
+
+    def is_ready(self, answers: Answers) -> bool:
+        """Nothing is to be found out."""
+        return True
 
     def prepare(self, given: Iterable[Answers]) -> None:
         """Nothing is to be found out."""

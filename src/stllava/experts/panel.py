@@ -38,6 +38,23 @@ class Panel:
         """What is lost of its members' reply logs; empty where nothing is."""
         return " ".join(filter(None, (member.damage for member in self.members)))
 
+    @property
+    def cost(self) -> float:
+        """US dollars that its members' verdicts have cost."""
+        return sum(member.cost for member in self.members)
+
+    def can_judge(self, answers: Answers) -> bool:
+        """Whether any of its members can."""
+        return any(member.can_judge(answers) for member in self.members)
+
+    def max_cost_of(self, answers: Answers) -> float:
+        """US dollars that all members' verdicts cost at most."""
+        return sum(member.max_cost_of(answers) for member in self.members)
+
+    def is_ready(self, answers: Answers) -> bool:
+        """Whether all its members are."""
+        return all(member.is_ready(answers) for member in self.members)
+
     def prepare(self, given: Iterable[Answers]) -> None:
         """Prepare every member, one after the other."""
         for member in self.members:

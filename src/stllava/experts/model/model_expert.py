@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from stllava.config import JudgeOptions
+from stllava.errors import StllavaError
 from stllava.experts.expert import SHOWN_OF_A_REPLY, UNREADABLE, Verdict, no_verdict
 from stllava.experts.model.ordering import aggregate, distinct, orders
 from stllava.experts.model.reply_log import Exchange, JudgeBackend, JudgeRequest, ReplyLog, ReplyText, reply_text
@@ -98,7 +99,7 @@ class ModelExpert:
         asked += ", and for the right answer where none is" if options.correct else ""
         return f"{asked}; where replies differ, it is a tie."
 
-    def compares(self, answers: Answers) -> bool:
+    def can_judge(self, answers: Answers) -> bool:
         """Whether it is asked about a set of answers at all: not where all of them are the same text."""
         return len(distinct(answers.final_answers)) > 1
 
@@ -110,10 +111,23 @@ class ModelExpert:
         """US dollars that a request costs at most; None where no price is known."""
         return self._backend.max_cost(request)
 
-    def max_cost_of(self, answers: Answers) -> float | None:
-        """US dollars that judging a set of answers costs at most, asked or not; None where no price is known."""
-        costs = [self._backend.max_cost(request) for request in self._requests(answers)]
-        return None if None in costs else sum(cost for cost in costs if cost is not None)
+    def max_cost_of(self, answers: Answers) -> float:
+        """US dollars that judging a set of answers costs at most, asked or not. Raises StllavaError where no price is known."""
+        total = 0.0
+        for request in self._requests(answers):
+            cost = self._backend.max_cost(request)
+            if cost is None:
+                raise StllavaError(
+                    f"judge.budget_cost without prices: what {self.name} costs is not known",
+                    expected="input_price and output_price of every expert that is asked",
+                    remedy="Give them, or set budget, a number of questions, instead.",
+                )
+            total += cost
+        return total
+
+    def is_ready(self, answers: Answers) -> bool:
+        """Whether the reply log holds an answer to all that is to be asked about a set of answers."""
+        return not self.missing(answers)
 
     @property
     def cost(self) -> float:

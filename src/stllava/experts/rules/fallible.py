@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from stllava.config import SimulatedOptions
 from stllava.data.borrowing import bare
-from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.robust import is_yes_no, normalise
 from stllava.records import Answers, Sample, content_id
 
 
-class FallibleJudge(RuleJudge):
+class FallibleJudge(FreeExpert):
     """The reference expert with faults of known size; it scores each answer by itself."""
 
     def __init__(self, options: SimulatedOptions, samples: Sequence[Sample]) -> None:

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 
 from stllava.config.experts import ItselfOptions
 from stllava.data.balance import opening_words
-from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.experts.selection import vote
 from stllava.metrics.robust import normalise
@@ -121,7 +121,7 @@ def _threshold(votes: Sequence[LabelledVote], options: ItselfOptions) -> float:
     return math.inf
 
 
-class ItselfJudge(RuleJudge):
+class ItselfJudge(FreeExpert):
     """Scores answers that say what most say 1 and all others 0, where enough of them agree."""
 
     def __init__(self, thresholds: Thresholds) -> None:

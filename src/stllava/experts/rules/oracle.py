@@ -11,7 +11,7 @@ from stllava.data.phantom.answer_parser import understand
 from stllava.data.phantom.language import NUMBERS, answer
 from stllava.data.phantom.questions import NAMES, Query, normal, plural
 from stllava.data.phantom.truth import LEVELS, MODALITIES, ORGANS, SIDES, SIZES, Truth
-from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.records import Answers, content_id
 
 RULE = "slots 3"
@@ -87,7 +87,7 @@ def score(completion: str, query: Query, truth: Truth) -> float:
     return _partial(said, query, truth) if partly and said else 0.0
 
 
-class Oracle(RuleJudge):
+class Oracle(FreeExpert):
     """An expert that knows the truth of its images."""
 
     name = "oracle"

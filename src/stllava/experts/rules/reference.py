@@ -10,7 +10,7 @@ image taken?" is "Which plane is seen?", but "a mass in the lung" is not "a nodu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stllava.experts.expert import RuleJudge, Verdict
+from stllava.experts.expert import FreeExpert, Verdict
 from stllava.experts.rules.image_facts import expected_answer, facts_of
 from stllava.metrics.robust import is_yes_no, normalise, token_f1, yes_no
 from stllava.records import Answers, Sample, content_id
@@ -26,7 +26,7 @@ _SAME = {"which": "what", "abnormalities": "abnormality", "radiograph": "xray", 
 _QUESTION_WORDS = {"what", "where", "how", "who", "why", "when"}
 
 
-class ReferenceJudge(RuleJudge):
+class ReferenceJudge(FreeExpert):
     """Scores answers against the reference answers to the same question about the same image."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:

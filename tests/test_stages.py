@@ -16,6 +16,7 @@ from stllava.config import (
     SamplingOptions,
     ScriptedOptions,
 )
+from stllava.data.benchmarks.own import read_samples
 from stllava.data.conversations import read_conversations
 from stllava.dropped import Dropped
 from stllava.errors import NothingLeftError, StllavaError
@@ -387,6 +388,16 @@ def test_an_expert_scores_open_answers_through_judge_and_rescore(tiny_model: Pat
     ).manifest
     assert 0 <= made.measures["open_semantic"] <= 1
     assert any("Cohen's kappa" in note for note in made.notes)
+
+
+def test_a_folder_without_judgments_scores_nothing_again(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    closed = [row for row in read_samples(phantoms / "phantom.jsonl")[0] if row.kind == "closed"]
+    samples, root = tmp_path / "closed.jsonl", phantoms / "images"
+    write_whole(samples, to_jsonl(closed))
+    evaluate(EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny")
+    judge(JudgeOptions(expert="scripted"), answers=tmp_path / "one", truth=None, root=root, to=tmp_path / "verdicts")
+    with pytest.raises(StllavaError, match="holds no judgment"):
+        rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two", verdicts=tmp_path / "verdicts")
 
 
 def test_judgments_of_other_answers_are_refused_by_whatever_reads_them(

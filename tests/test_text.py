@@ -180,3 +180,19 @@ def test_the_columns_of_a_table_stand_below_each_other() -> None:
 def test_one_is_no_plural() -> None:
     assert [counted(count, "pair") for count in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
     assert [counted(count, "reply", "replies") for count in (1, 2)] == ["1 reply", "2 replies"]
+
+
+def test_a_share_is_told_in_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"verdict_share": 0.9876, "asked": 12.0}
+    empty = {
+        "config": {},
+        "inputs": {},
+        "outputs": {},
+        "dropped": {},
+        "versions": {},
+        "commit": "",
+        "started": "",
+        "device": "cpu",
+    }
+    tell(Manifest.model_validate({"stage": "judge", "counts_in": 1, "counts_out": 1, "seconds": 0.0, "measures": told} | empty))
+    assert "  verdict_share: 98.8%\n  asked: 12\n" in capsys.readouterr().out

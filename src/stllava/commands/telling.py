@@ -17,7 +17,7 @@ def tell(manifest: Manifest, *, leave_out: Collection[str] = ()) -> None:
         show(f"  left out: {dropped}")
     for name, value in manifest.measures.items():
         if name not in leave_out:
-            show(f"  {name}: {value:.4g}")
+            show(f"  {name}: {value:.1%}" if name.endswith("_share") else f"  {name}: {value:.4g}")
     for note in manifest.notes:
         show(f"  {note}")
 

@@ -249,7 +249,7 @@ def rescore(
         return finish_evaluation(
             stage,
             read_records(predictions, "predictions", Prediction),
-            judgments=[row for _, row in read_judged_answers(predictions, verdicts)] if verdicts is not None else (),
+            judgments=_judgments(predictions, verdicts) if verdicts is not None else (),
             options=options,
             name=name,
             benchmark=read_records(predictions, "scores", Score)[0].benchmark,
@@ -261,6 +261,18 @@ def rescore(
             ],
             device=before.device,
         )
+
+
+def _judgments(predictions: Path, verdicts: Path) -> list[Judgment]:
+    """What an expert said of an evaluation's answers, one judgment at least."""
+    judgments = [row for _, row in read_judged_answers(predictions, verdicts)]
+    if not judgments:
+        raise StllavaError(
+            f"{verdicts} holds no judgment",
+            expected="what an expert said of the evaluation's open answers",
+            remedy=f"Judge them with `stllava judge --answers {predictions}`, or leave --verdicts out.",
+        )
+    return judgments
 
 
 def majority(

@@ -53,6 +53,8 @@ def erring(**simulated: JsonValue) -> Overrides:
     return judged(expert="simulated", simulated={"of": "reference", **simulated}, audit=400)
 
 
+LONGER: Overrides = {"final_sft": {"epochs": 20, "batch_size": 8}}
+"""Twice as many passes in the last training: fewer verdicts leave fewer answers to learn, and so fewer steps."""
 TUMOURS: Overrides = {"wrong": 0.05, "confuses": {"glioma": "meningioma"}}
 DEFENCE: Overrides = {"min_confidence": 0.75}
 FULL = 26_000
@@ -67,6 +69,8 @@ ARMS: dict[str, Overrides] = {
     "a tenth, by chance": judged(budget=FULL // 10, selection="random"),
     "a quarter, and its own vote": judged(budget=FULL // 4, consensus=True),
     "a tenth, and its own vote": judged(budget=FULL // 10, consensus=True),
+    "a quarter, trained longer": judged(budget=FULL // 4) | LONGER,
+    "a tenth, trained longer": judged(budget=FULL // 10) | LONGER,
     "a quarter, with corrections": judged(budget=FULL // 4, correct=True),
     "a tenth, with corrections": judged(budget=FULL // 10, correct=True),
     "a tenth, then its own judge": judged(budget=FULL // 10)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from stllava.config import JudgeOptions
 from stllava.errors import NothingLeftError
@@ -10,6 +9,9 @@ from stllava.experts.expert import Expert, Verdict
 from stllava.experts.selection import KnownVerdicts, candidate, choose
 from stllava.records import Answers
 from stllava.remote.budget import BudgetSpentError
+
+LEAST_MORE = 0.02
+"""What is left of a budget in dollars buys more questions while they are at least this share of those asked before."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Chosen:
     """What the manifest says of the choice; nothing where there was none."""
     note: str = ""
     """What a reader of the manifest must know of it."""
+    dollars: float = 0.0
+    """The budget in US dollars; 0 where there is none."""
+    waiting: tuple[tuple[str, float], ...] = ()
+    """Ids of the answers that it could buy verdicts on next, in their order, with what each costs at most."""
 
     @classmethod
     def among(
@@ -36,11 +42,12 @@ class Chosen:
             return cls(given, known, None, {})
         candidates = [candidate(row) for row in given if known.verdict(row) is None and expert.can_judge(row)]
         order = choose(candidates, options.budget or len(candidates), by=options.selection, seed=seed)
+        waiting: tuple[tuple[str, float], ...] = ()
         if options.budget_cost:
             chosen = set(order)
+            # All before the first reply, which corrects what later ones are reckoned with: a resumed stage asks the same.
             costs = {row.id: expert.max_cost_of(row) for row in given if row.id in chosen}
-            spent = accumulate(costs[key] for key in order)
-            order = [key for key, total in zip(order, spent, strict=True) if total <= options.budget_cost]
+            order, waiting = _affordable(tuple((key, costs[key]) for key in order), options.budget_cost)
             if not order and candidates:
                 least = min(costs.values())
                 raise NothingLeftError(
@@ -54,34 +61,55 @@ class Chosen:
             known,
             frozenset(order),
             {"asked": float(len(order)), "not_chosen": float(len(candidates) - len(order)), "settled": float(settled)},
+            dollars=options.budget_cost,
+            waiting=waiting,
         )
 
     def ask(self, expert: Expert) -> "Chosen":
-        """Ask the expert; returns what it was asked about, which is less where the dollars ran out before the questions."""
-        try:
-            expert.prepare(self)
-        except BudgetSpentError as error:
-            asked = list(self)
-            paid = frozenset(row.id for row in asked if expert.is_ready(row))
-            if not paid:
-                raise NothingLeftError(
-                    "judge.budget_cost is spent, and no question is judged",
-                    expected="a budget for one question at least",
-                    remedy="Raise it and give the same command again: every reply is kept.",
-                ) from error
-            left_out = len(asked) - len(paid)
-            measures = {
-                **self.measures,
-                "asked": float(len(paid)),
-                "not_chosen": self.measures["not_chosen"] + left_out,
-                "cost": expert.cost,
-            }
-            note = (
-                f"judge.budget_cost was spent before {left_out:,} of {len(asked):,} chosen questions were judged: "
-                "replies cost more than was reckoned with (image_tokens, max_tokens)."
-            )
-            return replace(self, asked=paid, measures=measures, note=note)
-        return self
+        """Ask the expert, about more where a budget in dollars has not been spent; returns what it was asked about.
+
+        That is less than was chosen where the dollars ran out before the questions.
+        """
+        chosen = self
+        while True:
+            try:
+                expert.prepare(chosen)
+            except BudgetSpentError as error:
+                return chosen._paid(expert, error)
+            more = chosen._with_what_is_left(expert)
+            if more is None:
+                return chosen
+            chosen = more
+
+    def _with_what_is_left(self, expert: Expert) -> "Chosen | None":
+        """These and as many more as can be had for what replies cost less than was reckoned with; None where few can."""
+        if not self.waiting or self.asked is None:
+            return None
+        left = self.dollars - sum(expert.judge(row).cost for row in self)
+        bought, waiting = _affordable(self.waiting, left)
+        if len(bought) < max(1, LEAST_MORE * len(self.asked)):
+            return None
+        counts = {"asked": float(len(bought)), "not_chosen": -float(len(bought))}
+        measures = {name: value + counts.get(name, 0.0) for name, value in self.measures.items()}
+        return replace(self, asked=self.asked | set(bought), measures=measures, waiting=waiting)
+
+    def _paid(self, expert: Expert, error: BudgetSpentError) -> "Chosen":
+        """Those whose every reply was paid for before the dollars ran out."""
+        asked = list(self)
+        paid = frozenset(row.id for row in asked if expert.is_ready(row))
+        if not paid:
+            raise NothingLeftError(
+                "judge.budget_cost is spent, and no question is judged",
+                expected="a budget for one question at least",
+                remedy="Raise it and give the same command again: every reply is kept.",
+            ) from error
+        left_out = len(asked) - len(paid)
+        counts = {"asked": float(len(paid)), "not_chosen": self.measures["not_chosen"] + left_out, "cost": expert.cost}
+        note = (
+            f"judge.budget_cost was spent before {left_out:,} of {len(asked):,} chosen questions were judged: "
+            "replies cost more than was reckoned with (image_tokens, max_tokens)."
+        )
+        return replace(self, asked=paid, measures=self.measures | counts, note=note)
 
     def __iter__(self) -> Iterator[Answers]:
         for row in self.given:
@@ -100,3 +128,13 @@ class Chosen:
         for row in self.given:
             if self.asked is not None and row.id not in self.asked and self.known.verdict(row) is None:
                 yield row
+
+
+def _affordable(costs: tuple[tuple[str, float], ...], dollars: float) -> tuple[list[str], tuple[tuple[str, float], ...]]:
+    """The first ids whose costs together are within so many dollars, and all behind them with theirs."""
+    total = 0.0
+    for place, (_, cost) in enumerate(costs):
+        total += cost
+        if total > dollars:
+            return [key for key, _ in costs[:place]], costs[place:]
+    return [key for key, _ in costs], ()

@@ -10,7 +10,7 @@ from stllava.experts.selection import KnownVerdicts, candidate, choose
 from stllava.records import Answers
 from stllava.remote.budget import BudgetSpentError
 
-LEAST_MORE = 0.02
+LEAST_MORE = 0.01
 """What is left of a budget in dollars buys more questions while they are at least this share of those asked before."""
 
 

@@ -453,6 +453,7 @@ def test_every_option_of_a_reader_and_of_the_masker_can_be_given_to_the_import()
         look_for_text="all",
         keep_markers=True,
         enlarge_up_to=2000,
+        keep_16_bit=True,
     )
     toolbox, plain = default_toolbox(given), default_toolbox(IntakeOptions())
     for options, default in zip(options_in(toolbox), options_in(plain), strict=True):

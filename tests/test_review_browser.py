@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.intake_parts import import_folder, masks_white
@@ -15,6 +16,8 @@ from helpers.reviewing import write_import, write_round, write_series
 from stllava.cli import main
 from stllava.config import ReviewOptions
 from stllava.data.image_set import RefusedPicture, read_imported
+from stllava.data.images import open_deep
+from stllava.intake.convert import default_toolbox
 from stllava.records import ItemsCheck, Preference, ReviewVote, VotesCheck
 from stllava.report.page import write_report
 from stllava.review.image_store import image_id
@@ -25,6 +28,8 @@ from stllava.review.reviewed import find_reviewed
 from stllava.review.vote_log import read_votes
 from stllava.store import read_jsonl, read_record, read_records
 from test_report import build
+from test_series import make
+from test_sixteen_bit import DEEP
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the page: pip install playwright")
@@ -265,6 +270,65 @@ def test_shift_and_the_wheel_go_through_the_slices_of_a_series(tmp_path: Path) -
             press_next(page)
         assert errors == []
     assert len(standing(read_votes(tmp_path / "set-review")["anna"])) == 6
+
+
+def test_window_and_level_show_in_16_bits_what_8_bits_do_not(tmp_path: Path) -> None:
+    """A dark square on darker ground that is one grey in 8 bits, in a CT slice and in a radiograph that is inverted."""
+    values = np.full((64, 64), 10, dtype=np.int16)
+    values[16:48, 16:48] = 13
+    values[:, 56:] = np.arange(64)[:, None] * 60
+    for number, colour in enumerate(("MONOCHROME2", "MONOCHROME1")):
+        stored = values if colour == "MONOCHROME2" else (4000 - values).astype(np.int16)
+        window = {"WindowCenter": 2000, "WindowWidth": 4000, "RescaleSlope": 1, "RescaleIntercept": -1024 * (1 - number)}
+        window["WindowCenter"] += window["RescaleIntercept"]
+        fields = {"Rows": 64, "Columns": 64, "PhotometricInterpretation": colour, "SeriesInstanceUID": f"1.2.{number}"}
+        make(tmp_path / "in" / f"{number}.dcm", stored, **window, **fields)
+    import_folder(tmp_path, DEEP, to="set", make=default_toolbox)
+    rows = {image_id(row.path): row for row in read_imported(tmp_path / "set")}
+    assert len(rows) == 2
+    look = "([x, y]) => document.getElementById('picture').getContext('2d').getImageData(x, y, 1, 1).data[0]"
+    words = ["review", str(tmp_path / "set"), "--reader", "anna", "--port", "0", "--repeats", "0"]
+    with serving(words) as (_, addresses), browsing() as browser:
+        page, errors = browser.new_context(viewport={"width": 1280, "height": 800}).new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        asked = list[str]()
+        page.on("request", lambda request: asked.append(request.url) if "/deep/" in request.url else None)
+        page.goto(addresses[0])
+        for number, task in enumerate(read_items(tmp_path / "set-review")):
+            key = image_id(task.images[0])
+            page.locator(f'body[data-task="{task.id}"][data-image="{key}"]').wait_for(state="attached")
+            scale, canvas = view_of(page)["scale"], page.locator("#picture").bounding_box()
+            left, top = (canvas["width"] - 64 * scale) / 2, (canvas["height"] - 64 * scale) / 2
+            inside, ground = ([round(left + at * scale), round(top + 32 * scale)] for at in (32, 6))
+            assert page.evaluate(look, inside) == page.evaluate(look, ground)
+            deep = rows[key].deep
+            assert deep is not None
+            level, width = deep.offset + deep.step * (deep.black + deep.white) / 2, abs(deep.step) * (deep.white - deep.black)
+            shown = page.locator("#window-level").inner_text()
+            assert f"window {round(width)} · level {round(level)}" in shown
+            assert len(asked) == number
+            # The level goes to where the square is, by steps of a twentieth of the window, which becomes narrower.
+            here = deep.offset + deep.step * float(open_deep(tmp_path / "set", deep.path)[32, 32])
+            for narrower in (0, 15, 15, 10):
+                for _ in range(narrower):
+                    page.keyboard.press("ArrowRight")
+                for _ in range(60):
+                    at, wide = (float(page.locator("#picture").get_attribute(f"data-{name}")) for name in ("level", "width"))
+                    if abs(at - here) < 0.05 * wide:
+                        break
+                    page.keyboard.press("ArrowDown" if (here > at) == (deep.step > 0) else "ArrowUp")
+            page.locator('#picture[data-deep="true"]').wait_for()
+            assert len(asked) == number + 1
+            before = page.evaluate(look, inside), page.evaluate(look, ground)
+            assert before[0] > before[1] + 5
+            page.keyboard.press("v")
+            after = page.evaluate(look, inside), page.evaluate(look, ground)
+            assert after[0] < after[1]
+            picture(page, "sixteen-bit") if number == 0 else None
+            press_vote(page, "2")
+            press_next(page)
+        assert errors == []
 
 
 def page_slice(page: Any) -> int:

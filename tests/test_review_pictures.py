@@ -1,9 +1,11 @@
 """Pictures of an imported set, read for text that was left in them, and what the next import makes of that."""
 
 import json
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -11,7 +13,8 @@ from helpers.intake_parts import import_folder, masks_white
 from helpers.reviewing import item_vote, write_import, write_series
 from stllava.cli import main
 from stllava.config import ReviewOptions
-from stllava.data.image_set import LeftOut, RefusedPicture, read_imported
+from stllava.data.image_set import Imported, LeftOut, RefusedPicture, read_imported
+from stllava.data.images import open_deep
 from stllava.errors import StllavaError
 from stllava.records import ItemTask
 from stllava.review.image_store import ImageStore, image_id
@@ -19,13 +22,14 @@ from stllava.review.items import draw_items
 from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
 from stllava.review.security import Door
-from stllava.review.series_slices import series_slices, shown_images
+from stllava.review.series_slices import deep_images, series_slices, shown_images
 from stllava.review.server import review_app
 from stllava.review.session import ReviewSession
 from stllava.review.tasks import sizes_of
 from stllava.review.vote_log import VoteLog
 from stllava.store import read_jsonl, read_manifest
 from test_review_page import HOST, ORIGIN, Open, opened
+from test_sixteen_bit import DEEP, deep_toolbox, write_white
 
 __all__ = ["opened"]
 ALL = ReviewOptions(uncertain_share=1.0, overlap=0.0, repeats=0.0)
@@ -169,3 +173,65 @@ def test_the_page_tells_the_slices_and_gives_out_those_of_the_series_alone(tmp_p
                 expected = 200 if first <= number < first + 5 else 404
                 reply = client.get(f"/image/{image_id(row.path)}")
                 assert (reply.status_code, reply.headers["cache-control"]) == (expected, "no-store")
+
+
+# --- 16-bit pixels ---------------------------------------------------------------------------------------------------
+
+
+def deep_page(folder: Path) -> tuple[ReviewSession, ImageStore, list[Imported]]:
+    """A page over pictures whose 16-bit pixels were kept."""
+    write_white(folder)
+    import_folder(folder, DEEP, to="set", make=deep_toolbox)
+    tasks = draw_items(ALL, kind="pictures", source=folder / "set", to=folder / "review")
+    paths = [path for task in tasks for path in task.images]
+    images = ImageStore(folder / "set", paths, deep=deep_images(folder / "set", paths))
+    return ReviewSession(folder / "review", tasks, ["anna"]), images, read_imported(folder / "set")
+
+
+def test_16_bit_pixels_are_given_out_by_id_as_bare_numbers_that_no_browser_keeps(tmp_path: Path) -> None:
+    session, images, rows = deep_page(tmp_path)
+    with closing(session):
+        door = Door(frozenset({HOST}), "stllava-8765")
+        app = review_app(session, images, door, title="a set")
+        with TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False) as client:
+            key = image_id(rows[0].path)
+            assert client.get(f"/deep/{key}").status_code == 401
+            client.get(door.invite("anna"))
+            shown = client.get("/task").json()
+            row = next(row for row in rows if image_id(row.path) == shown["images"][0])
+            assert row.deep is not None
+            assert shown["deep"] == {image_id(row.path): row.deep.model_dump(include={"offset", "step", "black", "white"})}
+            reply = client.get(f"/deep/{image_id(row.path)}")
+            assert (reply.headers["content-type"], reply.headers["cache-control"]) == ("application/octet-stream", "no-store")
+            size = (int(reply.headers["x-height"]), int(reply.headers["x-width"]))
+            pixels = np.frombuffer(reply.content, "<u2").reshape(size)
+            assert (pixels == open_deep(tmp_path / "set", row.deep.path)).all()
+            assert row.deep.path not in client.get("/task").text
+            for attack in (row.deep.path, f"..%2f{row.deep.path}", image_id(row.deep.path), "f" * 16, ""):
+                assert client.get(f"/deep/{attack}").status_code == 404
+            assert client.get(f"/deep/{key}", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+            (tmp_path / "set" / row.deep.path).write_bytes(b"nothing")
+            assert client.get(f"/deep/{image_id(row.path)}").status_code == 422
+
+
+def test_16_bit_pixels_that_nobody_kept_are_no_image(opened: Open) -> None:
+    page = opened(kind="pictures")
+    client = page.client()
+    shown = client.get("/task").json()
+    assert shown["deep"] == {}
+    assert client.get(f"/deep/{shown['images'][0]}").status_code == 404
+    assert deep_images(page.folder, ["a.png"]) == {}
+
+
+def test_the_server_keeps_no_16_bit_pixels(tmp_path: Path) -> None:
+    session, images, rows = deep_page(tmp_path)
+    session.close()
+    keys = [image_id(row.path) for row in rows]
+    images.deep_pixels(keys[0])
+    tracemalloc.start()
+    try:
+        for key in keys * 5:
+            assert images.deep_pixels(key) is not None
+        assert tracemalloc.get_traced_memory()[0] < rows[0].width * rows[0].height * 2
+    finally:
+        tracemalloc.stop()

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from stllava.config import Options
+from stllava.data.image_set import DEEP_FOLDER
 from stllava.errors import ConflictError, StllavaError
 from stllava.intake.run import take_private_lists
 from stllava.records import Manifest
@@ -55,8 +56,8 @@ STAGES: Mapping[str, str] = {
     "import-images": "stllava.intake.run:import_images",
 }
 """The functions that take shards, by the name of their stage."""
-IMAGES = "images"
-"""Where an import keeps its pictures."""
+IMAGES = ("images", DEEP_FOLDER)
+"""Where an import keeps its pictures, and their 16-bit pixels."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,9 @@ def _begin(to: Path, plan: Plan, function: Callable[..., object]) -> None:
 def _take(shard: Path, to: Path) -> Iterator[tuple[Path, Path]]:
     """Put a shard's chunks and pictures into the stage's folder without copying where the disk can; gives both places."""
     chunks = list((shard / PARTS).glob("*.jsonl"))
-    pictures = [path for path in (shard / IMAGES).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    pictures = [
+        path for folder in IMAGES for path in (shard / folder).rglob("*") if path.is_file() and not path.name.startswith(".")
+    ]
     for path in (*pictures, *chunks):
         place = to / path.relative_to(shard)
         if not (place.is_file() and place.samefile(path)):

@@ -1,6 +1,7 @@
 """`stllava review`, `judge-check` and `watch`: people in the loop, what they say of the expert, and a run at work."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -11,7 +12,7 @@ from stllava.records import ItemsCheck, Rate, VotesCheck
 from stllava.report.wording import items_rows, items_sentence, votes_rows, votes_sentence
 from stllava.review.items_check import BURNED, check_items
 from stllava.review.reviewed import find_reviewed
-from stllava.review.series_slices import series_slices
+from stllava.review.series_slices import deep_images, series_slices
 from stllava.review.tasks import options_of_drawn
 from stllava.review.votes_check import check_votes
 from stllava.text import aligned, show
@@ -59,7 +60,8 @@ def review(
     password = password_of(address, password_variable, names=names)
     session = ReviewSession(found.review, tasks, dict.fromkeys(reader))
     paths = [path for task in tasks for path in task.images]
-    store = ImageStore(images, paths, series=series_slices(images, paths))
+    series = series_slices(images, paths)
+    store = ImageStore(images, paths, series=series, deep=deep_images(images, chain(paths, *series.values())))
     try:
         serve(
             lambda door: review_app(session, store, door, title=found.title),

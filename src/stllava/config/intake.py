@@ -44,6 +44,10 @@ class IntakeOptions(Options):
     """zlib's level for PNG; 1 is four times as fast as 6 and some 10 % larger."""
     quality: Annotated[int, Field(ge=50, le=95)] = 95
     """Of JPEG."""
+    keep_16_bit: bool = Field(default=False, exclude_if=lambda kept: not kept)
+    """Keep the 16-bit pixels, too, of grey pictures whose source has more than 8 bits: DICOM, NIfTI, 16-bit PNG and TIFF. The
+    review page's window and level work on them; models see the 8-bit pictures alone. A picture of 1024 × 1024 pixels takes up
+    to 2 MiB more; where it is looked at for text, its 16 bits are too, which takes two more looks."""
     frames: FrameChoice = "all"
     """Which frames or slices: all, the middle one, every `step`-th, or their maximum intensity projection. Of a file of
     several pictures or pages, and of the single-frame DICOM files of a series that lie in one stack, in order of their

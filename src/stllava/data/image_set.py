@@ -8,13 +8,39 @@ An imported folder is the output of the stage `import-images`; every path is rel
 
 from pathlib import Path
 
+from pydantic import Field
+
 from stllava.records import Keyed, Record
 from stllava.store import MANIFEST, read_manifest, read_records
 
 STAGE = "import-images"
 TRAIN = "train"
+DEEP_FOLDER = "images-16-bit"
+"""Where a set keeps the 16-bit pixels of its pictures."""
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are outside."""
+
+
+class DeepImage(Record):
+    """The 16-bit pixels of a picture, where they were kept; models do not see them.
+
+    A pixel p stands for offset + step × p in the units of the source, such as Hounsfield units of CT; brighter is more.
+    """
+
+    path: str
+    """A grey 16-bit PNG of the picture's size, relative to the set's folder."""
+    content: str
+    """SHA-256 of the written file's bytes."""
+    offset: float
+    """What a pixel of 0 stands for."""
+    step: float
+    """What the next pixel stands for more; below 0 where the picture was inverted."""
+    black: float
+    """The pixel up to which the 8-bit picture is black; may lie between pixels or beyond them all."""
+    white: float
+    """The pixel from which on the 8-bit picture is white."""
+    masked: tuple[Box, ...]
+    """Where text was blacked out of these pixels alone; what was blacked out of the 8-bit picture is black here too."""
 
 
 class Imported(Keyed):
@@ -60,6 +86,8 @@ class Imported(Keyed):
     """Name of the split; a patient's pictures are all in one."""
     interval: int | None
     """Days from the patient's first study in the set to this one; None where either is unknown."""
+    deep: DeepImage | None = Field(default=None, exclude_if=lambda kept: kept is None)
+    """Its 16-bit pixels, where they were kept."""
 
 
 class LeftOut(Record):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -192,9 +193,30 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_eight_bits(image: Image.Image, *, unsigned: bool = False) -> Image.Image:
-    """A deep greyscale image in mode L: linear, black at 0, white at the end of its range.
+    """A deep greyscale image in mode L: linear, black at 0, white at the end of its range, as `deep_shades` has them."""
+    values, white = deep_shades(image, unsigned=unsigned)
+    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))
 
-    The range is the smallest of 8, 12 and 16 bits (for floats also 0 to 1) that holds the brightest pixel, because
+
+def deep_page(image: Image.Image) -> tuple[NDArray[np.float32], float, NDArray[np.bool_]] | None:
+    """The shades [H, W] of the page at which an opened file stands, upright, what is white, and where it is opaque.
+
+    None of a page that is not deep. Where white is stored as 0, as `white_is_zero` says, shades are as they are stored.
+    """
+    unsigned = _wraps(image)
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode not in DEEP_MODES:
+        return None
+    clear = turned.info.get("transparency")
+    stored = np.asarray(turned)
+    return *deep_shades(turned, unsigned=unsigned), np.ones(stored.shape, np.bool_) if clear is None else stored != clear
+
+
+def deep_shades(image: Image.Image, *, unsigned: bool = False) -> tuple[NDArray[np.float32], float]:
+    """The shades of a deep greyscale image from 0, [H, W], and what is white among them.
+
+    White is the end of the smallest range of 8, 12 and 16 bits (for floats also 0 to 1) that holds the brightest pixel, because
     scanners store 12 bits in 16; Pillow's own conversion cuts everything above 255. `unsigned` says of mode I that its numbers
     of 2³¹ and more were turned into negative ones.
     """
@@ -204,5 +226,22 @@ def to_eight_bits(image: Image.Image, *, unsigned: bool = False) -> Image.Image:
     brightest = float(values.max())
     # A float image of more than 1 is no share of white: one that was centred and scaled has no range but its own.
     ranges = (1, *((brightest,) if brightest < _SCALED else ()), *DEPTHS) if image.mode == "F" else DEPTHS
-    white = next((end for end in ranges if brightest <= end), brightest)
-    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))
+    return values, next((end for end in ranges if brightest <= end), brightest)
+
+
+def open_deep(root: Path, relative: str) -> NDArray[np.uint16]:
+    """The pixels of a grey 16-bit PNG, [H, W]; raises `ItemError`."""
+    path = _locate(root, relative)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
+                _refuse_huge(image.width, image.height, relative)
+                if image.mode != "I;16":
+                    raise ItemError("not-an-image", f"{relative} is no grey picture of 16 bits")
+                return np.asarray(image, dtype=np.uint16)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise ItemError("too-large", f"{relative} announces far more than {MAX_PIXELS:,} pixels") from None
+        except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError) as error:
+            raise ItemError("unreadable", f"{relative} cannot be decoded: {error}") from error

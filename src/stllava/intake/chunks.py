@@ -173,7 +173,7 @@ class Chunks:
             return False
         with part.open(encoding="utf-8") as file:
             images = [WrittenImage.model_validate_json(line[1:]) for line in file if line[0] == _WRITTEN]
-        done = all(_has_size(self.to / image.row.path, image.size) for image in images)
+        done = all(_is_whole(self.to, image) for image in images)
         self.pictures += len(images) if done else 0
         return done
 
@@ -187,6 +187,13 @@ def read_listed(line: str) -> tuple[Job, str | None]:
         return Job(number, Path(path), size, chosen[0]), cause
     stack = (Job(other, Path(where), large, stack_index) for stack_index, (other, where, large) in enumerate(chosen[0]))
     return Job(number, Path(path), size, stack=tuple(stack)), cause
+
+
+def _is_whole(to: Path, image: WrittenImage) -> bool:
+    """Whether a picture's file is there in its size, and that of its 16-bit pixels where they were kept."""
+    deep = image.row.deep
+    kept = deep is None or image.deep_size is None or _has_size(to / deep.path, image.deep_size)
+    return kept and _has_size(to / image.row.path, image.size)
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
+from pydantic import Field
 
 from stllava.config import IntakeOptions
-from stllava.data.image_set import Imported, LeftOut
+from stllava.data.image_set import DEEP_FOLDER, DeepImage, Imported, LeftOut
 from stllava.data.images import MAX_PIXELS
 from stllava.data.likeness import picture_hash
 from stllava.errors import ItemError, StllavaError
 from stllava.intake.deidentify.allowlist import allow
-from stllava.intake.deidentify.burned_text import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Findings, MaskResult
+from stllava.intake.deidentify.burned_text import LOAD_SECONDS, SECONDS_A_MEGAPIXEL, Box, Findings, MaskResult, TextMasker
+from stllava.intake.deidentify.deep_text import VIEWS, DeepMasker
 from stllava.intake.deidentify.leaks import check_clean
 from stllava.intake.deidentify.pseudonyms import Pseudonyms, day_number, day_shift, hidden_id, image_id, pseudonymise
-from stllava.intake.encode import encoded
+from stllava.intake.encode import encoded, png
 from stllava.intake.quality import fault, pixel_digest
 from stllava.intake.readers.dicom.stack import Slice
-from stllava.intake.readers.frame import Frame
+from stllava.intake.readers.frame import DeepPixels, Frame
 from stllava.intake.workers import Heartbeat, Job, Message, Note, Work
 from stllava.records import Record
 
@@ -45,13 +47,6 @@ class Projection(Protocol):
 
     def frame(self, *, total: int) -> Frame:
         """The picture of the files taken so far, of a stack of `total`."""
-
-
-class TextMasker(Protocol):
-    """What treats the frames of one file in their order, and may remember the earlier ones."""
-
-    def mask(self, frame: Frame, findings: Findings | None = None) -> MaskResult:
-        """Black out text, or keep the picture back; `findings` is what was found in the frame when it was looked at."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +77,22 @@ def default_toolbox(options: IntakeOptions) -> Toolbox:
     from stllava.intake.readers.dicom.read import DicomOptions, read_dicom
 
     slides = tiff.TiffOptions(
-        frames=options.frames, step=options.step, level=options.level, tile=options.tile, tissue=options.tissue
+        frames=options.frames,
+        step=options.step,
+        level=options.level,
+        tile=options.tile,
+        tissue=options.tissue,
+        keep_16_bit=options.keep_16_bit,
     )
     text = burned_text.BurnedOptions(
         look_for_text=options.look_for_text, keep_markers=options.keep_markers, enlarge_up_to=options.enlarge_up_to
     )
     dicoms = DicomOptions(
-        window=options.window, frames=options.frames, step=options.step, max_pixels=min(options.largest, MAX_PIXELS)
+        window=options.window,
+        frames=options.frames,
+        step=options.step,
+        max_pixels=min(options.largest, MAX_PIXELS),
+        keep_16_bit=options.keep_16_bit,
     )
     volumes = nifti.NiftiOptions(
         plane=options.plane,
@@ -96,6 +100,7 @@ def default_toolbox(options: IntakeOptions) -> Toolbox:
         step=options.step,
         time_point=options.time_point,
         window=options.nifti_window,
+        keep_16_bit=options.keep_16_bit,
     )
     readers: dict[str, Callable[[Path], Iterable[Frame]]] = {
         "dicom": partial(read_dicom, options=dicoms),
@@ -124,6 +129,8 @@ class WrittenImage(Record):
     """`picture_hash` in hexadecimal; None of a plain picture."""
     size: int
     """Of its file, in bytes."""
+    deep_size: int | None = Field(default=None, exclude_if=lambda size: size is None)
+    """Of the file of its 16-bit pixels, where they were kept, in bytes."""
     day: int | None
     """Of its study, moved by a secret number of days that is the hidden patient's own."""
     pseudonyms: Pseudonyms
@@ -178,6 +185,7 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, toolbox:
         kind = toolbox.recognise(job.path)
         if kind is None:
             raise ItemError("not-an-image", "no known image format")
+        deep_masker = DeepMasker(toolbox.masker, options)
         count, masker = 0, _RememberingMasker(toolbox.masker(), job, hidden_id(salt, "source", source))
         for index, frame in enumerate(toolbox.readers[kind](job.path)):
             count += 1
@@ -188,7 +196,8 @@ def convert(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, toolbox:
                 _check_use(frame, options)
                 result = masker.mask(frame, index)
                 yield from masker.notes(result, index)
-                written = _write(frame, result, job, index, source=source, salt=salt, options=options, to=to)
+                found = deep_masker.mask(frame, result)
+                written = _write(frame, result, found, job, index, source=source, salt=salt, options=options, to=to)
                 yield written.model_dump_json()
             except ItemError as error:
                 yield _skipped(job, source, index, error.cause, str(error), salt)
@@ -237,7 +246,8 @@ def project(job: Job, *, options: IntakeOptions, salt: bytes, to: Path, toolbox:
         masker = _RememberingMasker(toolbox.masker(), job, hidden_id(salt, "source", whole))
         result = masker.mask(frame, 0)
         yield from masker.notes(result, 0)
-        written = _write(frame, result, first, 0, source=whole, salt=salt, options=options, to=to)
+        found = DeepMasker(toolbox.masker, options).mask(frame, result)
+        written = _write(frame, result, found, first, 0, source=whole, salt=salt, options=options, to=to)
         yield written.model_copy(update={"files": len(used)}).model_dump_json()
     except StllavaError:
         raise
@@ -269,7 +279,9 @@ class _RememberingMasker:
 
 
 def _heartbeat(frame: Frame, numbers: tuple[int, ...], size: int) -> Heartbeat:
-    return Heartbeat(numbers, size, LOAD_SECONDS + SECONDS_A_MEGAPIXEL * frame.pixels.shape[0] * frame.pixels.shape[1] / 1e6)
+    looks = 1 if frame.deep is None else 1 + len(VIEWS)
+    megapixels = frame.pixels.shape[0] * frame.pixels.shape[1] / 1e6
+    return Heartbeat(numbers, size, LOAD_SECONDS + looks * SECONDS_A_MEGAPIXEL * megapixels)
 
 
 def _digest(path: Path) -> str:
@@ -301,9 +313,18 @@ def _check_use(frame: Frame, options: IntakeOptions) -> None:
 
 
 def _write(
-    frame: Frame, result: MaskResult, job: Job, index: int, *, source: str, salt: bytes, options: IntakeOptions, to: Path
+    frame: Frame,
+    result: MaskResult,
+    found: tuple[DeepPixels | None, tuple[Box, ...]],
+    job: Job,
+    index: int,
+    *,
+    source: str,
+    salt: bytes,
+    options: IntakeOptions,
+    to: Path,
 ) -> WrittenImage:
-    """Write what a frame became, or raise the `ItemError` that keeps it out."""
+    """Write what a frame became, or raise the `ItemError` that keeps it out; `found` is what `DeepMasker.mask` gave of it."""
     if result.frame is None:
         raise ItemError(TEXT, result.reason)
     if result.boxes and options.text == "quarantine":
@@ -315,6 +336,7 @@ def _write(
     image = Image.fromarray(pixels)
     data = encoded(pixels, options)
     name = image_id(salt, source, frame=index)
+    deep, deep_data = _deep_image(name, *found, level=options.compression)
     row = Imported(
         id=name,
         path=f"images/{name[:2]}/{name}.{'png' if options.format == 'png' else 'jpg'}",
@@ -335,13 +357,18 @@ def _write(
         content=hashlib.sha256(data).hexdigest(),
         split="",
         interval=None,
+        deep=deep,
     )
     line = json.dumps([facts.modality, facts.body_part, facts.view, facts.laterality, facts.done, allowed.labels])
     # A number stands in many a header by chance, and the allow-list has let short ones through only.
     check_clean(re.sub(r"\d+", "", line).encode(), identity.texts, what="the line of a picture")
     check_clean(data, identity.texts, what="a picture")
     picture = picture_hash(image)
+    withheld = {"16-bit pixels": 1} if frame.deep is not None and deep is None else {}
     _put(to / row.path, data)
+    if deep is not None:
+        check_clean(deep_data, identity.texts, what="the 16-bit pixels of a picture")
+        _put(to / deep.path, deep_data)
     day = day_number(identity.date)
     return WrittenImage(
         row=row,
@@ -350,10 +377,28 @@ def _write(
         digest=pixel_digest(pixels).hex(),
         picture=None if picture is None else f"{picture:x}",
         size=len(data),
+        deep_size=None if deep is None else len(deep_data),
         day=None if day is None else day + day_shift(salt, pseudonyms.patient),
         pseudonyms=pseudonyms,
-        withheld=dict(sorted(allowed.dropped.items())),
+        withheld=dict(sorted({**allowed.dropped, **withheld}.items())),
     )
+
+
+def _deep_image(name: str, pixels: DeepPixels | None, masked: tuple[Box, ...], *, level: int) -> tuple[DeepImage | None, bytes]:
+    """What the set says of a picture's 16-bit pixels, and their file's bytes; None and nothing where there are none."""
+    if pixels is None:
+        return None, b""
+    data = png(pixels.values, level)
+    made = DeepImage(
+        path=f"{DEEP_FOLDER}/{name[:2]}/{name}.png",
+        content=hashlib.sha256(data).hexdigest(),
+        offset=pixels.offset,
+        step=pixels.step,
+        black=pixels.black,
+        white=pixels.white,
+        masked=tuple((box.left, box.top, box.right, box.bottom) for box in masked),
+    )
+    return made, data
 
 
 def _put(path: Path, data: bytes) -> None:

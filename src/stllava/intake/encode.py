@@ -20,21 +20,24 @@ def encoded(pixels: NDArray[np.uint8], options: IntakeOptions) -> bytes:
     return buffer.getvalue()
 
 
-def png(pixels: NDArray[np.uint8], level: int) -> bytes:
+def png(pixels: NDArray[np.uint8] | NDArray[np.uint16], level: int) -> bytes:
     """A PNG of [H, W] or [H, W, 3] and nothing but its pixels, every row as its difference from the one above.
+
+    Of numbers of 16 bits, [H, W], it has a grey of 16 bits.
 
     Pillow tries five filters on each row, which takes longer than all the rest of an import. At level 1 zlib looks for
     runs only: noise holds little else, and the search for repeats would take twice as long.
     """
     height, width = pixels.shape[:2]
-    rows = np.empty((height, 1 + pixels.size // height), dtype=np.uint8)
-    flat = pixels.reshape(height, -1)
+    depth = 8 * pixels.itemsize
+    flat = np.ascontiguousarray(pixels.reshape(height, -1), dtype=f">u{pixels.itemsize}").view(np.uint8)
+    rows = np.empty((height, 1 + flat.shape[1]), dtype=np.uint8)
     rows[:, 0] = 2  # the filter "up", for which the row above the first is black
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     packer = zlib.compressobj(level, strategy=zlib.Z_RLE if level == 1 else zlib.Z_DEFAULT_STRATEGY)
     data = packer.compress(rows.tobytes()) + packer.flush()
-    head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, depth, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
     written = (
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))

@@ -85,6 +85,8 @@ class ImageSet:
             first = self.first(index)
             if first in self.refused or self.ids[first] != self.ids[index]:
                 yield image.row.path
+                if image.row.deep is not None:
+                    yield image.row.deep.path
 
     def first(self, index: int) -> int:
         """Index of the picture that stands for one: itself, or the one that it is a copy of."""

@@ -3,18 +3,18 @@
     from stllava.intake.run import import_images
     import_images(IntakeOptions(), source=Path("study"), to=Path("data"), salt=Path("keys/salt"), existing="resume")
 
-Reads every file below `source`. Writes into `to`: `images/`, `images.jsonl` (`Imported`), `left_out.jsonl` (`LeftOut`),
-`README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest last. Beside the salt, for
-the user alone, it writes which number is which file and what of a series was chosen (`<salt>.<id>.files.jsonl`) and what
-was wrong with those left out
-(`<salt>.<id>.details.jsonl`). While at work, `parts/` holds a file for every finished chunk of files, and of the others
-what was found by looking, from which a killed import goes on.
+Reads every file below `source`. Writes into `to`: `images/` (and `images-16-bit/`), `images.jsonl` (`Imported`),
+`left_out.jsonl` (`LeftOut`), `README.md` and `card.html`, `changes-001.html` and on for a human to confirm, and the manifest
+last. Beside the salt, for the user alone, it writes which number is which file and what of a series was chosen
+(`<salt>.<id>.files.jsonl`) and what was wrong with those left out (`<salt>.<id>.details.jsonl`). While at work, `parts/` holds
+a file for every finished chunk of files, and of the others what was found by looking, from which a killed import goes on.
 """
 
 import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,13 @@ import numpy as np
 from PIL import Image
 
 from stllava.config import IntakeOptions
-from stllava.data.image_set import STAGE, Imported, LeftOut, RefusedPicture
+from stllava.data.image_set import DEEP_FOLDER, STAGE, Imported, LeftOut, RefusedPicture
+from stllava.data.images import open_deep
 from stllava.errors import StllavaError
 from stllava.intake.chunks import Chunks
 from stllava.intake.convert import TEXT, MakeToolbox, default_toolbox, worker
 from stllava.intake.deidentify.burned_text import Box
+from stllava.intake.deidentify.deep_text import even_view
 from stllava.intake.deidentify.pseudonyms import hidden_id, open_salt
 from stllava.intake.finalise import SEEN_BY_READER, ImageSet, finalise
 from stllava.intake.pages.dataset_card import SetStatistics, write_card
@@ -235,11 +237,12 @@ def _finish(
 ) -> Manifest:
     """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
     image_set = finalise(chunks, options, source=source, to=stage.to, salt=secret, refused=refused)
-    statistics = SetStatistics()
+    statistics, deep_kept = SetStatistics(), Counter[str]()
 
     def pictures() -> Iterator[Imported]:
         for row in image_set.rows():
             statistics.add(row)
+            deep_kept.update(["16-bit pixels"] if row.deep is not None else [])
             yield row
 
     def left() -> Iterator[LeftOut]:
@@ -252,8 +255,9 @@ def _finish(
     stage.write_records("left_out", left())
     for path in image_set.spare():
         (stage.to / path).unlink(missing_ok=True)
-    for draft in (stage.to / "images").glob("*/.*.draft"):
-        draft.unlink()
+    for folder in ("images", DEEP_FOLDER):
+        for draft in (stage.to / folder).glob("*/.*.draft"):
+            draft.unlink()
     chosen, notes = _chosen(chunks, options)
     if strangers := {int(key, 16) for key in refused}.difference(image_set.ids):
         notes.append(f"{len(strangers)} of {len(refused)} pictures that readers refused are not among these files' pictures.")
@@ -269,6 +273,7 @@ def _finish(
             **statistics.measures(),
             **{f"withheld {name}": float(n) for name, n in sorted(image_set.withheld.items())},
             **chosen,
+            **{name: float(n) for name, n in deep_kept.items()},
         },
         notes=[*statistics.notes(), *notes],
         files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],
@@ -294,6 +299,10 @@ def _changes(image_set: ImageSet, to: Path) -> Iterator[Change]:
             boxes = tuple(Box(*box) for box in row.masked)
             with Image.open(to / row.path) as image:
                 yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
+        if row.deep is not None and row.deep.masked:
+            boxes = tuple(Box(*box) for box in row.deep.masked)
+            reason = f"text found in {len(boxes)} places of its 16-bit pixels alone, shown with dark ones raised"
+            yield Change(row.id, "masked", reason, boxes, even_view(open_deep(to, row.deep.path)))
     for left in image_set.left_out():
         # Of a projection that was kept back every file is named; none of them is a picture.
         if left.cause == TEXT and left.frame is not None:

@@ -1,4 +1,4 @@
-"""Images of a page by id: pixels encoded afresh, without metadata or names, the last few kept."""
+"""Images of a page by id: pixels encoded afresh, without metadata or names, the last few kept; 16-bit ones as bare numbers."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,8 @@ from itertools import chain
 from pathlib import Path
 from threading import Lock
 
-from stllava.data.images import open_image
+from stllava.data.image_set import DeepImage
+from stllava.data.images import open_deep, open_image
 from stllava.records import content_id
 from stllava.remote.png import encode
 
@@ -21,9 +22,16 @@ def image_id(path: str) -> str:
 class ImageStore:
     """The images that a page may show, and no others; threads may share it."""
 
-    def __init__(self, root: Path, paths: Iterable[str], *, series: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Know the images below a root by their ids, and those of the series that some of them are of."""
-        self._root, self.series = root, dict(series or {})
+    def __init__(
+        self,
+        root: Path,
+        paths: Iterable[str],
+        *,
+        series: Mapping[str, Sequence[str]] | None = None,
+        deep: Mapping[str, DeepImage] | None = None,
+    ) -> None:
+        """Know the images below a root by their ids, those of the series that some of them are of, and their 16-bit pixels."""
+        self._root, self.series, self.deep = root, dict(series or {}), dict(deep or {})
         self._paths = {image_id(path): path for path in chain(paths, *self.series.values())}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._lock = Lock()
@@ -43,3 +51,16 @@ class ImageStore:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return made
+
+    def deep_pixels(self, key: str) -> tuple[bytes, int, int] | None:
+        """The 16-bit pixels of an image row by row, little-endian, with its width and height; None where none are known.
+
+        Nothing of them is kept here: a page asks for them once somebody changes the window. Raises ItemError where they cannot
+        be read.
+        """
+        kept = self.deep.get(self._paths.get(key, ""))
+        if kept is None:
+            return None
+        pixels = open_deep(self._root, kept.path)
+        height, width = pixels.shape
+        return pixels.astype("<u2", copy=False).tobytes(), width, height

@@ -1,4 +1,4 @@
-"""The other slices of the series that a picture is of, where it comes from an imported set: readers can go through them.
+"""What an imported set has of a picture beside itself: the other slices of its series, and its 16-bit pixels.
 
 Reads `images.jsonl` of the image root, twice and line by line: what is kept are the series of the pictures asked about.
 """
@@ -6,7 +6,7 @@ Reads `images.jsonl` of the image root, twice and line by line: what is kept are
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from stllava.data.image_set import Imported, is_imported
+from stllava.data.image_set import DeepImage, Imported, is_imported
 from stllava.store import stream_records
 
 
@@ -31,6 +31,19 @@ def series_slices(root: Path, paths: Iterable[str]) -> dict[str, tuple[str, ...]
             slices.setdefault(row.series, []).append((row.frame, row.path))
     ordered = {series: tuple(path for _, path in sorted(found)) for series, found in slices.items() if len(found) > 1}
     return {path: ordered[series] for path, series in series_of.items() if series in ordered}
+
+
+def deep_images(root: Path, paths: Iterable[str]) -> dict[str, DeepImage]:
+    """The 16-bit pixels of each picture that has some, by its path; none where the image root is no imported set.
+
+    Args:
+        root: The image root.
+        paths: The pictures that may be shown, relative to it.
+    """
+    if not is_imported(root):
+        return {}
+    wanted = set(paths)
+    return {row.path: row.deep for row in stream_records(root, "images", Imported) if row.deep and row.path in wanted}
 
 
 def shown_images(images: Sequence[str], series: Mapping[str, Sequence[str]]) -> tuple[Sequence[str], int | None]:

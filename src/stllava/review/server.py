@@ -7,6 +7,7 @@
     POST /next         leave a task that was voted on
     POST /undo         take back the last vote
     GET  /image/ID     pixels
+    GET  /deep/ID      16-bit pixels, where they were kept
     GET  /static/NAME  the script and the stylesheet
 
 All but the last needs a reader's cookie (`security`). What is posted is JSON of the classes below and nothing else.
@@ -27,6 +28,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from stllava.data.image_set import DeepImage
 from stllava.errors import ItemError, StllavaError
 from stllava.records import ItemChoice, ItemTask
 from stllava.review.choices import BUTTONS, Shown, Side
@@ -137,6 +139,16 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
             return JSONResponse({"error": f"The image cannot be read: {error.cause}."}, 422)
         return Response(png, media_type="image/png") if png is not None else JSONResponse({"error": "No such image."}, 404)
 
+    async def show_deep(request: Request) -> Response:
+        try:
+            found = await run_in_threadpool(images.deep_pixels, request.path_params["key"])
+        except ItemError as error:
+            return JSONResponse({"error": f"The 16-bit pixels cannot be read: {error.cause}."}, 422)
+        if found is None:
+            return JSONResponse({"error": "No such image."}, 404)
+        pixels, width, height = found
+        return Response(pixels, media_type="application/octet-stream", headers={"X-Width": str(width), "X-Height": str(height)})
+
     async def show_asset(request: Request) -> Response:
         name = request.path_params["name"]
         return Response(assets[name], media_type=STATIC[name]) if name in assets else Response(status_code=404)
@@ -153,6 +165,7 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
             Route("/next", go_on, methods=["POST"]),
             Route("/undo", take_back, methods=["POST"]),
             Route("/image/{key}", show_image),
+            Route("/deep/{key}", show_deep),
             Route("/static/{name}", show_asset),
         ],
         exception_handlers={RefusedVoteError: refuse, _BadRequestError: refuse},
@@ -217,6 +230,7 @@ def _told(session: ReviewSession, images: ImageStore, reader: str, opened: OpenT
         "question": printable(opened.task.question),
         "images": [image_id(path) for path in shown],
         "slice": asked,
+        "deep": {image_id(path): _units(images.deep[path]) for path in shown if path in images.deep},
         "answers": [[printable(part) for part in sentences(text)] for text in opened.texts],
     }
     if isinstance(opened.task, ItemTask):
@@ -225,6 +239,11 @@ def _told(session: ReviewSession, images: ImageStore, reader: str, opened: OpenT
     if opened.vote is not None:
         told |= {"state": "voted", "typed": opened.vote.correct_answer or "", **_judged(opened, opened.vote)}
     return JSONResponse(told)
+
+
+def _units(deep: DeepImage) -> JsonValue:
+    """What an image's 16-bit pixels stand for, and which of them its 8-bit picture shows as black and white."""
+    return {"offset": deep.offset, "step": deep.step, "black": deep.black, "white": deep.white}
 
 
 def _judged(opened: OpenTask, given: StandingVote) -> dict[str, JsonValue]:

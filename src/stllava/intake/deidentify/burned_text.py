@@ -11,7 +11,7 @@ handwriting, and text fainter than the noise under it are not found reliably; ne
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,13 @@ class MaskResult:
     """What was blacked out."""
     findings: Findings = ()
     """What was found on looking; empty of what was not looked at."""
+
+
+class TextMasker(Protocol):
+    """What treats the frames of one file in their order, and may remember the earlier ones."""
+
+    def mask(self, frame: Frame, findings: Findings | None = None) -> MaskResult:
+        """Black out text, or keep the picture back; `findings` is what was found in the frame when it was looked at."""
 
 
 def find_text(pixels: Pixels, options: BurnedOptions | None = None, where: Map | None = None) -> list[Box]:

@@ -52,6 +52,21 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class DeepPixels:
+    """A picture in 16 bits. A pixel p stands for `offset` + `step` × p in the units of its file."""
+
+    values: NDArray[np.uint16]
+    """[H, W], of the picture's size; brighter is more, 0 where there is no picture."""
+    offset: float
+    step: float
+    """Below 0 where the picture is inverted."""
+    black: float
+    """The pixel up to which the 8-bit picture is black; may lie beyond all pixels."""
+    white: float
+    """The pixel from which on the 8-bit picture is white."""
+
+
+@dataclass(frozen=True)
 class Frame:
     """One picture, ready to be written."""
 
@@ -63,3 +78,5 @@ class Frame:
     """Whether text is in the pixels: DICOM's own flag, or likely by the kind of image (ultrasound, secondary capture)."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """More harmless attributes by name, from the allow-list."""
+    deep: DeepPixels | None = None
+    """Its 16-bit pixels, where they are asked for and its source has more than 8 bits."""

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from PIL import Image
 from stllava.config.intake import FrameChoice, Plane
 from stllava.data.images import MAX_PIXELS
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.readers.deep import deep_pixels
 from stllava.intake.readers.frame import Facts, Frame, Identity
 from stllava.intake.readers.photograph import name_texts, texts_in
 from stllava.intake.readers.recognise import is_nifti
@@ -48,6 +49,7 @@ _COLOURS = ([("R", "u1"), ("G", "u1"), ("B", "u1")], [("R", "u1"), ("G", "u1"), 
 _MAX_EXTENSIONS = 1 << 24
 _PIECE = 1 << 22
 _SAMPLED = 1 << 21
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class NiftiOptions:
     """Which volume of a series in time is read, from 0."""
     window: tuple[float, float] | None = None
     """Centre and width in the volume's units; None takes `PERCENTILES`."""
+    keep_16_bit: bool = False
+    """Whether slices of more than 8 bits keep their 16-bit pixels, too."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,16 @@ def read_nifti(path: Path, options: NiftiOptions) -> Iterator[Frame]:
             shown = picture.astype(np.uint8) if picture.ndim == 3 else _shades(volume, picture, low, high)
             pixels, resampled = _squared(_radiological(shown), axis, volume.spacing)
             description = f"maximum of {volume.values.shape[axis]} slices" if index is None else f"{PLANES[axis]} slice"
+            deep = None
+            if options.keep_16_bit and picture.ndim == 2 and picture.dtype.itemsize > 1:
+                measured = np.nan_to_num(_scaled(volume, picture), nan=low, posinf=high, neginf=low)
+                deep = deep_pixels(_squared(_radiological(measured), axis, volume.spacing)[0], black=low, white=high)
             done = ("turned to canonical axes", *assumed, description, *window, *resampled)
             yield Frame(
                 pixels=pixels,
                 facts=Facts(view=PLANES[axis], frame=index, done=done),
                 identity=Identity(series=volume.series, texts=volume.texts),
+                deep=deep,
             )
 
 
@@ -127,14 +136,12 @@ def _slices(volume: _Volume, axis: int, options: NiftiOptions) -> Iterator[tuple
         yield index, np.take(volume.values, index, axis=axis)
 
 
-def _radiological(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _radiological(picture: NDArray[T]) -> NDArray[T]:
     """[rows, columns] of a slice [first, second canonical axis left of it]; every plane has both axes turned round."""
     return picture.swapaxes(0, 1)[::-1, ::-1]
 
 
-def _squared(
-    picture: NDArray[np.uint8], axis: int, spacing: tuple[float, float, float]
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _squared(picture: NDArray[T], axis: int, spacing: tuple[float, float, float]) -> tuple[NDArray[T], tuple[str, ...]]:
     """The picture with square pixels of the finer step, and what was done."""
     across, down = (step for at, step in enumerate(spacing) if at != axis)
     finer = min(across, down)

@@ -21,9 +21,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from stllava.config.intake import FrameChoice
-from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, upright, white_is_zero
+from stllava.data.images import DEEP_MODES, DEPTHS, MAX_PIXELS, deep_page, upright, white_is_zero
 from stllava.errors import ItemError, StllavaError
-from stllava.intake.readers.frame import Facts, Frame, Identity
+from stllava.intake.readers.deep import deep_pixels
+from stllava.intake.readers.frame import DeepPixels, Facts, Frame, Identity
 from stllava.intake.readers.photograph import (
     METADATA_ERRORS,
     exif_texts,
@@ -61,6 +62,8 @@ class TiffOptions:
     """Side of a tile in pixels of that level."""
     tissue: float = 0.25
     """Least share of tissue in a tile that is kept; 0 keeps every tile."""
+    keep_16_bit: bool = False
+    """Whether grey pages and tiles of more than 8 bits keep their 16-bit pixels, too."""
 
 
 def read_tiff(path: Path, options: TiffOptions) -> Iterator[Frame]:
@@ -104,8 +107,18 @@ def _pages(path: Path, options: TiffOptions) -> Iterator[Frame]:
                 if count > 1:
                     image.seek(index)
                 pixels, done = _shown(image)
+                deep = _deep(image) if options.keep_16_bit else None
             facts = Facts(frame=index if count > 1 else None, done=done)
-            yield Frame(pixels=pixels, facts=facts, identity=identity)
+            yield Frame(pixels=pixels, facts=facts, identity=identity, deep=deep)
+
+
+def _deep(image: Image.Image) -> DeepPixels | None:
+    """The 16-bit pixels of the current page; None of one that has no more than 8 bits, or colours."""
+    page = deep_page(image)
+    if page is None:
+        return None
+    shades, white, opaque = page
+    return deep_pixels(shades, black=0.0, white=white, inverted=white_is_zero(image), shown=opaque)
 
 
 def _brightest(image: Image.Image, count: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -303,7 +316,10 @@ def _tissue_tiles(pages: list[_Tiled], options: TiffOptions, *, identity: Identi
         pixels = (values.astype(np.float32).clip(0, white) * (255 / white) + 0.5).astype(np.uint8) if white > 255 else values
         done = (f"level {options.level}", f"tile at {x}, {y}", f"tissue {share:.2f}")
         facts = Facts(modality="SM" if values.ndim == 3 else "", frame=index, done=done)
-        yield Frame(pixels=np.asarray(pixels, dtype=np.uint8), facts=facts, identity=identity)
+        deep = None
+        if options.keep_16_bit and white > 255 and values.ndim == 2:
+            deep = deep_pixels(values.astype(np.float32), black=0.0, white=white)
+        yield Frame(pixels=np.asarray(pixels, dtype=np.uint8), facts=facts, identity=identity, deep=deep)
     if not kept:
         raise ItemError("no-tissue", f"none of {len(xs) * len(ys)} tiles holds {options.tissue:.0%} of tissue")
 

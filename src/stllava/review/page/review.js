@@ -8,6 +8,7 @@ const SAID = Object.fromEntries(buttons.map((button) => [button.dataset.choice, 
 const typed = at("typed"); // Of a question that is read by itself nobody types an answer.
 const KEPT = 6;
 const AS_STORED = "0 1 false";
+const DEEP = 65536;
 let shown = { state: "loading" };
 let waiting = false;
 let struck = [];
@@ -219,6 +220,11 @@ function toggleHelp() {
   at("help-button").setAttribute("aria-expanded", String(!at("help").hidden));
 }
 
+// A number as short as it can be said: whole, or of three digits where it is small.
+function short(number) {
+  return String(Math.abs(number) < 100 && !Number.isInteger(number) ? Number(number.toPrecision(3)) : Math.round(number));
+}
+
 // --- the image -------------------------------------------------------------------------------------------------------
 
 class Viewer {
@@ -230,6 +236,7 @@ class Viewer {
     this.images = [];
     this.boxes = [];
     this.asked = null;
+    this.deep = {};
     this.reset();
     new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -245,11 +252,13 @@ class Viewer {
     this.brightness = 0;
     this.contrast = 1;
     this.inverted = false;
+    this.window = null;
     this.view = null;
   }
 
-  async open({ images, preload, slice, boxes }) {
+  async open({ images, preload, slice, boxes, deep }) {
     this.images = images;
+    this.deep = deep || {}; // of each image whose 16-bit pixels were kept, what they stand for
     this.asked = slice; // of the slices of a series, the one that the question is about; null of a question's own images
     this.boxes = boxes || []; // where text was blacked out of it, in pixels
     this.reset();
@@ -276,6 +285,24 @@ class Viewer {
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
     return { id, sheet, context, pixels: context.getImageData(0, 0, sheet.width, sheet.height), looks: AS_STORED };
+  }
+
+  // The 16-bit pixels of an image, which are asked for once somebody changes its window.
+  async fetchDeep(picture) {
+    const reply = await fetch(`/deep/${picture.id}`, { credentials: "same-origin", cache: "no-store" });
+    if (!reply.ok) throw new Error((await reply.json()).error);
+    const [width, height] = ["X-Width", "X-Height"].map((name) => Number(reply.headers.get(name)));
+    if (width !== picture.sheet.width || height !== picture.sheet.height) throw new Error("The 16-bit pixels are of another size.");
+    picture.deep = new Uint16Array(await reply.arrayBuffer());
+  }
+
+  // Of the image on screen, if its 16-bit pixels were kept: what they stand for, and its window in the units of its file.
+  windowed() {
+    const units = this.picture && this.deep[this.picture.id];
+    if (!units) return null;
+    const { offset, step, black, white } = units;
+    const asStored = { level: offset + (step * (black + white)) / 2, width: Math.abs(step) * (white - black) };
+    return { ...units, ...(this.window || asStored) };
   }
 
   async showSlice() {
@@ -307,8 +334,25 @@ class Viewer {
   develop() {
     const picture = this.picture;
     if (!picture) return;
-    const looks = `${this.brightness} ${this.contrast} ${this.inverted}`;
-    if (picture.looks !== looks) {
+    const seen = this.window && this.windowed();
+    if (seen && !picture.deep) {
+      // What is on screen stays until they are there.
+      picture.coming = picture.coming || this.fetchDeep(picture);
+      picture.coming.then(
+        () => this.picture === picture && this.develop(),
+        (error) => {
+          picture.coming = null;
+          if (this.picture === picture) this.note(error.message || "The 16-bit pixels cannot be shown.");
+        },
+      );
+      this.draw();
+      return;
+    }
+    const looks = seen ? `${seen.level} ${seen.width} ${this.inverted} deep` : `${this.brightness} ${this.contrast} ${this.inverted}`;
+    if (picture.looks !== looks && seen) {
+      picture.context.putImageData(this.developDeep(picture, seen), 0, 0);
+      picture.looks = looks;
+    } else if (picture.looks !== looks) {
       const table = new Uint8ClampedArray(256);
       for (let value = 0; value < 256; value++) {
         const grey = (value - 127.5) * this.contrast + 127.5 + 255 * this.brightness;
@@ -329,6 +373,17 @@ class Viewer {
     this.draw();
   }
 
+  developDeep(picture, { offset, step, level, width }) {
+    const [middle, span] = [(level - offset) / step, width / Math.abs(step)];
+    const greys = new Uint8ClampedArray(DEEP);
+    for (let pixel = 0; pixel < DEEP; pixel++) greys[pixel] = 255 * ((pixel - middle) / span + 0.5);
+    const table = Uint32Array.from(greys, (grey) => 0xff000000 + 0x10101 * (this.inverted ? 255 - grey : grey));
+    const made = new ImageData(picture.sheet.width, picture.sheet.height);
+    const to = new Uint32Array(made.data.buffer);
+    for (let place = 0; place < to.length; place++) to[place] = table[picture.deep[place]];
+    return made;
+  }
+
   draw() {
     const { canvas, context, picture, view } = this;
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -337,7 +392,10 @@ class Viewer {
     const asked = elsewhere ? `, asked about ${this.asked + 1}` : "";
     const slices = this.images.length > 1 ? `${this.slice + 1} of ${this.images.length}${asked} · ` : "";
     const percent = view ? Math.round((100 * view.scale) / devicePixelRatio) : 100;
-    const light = `brightness ${Math.round(100 * this.brightness)} · contrast ${Math.round(100 * this.contrast)}`;
+    const windowed = this.windowed();
+    const light = windowed
+      ? `window ${short(windowed.width)} · level ${short(windowed.level)} · 16 bits`
+      : `brightness ${Math.round(100 * this.brightness)} · contrast ${Math.round(100 * this.contrast)}`;
     at("window-level").textContent = `${slices}${percent} % · ${light}`;
     if (!picture || !view) return;
     context.imageSmoothingEnabled = view.scale < 3;
@@ -347,6 +405,7 @@ class Viewer {
     context.strokeStyle = "#ff5000";
     context.lineWidth = (2 * devicePixelRatio) / view.scale;
     for (const [left, top, right, bottom] of elsewhere ? [] : this.boxes) context.strokeRect(left, top, right - left, bottom - top);
+    if (windowed) Object.assign(canvas.dataset, { width: windowed.width, level: windowed.level, deep: Boolean(picture.deep) });
     Object.assign(canvas.dataset, { scale: view.scale, brightness: this.brightness, contrast: this.contrast });
   }
 
@@ -416,6 +475,19 @@ class Viewer {
   }
 
   adjust(brightness, contrast) {
+    const seen = this.windowed();
+    if (seen) {
+      const { offset, step } = seen;
+      const unit = Math.abs(step);
+      const [least, most] = [offset, offset + (DEEP - 1) * step].sort((one, other) => one - other);
+      const level = seen.level - brightness * seen.width * Math.sign(step);
+      this.window = {
+        level: Math.min(most, Math.max(least, level)),
+        width: Math.min(2 * DEEP * unit, Math.max(unit, seen.width * Math.exp(-2 * contrast))),
+      };
+      this.develop();
+      return;
+    }
     this.brightness = Math.min(1, Math.max(-1, this.brightness + brightness));
     this.contrast = Math.min(8, Math.max(0.1, this.contrast * Math.exp(2 * contrast)));
     this.develop();

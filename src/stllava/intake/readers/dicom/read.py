@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from stllava.config.intake import FrameChoice, WindowChoice
 from stllava.data.images import MAX_PIXELS
 from stllava.errors import ItemError, StllavaError
+from stllava.intake.readers.deep import deep_pixels
 from stllava.intake.readers.dicom import windows
 from stllava.intake.readers.dicom.header import faults, read_burned, read_facts, read_identity
 from stllava.intake.readers.dicom.pixels import StoredPixels, check_kind, decode, encoded, paint, shown_in
-from stllava.intake.readers.frame import Facts, Frame
+from stllava.intake.readers.frame import DeepPixels, Facts, Frame
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -43,6 +44,9 @@ _DEFLATE = "1.2.840.10008.1.2.1.99"
 _LABELS = {"1.2.840.10008.5.1.4.1.1.66.4": "labels", "1.2.840.10008.5.1.4.1.1.66.7": "labels"}
 NO_PICTURES = {**_LABELS, "1.2.840.10008.5.1.4.1.1.481.2": "a grid of doses"}
 
+Finished = tuple[NDArray[np.uint8], Facts, DeepPixels | None]
+"""An 8-bit picture, what may be told of it, and its 16-bit pixels where they are kept."""
+
 
 @dataclass(frozen=True)
 class DicomOptions:
@@ -56,6 +60,8 @@ class DicomOptions:
     """Of `every`: 1 is all frames, 2 is every other one, from the first."""
     max_pixels: int = MAX_PIXELS
     """A frame with more is refused before it is decoded."""
+    keep_16_bit: bool = False
+    """Whether pictures of more than 8 bits keep their 16-bit pixels, too."""
 
 
 def read_dicom(path: Path, options: DicomOptions) -> Iterator[Frame]:
@@ -69,8 +75,8 @@ def read_dicom(path: Path, options: DicomOptions) -> Iterator[Frame]:
     wanted = _wanted(picture.frames, options)
     if options.frames == "mip" and picture.frames > 1:
         with guarded():
-            pixels, facts = _project(picture, path, options)
-        yield Frame(pixels, facts, identity, burned)
+            pixels, facts, deep = _project(picture, path, options)
+        yield Frame(pixels, facts, identity, burned, deep=deep)
         return
     stored = encoded(picture, path, wanted)
     while True:
@@ -78,8 +84,8 @@ def read_dicom(path: Path, options: DicomOptions) -> Iterator[Frame]:
             if (indexed := next(stored, None)) is None:
                 return
             index, source = indexed
-            pixels, facts = finish(picture, decode(picture, source), index, options=options)
-        yield Frame(pixels, facts, identity, burned)
+            pixels, facts, deep = finish(picture, decode(picture, source), index, options=options)
+        yield Frame(pixels, facts, identity, burned, deep=deep)
 
 
 @contextmanager
@@ -202,7 +208,7 @@ def _wanted(frames: int, options: DicomOptions) -> range:
     return range(0, frames, options.step if options.frames == "every" else 1)
 
 
-def _project(picture: StoredPixels, path: Path, options: DicomOptions) -> tuple[NDArray[np.uint8], Facts]:
+def _project(picture: StoredPixels, path: Path, options: DicomOptions) -> Finished:
     """The greatest measured value at every place, as one picture."""
     check_grey(picture)
     greatest: NDArray[np.float64] | None = None
@@ -210,8 +216,8 @@ def _project(picture: StoredPixels, path: Path, options: DicomOptions) -> tuple[
         measured, _ = measured_values(picture, source, index)
         greatest = measured if greatest is None else np.fmax(greatest, measured, out=greatest)
     assert greatest is not None  # There is at least one frame, or encoded has raised.
-    pixels, facts = finish(picture, greatest, picture.frames // 2, options=options, projected=True)
-    return pixels, replace(facts, frame=None, done=(f"maximum of {picture.frames} frames", *facts.done))
+    pixels, facts, deep = finish(picture, greatest, picture.frames // 2, options=options, projected=True)
+    return pixels, replace(facts, frame=None, done=(f"maximum of {picture.frames} frames", *facts.done)), deep
 
 
 def check_grey(picture: StoredPixels) -> None:
@@ -229,19 +235,19 @@ def measured_values(picture: StoredPixels, source: bytes, index: int) -> tuple[N
 
 def finish(
     picture: StoredPixels, stored: windows.Values, index: int, *, options: DicomOptions, projected: bool = False
-) -> tuple[NDArray[np.uint8], Facts]:
-    """Stored (or `projected`: measured) values as an 8-bit picture, and what may be told of it."""
+) -> Finished:
+    """Stored (or `projected`: measured) values as an 8-bit picture, what may be told of it, and the 16-bit pixels to keep."""
     data, little = picture.data, picture.little
     facts = read_facts(data, index, frames=picture.frames)
     tags = data.keys()
     left_out = ("overlays left out",) if any(0x6000 <= tag.group <= 0x60FF for tag in tags) else ()
     if picture.colour == "PALETTE COLOR":
-        return paint(picture, stored), replace(facts, done=("palette to RGB", *left_out))
+        return paint(picture, stored), replace(facts, done=("palette to RGB", *left_out)), None
     if picture.samples == 3:
         white = (1 << int(picture.options["bits_stored"])) - 1
         done = () if picture.colour == "RGB" else (f"{picture.colour} to RGB",)
         eight = stored if stored.dtype == np.uint8 and white == 255 else windows.to_bytes(np.clip(stored / white, 0, 1))
-        return eight.astype(np.uint8, copy=False), replace(facts, done=(*done, *left_out))
+        return eight.astype(np.uint8, copy=False), replace(facts, done=(*done, *left_out)), None
     measure, measured_name = windows.modality(data, index, little=little)
     shown = np.isfinite(stored) if projected else shown_in(picture, stored)
 
@@ -264,4 +270,8 @@ def finish(
     if not shown.all():
         pixels[~shown] = 0
     done = (measured_name, choice_name, "inverted" if inverted else "", *left_out)
-    return pixels, replace(facts, done=tuple(name for name in done if name))
+    deep = None
+    if options.keep_16_bit and (picture.keyword != "PixelData" or picture.options["bits_stored"] > 8):
+        ends = windows.ends(choice)
+        deep = deep_pixels(measure(stored), black=ends[0], white=ends[1], inverted=inverted, shown=shown)
+    return pixels, replace(facts, done=tuple(name for name in done if name)), deep

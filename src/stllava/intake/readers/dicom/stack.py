@@ -173,10 +173,10 @@ class MaximumProjection:
         assert self._middle is not None
         _, picture, identity = self._middle
         with guarded():
-            pixels, facts = finish(picture, self._greatest, 0, options=self._options, projected=True)
+            pixels, facts, deep = finish(picture, self._greatest, 0, options=self._options, projected=True)
         done = facts.done
         if len(self._measures) > 1:
             # The files differ in their numbers, as PET's do: those of one would be wrong of the others.
             done = ("rescaled", *(step for step in done if step not in self._measures))
         facts = replace(facts, frame=None, done=(f"maximum of {self._count} of {total} slices", *done))
-        return Frame(pixels, facts, replace(identity, texts=frozenset(self._texts)), _BURNED[self._burned])
+        return Frame(pixels, facts, replace(identity, texts=frozenset(self._texts)), _BURNED[self._burned], deep=deep)

@@ -170,6 +170,15 @@ def choose(
     return None, ""
 
 
+def ends(choice: LookupTable | Window) -> tuple[float, float]:
+    """The measured values up to which a picture is black and from which on it is white; of a sigmoid where it bends."""
+    if isinstance(choice, LookupTable):
+        return float(choice.first), float(choice.first + len(choice.entries) - 1)
+    if choice.curve == "LINEAR":
+        return choice.centre - choice.width / 2, choice.centre - 1 + choice.width / 2
+    return choice.centre - choice.width / 2, choice.centre + choice.width / 2
+
+
 def to_unit(values: Values, window: Window) -> NDArray[np.float64]:
     """Values as light from 0 to 1 by the window's curve (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     light = values.astype(np.float64)

@@ -1,0 +1,44 @@
+"""Measured values as the 16-bit pixels that are kept beside an 8-bit picture. Pure."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stllava.intake.readers.frame import DeepPixels
+
+LEVELS = 1 << 16
+REACH = 32
+"""Of values that spread much farther than the window: so many of its widths are kept on both sides of its middle."""
+
+
+def deep_pixels(
+    measured: NDArray[np.number],
+    *,
+    black: float,
+    white: float,
+    inverted: bool = False,
+    shown: NDArray[np.bool_] | None = None,
+) -> DeepPixels | None:
+    """Measured values [H, W] in 16 bits: one by one where whole numbers have room, else in equal steps; None of no value.
+
+    Args:
+        measured: In the units of the file; what is no finite number becomes 0.
+        black: The value up to which the 8-bit picture is black, white where it is inverted.
+        white: The value from which on it is white.
+        inverted: Whether more is darker.
+        shown: Where there is a picture; elsewhere pixels are 0.
+    """
+    there = np.isfinite(measured) if shown is None else shown & np.isfinite(measured)
+    if not there.any():
+        return None
+    values = np.where(there, measured, 0).astype(np.float64)
+    low, high = float(values.min(where=there, initial=np.inf)), float(values.max(where=there, initial=-np.inf))
+    step = 1.0
+    if high - low >= LEVELS or not np.array_equal(values, np.rint(values)):
+        width, middle = white - black, (white + black) / 2
+        if 0 < 2 * REACH * width < high - low:
+            low, high = max(low, middle - REACH * width), min(high, middle + REACH * width)
+        step = ((high - low) or 1.0) / (LEVELS - 1)
+    offset, step = (high, -step) if inverted else (low, step)
+    pixels = np.rint((values - offset) / step).clip(0, LEVELS - 1)
+    ends = sorted(((black - offset) / step, (white - offset) / step))
+    return DeepPixels(np.where(there, pixels, 0).astype(np.uint16), offset, step, ends[0], ends[1])

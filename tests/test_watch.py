@@ -118,8 +118,12 @@ def test_what_speaks_against_a_run_is_said_early() -> None:
         return StageView("round-1/x", "x", "done", 0.0, manifest)
 
     falling = StageView("round-1/dpo", "dpo", "at work", 0.0, curves={"chosen_logp": ((1.0, -2.0), (2.0, -9.0))})
-    told = list(warnings_of([stage({"flip_share": 0.4, "tie_share": 0.9}), stage({}, dropped={"repeated": 60}), falling]))
-    assert [part in one for part, one in zip(("40%", "90%", "60%", "fell from -2 to -9"), told, strict=True)] == [True] * 4
+    audited = stage({"wrong": 0.14, "wrong_n": 400.0})
+    told = list(
+        warnings_of([audited, stage({"flip_share": 0.4, "tie_share": 0.9}), stage({}, dropped={"repeated": 60}), falling])
+    )
+    said = ("wrong about 14%", "40%", "90%", "60%", "fell from -2 to -9")
+    assert [part in one for part, one in zip(said, told, strict=True)] == [True] * 5
     assert list(warnings_of([stage({"flip_share": 0.1})])) == []
 
 

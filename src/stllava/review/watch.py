@@ -50,7 +50,7 @@ TAIL_BYTES = 1 << 18
 NEWEST = 6
 RATED = 20
 """Of so many last chunks, or points of a curve, the rate is."""
-MANY_FLIPS, MANY_TIES, MANY_REPEATS = 0.25, 0.7, 0.5
+MANY_FLIPS, MANY_TIES, MANY_REPEATS, MANY_ERRORS = 0.25, 0.7, 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,8 @@ def warnings_of(stages: Sequence[StageView]) -> Iterator[str]:
             yield f"{stage.name}: in {told['flip_share']:.0%} of comparisons the order of the answers decided which one won."
         if told.get("tie_share", 0.0) > MANY_TIES:
             yield f"{stage.name}: the expert could not decide {told['tie_share']:.0%} of comparisons."
+        if told.get("wrong", 0.0) > MANY_ERRORS:
+            yield f"{stage.name}: by labelled questions the expert is wrong about {told['wrong']:.0%} of single answers."
         if stage.manifest is not None and stage.manifest.counts_in:
             repeated = stage.manifest.dropped.get("repeated", 0) / stage.manifest.counts_in
             if repeated > MANY_REPEATS:

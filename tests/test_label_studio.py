@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,18 @@ from helpers.reviewing import right_choice, write_round
 from stllava.cli import main
 from stllava.config import ReviewOptions
 from stllava.errors import StllavaError
-from stllava.records import ReviewTask
-from stllava.review.label_studio import CHOICES, INTERFACE, from_label_studio, to_label_studio
+from stllava.records import ItemKind, ItemsCheck, ReviewTask
+from stllava.review.choices import BUTTONS, ReviewKind
+from stllava.review.items import read_items
+from stllava.review.label_studio import CHOICES, interface, to_label_studio
+from stllava.review.label_studio_results import from_label_studio
 from stllava.review.readings import standing
 from stllava.review.reviewed import find_reviewed
+from stllava.review.session import ReviewSession
 from stllava.review.tasks import draw_tasks, options_of_drawn
 from stllava.review.vote_log import read_votes
+from stllava.store import read_record
+from test_review_page import drawn_tasks
 
 
 def drawn(folder: Path) -> list[ReviewTask]:
@@ -92,19 +99,124 @@ def test_the_tasks_that_were_drawn_before_go_out_and_others_are_refused(
     assert "config.tasks was 5, now 7" in capsys.readouterr().err
 
 
-def test_the_interface_offers_every_choice_once() -> None:
-    offered = [choice.attrib for choice in ElementTree.fromstring(INTERFACE).iter("Choice")]
-    assert [choice["value"] for choice in offered] == list(CHOICES)
-    assert len({choice["hotkey"] for choice in offered}) == len(CHOICES)
+@pytest.mark.parametrize("kind", CHOICES)
+def test_the_interface_offers_every_choice_once_and_shows_all_that_a_task_has(tmp_path: Path, kind: ReviewKind) -> None:
+    tree = ElementTree.fromstring(interface(kind))
+    offered = [choice.attrib for choice in tree.iter("Choice")]
+    assert [choice["value"] for choice in offered] == list(CHOICES[kind])
+    assert len({choice["hotkey"] for choice in offered}) == len(CHOICES[kind]) == len(BUTTONS[kind])
+    assert not any(choice["hotkey"] == "?" for choice in offered)
+    said = {"left": "first", "right": "second"} if kind == "verdicts" else {}
+    assert [said.get(choice, choice) for choice in CHOICES[kind].values()] == [
+        said.get(button.choice, button.choice) for button in BUTTONS[kind]
+    ]
+    tasks = drawn_tasks(tmp_path, kind, ReviewOptions(), count=9, text="")
+    to_label_studio(tasks, kind, to=tmp_path / "tasks.json", image_url="")
+    (names,) = {tuple(row["data"]) for row in json.loads((tmp_path / "tasks.json").read_text())}
+    shown = {node.attrib["value"].removeprefix("$") for node in tree.iter() if node.get("value", "").startswith("$")}
+    assert set(names) - {"task_id"} == shown
+    assert (tree.find("TextArea") is not None) == (kind in ("verdicts", "predictions"))
+
+
+SECRETS = (
+    "rules",
+    "robust",
+    "llava_med",
+    "doubts",
+    "stratum",
+    "inclusion",
+    "uncertain",
+    "policy",
+    "verdict",
+    "score",
+    "expert",
+)
+
+
+@pytest.mark.parametrize("kind", ["predictions", "questions", "pictures"])
+def test_each_kind_goes_out_blind_and_comes_back_as_votes_that_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: ItemKind
+) -> None:
+    drawn_tasks(tmp_path, kind, ReviewOptions(), count=12, text="")
+    where = "set" if kind == "pictures" else kind
+    main(["convert", "review", str(tmp_path / where), "--to", str(tmp_path / "tasks.json"), "--image-url", "/d/?d="])
+    folder = find_reviewed(tmp_path / where).review
+    tasks = read_items(folder)
+    text = (tmp_path / "tasks.json").read_text()
+    rows = json.loads(text)
+    assert [row["data"]["task_id"] for row in rows] == [task.id for task in tasks]
+    assert not any(word in text for word in SECRETS)
+    if kind == "predictions":
+        assert {row["data"]["answer"] for row in rows} == {task.answer for task in tasks}
+        assert {row["data"]["reference"] for row in rows} == {task.references[0] for task in tasks}
+    if kind == "pictures":
+        assert {row["data"]["blacked_out"] for row in rows} == {"nothing", "x 6 to 30, y 4 to 12"}
+    choices = list(CHOICES[kind])
+    for number, row in enumerate(rows):
+        said = choices[number % len(choices)]
+        row |= {"annotations": [annotation(said, by={"id": 7, "email": "anna@ward.example"}, typed="a mass")]}
+    (tmp_path / "out.json").write_text(json.dumps(rows))
+    for turn in range(2):
+        main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path / where)])
+        assert f"anna: {0 if turn else len(tasks)} votes" in capsys.readouterr().out
+    votes = read_votes(folder)
+    assert [vote.choice for vote in votes["anna"]] == [choices[number % len(choices)] for number in range(len(tasks))]
+    assert {vote.correct_answer for vote in votes["anna"]} == {"a mass" if kind == "predictions" else None}
+    main(["judge-check", "--votes", str(tmp_path / where)])
+    check = read_record(folder / "check.json", ItemsCheck)
+    assert (check.read, check.kind) == (len(tasks), kind)
+    # The page goes on with the same tasks and votes.
+    session = ReviewSession(folder, tasks, ["anna"])
+    with closing(session):
+        assert session.progress("anna").read == len(tasks)
+
+
+def test_votes_on_another_kind_are_refused_and_nothing_is_added(tmp_path: Path) -> None:
+    drawn_tasks(tmp_path, "questions", ReviewOptions(), count=9, text="")
+    main(["convert", "review", str(tmp_path / "questions"), "--to", str(tmp_path / "tasks.json")])
+    rows = json.loads((tmp_path / "tasks.json").read_text())
+    for row in rows:
+        row["annotations"] = [annotation("right")]
+    (tmp_path / "out.json").write_text(json.dumps(rows))
+    with pytest.raises(StllavaError, match="holds no vote"):
+        from_label_studio(tmp_path / "questions-review", tmp_path / "out.json", "questions")
+    assert read_votes(tmp_path / "questions-review") == {}
+
+
+def test_names_of_images_are_written_as_addresses_have_them(tmp_path: Path) -> None:
+    task = drawn(tmp_path)[0].model_copy(update={"images": ("ward 7/a&b#1 %2.png",)})
+    to_label_studio([task], "verdicts", to=tmp_path / "tasks.json", image_url="/data/local-files/?d=images/")
+    (row,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert row["data"]["image"] == "/data/local-files/?d=images/ward%207/a%26b%231%20%252.png"
+
+
+def test_two_annotators_of_one_name_stay_two_and_what_other_controls_say_is_passed_over(tmp_path: Path) -> None:
+    """Labels and boxes of a project's other controls, and nulls, as exports of Label Studio hold them."""
+    tasks = drawn(tmp_path)
+    to_label_studio(tasks, "verdicts", to=tmp_path / "tasks.json", image_url="")
+    rows = json.loads((tmp_path / "tasks.json").read_text())
+    people = [{"id": 1, "email": "anna@a.example"}, {"id": 2, "email": "anna@b.example"}, {"id": 3, "email": None}, None]
+    box = {"from_name": "box", "value": {"text": {"x": 1}, "choices": [["a", "b"]], "rectanglelabels": ["mass"]}}
+    relation = {"type": "relation", "from_id": "x", "to_id": "y", "direction": "right"}
+    for row in rows:
+        given = [annotation("equal", by=who, created_at=None, lead_time=None) for who in people]
+        for one in given:
+            result = one["result"]
+            assert isinstance(result, list)
+            result[:0] = [box, relation, {"from_name": None}, None]
+        row["annotations"] = given
+        row["predictions"] = [286]
+    (tmp_path / "out.json").write_text(json.dumps(rows))
+    found = from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts")
+    assert found.votes == dict.fromkeys(("anna-a-example", "anna-b-example", "annotator0", "annotator3"), len(tasks))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}]", "[1]", '[{"data": {"task_id": 5}}]'], ids=repr)
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path, text: str) -> None:
     drawn(tmp_path)
-    to_label_studio(tmp_path / "review", to=tmp_path / "tasks.json", image_url="")
     (tmp_path / "out.json").write_text(text)
     with pytest.raises(StllavaError, match="cannot be read"):
-        from_label_studio(tmp_path / "review", tmp_path / "out.json")
+        from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts")
     (tmp_path / "out.json").write_text("[]")
     with pytest.raises(StllavaError, match="holds no vote"):
-        from_label_studio(tmp_path / "review", tmp_path / "out.json")
+        from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts")

@@ -83,22 +83,23 @@ def review(
     seed: int = 0,
     image_url: str = "/data/local-files/?d=",
 ) -> None:
-    """Write the verdicts that readers are asked about as tasks for Label Studio, and its labelling interface beside them.
+    """Write what readers are asked about as tasks for Label Studio, and its labelling interface beside them.
 
     Args:
-        where: A run, or the folder of one round.
-        options: Which verdicts are read; without any of these, those that were drawn before, if there are such.
+        where: A run or the folder of one round, whose verdicts are read; or the folder of an evaluation, whose answers are, of
+            ask, whose questions are, or an imported set, whose pictures are.
+        options: How much is read, and of which kind; without any of these, what was drawn before, if anything was.
         to: The JSON file; the interface is written beside it, with the suffix .xml.
         round: Number of the run's round; the last one that was judged when not named.
-        seed: Decides which verdicts are drawn, and their order.
+        seed: Decides what is drawn, and in which order.
         image_url: What Label Studio puts before an image's path to find it.
     """
     from stllava.review.label_studio import to_label_studio
-    from stllava.review.round_files import find_round
-    from stllava.review.tasks import draw_tasks, options_of_drawn
+    from stllava.review.reviewed import find_reviewed
+    from stllava.review.tasks import options_of_drawn
 
-    found = find_round(where, round)
+    found = find_reviewed(where, round)
     options, seed = options_of_drawn(found.review, options, seed=seed)
-    draw_tasks(options, answers=found.answers, judgments=found.judgments, to=found.review, seed=seed)
-    count = to_label_studio(found.review, to=to, image_url=image_url)
-    show(f"{counted(count, 'task')} in {to}, the labelling interface in {to.with_suffix('.xml')}")
+    tasks = found.draw(options, seed=seed)
+    to_label_studio(tasks, found.kind, to=to, image_url=image_url)
+    show(f"{counted(len(tasks), 'task')} in {to}, the labelling interface in {to.with_suffix('.xml')}")

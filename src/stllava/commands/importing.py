@@ -175,17 +175,19 @@ def votes(
     review: Path,
     round: int | None = None,  # noqa: A002 - the flag is --round
 ) -> None:
-    """Add what people said in Label Studio to the votes on a round's verdicts.
+    """Add what people said in Label Studio to the votes on verdicts, a benchmark's answers, questions or imported pictures.
 
     Args:
         results: Label Studio's export in the form JSON.
-        review: The run, or the folder of the round, whose tasks `stllava convert review` wrote.
+        review: The run, the folder of a round, of an evaluation or of ask, or the imported set, whose tasks
+            `stllava convert review` wrote.
         round: Number of the run's round; the last one that was judged when not named.
     """
-    from stllava.review.label_studio import from_label_studio
-    from stllava.review.round_files import find_round
+    from stllava.review.label_studio_results import from_label_studio
+    from stllava.review.reviewed import find_reviewed
 
-    found = from_label_studio(find_round(review, round).review, results)
+    reviewed = find_reviewed(review, round)
+    found = from_label_studio(reviewed.review, results, reviewed.kind)
     show(*(f"{reader}: {counted(count, 'vote')}" for reader, count in found.votes.items()))
     if found.left_out:
         show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in found.left_out.items())}")

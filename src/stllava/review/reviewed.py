@@ -42,8 +42,8 @@ class ReviewedStage:
         """What the page calls it."""
         return self.folder.name if self.run is None else f"{self.run.name} · {RunDir(self.run).name_of(self.folder)}"
 
-    def draw(self, options: ReviewOptions, *, seed: int, root: Path) -> list[AnyTask]:
-        """Draw what readers are asked about."""
+    def draw(self, options: ReviewOptions, *, seed: int, root: Path | None = None) -> list[AnyTask]:
+        """Draw what readers are asked about; the image root, where it is known, is noted for the page."""
         return [*draw_items(options, kind=self.kind, source=self.folder, to=self.review, seed=seed, root=root)]
 
     def image_root(self, named: Path | None) -> Path:
@@ -69,8 +69,8 @@ class ReviewedRound:
         name = self.round.folder.name
         return name if self.round.run is None else f"{self.round.run.name} · {name}"
 
-    def draw(self, options: ReviewOptions, *, seed: int, root: Path) -> list[AnyTask]:
-        """Draw what readers are asked about."""
+    def draw(self, options: ReviewOptions, *, seed: int, root: Path | None = None) -> list[AnyTask]:
+        """Draw what readers are asked about; the image root, where it is known, is noted for the page."""
         answers, judgments = self.round.answers, self.round.judgments
         return [*draw_tasks(options, answers=answers, judgments=judgments, to=self.review, seed=seed, root=root)]
 

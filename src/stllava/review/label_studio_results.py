@@ -1,0 +1,229 @@
+"""Label Studio's results as votes: reads its JSON export and adds each annotation to the file of its reader.
+
+Whoever voted on a task before is not counted again.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from stllava.errors import StllavaError
+from stllava.records import ItemChoice, ReviewVote, VoteChoice, content_id
+from stllava.review.choices import ReviewKind, refuse_other_votes
+from stllava.review.items import read_items
+from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer
+from stllava.review.open_task import AnyTask
+from stllava.review.readings import standing
+from stllava.review.tasks import read_tasks
+from stllava.review.vote_log import VoteLog
+from stllava.store import require_file
+
+
+class _Lenient(BaseModel):
+    """What is read of an export; it says much more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Vote(_Lenient):
+    choices: tuple[str, ...] = ()
+
+
+class _Typed(_Lenient):
+    text: tuple[str, ...] | str = ()
+
+
+class _Annotator(_Lenient):
+    id: int = 0
+    email: str | None = None
+
+
+class _Annotation(_Lenient):
+    completed_by: int | str | _Annotator | None = None
+    result: tuple[JsonValue, ...] = ()
+    """Of every control in the project's interface, which may have others than ours."""
+    was_cancelled: bool = False
+    lead_time: float | None = None
+    created_at: str | None = None
+
+
+class _Data(_Lenient):
+    task_id: str
+
+
+class _Annotated(_Lenient):
+    data: _Data
+    annotations: tuple[_Annotation, ...] = ()
+
+
+V = TypeVar("V", _Vote, _Typed)
+
+
+@dataclass(frozen=True)
+class ImportedVotes:
+    """What came of an export."""
+
+    votes: dict[str, int]
+    """Votes added, by reader."""
+    left_out: Counter[str]
+    """Annotations that were not, by cause."""
+
+
+def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> ImportedVotes:
+    """Add the annotations of a JSON export to the votes of a review folder.
+
+    Args:
+        folder: The review folder from which the tasks were written.
+        results: Label Studio's export in the form JSON.
+        kind: What its tasks are about.
+
+    Raises:
+        StllavaError: Where the file is no such export, or holds no annotation of these tasks.
+    """
+    require_file(results, expected="a JSON export of Label Studio")
+    try:
+        rows = TypeAdapter(tuple[_Annotated, ...]).validate_json(results.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StllavaError(
+            f"{results} cannot be read: {first['msg']}{f' at {where}' if where else ''}",
+            expected="the JSON export (not JSON-MIN) of a project with tasks of `stllava convert review`",
+            remedy="Export the project again in the form JSON.",
+        ) from None
+    drawn: Sequence[AnyTask] = read_tasks(folder) if kind == "verdicts" else read_items(folder)
+    tasks = {task.id: task for task in drawn}
+    names = _names([annotation.completed_by for row in rows for annotation in row.annotations])
+    left_out: Counter[str] = Counter()
+    given: dict[str, list[tuple[AnyTask, _Annotation, VoteChoice | ItemChoice]]] = {}
+    for row in rows:
+        task = tasks.get(row.data.task_id)
+        for annotation in row.annotations:
+            choice = _choice(task, annotation, kind) if task is not None else None
+            if annotation.was_cancelled:
+                left_out["skipped"] += 1
+            elif task is None:
+                left_out["task not known"] += 1
+            elif choice is None:
+                left_out["no choice"] += 1
+            else:
+                given.setdefault(names[_address(annotation.completed_by)], []).append((task, annotation, choice))
+    if not given:
+        raise StllavaError(
+            f"{results} holds no vote on the tasks of {folder}: {dict(left_out) or 'it is empty'}",
+            expected="annotations of these tasks",
+            remedy="Name the review folder from which the tasks were written.",
+        )
+    added = {reader: _add(folder, reader, annotated, left_out, kind) for reader, annotated in sorted(given.items())}
+    return ImportedVotes(added, left_out)
+
+
+def _add(
+    folder: Path,
+    reader: str,
+    annotated: Sequence[tuple[AnyTask, _Annotation, VoteChoice | ItemChoice]],
+    left_out: Counter[str],
+    kind: ReviewKind,
+) -> int:
+    """Add one reader's annotations to the reader's file, and count those that add nothing."""
+    log = VoteLog(folder, reader)
+    try:
+        refuse_other_votes(log.votes, kind, folder=folder)
+        known = {task for task, _ in standing(log.votes)}
+        added = 0
+        for task, annotation, choice in annotated:
+            if task.id in known:
+                left_out["voted before"] += 1
+                continue
+            number = len(log.votes) + 1
+            log.append(
+                ReviewVote(
+                    id=content_id("review vote", reader, number),
+                    number=number,
+                    event="vote",
+                    reader=reader,
+                    at=_moment(annotation.created_at or ""),
+                    task_id=task.id,
+                    seconds=_seconds(annotation.lead_time),
+                    left=left_answer(task),
+                    choice=choice,
+                    correct_answer=_typed(annotation) if kind in TYPED_KINDS else None,
+                )
+            )
+            known.add(task.id)
+            added += 1
+        return added
+    finally:
+        log.close()
+
+
+def _value(annotation: _Annotation, control: str, kind: type[V]) -> V:
+    """What was entered in one of our controls; of none, or of something else under its name, an empty value."""
+    for entry in annotation.result:
+        if isinstance(entry, dict) and entry.get("from_name") == control:
+            try:
+                return kind.model_validate(entry.get("value", {}))
+            except ValidationError:
+                continue  # Another control of that name.
+    return kind()
+
+
+def _choice(task: AnyTask, annotation: _Annotation, kind: ReviewKind) -> VoteChoice | ItemChoice | None:
+    """What an annotation says of a task; None where it says nothing."""
+    said = _value(annotation, "vote", _Vote).choices
+    choice = CHOICES[kind].get(said[0]) if len(said) == 1 else None
+    left = left_answer(task)
+    if choice == "left":
+        return left
+    # "right" is a place of two answers, and a verdict on one.
+    if choice == "right" and kind == "verdicts":
+        return "second" if left == "first" else "first"
+    return choice
+
+
+def _typed(annotation: _Annotation) -> str | None:
+    """The right answer, where one was typed."""
+    text = _value(annotation, "correct_answer", _Typed).text
+    return (text if isinstance(text, str) else " ".join(text)).strip() or None
+
+
+def _address(annotator: int | str | _Annotator | None) -> tuple[int, str]:
+    """What tells annotators apart: number and address."""
+    if isinstance(annotator, _Annotator):
+        return annotator.id, annotator.email or ""
+    return (annotator or 0, "") if not isinstance(annotator, str) else (0, annotator)
+
+
+def _names(annotators: Sequence[int | str | _Annotator | None]) -> dict[tuple[int, str], str]:
+    """The names of readers: what stands before the @ of an address, all of it where two share that, or a number."""
+    found = dict.fromkeys(map(_address, annotators))
+    short = {key: _plain(key[1].partition("@")[0]) for key in found}
+    shared = Counter(short.values())
+    names = {}
+    for number, address in found:
+        name = short[number, address]
+        names[number, address] = (name if shared[name] == 1 else _plain(address)) or f"annotator{number}"
+    return names
+
+
+def _plain(text: str) -> str:
+    """A text in letters that the name of a file may have."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text).lstrip("-_")[:64]
+
+
+def _seconds(lead_time: float | None) -> float:
+    return round(lead_time, 3) if lead_time is not None and math.isfinite(lead_time) and lead_time > 0 else 0.0
+
+
+def _moment(text: str) -> str:
+    """When an annotation was made, as votes note it; now, where it does not say."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="milliseconds")
+    except ValueError:
+        return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,27 +1,56 @@
-"""What watching a run costs it, and whether what the page says of its stages is what their manifests say.
+"""How much longer a run takes while its page is open, and whether the page says what the manifests do.
 
-    python bench/watch.py [--every 4]
+    python bench/watch.py [--repeats 5] [--every 4] [--quick]
 
-Runs the demo, serves the page of `stllava watch` beside it and looks at it every few seconds, as an open browser does. Prints
-the processor time of both, how long a look takes, and every stage of which the page named other counts than its manifest does.
+Runs the demo (`--quick`: a smaller one on a few images, two repeats) by turns with and without `stllava watch` open on it, the
+order turned round at every repeat, so that neither is always the first. The page is asked for as its own script does: again
+so many seconds after the last answer, and the images on it where it has changed. Prints the wall time of both, how much longer
+the watched runs took, as the mean of the repeats' shares with its 95 % interval (Student's t), the processor time of the
+watching, and every stage of which the page named other counts than its manifest does.
 """
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import httpx2
 
+import stllava
+from stllava.metrics.stats import student
 from stllava.store import read_manifest
 
 ROW = re.compile(r'<tr data-stage="([^"]+)" data-status="done"><th scope="row">[^<]+</th>\s*<td>([\d,]+)</td><td>([\d,]+)</td>')
 AT_WORK = re.compile(r'data-stage="([^"]+)" data-done="(\d+)" data-items="(\d+)"')
+MAIN = re.compile(r"<main.*</main>", re.DOTALL)
+IMAGE = re.compile(r'src="(/image/[^"]+)"')
+STLLAVA = [sys.executable, "-m", "stllava"]
+RECIPE = Path(stllava.__file__).parent / "recipes" / "phantom.yaml"
+SMALL = {"data.labelled": 30, "data.unlabelled": 30, "data.validation": 30, "data.test": 40, "sft.epochs": 8, "rounds": 1}
+"""What the smaller demo has other than the whole one."""
+
+
+@dataclass
+class Watched:
+    """What was seen of a run by an open page."""
+
+    rows: set[tuple[str, str, str]] = field(default_factory=set)
+    """Stages that were done, with the counts on the page."""
+    at_work: set[str] = field(default_factory=set)
+    looks: list[float] = field(default_factory=list)
+    """Seconds that each answer took."""
+    processor: float = 0.0
+    """Seconds of the watching process, its start among them."""
 
 
 def processor_seconds(process: int) -> float:
@@ -30,47 +59,99 @@ def processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@contextmanager
+def running(words: list[str], **more: object) -> Iterator[subprocess.Popen[str]]:
+    """A process, which ends with this."""
+    process = subprocess.Popen([*STLLAVA, *words], text=True, stderr=subprocess.DEVNULL, **more)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def watch(run: Path, demo: subprocess.Popen[str], *, every: float) -> Watched:
+    """Look at a run as an open page does, until it is over."""
+    while not (run / "plan.json").is_file() and demo.poll() is None:
+        time.sleep(0.05)
+    seen, before = Watched(), ""
+    with running(["watch", str(run), "--port", "0"], stdout=subprocess.PIPE) as server, httpx2.Client() as client:
+        assert server.stdout is not None
+        address = next(line for line in server.stdout if "http://" in line).split()[-1]
+        host = address.partition("/open/")[0]
+        client.get(address, follow_redirects=True)
+        while demo.poll() is None:
+            began = time.monotonic()
+            page = client.get(f"{host}/").text
+            shown = "".join(MAIN.findall(page))
+            if shown != before:
+                for image in dict.fromkeys(IMAGE.findall(shown)):
+                    client.get(host + image)
+            seen.looks.append(time.monotonic() - began)
+            before = shown
+            seen.rows |= {(stage, given, came) for stage, given, came in ROW.findall(page)}
+            seen.at_work |= {stage for stage, _, _ in AT_WORK.findall(page)}
+            # The run's end is noticed at once, so that it is not measured in steps of the looks.
+            end = time.monotonic() + every
+            while demo.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+        seen.processor = processor_seconds(server.pid)
+    return seen
+
+
+def wrong_counts(run: Path, seen: Watched) -> list[str]:
+    """The stages of which the page said other counts than their manifests do."""
+    wrong = []
+    for stage, given, came in sorted(seen.rows):
+        manifest = read_manifest(run / stage)
+        if (f"{manifest.counts_in:,}", f"{manifest.counts_out:,}") != (given, came):
+            wrong.append(f"{stage}: {given}, {came} on the page; {manifest.counts_in}, {manifest.counts_out} here")
+    return wrong
+
+
+def measured(run: Path, *, watched: bool, quick: bool, every: float) -> tuple[float, Watched | None]:
+    """Wall time of a run in seconds, and what was seen of it."""
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    words = ["run", str(RECIPE), *small, "--to", str(run)] if quick else ["demo", "--to", str(run)]
+    began = time.monotonic()
+    with running(words, stdout=subprocess.DEVNULL) as demo:
+        seen = watch(run, demo, every=every) if watched else None
+        if demo.wait():
+            sys.exit(f"the run ended with {demo.returncode}: {' '.join(words)}")
+        return time.monotonic() - began, seen
+
+
 def main() -> None:
-    """Run, look and print."""
+    """Run by turns and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between two looks")
+    parser.add_argument("--repeats", type=int, help="runs of each kind; 5, or 2 with --quick")
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between an answer and the next look")
+    parser.add_argument("--quick", action="store_true", help="a smaller run")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        run, seen, at_work, looks = Path(name) / "run", set[tuple[str, str, str]](), set[str](), list[float]()
-        command = [sys.executable, "-m", "stllava"]
-        demo = subprocess.Popen([*command, "demo", "--to", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (run / "plan.json").is_file():
-            time.sleep(0.2)
-        watch = subprocess.Popen([*command, "watch", str(run), "--port", "0"], stdout=subprocess.PIPE, text=True)
-        try:
-            assert watch.stdout is not None
-            address = next(line for line in watch.stdout if "http://" in line).split()[-1]
-            spent = 0.0
-            with httpx2.Client(follow_redirects=True) as client:
-                client.get(address)
-                started = processor_seconds(watch.pid)
-                while demo.poll() is None:
-                    began = time.monotonic()
-                    page = client.get(address.partition("/open/")[0] + "/").text
-                    looks.append(time.monotonic() - began)
-                    seen |= {(stage, given, came) for stage, given, came in ROW.findall(page)}
-                    at_work |= {stage for stage, _, _ in AT_WORK.findall(page)}
-                    spent = processor_seconds(demo.pid)
-                    time.sleep(options.every)
-                watched = processor_seconds(watch.pid) - started
-        finally:
-            watch.kill()
-            demo.kill()
-        wrong = []
-        for stage, given, came in sorted(seen):
-            manifest = read_manifest(run / stage)
-            if (f"{manifest.counts_in:,}", f"{manifest.counts_out:,}") != (given, came):
-                wrong.append(f"{stage}: {given}, {came} on the page; {manifest.counts_in}, {manifest.counts_out} here")
-        print(f"{len(looks)} looks, {median(looks) * 1000:.0f} ms each (median); {len(at_work)} stages seen at work")
-        print(f"demo {spent:.1f} s of processor time, watching it {watched:.1f} s: {watched / spent:.2%}")
-        print(
-            *(wrong or [f"all counts of {len({stage for stage, _, _ in seen})} stages are those of their manifests"]), sep="\n"
-        )
+    repeats = options.repeats or (2 if options.quick else 5)
+    plain, watched, seen, wrong = list[float](), list[float](), list[Watched](), list[str]()
+    for repeat in range(repeats):
+        for is_watched in (False, True) if repeat % 2 == 0 else (True, False):
+            with tempfile.TemporaryDirectory() as name:
+                run = Path(name) / "run"
+                seconds, looked = measured(run, watched=is_watched, quick=options.quick, every=options.every)
+                (watched if is_watched else plain).append(seconds)
+                if looked is not None:
+                    seen.append(looked)
+                    wrong += wrong_counts(run, looked)
+            print(f"repeat {repeat + 1}, {'watched' if is_watched else 'alone'}: {seconds:.1f} s", flush=True)
+    shares = [100 * (with_page / without - 1) for with_page, without in zip(watched, plain, strict=True)]
+    reach = student(len(shares) - 1) * stdev(shares) / sqrt(len(shares)) if len(shares) > 1 else float("inf")
+    looks = list(itertools.chain.from_iterable(one.looks for one in seen))
+    stages = {stage for one in seen for stage, _, _ in one.rows}
+    print(f"\nalone {median(plain):.1f} s [{min(plain):.1f}, {max(plain):.1f}], watched {median(watched):.1f} s", end=" ")
+    print(f"[{min(watched):.1f}, {max(watched):.1f}]: medians with the least and the most of {repeats}")
+    print(f"watched runs took {mean(shares):+.2f} % [{mean(shares) - reach:+.2f}, {mean(shares) + reach:+.2f}] longer", end=" ")
+    print(f"(by repeat: {', '.join(f'{share:+.2f}' for share in shares)})")
+    print(f"{len(looks)} looks, {median(looks) * 1000:.0f} ms each (median, with images); watching took", end=" ")
+    print(f"{median(one.processor for one in seen):.2f} s of processor time a run, its start included")
+    print(f"{len({stage for one in seen for stage in one.at_work})} stages seen at work")
+    print(*(wrong or [f"all counts of {len(stages)} stages are those of their manifests"]), sep="\n")
 
 
 if __name__ == "__main__":

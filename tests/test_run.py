@@ -12,7 +12,6 @@ from conftest import TINY
 from helpers.reviewing import vote_on
 from stllava import rounds
 from stllava.config import JudgeOptions, ReviewOptions
-from stllava.data.prepare import prepare
 from stllava.errors import ConflictError, NothingLeftError, StllavaError
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
@@ -22,7 +21,7 @@ from stllava.report.verdicts_spent import verdicts_spent
 from stllava.review.round_files import find_round
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import VoteLog
-from stllava.rounds import Rounds, has_less
+from stllava.round_budget import RoundBudget, has_less
 from stllava.rundir import RunDir, round_name
 from stllava.stages.calibrate import error_of
 from stllava.stages.judge import judge
@@ -346,12 +345,12 @@ def test_a_run_tells_how_many_answers_read_the_image_and_weighs_pairs_by_it(tmp_
 
 def test_a_run_whose_budget_is_spent_ends_its_rounds_and_says_so(tmp_path: Path) -> None:
     limited = options(rounds=3, judge={"budget": 20})
-    loop = Rounds(limited, RunDir(tmp_path), prepare(limited.data, seed=0, to=tmp_path / "data"), [], [], {})
-    loop.spent = [(8.0, 0.0)]
-    assert loop.within_budget(2).budget == 6
-    loop.spent = [(8.0, 0.0), (12.0, 0.0)]
+    budget = RoundBudget(limited, RunDir(tmp_path))
+    budget.spend(8, 0.0)
+    assert budget.share(2).budget == 6
+    budget.spend(12, 0.0)
     with pytest.raises(NothingLeftError, match="of 20 is spent"):
-        loop.within_budget(3)
+        budget.share(3)
 
 
 @pytest.mark.parametrize(
@@ -372,12 +371,11 @@ def test_a_round_judged_without_a_policy_gets_more_and_never_less(
     folder = RunDir(tmp_path)
     judged = folder.stage("round-1", "judge")
     judged.mkdir(parents=True)
-    data = prepare(first.data, seed=0, to=tmp_path / "data")
-    had = Rounds(first, folder, data, [], [], {}).within_budget(1)
+    had = RoundBudget(first, folder).share(1)
     stage = Stage("judge", judged, had, inputs={}, existing="resume")
     stage.write_plan()
     stage.finish(counts_in=0, counts_out=0, measures={}, files=[])
-    judging = Rounds(again, folder, data, [], [], {}).within_budget(1)
+    judging = RoundBudget(again, folder).share(1)
     assert judging.budget == share
     assert judging.budget_cost == 0
     assert has_less(judged, judging) == (judging != had)

@@ -4,7 +4,6 @@
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from stllava.launch import launched
 from stllava.recipe import RunOptions
 from stllava.records import content_id
 from stllava.review.voted_answers import voted_folders
+from stllava.round_budget import RoundBudget, has_less, with_share_of
 from stllava.rundir import FINAL, RoundStage, RunDir, round_name
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, request_descriptions
@@ -61,11 +61,12 @@ class Rounds:
     """Those judged by what was made of its verdicts."""
     votes: list[Mapping[str, float]] = field(default_factory=list)
     """What was counted of the policy's own votes in each round, where they judge."""
-    spent: list[tuple[float, float]] = field(default_factory=list)
-    """Questions that the expert was asked about, and US dollars, each time."""
+    budget: RoundBudget = field(init=False)
+    """What the rounds may ask the expert, and what they have asked."""
 
     def __post_init__(self) -> None:
         """Begin with the options as they are."""
+        self.budget = RoundBudget(self.options, self.folder)
         self.pairing, self.learning = self.options.pair, self.options.dpo
 
     def learn(self, number: int, policy: Path) -> None:
@@ -178,7 +179,7 @@ class Rounds:
             # With a larger share than it had; what was paid for is kept.
             existing="replace" if (judgments / MANIFEST).is_file() and has_less(judgments, judging) else "resume",
         )
-        self.spent.append((judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0)))
+        self.budget.spend(judged.manifest.measures.get("asked", 0.0), judged.manifest.measures.get("cost", 0.0))
         self.notes += [note for note in judged.notes if note not in self.notes]
         if judging.votes:
             self.tell_votes(name, judged.manifest.measures)
@@ -187,40 +188,11 @@ class Rounds:
         judged_so += [described, (answers, judgments)] if self.options.ask.num_descriptions > 1 else [(answers, judgments)]
         return judged
 
-    def within_budget(self, number: int) -> JudgeOptions:
-        """How a round's answers are judged: what is left of the run's budget is shared evenly by the rounds still to come.
-
-        A round that made a policy keeps the share it had, however the budget or the number of rounds has changed since; one
-        that was judged and went no further gets more where there is more.
-        """
-        options, name = self.options.judge, round_name(number)
-        judged = self.folder.stage(name, "judge")
-        had = with_share_of(options, judged) if (judged / MANIFEST).is_file() else None
-        if had is not None and (self.folder.policy(name) / MANIFEST).is_file():
-            return had
-        asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
-        left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
-        shares: dict[str, float] = {}
-        # A share of nothing would mean no limit.
-        for name, total, spent in (("budget", options.budget, asked), ("budget_cost", options.budget_cost, cost)):
-            if total and spent >= total:
-                raise NothingLeftError(
-                    f"judge.{name} of {total:g} is spent",
-                    expected="a verdict to pay for",
-                    remedy="Raise it and give the same command again, or run fewer rounds.",
-                )
-        if options.budget:
-            shares["budget"] = math.ceil((options.budget - asked) / left)
-        if options.budget_cost:
-            shares["budget_cost"] = (options.budget_cost - cost) / left
-        now = options.model_copy(update=shares)
-        return had if had is not None and not has_less(judged, now) else now
-
     def judging(self, number: int, policy: Path) -> JudgeOptions:
         """How a round's answers are judged: by the expert within its budget, later by a judge made of its verdicts."""
         options = self.options
         if not options.distill_after or number <= options.distill_after:
-            return self.within_budget(number)
+            return self.budget.share(number)
         to = self.folder.own_judge
         if not self.judged_at_no_cost:
             made = distill(
@@ -272,7 +244,7 @@ class Rounds:
             everything = with_share_of(everything, judgments)
         # A rule knows the labels here as it knows its references there.
         judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
-        self.spent.append((float(judged.asked), judged.manifest.measures.get("cost", 0.0)))
+        self.budget.spend(judged.asked, judged.manifest.measures.get("cost", 0.0))
         found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
         warnings = audit_warnings(found, options=options.pair, smooth_labels=options.judge.smooth_labels)
         self.sentences += [*found.sentences, *warnings]
@@ -360,16 +332,3 @@ class Rounds:
             to=to,
             seed=seed,
         )
-
-
-def with_share_of(options: JudgeOptions, judged: Path) -> JudgeOptions:
-    """How answers were judged into a folder, where nothing but the budget has changed since."""
-    made = read_manifest(judged).config
-    return options.model_copy(update={name: made[name] for name in ("budget", "budget_cost")})
-
-
-def has_less(judged: Path, options: JudgeOptions) -> bool:
-    """Whether answers were judged into a folder within less than these options allow; 0 is no limit."""
-    had = with_share_of(options, judged)
-    limits = ((had.budget, options.budget), (had.budget_cost, options.budget_cost))
-    return any((before or math.inf) < (now or math.inf) for before, now in limits)

@@ -4,8 +4,9 @@
 
 Draws a round of so many judged questions about as many images (copies of 32 different ones, under names of their own),
 serves it, and lets Chromium vote on the first of them by keys, with half a second to look at each. Prints how long the next
-task and its image took from the key to the frame after they are drawn, and the memory of the server and of the page at the
-beginning and at the end. Needs Playwright and a Chromium.
+task and its image took from the key to the frame after they are drawn (median, 95th percentile, longest), what of that was
+waiting for the server's answer, and the memory of the server and of the page at the start, after a tenth of the votes (by
+when all that is kept has filled up) and at the end. Needs Playwright and a Chromium.
 """
 
 import argparse
@@ -36,6 +37,12 @@ PRESS = """(key) => new Promise((done) => {
   observer.observe(document.body, { attributes: true, attributeFilter: wanted });
   document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 })"""
+WAITED = """() => {
+  const next = performance.getEntriesByType("resource").filter((one) => one.name.endsWith("/next"));
+  const waited = next.map((one) => one.responseEnd - one.startTime);
+  performance.clearResourceTimings();
+  return waited;
+}"""
 HOW = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=0)
 
 
@@ -118,24 +125,30 @@ def main() -> None:
                     page = browser.new_page(viewport={"width": 1280, "height": 800})
                     page.goto(address)
                     page.locator("#picture[data-scale]").wait_for()
-                    voted, moved = [], []
-                    memory = []
+                    voted, moved, waited = [], [], []
+                    memory = [(memory_of(server.pid), memory_of_pages())]
                     for number in range(options.votes):
                         page.wait_for_timeout(500)
                         voted.append(page.evaluate(PRESS, "1"))
                         moved.append(page.evaluate(PRESS, "Enter"))
+                        waited += page.evaluate(WAITED)
                         if number in (options.votes // 10, options.votes - 1):
                             memory.append((memory_of(server.pid), memory_of_pages()))
                     browser.close()
             finally:
                 server.kill()
-    rows = {"next task and image on screen": moved, "vote on disk and verdict on screen": voted}
+    rows = {
+        "next task and image on screen": moved,
+        "of that, until the server had answered": waited,
+        "vote on disk and verdict on screen": voted,
+    }
     print(f"{options.tasks} tasks of {options.side} × {options.side} pixels; ready after {started:.1f} s\n")
     print("| | median, ms | 95 %, ms | longest, ms |\n|---|---|---|---|")
     for label, values in rows.items():
         print(f"| {label} | {median(values):.0f} | {np.quantile(values, 0.95):.0f} | {max(values):.0f} |")
     print("\n| memory, MiB | server | page |\n|---|---|---|")
-    for label, (server_memory, heap) in zip(("after a tenth of the votes", "at the end"), memory, strict=True):
+    labels = ("at the start", "after a tenth of the votes", "at the end")
+    for label, (server_memory, heap) in zip(labels, memory, strict=True):
         print(f"| {label} | {server_memory:.0f} | {heap:.0f} |")
 
 

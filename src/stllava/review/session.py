@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from threading import RLock
 from time import monotonic
@@ -85,8 +86,10 @@ class ReviewSession:
     def progress(self, reader: str) -> Advance:
         """How far a reader is."""
         with self._lock:
-            candidates = list(self._candidates(reader))
-            return Advance(len(self._states[reader].standing), len(candidates), [task for task, _ in candidates[:PRELOADED]])
+            candidates = self._candidates(reader)
+            upcoming = [task for task, _ in islice(candidates, PRELOADED)]
+            left = len(upcoming) + sum(1 for _ in candidates)
+            return Advance(len(self._states[reader].standing), left, upcoming)
 
     def open_task(self, reader: str) -> OpenTask | None:
         """What a reader has on screen: the task that is open, or else the next one; None where none is left."""

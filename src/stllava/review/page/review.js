@@ -284,7 +284,7 @@ class Viewer {
     const context = sheet.getContext("2d", { willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
-    return { id, sheet, context, pixels: context.getImageData(0, 0, sheet.width, sheet.height), looks: AS_STORED };
+    return { id, sheet, context, looks: AS_STORED }; // and its pixels as stored, once somebody changes their looks
   }
 
   // The 16-bit pixels of an image, which are asked for once somebody changes its window.
@@ -350,9 +350,11 @@ class Viewer {
     }
     const looks = seen ? `${seen.level} ${seen.width} ${this.inverted} deep` : `${this.brightness} ${this.contrast} ${this.inverted}`;
     if (picture.looks !== looks && seen) {
+      picture.pixels = this.stored(picture);
       picture.context.putImageData(this.developDeep(picture, seen), 0, 0);
       picture.looks = looks;
     } else if (picture.looks !== looks) {
+      picture.pixels = this.stored(picture);
       const table = new Uint8ClampedArray(256);
       for (let value = 0; value < 256; value++) {
         const grey = (value - 127.5) * this.contrast + 127.5 + 255 * this.brightness;
@@ -371,6 +373,11 @@ class Viewer {
       picture.looks = looks;
     }
     this.draw();
+  }
+
+  // The pixels of a picture as the server sent them: they are read off its sheet before anything else is drawn there.
+  stored(picture) {
+    return picture.pixels || picture.context.getImageData(0, 0, picture.sheet.width, picture.sheet.height);
   }
 
   developDeep(picture, { offset, step, level, width }) {

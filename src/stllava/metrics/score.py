@@ -1,14 +1,18 @@
 """From predictions to scores with intervals: our own rules (`robust`) and the published ones (`llava_med`) side by side."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stllava.metrics import llava_med, robust
-from stllava.metrics.stats import bootstrap_interval, detectable_difference, paired_difference, permutation_p
+from stllava.metrics.score_columns import ImageNumbers, ScoreColumn
+from stllava.metrics.stats import detectable_difference, paired_difference, permutation_p
 from stllava.records import Difference, Prediction, QuestionKind, Score
 
 Reader = Callable[[Prediction], float | None]
@@ -31,6 +35,10 @@ class Metric:
     """From 0 to 1; None where the rule cannot read the answer, which counts as 0 and is said beside the score."""
     choices: bool = False
     """Whether it is defined for multiple-choice questions too."""
+
+    def takes(self, row: Prediction) -> bool:
+        """Whether it is defined for this prediction."""
+        return row.kind == self.kind and (self.choices or not row.choices)
 
 
 def _closed(row: Prediction) -> float | None:
@@ -84,8 +92,7 @@ TWINS = (
 
 def measured(predictions: Sequence[Prediction], metric: str) -> list[Prediction]:
     """The predictions that a metric is defined for, in their order."""
-    wanted = METRICS[metric]
-    return [row for row in predictions if row.kind == wanted.kind and (wanted.choices or not row.choices)]
+    return [row for row in predictions if METRICS[metric].takes(row)]
 
 
 def readings(rows: Sequence[Prediction], metric: str) -> list[float | None]:
@@ -104,30 +111,42 @@ def is_right(row: Prediction) -> bool:
     return values([row], "closed_accuracy" if row.kind == "closed" else "open_exact_match") == [1.0]
 
 
-def score(predictions: Sequence[Prediction], *, policy: str, benchmark: str, candidates: Sequence[str] = ()) -> list[Score]:
+def score(predictions: Iterable[Prediction], *, policy: str, benchmark: str, candidates: Sequence[str] = ()) -> list[Score]:
     """Every metric that has samples, its 95 % interval resampled by image.
 
-    `candidates` are the answers that the published open accuracy chooses from: without them it is not computed.
+    The predictions are gone through once and none is held. `candidates` are the answers that the published open accuracy
+    chooses from: without them it is not computed.
     """
-    found = []
-    for metric, definition in METRICS.items():
-        rows = measured(predictions, metric)
-        if rows:
-            read = readings(rows, metric)
-            found.append(summed(rows, read, metric=metric, rule=definition.rule, policy=policy, benchmark=benchmark))
-    rows = measured(predictions, "open_recall")
-    if rows and candidates:
-        hits = [llava_med.open_hit(row.final_answer, row.targets[0], candidates)[0] for row in rows]
-        named = "llava_med_open_accuracy"
-        found.append(summed(rows, hits, metric=named, rule=LLAVA_MED, policy=policy, benchmark=benchmark))
-    return found
+    images, chosen = ImageNumbers(), ScoreColumn()
+    columns = {metric: ScoreColumn() for metric in METRICS}
+    for row in predictions:
+        image = images.number(row.image)
+        for metric, definition in METRICS.items():
+            if definition.takes(row):
+                columns[metric].add(image, definition.read(row))
+        if candidates and METRICS["open_recall"].takes(row):
+            chosen.add(image, llava_med.open_hit(row.final_answer, row.targets[0], candidates)[0])
+    ranks = images.ranks()
+    rules = [(metric, METRICS[metric].rule, column) for metric, column in columns.items()]
+    return [
+        _score_of(column, ranks, metric=metric, rule=rule, policy=policy, benchmark=benchmark)
+        for metric, rule, column in [*rules, ("llava_med_open_accuracy", LLAVA_MED, chosen)]
+        if len(column)
+    ]
 
 
 def summed(
-    rows: Sequence[Prediction], read: Sequence[float | None], *, metric: str, rule: str, policy: str, benchmark: str
+    images: Iterable[str], read: Iterable[float | None], *, metric: str, rule: str, policy: str, benchmark: str
 ) -> Score:
-    """One metric's score from what it says of each row; what it cannot read counts as 0 and is counted."""
-    value, low, high = bootstrap_interval([reading or 0.0 for reading in read], [row.image for row in rows])
+    """One metric's score from what it says of an answer about each image; what it cannot read counts as 0 and is counted."""
+    numbers, column = ImageNumbers(), ScoreColumn()
+    for image, reading in zip(images, read, strict=True):
+        column.add(numbers.number(image), reading)
+    return _score_of(column, numbers.ranks(), metric=metric, rule=rule, policy=policy, benchmark=benchmark)
+
+
+def _score_of(column: ScoreColumn, ranks: NDArray[np.int64], *, metric: str, rule: str, policy: str, benchmark: str) -> Score:
+    value, low, high = column.interval(ranks)
     return Score(
         policy=policy,
         benchmark=benchmark,
@@ -135,9 +154,9 @@ def summed(
         value=value,
         low=low,
         high=high,
-        n=len(rows),
+        n=len(column),
         rule=rule,
-        abstained=sum(reading is None for reading in read),
+        abstained=column.unread,
     )
 
 
@@ -182,7 +201,14 @@ def scores_by_label(
     """
     return {
         value: [
-            summed(part, readings(part, metric), metric=metric, rule=ROBUST, policy=policy, benchmark=benchmark)
+            summed(
+                [row.image for row in part],
+                readings(part, metric),
+                metric=metric,
+                rule=ROBUST,
+                policy=policy,
+                benchmark=benchmark,
+            )
             for metric in LABEL_METRICS
             if (part := measured(rows, metric))
         ]

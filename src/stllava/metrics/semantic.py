@@ -5,7 +5,7 @@
 word for word is right without a question. `agreement` leaves these out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from stllava.metrics.agreement import kappa
@@ -13,9 +13,9 @@ from stllava.metrics.robust import medical_exact_match
 from stllava.records import Answers, Judgment, Prediction, Rate, Sampling, content_id
 
 
-def compared(predictions: Iterable[Prediction], sampling: Sampling) -> list[Answers]:
+def compared(predictions: Iterable[Prediction], sampling: Sampling) -> Iterator[Answers]:
     """Every open prediction as answers to its question: first what the policy said, then the references."""
-    return [
+    return (
         Answers(
             id=_key(row),
             question_id=row.sample_id,
@@ -27,13 +27,16 @@ def compared(predictions: Iterable[Prediction], sampling: Sampling) -> list[Answ
         )
         for row in predictions
         if row.kind == "open"
-    ]
+    )
 
 
-def verdicts(predictions: Sequence[Prediction], judgments: Iterable[Judgment]) -> list[float | None]:
-    """For each open prediction 1 or 0; None where the expert gave no verdict, or one that hung on the order."""
-    known = {judgment.answers_id: judgment for judgment in judgments}
-    return [_verdict(row, known.get(_key(row))) for row in predictions if row.kind == "open"]
+def verdicts(predictions: Iterable[Prediction], judgments: Iterable[Judgment]) -> list[float | None]:
+    """For each open prediction 1 or 0; None where the expert gave no verdict, or one that hung on the order.
+
+    Of each judgment only its verdict is held.
+    """
+    known = {judgment.answers_id: _verdict(judgment) for judgment in judgments}
+    return [1.0 if row.final_answer in row.targets else known.get(_key(row)) for row in predictions if row.kind == "open"]
 
 
 @dataclass(frozen=True)
@@ -72,26 +75,34 @@ class ExpertAgreement:
         )
 
 
-def agreement(predictions: Sequence[Prediction], said: Sequence[float | None]) -> ExpertAgreement:
+def agreement(predictions: Iterable[Prediction], said: Iterable[float | None]) -> ExpertAgreement:
     """How far an expert's verdicts agree with equality after medical normalisation, on answers that it was asked about.
 
     Args:
         predictions: All predictions.
         said: What `verdicts` made of the open ones.
     """
-    rows = [row for row in predictions if row.kind == "open"]
-    asked = [(row, value) for row, value in zip(rows, said, strict=True) if row.final_answer not in row.targets]
-    both = [(row, int(value)) for row, value in asked if value is not None]
-    expert = [value for _, value in both]
-    words = [int(medical_exact_match(row.final_answer, row.targets)) for row, _ in both]
+    whole, asked = 0, 0
+    expert: list[int] = []
+    words: list[int] = []
+    images: list[str] = []
+    for row, value in zip((row for row in predictions if row.kind == "open"), said, strict=True):
+        whole += 1
+        if row.final_answer in row.targets:
+            continue
+        asked += 1
+        if value is not None:
+            expert.append(int(value))
+            words.append(int(medical_exact_match(row.final_answer, row.targets)))
+            images.append(row.image)
     differs = len({*expert, *words}) > 1
     return ExpertAgreement(
-        identical=len(rows) - len(asked),
-        asked=len(asked),
-        verdicts=len(both),
+        identical=whole - asked,
+        asked=asked,
+        verdicts=len(expert),
         expert_right=sum(expert),
         words_right=sum(words),
-        kappa=kappa(expert, words, [row.image for row, _ in both]) if differs else None,
+        kappa=kappa(expert, words, images) if differs else None,
     )
 
 
@@ -99,10 +110,9 @@ def _key(row: Prediction) -> str:
     return content_id("semantic", row.sample_id, row.completion, list(row.targets))
 
 
-def _verdict(row: Prediction, judgment: Judgment | None) -> float | None:
-    if row.final_answer in row.targets:
-        return 1.0
-    if judgment is None or judgment.scores is None:
+def _verdict(judgment: Judgment) -> float | None:
+    """Whether the first answer is no worse than one of the others, as 1 or 0; None where nothing is known of it."""
+    if judgment.scores is None:
         return None
     own, *others = judgment.scores
     against = {one.second: one for one in judgment.comparisons if one.first == 0}

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
+ClusterNames = Sequence[str] | NDArray[np.int64]
+"""The cluster of each value: its name, or its place among the sorted names of all."""
 _AT_ONCE = 1 << 17
 _ROUNDING = 1e-9
 
@@ -32,8 +34,8 @@ class Interval(NamedTuple):
 class Clusters:
     """Values added up by cluster; G clusters, in the order of their names."""
 
-    names: NDArray[np.str_]
-    """[G], sorted."""
+    names: NDArray[np.generic]
+    """[G] names or numbers, sorted."""
     sums: NDArray[np.float64]
     """[G] sums of their values."""
     sizes: NDArray[np.float64]
@@ -56,7 +58,9 @@ class Clusters:
         return pulls
 
 
-def bootstrap_interval(values: Sequence[float], clusters: Sequence[str], *, seed: int = 0, resamples: int = 2000) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames, *, seed: int = 0, resamples: int = 2000
+) -> Interval:
     """Mean of the values (each in [0, 1]) and its 95 % bootstrap interval, resampling whole clusters (images).
 
     The same input and seed give the same interval. One cluster tells nothing about others: the interval is then all
@@ -77,7 +81,7 @@ def paired_difference(
     return difference_interval(found.mean, math.inf) if found.count == 1 else _bootstrap(found, seed=seed, resamples=resamples)
 
 
-def analytic_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval:
+def analytic_interval(values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames) -> Interval:
     """Mean of the values (each in [0, 1]) and its 95 % interval from the cluster-robust standard error.
 
     Student's t with G − 1 degrees of freedom, in Wilson's form (`share_interval`). One cluster gives [0, 1]. Raises
@@ -142,7 +146,7 @@ def detectable_difference(
     return float(stdtrit(free, 1 - level / 2) + stdtrit(free, power)) * math.sqrt(robust_variance(found.pulls))
 
 
-def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> Clusters:
+def by_cluster(values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames) -> Clusters:
     """The values added up by cluster; ValueError for no values, unequal lengths, or a value that is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
@@ -151,7 +155,8 @@ def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> Clusters:
         raise ValueError(f"{len(numbers)} values, but {len(clusters)} clusters")
     if not np.isfinite(numbers).all():
         raise ValueError("a value is not a finite number")
-    names, index = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)
+    named = clusters if isinstance(clusters, np.ndarray) else np.asarray(clusters, dtype=np.str_)
+    names, index = np.unique(named, return_inverse=True)
     sums, sizes = np.bincount(index, weights=numbers), np.bincount(index)
     return Clusters(names, sums.astype(np.float64), sizes.astype(np.float64))
 

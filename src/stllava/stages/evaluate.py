@@ -7,7 +7,7 @@ reads the predictions of an evaluation instead and scores them by today's rules 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,12 @@ from stllava.data.images import count_missing
 from stllava.data.overlap import describe, find_overlap, fingerprints_of, read_training_items, refuse
 from stllava.dropped import Dropped
 from stllava.errors import ItemError, StllavaError
-from stllava.experts.judged_answers import read_judged_answers
+from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.metrics.robust import normalise
 from stllava.metrics.score import score, summed
 from stllava.metrics.semantic import agreement, compared
 from stllava.metrics.semantic import verdicts as verdicts_of
-from stllava.records import Judgment, Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
+from stllava.records import Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
 from stllava.stages.results import EvaluateResult
 from stllava.stages.speaking import SamplingWork
 from stllava.store import (
@@ -39,6 +39,7 @@ from stllava.store import (
     read_manifest,
     read_records,
     shares_out,
+    stream_records,
 )
 
 if TYPE_CHECKING:
@@ -153,9 +154,9 @@ def evaluate(
             return EvaluateResult(stage.to, mapped.manifest)
         if learned:
             stage.write_records("overlaps", [overlap])
-        predictions, dropped = list(mapped.records), mapped.dropped
         order = {row.id: index for index, row in enumerate(rows)}
-        predictions.sort(key=lambda prediction: order[prediction.sample_id])
+        predictions = mapped.records.in_order(lambda prediction: order[prediction.sample_id])
+        dropped = mapped.dropped
         dropped.take(empty)
         return finish_evaluation(
             stage,
@@ -248,8 +249,8 @@ def rescore(
             return EvaluateResult(stage.to, stage.manifest)
         return finish_evaluation(
             stage,
-            read_records(predictions, "predictions", Prediction),
-            judgments=_judgments(predictions, verdicts) if verdicts is not None else (),
+            stream_records(predictions, "predictions", Prediction),
+            judged=_judged(predictions, verdicts) if verdicts is not None else (),
             options=options,
             name=name,
             benchmark=read_records(predictions, "scores", Score)[0].benchmark,
@@ -263,16 +264,16 @@ def rescore(
         )
 
 
-def _judgments(predictions: Path, verdicts: Path) -> list[Judgment]:
+def _judged(predictions: Path, verdicts: Path) -> Iterable[JudgedAnswers]:
     """What an expert said of an evaluation's answers, one judgment at least."""
-    judgments = [row for _, row in read_judged_answers(predictions, verdicts)]
-    if not judgments:
+    judged = read_judged_answers(predictions, verdicts)
+    if next(iter(judged), None) is None:
         raise StllavaError(
             f"{verdicts} holds no judgment",
             expected="what an expert said of the evaluation's open answers",
             remedy=f"Judge them with `stllava judge --answers {predictions}`, or leave --verdicts out.",
         )
-    return judgments
+    return judged
 
 
 def majority(
@@ -326,50 +327,58 @@ def _baseline(
         return finish_evaluation(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
 
 
-def _told_of(predictions: Sequence[Prediction], longest: int) -> list[str]:
+def _told_of(predictions: Iterable[Prediction], longest: int) -> list[str]:
     """What a reader of the scores must know of how the answers ended and of thoughts in them."""
-    cut = sum(not row.finished for row in predictions)
-    aloud = sum(row.final_answer != row.completion for row in predictions)
+    cut, aloud, count = 0, 0, 0
+    for count, row in enumerate(predictions, 1):  # noqa: B007 - what it is at the end is how many there are.
+        cut += not row.finished
+        aloud += row.final_answer != row.completion
     notes = []
     if cut:
-        notes.append(f"{cut} of {len(predictions)} answers were cut off at {longest} tokens at most (sampling.max_new_tokens).")
+        notes.append(f"{cut} of {count} answers were cut off at {longest} tokens at most (sampling.max_new_tokens).")
     if aloud:
-        notes.append(f"{aloud} of {len(predictions)} answers think aloud: what stands behind the thought was scored.")
+        notes.append(f"{aloud} of {count} answers think aloud: what stands behind the thought was scored.")
     return notes
 
 
 def finish_evaluation(
     stage: Stage,
-    predictions: list[Prediction],
+    predictions: Iterable[Prediction],
     *,
     options: EvaluateOptions,
     name: str,
     benchmark: str,
     dropped: Counter[str],
     candidates: Sequence[str] = (),
-    judgments: Sequence[Judgment] = (),
+    judged: Iterable[JudgedAnswers] = (),
     notes: Sequence[str] = (),
     device: str = "cpu",
 ) -> EvaluateResult:
-    """Score predictions and write them, their scores and, for an expert, the open answers beside their references."""
+    """Score predictions and write them, their scores and, for an expert, the open answers beside their references.
+
+    Predictions and judgments are gone through several times, and only numbers of them are held.
+    """
     scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
     measures = {row.metric: row.value for row in scores}
-    if judgments:
-        rows, verdicts = [row for row in predictions if row.kind == "open"], verdicts_of(predictions, judgments)
-        expert = f"expert-{judgments[0].expert}"
-        scores.append(summed(rows, verdicts, metric="open_semantic", rule=expert, policy=name, benchmark=benchmark))
+    judge = next((judgment.expert for _, judgment in judged), None)
+    if judge is not None:
+        verdicts = verdicts_of(predictions, (judgment for _, judgment in judged))
+        images = (row.image for row in predictions if row.kind == "open")
+        rule = f"expert-{judge}"
+        scores.append(summed(images, verdicts, metric="open_semantic", rule=rule, policy=name, benchmark=benchmark))
         agreed = agreement(predictions, verdicts)
         measures["open_semantic"] = scores[-1].value
         measures |= {"open_semantic_asked": float(agreed.asked), "open_semantic_identical": float(agreed.identical)}
         if agreed.kappa is not None:
             measures["open_semantic_kappa_with_medical_match"] = agreed.kappa.value
-        notes = [*notes, f"{judgments[0].expert} {agreed.sentence}"]
+        notes = [*notes, f"{judge} {agreed.sentence}"]
     stage.write_records("predictions", predictions)
     stage.write_records("scores", scores)
     stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))
+    count = sum(1 for _ in predictions)
     manifest = stage.finish(
-        counts_in=len(predictions) + dropped.total(),
-        counts_out=len(predictions),
+        counts_in=count + dropped.total(),
+        counts_out=count,
         dropped=dropped,
         measures=measures,
         notes=notes,

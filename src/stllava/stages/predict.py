@@ -178,10 +178,8 @@ def predict(
         )
         if mapped.manifest is not None:
             return PredictResult(stage.to, mapped.manifest)
-        replies, dropped = list(mapped.records), mapped.dropped
-        order = {row.id: index for index, row in enumerate(rows)}
-        replies.sort(key=lambda reply: order[reply.id])
-        stage.write_records("replies", replies)
+        dropped, order = mapped.dropped, {row.id: index for index, row in enumerate(rows)}
+        stage.write_records("replies", mapped.records.in_order(lambda reply: order[reply.id]))
         manifest = stage.finish(
             counts_in=len(rows),
             counts_out=len(rows) - dropped.total(),

@@ -39,7 +39,7 @@ from stllava.store.finished import (
     seal,
     write_chunk,
 )
-from stllava.store.jsonl import RecordStream, read_jsonl, read_record, to_jsonl
+from stllava.store.jsonl import IndexedRecords, RecordStream, read_jsonl, read_record, to_jsonl
 from stllava.store.lock import locked
 from stllava.store.log import Log
 from stllava.store.manifests import (
@@ -103,6 +103,7 @@ __all__ = [
     "FinishedChunk",
     "Gathered",
     "InProcess",
+    "IndexedRecords",
     "Input",
     "Inputs",
     "Log",

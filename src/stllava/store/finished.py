@@ -1,19 +1,21 @@
 """What a stage keeps while it is at work: finished chunks of records, and sealed folders of other files."""
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.records import Keyed, Record, content_id
 from stllava.store.disk import file_hash, write_whole
-from stllava.store.jsonl import damaged, read_record, to_jsonl
+from stllava.store.jsonl import IndexedRecords, damaged, read_record, to_jsonl
 from stllava.store.names import SEAL
 
 R = TypeVar("R", bound=Record)
@@ -118,10 +120,27 @@ class ChunkRecords(Iterable[R]):
 
     def __iter__(self) -> Iterator[R]:
         for path in self._paths:
-            found = read_chunk(path, self._record_type)
-            if found is None:
-                raise damaged(path, "it is not the chunk that was written there just now")
-            yield from found.records
+            yield from self._read(path).records
+
+    def in_order(self, rank: Callable[[R], int]) -> IndexedRecords[R]:
+        """The same records in the order of a number that each of them has, equal ones as they stand."""
+        ranks = array("q")
+        index = IndexedRecords(self._paths, self._record_type)
+        for number, path in enumerate(self._paths):
+            found = self._read(path)
+            with path.open("rb") as file:
+                start = len(file.readline())  # The head.
+                for record, line in zip(found.records, file, strict=True):
+                    ranks.append(rank(record))
+                    index.add(number, start)
+                    start += len(line)
+        return index.rearranged(np.argsort(np.frombuffer(ranks, dtype=np.int64), kind="stable") if ranks else ())
+
+    def _read(self, path: Path) -> FinishedChunk[R]:
+        found = read_chunk(path, self._record_type)
+        if found is None:
+            raise damaged(path, "it is not the chunk that was written there just now")
+        return found
 
 
 class Seal(Record):

@@ -2,9 +2,10 @@
 
 from array import array
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, overload
 
 import numpy as np
 from pydantic import ValidationError
@@ -77,6 +78,49 @@ class RecordStream(Iterable[R]):
         with self._path.open("rb") as file:
             for line in file:
                 yield self._record_type.model_validate_json(line)
+
+
+class IndexedRecords(Sequence[R]):
+    """Records of JSONL files by number, each read from disk when it is asked for; 16 bytes of each are held."""
+
+    def __init__(self, paths: Sequence[Path], record_type: type[R]) -> None:
+        self._paths, self._record_type = paths, record_type
+        self._files, self._offsets = array("q"), array("q")
+
+    def add(self, file: int, offset: int) -> None:
+        """Take one more record: the line that begins at a byte of the file of this number."""
+        self._files.append(file)
+        self._offsets.append(offset)
+
+    def rearranged(self, order: Iterable[int]) -> "IndexedRecords[R]":
+        """The records of these numbers, in this order."""
+        other = IndexedRecords(self._paths, self._record_type)
+        for number in order:
+            other.add(self._files[number], self._offsets[number])
+        return other
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, number: int) -> R: ...
+    @overload
+    def __getitem__(self, number: slice) -> "IndexedRecords[R]": ...
+    def __getitem__(self, number: int | slice) -> "R | IndexedRecords[R]":
+        if isinstance(number, slice):
+            return self.rearranged(range(len(self))[number])
+        with self._paths[self._files[number]].open("rb") as file:
+            return self._read(file, number)
+
+    def __iter__(self) -> Iterator[R]:
+        for at, numbers in groupby(range(len(self)), key=self._files.__getitem__):
+            with self._paths[at].open("rb") as file:
+                for number in numbers:
+                    yield self._read(file, number)
+
+    def _read(self, file: BinaryIO, number: int) -> R:
+        file.seek(self._offsets[number])
+        return self._record_type.model_validate_json(file.readline())
 
 
 def read_record(path: Path, record_type: type[R]) -> R:

@@ -171,6 +171,14 @@ def test_each_kind_goes_out_blind_and_comes_back_as_votes_that_are_checked(
         assert session.progress("anna").read == len(tasks)
 
 
+def test_an_export_with_a_byte_order_mark_and_a_moment_beyond_all_calendars_is_read(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    given = annotation("equal", created_at="0001-01-01T00:00:00+14:00")
+    text = json.dumps([{"data": {"task_id": tasks[0].id}, "annotations": [given]}])
+    (tmp_path / "out.json").write_text(text, encoding="utf-8-sig")
+    assert from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts").votes == {"annotator7": 1}
+
+
 def test_votes_on_another_kind_are_refused_and_nothing_is_added(tmp_path: Path) -> None:
     drawn_tasks(tmp_path, "questions", ReviewOptions(), count=9, text="")
     main(["convert", "review", str(tmp_path / "questions"), "--to", str(tmp_path / "tasks.json")])

@@ -331,6 +331,77 @@ def test_window_and_level_show_in_16_bits_what_8_bits_do_not(tmp_path: Path) -> 
         assert errors == []
 
 
+PRESSED = """([key, code, more]) => {
+  const event = new KeyboardEvent("keydown", { key, code, bubbles: true, cancelable: true, ...more });
+  (document.activeElement || document.body).dispatchEvent(event);
+}"""
+
+
+def test_keyboards_of_other_scripts_vote_and_letters_being_composed_do_not(tmp_path: Path) -> None:
+    """Reports on other pages: Cyrillic, Turkish and French keyboards, and Enter that ends a Japanese conversion."""
+    write_round(tmp_path, 30)
+    words = ["review", str(tmp_path), "--root", str(tmp_path / "images"), "--reader", "anna", "--port", "0", "--repeats", "0"]
+    with serving(words) as (_, addresses), browsing() as browser:
+        page, errors = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(addresses[0])
+        shows(page, "open")
+        said: tuple[tuple[str, str, dict[str, bool], str], ...] = (
+            ("\u0438", "KeyB", {}, "both wrong"),
+            ("\u0131", "KeyI", {}, "bad image"),
+            ("\u0661", "Digit1", {}, "left"),
+            ("&", "Digit1", {}, "left"),
+            ("\u00e0", "Digit0", {}, "equal"),
+            ("B", "KeyB", {}, "both wrong"),
+        )
+        for key, code, more, choice in said:
+            page.evaluate(PRESSED, [key, code, more])
+            shows(page, "voted")
+            assert page.locator("#choices .picked").get_attribute("data-choice") == choice
+            press_next(page)
+        for key, code, more in (
+            ("!", "Digit1", {"shiftKey": True}),  # of an English keyboard, no vote
+            ("a", "KeyQ", {}),  # of a French one, no q
+            ("y", "KeyZ", {}),  # of a German one, no z
+            ("b", "KeyB", {"isComposing": True}),
+        ):
+            page.evaluate(PRESSED, [key, code, more])
+        page.keyboard.press("t")
+        page.keyboard.type("a mass")
+        for name, value in (("isComposing", True), ("keyCode", 229)):
+            page.evaluate(PRESSED, ["Enter", "Enter", {name: value}])
+            page.evaluate(PRESSED, ["Escape", "Escape", {name: value}])
+            assert page.evaluate("document.activeElement.id") == "typed"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") != "typed"
+        assert page.locator("body").get_attribute("data-state") == "open"
+        # Enter presses the button that Tab has led to.
+        page.locator('[data-choice="right"]').focus()
+        page.keyboard.press("Enter")
+        shows(page, "voted")
+        assert page.locator("#choices .picked").get_attribute("data-choice") == "right"
+        assert errors == []
+    assert len(standing(read_votes(tmp_path / "review")["anna"])) == 7
+
+
+def test_a_window_beyond_the_values_does_not_jump_at_the_first_change(tmp_path: Path) -> None:
+    """As in a report on Weasis, whose level leapt where a file's window lies beyond its data."""
+    values = np.random.default_rng(0).integers(1000, 3000, (64, 64), dtype=np.int16)
+    fields = {"Rows": 64, "Columns": 64, "WindowCenter": -500, "WindowWidth": 400_000}
+    make(tmp_path / "in" / "a.dcm", values, **fields)
+    import_folder(tmp_path, DEEP.model_copy(update={"contrast": 0}), to="set", make=default_toolbox)
+    with serving(["review", str(tmp_path / "set"), "--reader", "anna", "--port", "0"]) as (_, addresses), browsing() as browser:
+        page = browser.new_page()
+        page.goto(addresses[0])
+        page.locator("#picture[data-level]").wait_for()
+        level, width = (float(page.locator("#picture").get_attribute(f"data-{name}")) for name in ("level", "width"))
+        page.keyboard.press("ArrowRight")
+        page.locator('#picture[data-deep="true"]').wait_for()
+        now = [float(page.locator("#picture").get_attribute(f"data-{name}")) for name in ("level", "width")]
+        assert now[0] == pytest.approx(level)
+        assert 0.8 * width < now[1] < width
+
+
 def page_slice(page: Any) -> int:
     """Which slice is on screen, from 0."""
     return int(page.locator("#window-level").inner_text().partition(" of ")[0]) - 1

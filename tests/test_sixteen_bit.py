@@ -28,6 +28,8 @@ from stllava.intake.run import import_images
 from stllava.store import read_manifest
 from test_series import make, stack
 
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+
 DEEP = SLICES.model_copy(update={"keep_16_bit": True, "memory": 2.0})
 Values = NDArray[np.number]
 
@@ -101,6 +103,16 @@ def test_dicom_keeps_hounsfield_units_and_the_window_of_its_picture(tmp_path: Pa
     (plain,) = read_dicom(path, DicomOptions())
     assert plain.deep is None
     assert (plain.pixels == frame.pixels).all()
+
+
+def test_a_table_that_turns_a_picture_round_turns_its_16_bits_round(tmp_path: Path) -> None:
+    item = pydicom.dataset.Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, 0, 12])
+    item.add_new("LUTData", "US", list(range(4095, -1, -1)))
+    values = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.int16)
+    (frame,) = read_dicom(make(tmp_path / "a.dcm", values, VOILUTSequence=[item]), DicomOptions(keep_16_bit=True))
+    assert (measured(frame.deep) == values).all()
+    assert np.abs(seen(frame.deep).astype(int) - frame.pixels).max() <= 1
 
 
 def test_padding_is_black_and_eight_bits_have_no_more_to_keep(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Whoever voted on a task before is not counted again.
 """
 
 import math
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
     """
     require_file(results, expected="a JSON export of Label Studio")
     try:
-        rows = TypeAdapter(tuple[_Annotated, ...]).validate_json(results.read_bytes())
+        rows = TypeAdapter(tuple[_Annotated, ...]).validate_json(results.read_bytes().removeprefix(BOM_UTF8))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -225,5 +226,5 @@ def _moment(text: str) -> str:
     """When an annotation was made, as votes note it; now, where it does not say."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="milliseconds")
-    except ValueError:
+    except (ValueError, OverflowError):
         return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from stllava.intake.readers.frame import DeepPixels
 
 LEVELS = 1 << 16
+BAND = 256
+"""Rows of which numbers of 64 bits are in memory at a time."""
 REACH = 32
 """Of values that spread much farther than the window: so many of its widths are kept on both sides of its middle."""
 
@@ -28,17 +30,21 @@ def deep_pixels(
         shown: Where there is a picture; elsewhere pixels are 0.
     """
     there = np.isfinite(measured) if shown is None else shown & np.isfinite(measured)
-    if not there.any():
+    bands = [slice(top, top + BAND) for top in range(0, len(measured), BAND)]
+    kept = [found for band in bands if (found := measured[band][there[band]]).size]
+    if not kept:
         return None
-    values = np.where(there, measured, 0).astype(np.float64)
-    low, high = float(values.min(where=there, initial=np.inf)), float(values.max(where=there, initial=-np.inf))
+    low, high = float(min(found.min() for found in kept)), float(max(found.max() for found in kept))
     step = 1.0
-    if high - low >= LEVELS or not np.array_equal(values, np.rint(values)):
+    if high - low >= LEVELS or not all(np.array_equal(found, np.rint(found)) for found in kept):
         width, middle = white - black, (white + black) / 2
         if 0 < 2 * REACH * width < high - low:
             low, high = max(low, middle - REACH * width), min(high, middle + REACH * width)
         step = ((high - low) or 1.0) / (LEVELS - 1)
     offset, step = (high, -step) if inverted else (low, step)
-    pixels = np.rint((values - offset) / step).clip(0, LEVELS - 1)
+    pixels = np.zeros(measured.shape, dtype=np.uint16)
+    for band in bands:
+        values = np.where(there[band], measured[band], offset).astype(np.float64)
+        pixels[band] = np.where(there[band], np.rint((values - offset) / step).clip(0, LEVELS - 1), 0)
     ends = sorted(((black - offset) / step, (white - offset) / step))
-    return DeepPixels(np.where(there, pixels, 0).astype(np.uint16), offset, step, ends[0], ends[1])
+    return DeepPixels(pixels, offset, step, ends[0], ends[1])

@@ -177,7 +177,8 @@ at("overturn").addEventListener("submit", async (event) => {
 });
 if (typed) {
   typed.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") typed.blur();
+    // Enter while letters are composed, as of Japanese, takes them over and does not end the answer.
+    if (event.key === "Enter" && !composing(event)) typed.blur();
   });
   typed.addEventListener("change", () => {
     if (shown.state !== "voted" || typed.value === shown.typed) return;
@@ -193,7 +194,22 @@ document.addEventListener("click", (event) => {
   if (button.id === "help-button") toggleHelp();
   if (button.type === "button") button.blur();
 });
+function composing(event) {
+  return event.isComposing || event.keyCode === 229; // The second is what older browsers say.
+}
+
+// The letter or digit that a key stands for. A keyboard of another script has other letters there, and the French one its digits
+// behind Shift alone: then it is what an English keyboard has in that place.
+function meant(event) {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const [, english] = /^(?:Key|Digit)(\w)$/.exec(event.code) || [];
+  if (!english || key in KEYS || event.shiftKey) return key;
+  const foreign = event.code.startsWith("Digit") ? !/^[0-9]$/.test(key) : key > "\x7f";
+  return foreign ? english.toLowerCase() : key;
+}
+
 document.addEventListener("keydown", (event) => {
+  if (composing(event)) return;
   const typing = event.target.matches("input");
   if (event.key === "Escape") {
     document.activeElement.blur();
@@ -201,7 +217,8 @@ document.addEventListener("keydown", (event) => {
     if (!at("help").hidden) toggleHelp();
   }
   if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat && !event.key.startsWith("Arrow")) return;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.key === "Enter" && event.target.closest("button")) return; // It presses the button that has the focus.
+  const key = meant(event);
   const steps = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] };
   if (key in KEYS) vote(KEYS[key]);
   else if (key === "c") decide("confirm");
@@ -454,6 +471,7 @@ class Viewer {
       const slice = Math.min(this.images.length - 1, Math.max(0, this.slice + Math.sign(way)));
       if (slice !== this.slice) {
         this.slice = slice;
+        if (this.asked === null) this.window = null; // A question's images are of units of their own, slices of one series of the same.
         this.showSlice();
       }
     } else this.zoom(Math.exp(-way * (event.deltaMode ? 0.05 : 0.0015)), event.clientX, event.clientY);
@@ -486,11 +504,13 @@ class Viewer {
     if (seen) {
       const { offset, step } = seen;
       const unit = Math.abs(step);
-      const [least, most] = [offset, offset + (DEEP - 1) * step].sort((one, other) => one - other);
+      // The file's own window may lie beyond its values: it is no end at which the first change would jump.
+      const levels = [offset, offset + (DEEP - 1) * step, seen.level];
       const level = seen.level - brightness * seen.width * Math.sign(step);
+      const width = Math.max(seen.width, unit) * Math.exp(-2 * contrast);
       this.window = {
-        level: Math.min(most, Math.max(least, level)),
-        width: Math.min(2 * DEEP * unit, Math.max(unit, seen.width * Math.exp(-2 * contrast))),
+        level: Math.min(Math.max(...levels), Math.max(Math.min(...levels), level)),
+        width: Math.min(Math.max(2 * DEEP * unit, seen.width), Math.max(unit, width)),
       };
       this.develop();
       return;

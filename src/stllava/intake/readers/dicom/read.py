@@ -273,5 +273,6 @@ def finish(
     deep = None
     if options.keep_16_bit and (picture.keyword != "PixelData" or picture.options["bits_stored"] > 8):
         ends = windows.ends(choice)
-        deep = deep_pixels(measure(stored), black=ends[0], white=ends[1], inverted=inverted, shown=shown)
+        darker = inverted != windows.descends(choice)
+        deep = deep_pixels(measure(stored), black=ends[0], white=ends[1], inverted=darker, shown=shown)
     return pixels, replace(facts, done=tuple(name for name in done if name)), deep

@@ -179,6 +179,11 @@ def ends(choice: LookupTable | Window) -> tuple[float, float]:
     return choice.centre - choice.width / 2, choice.centre + choice.width / 2
 
 
+def descends(choice: LookupTable | Window) -> bool:
+    """Whether greater values are darker by it, as by a table that turns a picture round."""
+    return isinstance(choice, LookupTable) and bool(choice.entries[0] > choice.entries[-1])
+
+
 def to_unit(values: Values, window: Window) -> NDArray[np.float64]:
     """Values as light from 0 to 1 by the window's curve (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     light = values.astype(np.float64)

@@ -384,6 +384,45 @@ def test_keyboards_of_other_scripts_vote_and_letters_being_composed_do_not(tmp_p
     assert len(standing(read_votes(tmp_path / "review")["anna"])) == 7
 
 
+def test_a_window_that_was_set_holds_for_the_other_slices_of_the_series_alone(tmp_path: Path) -> None:
+    """As in a report on cornerstone, whose window went back where slices differ in their rescaling."""
+    draw = np.random.default_rng(0)
+    for place in range(3):
+        values = draw.integers(0, 2000, (64, 64), dtype=np.int16)
+        fields = {"Rows": 64, "Columns": 64, "RescaleSlope": 1 + place / 4, "RescaleIntercept": -100 * place}
+        make(
+            tmp_path / "in" / f"{place}.dcm", values, ImagePositionPatient=[0, 0, 3 * place], InstanceNumber=place + 1, **fields
+        )
+    import_folder(tmp_path, DEEP, to="set", make=default_toolbox)
+    with serving(["review", str(tmp_path / "set"), "--reader", "anna", "--port", "0"]) as (_, addresses), browsing() as browser:
+        page, errors = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(addresses[0])
+        page.locator("#picture[data-level]").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowUp")
+        page.locator('#picture[data-deep="true"]').wait_for()
+        bar = page.locator("#window-level")
+        set_to = bar.inner_text().partition("window ")[2]
+        page.locator("#picture").hover()
+        page.keyboard.down("Shift")
+        first = page_slice(page)
+        for way in (100, 100, -100, -100, -100):
+            before, moved = page_slice(page), max(0, min(2, page_slice(page) + way // 100))
+            page.mouse.wheel(0, way)
+            bar.filter(has_text=f"{moved + 1} of 3").wait_for()
+            if moved != before:
+                page.locator('#picture[data-deep="true"]').wait_for()
+            assert bar.inner_text().partition("window ")[2] == set_to
+        page.keyboard.up("Shift")
+        assert first in range(3)
+        press_vote(page, "2")
+        press_next(page)
+        shows(page, "open")
+        page.locator("#window-level").filter(has_not_text=set_to).wait_for()
+        assert errors == []
+
+
 def test_a_window_beyond_the_values_does_not_jump_at_the_first_change(tmp_path: Path) -> None:
     """As in a report on Weasis, whose level leapt where a file's window lies beyond its data."""
     values = np.random.default_rng(0).integers(1000, 3000, (64, 64), dtype=np.int16)

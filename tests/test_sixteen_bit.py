@@ -187,6 +187,7 @@ def test_the_set_keeps_them_apart_and_its_8_bit_pictures_are_the_same_with_and_w
     with_them, without = (read_imported(tmp_path / name) for name in ("deep", "plain"))
     assert [row.model_copy(update={"deep": None}) for row in with_them] == without
     assert manifest.measures["16-bit pixels"] == 3
+    assert "holds the 16-bit pixels of 3 pictures" in (tmp_path / "deep" / "README.md").read_text()
     kept = {row.deep.path: row for row in with_them if row.deep is not None}
     files = {name: data for name, data in tree(tmp_path / "deep").items() if name.startswith(DEEP_FOLDER)}
     assert files.keys() == kept.keys()

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -237,12 +236,11 @@ def _finish(
 ) -> Manifest:
     """Everything that takes the whole set: copies, splits, intervals, the lists, the card and the manifest."""
     image_set = finalise(chunks, options, source=source, to=stage.to, salt=secret, refused=refused)
-    statistics, deep_kept = SetStatistics(), Counter[str]()
+    statistics = SetStatistics()
 
     def pictures() -> Iterator[Imported]:
         for row in image_set.rows():
             statistics.add(row)
-            deep_kept.update(["16-bit pixels"] if row.deep is not None else [])
             yield row
 
     def left() -> Iterator[LeftOut]:
@@ -273,7 +271,6 @@ def _finish(
             **statistics.measures(),
             **{f"withheld {name}": float(n) for name, n in sorted(image_set.withheld.items())},
             **chosen,
-            **{name: float(n) for name, n in deep_kept.items()},
         },
         notes=[*statistics.notes(), *notes],
         files=[stage.to / "images.jsonl", stage.to / "left_out.jsonl", *card, *sheets],

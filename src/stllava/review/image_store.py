@@ -43,7 +43,8 @@ class ImageStore:
     ) -> None:
         """Know the images below a root by their ids, those of the series that some of them are of, and their 16-bit pixels."""
         self._root, self.series, self.deep = root, dict(series or {}), dict(deep or {})
-        self._paths = {image_id(path): path for path in chain(paths, *self.series.values())}
+        self.ids = {path: image_id(path) for path in chain(paths, *self.series.values())}
+        self._paths = {key: path for path, key in self.ids.items()}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._lock = Lock()
 

@@ -32,7 +32,7 @@ from stllava.data.image_set import DeepImage
 from stllava.errors import ItemError, StllavaError
 from stllava.records import ItemChoice, ItemTask
 from stllava.review.choices import BUTTONS, Shown, Side
-from stllava.review.image_store import ImageStore, image_id
+from stllava.review.image_store import ImageStore
 from stllava.review.open_task import OpenTask, RefusedVoteError
 from stllava.review.readings import StandingVote
 from stllava.review.security import READER, Door, Gate
@@ -218,7 +218,7 @@ def _reader(request: Request) -> str:
 def _told(session: ReviewSession, images: ImageStore, reader: str, opened: OpenTask | None) -> Response:
     """What a reader has on screen, as the page wants it: before the vote nothing that an expert or a rule says."""
     progress = session.progress(reader)
-    preload: list[JsonValue] = [image_id(path) for task in progress.upcoming for path in task.images]
+    preload: list[JsonValue] = [images.ids[path] for task in progress.upcoming for path in task.images]
     told: dict[str, JsonValue] = {"read": progress.read, "left": progress.left, "state": "done", "preload": preload}
     if opened is None:
         return JSONResponse(told)
@@ -228,9 +228,9 @@ def _told(session: ReviewSession, images: ImageStore, reader: str, opened: OpenT
         "task": opened.task.id,
         "turn": opened.turn,
         "question": printable(opened.task.question),
-        "images": [image_id(path) for path in shown],
+        "images": [images.ids[path] for path in shown],
         "slice": asked,
-        "deep": {image_id(path): _units(images.deep[path]) for path in shown if path in images.deep},
+        "deep": {images.ids[path]: _units(images.deep[path]) for path in shown if path in images.deep},
         "answers": [[printable(part) for part in sentences(text)] for text in opened.texts],
     }
     if isinstance(opened.task, ItemTask):

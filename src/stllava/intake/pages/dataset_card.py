@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from stllava.config import IntakeOptions
-from stllava.data.image_set import Imported, LeftOut
+from stllava.data.image_set import DEEP_FOLDER, Imported, LeftOut
 from stllava.data.images import jpeg_uri
 from stllava.intake.deidentify.pseudonyms import IDENTIFIED_BY, IdentifiedBy
 from stllava.intake.patients import Patients
@@ -58,6 +58,9 @@ class SetStatistics:
     studies: set[str] = field(default_factory=set)
     masked: int = 0
     near: int = 0
+    deep: int = 0
+    """Pictures whose 16-bit pixels were kept."""
+    deep_masked: int = 0
     shown: list[str] = field(default_factory=list)
     """Paths for the contact picture, at equal distances."""
     _stride: int = 1
@@ -79,6 +82,8 @@ class SetStatistics:
         self.studies.add(row.study)
         self.masked += bool(row.masked)
         self.near += row.near is not None
+        self.deep += row.deep is not None
+        self.deep_masked += row.deep is not None and bool(row.deep.masked)
 
     def count_patients(self, patients: Patients, groups: UnionFind) -> None:
         """Count what the patients of the set were told apart by, when all its pictures are counted."""
@@ -108,6 +113,7 @@ class SetStatistics:
             "masked": float(self.masked),
             "near_duplicates": float(self.near),
             **{f"split {name}": float(n) for name, n in sorted(self.splits.items())},
+            **({"16-bit pixels": float(self.deep)} if self.deep else {}),
         }
 
     def notes(self) -> list[str]:
@@ -120,8 +126,17 @@ class SetStatistics:
             *self._patient_notes(),
             *out,
             f"{self.masked} of {self.count} pictures had text blacked out: look at them before they are shared.",
+            *self._deep_notes(),
             "Faces that a head volume would show are not removed.",
         ]
+
+    def _deep_notes(self) -> Iterator[str]:
+        """What is to be known of 16-bit pixels, where any were kept."""
+        if self.deep:
+            yield (
+                f"{DEEP_FOLDER}/ holds the 16-bit pixels of {self.deep} pictures, in {self.deep_masked} of which text was "
+                "blacked out that the pictures do not show. They show more than those: share them only if that is needed."
+            )
 
     def _patient_notes(self) -> Iterator[str]:
         """Sentences on how patients were told apart, and where that may have gone wrong."""

@@ -304,7 +304,15 @@ class Viewer {
     return { id, sheet, context, looks: AS_STORED }; // and its pixels as stored, once somebody changes their looks
   }
 
-  // The 16-bit pixels of an image, which are asked for once somebody changes its window.
+  // The 16-bit pixels of an image, which are asked for once somebody changes its window, and again where that failed.
+  deepen(picture) {
+    if (!picture.coming) {
+      picture.coming = this.fetchDeep(picture);
+      picture.coming.catch(() => (picture.coming = null));
+    }
+    return picture.coming;
+  }
+
   async fetchDeep(picture) {
     const reply = await fetch(`/deep/${picture.id}`, { credentials: "same-origin", cache: "no-store" });
     if (!reply.ok) throw new Error((await reply.json()).error);
@@ -332,6 +340,8 @@ class Viewer {
     }
     try {
       const picture = await this.load(id);
+      // A window that was set holds for the next slices of the series: none is shown without it first.
+      if (this.window && this.deep[id]) await this.deepen(picture).catch(() => undefined);
       if (this.images[this.slice] !== id) return;
       this.picture = picture;
       if (!this.view) this.fit();
@@ -354,13 +364,9 @@ class Viewer {
     const seen = this.window && this.windowed();
     if (seen && !picture.deep) {
       // What is on screen stays until they are there.
-      picture.coming = picture.coming || this.fetchDeep(picture);
-      picture.coming.then(
+      this.deepen(picture).then(
         () => this.picture === picture && this.develop(),
-        (error) => {
-          picture.coming = null;
-          if (this.picture === picture) this.note(error.message || "The 16-bit pixels cannot be shown.");
-        },
+        (error) => this.picture === picture && this.note(error.message || "The 16-bit pixels cannot be shown."),
       );
       this.draw();
       return;

@@ -1,17 +1,25 @@
 """Records that are gone through instead of held: what comes of them is the same, and memory does not grow with them."""
 
+import gc
 import random
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from stllava.config import PairOptions
 from stllava.dropped import Dropped
 from stllava.metrics.score import METRICS, measured, readings, score
 from stllava.metrics.stats import bootstrap_interval
-from stllava.records import Prediction, QuestionKind, Score
-from stllava.store import ChunkRecords, FinishedChunk, write_chunk
+from stllava.model.load import load_policy
+from stllava.records import Lineage, Message, Prediction, Preference, QuestionKind, Score
+from stllava.stages.dpo import latest
+from stllava.store import ChunkRecords, FinishedChunk, Stage, write_chunk
+from stllava.training import preference_dataset
+from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.references import measure_reference
 
 WORDS = ("effusion", "nodule", "fracture", "mass", "no", "yes")
 
@@ -61,8 +69,9 @@ def held_scores(rows: Sequence[Prediction]) -> list[Score]:
 def grown(work: Callable[[int], object], few: int, many: int) -> float:
     """Bytes by which the peak of Python's memory grows for one more record."""
     peaks = []
-    work(few)  # What is kept for good, such as a cache of words, is there before.
+    work(many)  # What is kept for good, such as a cache of words, is there before.
     for count in (few, many):
+        gc.collect()
         tracemalloc.start()
         work(count)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -105,3 +114,102 @@ def test_chunks_are_read_in_any_order_as_if_they_were_sorted_in_memory(chunks: l
 def test_no_chunk_has_an_order_too(tmp_path: Path) -> None:
     none: Iterable[Prediction] = ChunkRecords([], Prediction).in_order(lambda row: 0)
     assert list(none) == []
+
+
+def preferences(count: int, *, votes: bool = False) -> Iterator[Preference]:
+    """Pairs of four questions about each of a tenth as many images in no order, some of them of the policy's own vote."""
+    draw = random.Random(count)
+    for number in range(count):
+        yield Preference(
+            id=f"pair {number} of {count}",
+            images=(f"{draw.randrange(-(-count // 10)):05d}.png",),
+            prompt=(Message(role="user", content=f"Question {draw.randrange(4)}?"),),
+            chosen=draw.choice(WORDS),
+            rejected="nothing of that kind",
+            margin=1.0,
+            lineage=Lineage(question_id="q", answers_id="a", judgment_id="j", own_vote=votes and draw.random() < 0.5),
+        )
+
+
+@pytest.fixture
+def images(phantoms: Path, tmp_path: Path) -> Path:
+    """An image root with many pictures, all alike."""
+    root = tmp_path / "images"
+    root.mkdir()
+    for number in range(24):
+        shutil.copy(phantoms / "images/unlabelled/00000.png", root / f"{number:05d}.png")
+    return root
+
+
+def write_pairs(folder: Path, rows: Iterable[Preference]) -> Path:
+    """A finished stage of these pairs."""
+    stage = Stage("pair", folder, PairOptions(), inputs={}, existing="resume")
+    stage.write_records("preferences", rows)
+    stage.finish(counts_in=1, counts_out=1)
+    return folder
+
+
+def held_latest(rounds: Sequence[Sequence[Preference]]) -> list[Preference]:
+    """What `latest` says, from lists of all pairs."""
+
+    def question(pair: Preference) -> tuple[tuple[str, ...], str]:
+        return pair.images, pair.prompt[-1].content
+
+    settled = {question(pair) for rows in rounds for pair in rows if not pair.lineage.own_vote}
+    known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
+    for rows in rounds:
+        fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
+        for pair in rows:
+            if not pair.lineage.own_vote or question(pair) not in settled:
+                fresh.setdefault(question(pair), []).append(pair)
+        known |= fresh
+    return [pair for pairs in known.values() for pair in pairs]
+
+
+@pytest.mark.parametrize("votes", [False, True], ids=["verdicts", "verdicts and votes"])
+def test_the_pairs_of_several_rounds_are_chosen_on_disk_as_they_would_be_in_memory(votes: bool, tmp_path: Path) -> None:
+    rounds = [list(preferences(count, votes=votes)) for count in (9, 4, 7)]
+    folders = [write_pairs(tmp_path / str(number), rows) for number, rows in enumerate(rounds)]
+    for part in (1, 2, 3):
+        assert list(latest(folders[:part])) == held_latest(rounds[:part])
+
+
+@pytest.mark.parametrize("image_conditional", [False, True])
+def test_trees_built_when_asked_for_are_those_that_are_held(
+    image_conditional: bool, tiny_model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(tiny_model)
+    folder = write_pairs(tmp_path / "pair", preferences(40))
+
+    def dataset(given: Sequence[Preference]) -> PreferenceDataset:
+        return PreferenceDataset(policy, given, images=images, max_tokens=300, image_conditional=image_conditional)
+
+    held = dataset(latest([folder])[:])
+    monkeypatch.setattr(preference_dataset, "TREES_KEPT", 1)
+    streamed = dataset(latest([folder]))
+    assert len(streamed) == len(held) > 3
+    for index in (*range(len(held)), 0, -1):
+        assert streamed.trees[index] == held.trees[index]
+        assert streamed.pairs[index] == held.pairs[index]
+        assert streamed.preferences[index] == held.preferences[index]
+        assert streamed.altered[index] == held.altered[index]
+    measured = [measure_reference(one, policy, weights="w") for one in (streamed, held)]
+    assert measured[0] == measured[1]
+    assert list(measured[0].records(streamed)) == list(measured[1].records(held))
+
+
+def test_what_dpo_learns_from_holds_numbers_of_each_pair(
+    tiny_model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference_dataset, "TREES_KEPT", 1)
+    policy = load_policy(tiny_model)
+    folders = {count: write_pairs(tmp_path / str(count), preferences(count)) for count in (40, 240)}
+
+    def learn_from(given: Sequence[Preference]) -> PreferenceDataset:
+        dataset = PreferenceDataset(policy, given, images=images, max_tokens=300)
+        assert sum(map(len, dataset.preferences)) == len(given)
+        return dataset
+
+    streamed = grown(lambda count: learn_from(latest([folders[count]])), 40, 240)
+    held = grown(lambda count: learn_from(list(latest([folders[count]]))), 40, 240)
+    assert streamed < 500 < held, f"{streamed:.0f} bytes a pair; held, it takes {held:.0f}"

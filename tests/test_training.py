@@ -294,7 +294,7 @@ def test_pairs_that_share_an_answer_score_it_once(tiny_model: Path, phantoms: Pa
     references = measure_reference(dataset, policy, weights="")
     tree, nodes = dataset.trees[0], dataset.pairs[0]
     assert len(tree.leaves) == 4 * len({chosen for chosen, _ in nodes})
-    assert len(nodes) == len(references.records(dataset)) / len(dataset) == 12
+    assert len(nodes) == len(list(references.records(dataset))) / len(dataset) == 12
     _, figures, counts = step(PreferenceSteps(policy, dataset, references, None, options, 0))
     assert counts["pairs"] == 36
     assert counts["chosen_tokens"] == sum(len(policy.tokens(pair.chosen + "<|end|>")) for pair in pairs())
@@ -428,7 +428,7 @@ def test_of_the_same_question_only_the_latest_rounds_pairs_are_learned(tmp_path:
         stage.write_records("preferences", rows)
         stage.finish(counts_in=len(rows), counts_out=len(rows))
     assert [one.id for one in latest([tmp_path / "one", tmp_path / "two"])] == [newer[0].id, first[1].id, first[2].id]
-    assert latest([tmp_path / "one"]) == list(first)
+    assert list(latest([tmp_path / "one"])) == list(first)
 
 
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:

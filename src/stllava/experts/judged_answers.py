@@ -1,5 +1,7 @@
 """Answers with the judgments of them, read from the folders of one round: what pairs, distilling and audits are made of."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from stllava.store import stream_records
 
 JudgedAnswers = tuple[Answers, Judgment]
 """Answers to a question with the judgment of them."""
-Asked = tuple[tuple[str, ...], str]
-"""Images and a question about them, in the form in which equal questions are equal."""
+Asked = bytes
+"""Sixteen bytes that stand for images and a question about them, the same for equal questions."""
 STARTS = 4
 """Times that the answers are gone through before they are held in memory: judgments in any other order than theirs would have
 them gone through for each."""
@@ -42,7 +44,12 @@ def questions_judged(rounds: Sequence[tuple[Path, Path]]) -> set[Asked]:
 
 def asked(images: tuple[str, ...], question: str) -> Asked:
     """What a question about images has in common with the same one put in other letters."""
-    return images, bare(question)
+    return hash_of(images, bare(question))
+
+
+def hash_of(images: tuple[str, ...], text: str) -> bytes:
+    """Sixteen bytes that stand for images and a text."""
+    return hashlib.blake2b(json.dumps([images, text]).encode(), digest_size=16).digest()
 
 
 class JudgedAnswersFolder(Iterable[JudgedAnswers]):

@@ -5,17 +5,31 @@ the starting policy: its log-probabilities are those it noted as it answered, or
 step, and written to `references.jsonl`.
 """
 
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from stllava.config import DpoOptions
 from stllava.data.conversations import read_conversations
 from stllava.data.images import count_missing
 from stllava.errors import StllavaError
-from stllava.experts.judged_answers import Asked, asked, questions_judged
+from stllava.experts.judged_answers import Asked, asked, hash_of, questions_judged
 from stllava.records import Conversation, Preference
 from stllava.stages.results import TrainingResult
-from stllava.store import PARTS, Existing, Input, Inputs, file_hash, open_stage, output_hash, read_manifest, read_records
+from stllava.store import (
+    PARTS,
+    Existing,
+    IndexedRecords,
+    Input,
+    Inputs,
+    file_hash,
+    index_records,
+    open_stage,
+    output_hash,
+    read_manifest,
+)
 
 
 def dpo(
@@ -97,7 +111,7 @@ def dpo(
         read: list[Conversation] = read_conversations(replayed, root=images)[0] if replayed is not None else []
         judged = questions_judged(list(zip(answers, judgments, strict=True)))
         pairs = latest([*earlier, preferences], judged=judged)
-        missing = count_missing(images, [pair.images for pair in pairs])
+        missing = count_missing(images, (pair.images for pair in pairs))
         missing.refuse_faults(items=len(pairs), unit="pairs", max_bad=options.max_bad)
         loaded = load_learner(policy, options)
         without_dropout(loaded.model)
@@ -155,23 +169,38 @@ def refuse_other_groups(loss: str, folders: Sequence[Path]) -> None:
             )
 
 
-def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> list[Preference]:
+def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> IndexedRecords[Preference]:
     """The pairs of all folders; of those that ask the same about the same images only the last folder's.
 
     A pair that the policy's own vote made never stands where an expert's verdict made one, in whichever folder, or where one
     is known (`judged`). Of pairs of questions about the same images, too, only the last folder's count: what is informative
-    changes as the policy learns.
+    changes as the policy learns. Of a question about images 16 bytes are held, and its pairs are read when they are asked for.
     """
-    rounds = [read_records(folder, "preferences", Preference) for folder in folders]
-    settled = {asked(*_asked(pair)) for given in rounds for pair in given if not pair.lineage.own_vote} | set(judged)
-    known: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
-    for given in rounds:
-        fresh: dict[tuple[tuple[str, ...], str], list[Preference]] = {}
-        for pair in given:
-            if not pair.lineage.own_vote or asked(*_asked(pair)) not in settled:
-                fresh.setdefault(_asked(pair), []).append(pair)
-        known |= fresh
-    return [pair for pairs in known.values() for pair in pairs]
+    rounds = index_records(folders, "preferences", Preference)
+    settled = set(judged)
+    if any(pair.lineage.own_vote for pair in rounds):
+        settled |= {_question(pair) for pair in rounds if not pair.lineage.own_vote}
+    places: dict[bytes, int] = {}
+    newest, place_of, folder_of, numbers = array("q"), array("q"), array("q"), array("q")
+    for number, pair in enumerate(rounds):
+        if pair.lineage.own_vote and _question(pair) in settled:
+            continue
+        place, folder = places.setdefault(hash_of(*_asked(pair)), len(places)), rounds.file_of(number)
+        newest.extend([folder] * (len(places) - len(newest)))
+        newest[place] = folder  # Folders come one behind the other.
+        place_of.append(place)
+        folder_of.append(folder)
+        numbers.append(number)
+    if not numbers:
+        return rounds.rearranged(())
+    places_found, found = (np.frombuffer(row, dtype=np.int64) for row in (place_of, numbers))
+    kept = np.frombuffer(folder_of, dtype=np.int64) == np.frombuffer(newest, dtype=np.int64)[places_found]
+    return rounds.rearranged(found[kept][np.argsort(places_found[kept], kind="stable")])
+
+
+def _question(pair: Preference) -> Asked:
+    """What a pair asks, in whatever letters."""
+    return asked(*_asked(pair))
 
 
 def _asked(pair: Preference) -> tuple[tuple[str, ...], str]:

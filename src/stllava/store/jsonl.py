@@ -92,6 +92,10 @@ class IndexedRecords(Sequence[R]):
         self._files.append(file)
         self._offsets.append(offset)
 
+    def file_of(self, number: int) -> int:
+        """The number of the file that holds the record of this number."""
+        return self._files[number]
+
     def rearranged(self, order: Iterable[int]) -> "IndexedRecords[R]":
         """The records of these numbers, in this order."""
         other = IndexedRecords(self._paths, self._record_type)

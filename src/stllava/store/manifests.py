@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import JsonValue
 from stllava.errors import FormatError, StllavaError
 from stllava.records import FORMAT, Manifest, Outcome, Record, content_id
 from stllava.store.disk import file_hash
-from stllava.store.jsonl import RecordStream, damaged, read_jsonl, read_record
+from stllava.store.jsonl import IndexedRecords, RecordStream, damaged, read_jsonl, read_record
 from stllava.store.names import MANIFEST, PLAN
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,19 @@ def read_records(folder: Path, name: str, record_type: type[R]) -> list[R]:
 def stream_records(folder: Path, name: str, record_type: type[R]) -> "RecordStream[R]":
     """The same one by one, for more than memory should hold."""
     return RecordStream(_checked(folder, name), record_type)
+
+
+def index_records(folders: Sequence[Path], name: str, record_type: type[R]) -> "IndexedRecords[R]":
+    """The records `<name>.jsonl` of finished stages by number, one folder behind the other, each read when it is asked for."""
+    paths = [_checked(folder, name) for folder in folders]
+    index = IndexedRecords(paths, record_type)
+    for number, path in enumerate(paths):
+        with path.open("rb") as file:
+            start = 0
+            for line in file:
+                index.add(number, start)
+                start += len(line)
+    return index
 
 
 def _checked(folder: Path, name: str) -> Path:

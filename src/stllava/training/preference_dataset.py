@@ -1,9 +1,11 @@
 """Preferences as trees: all questions about an image, each with its answers, in one sequence."""
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,8 +18,13 @@ from stllava.records import Preference
 from stllava.tree.forward import Tree, build_tree, collate, longest_chain
 from stllava.tree.layout import cut_branches
 
+T = TypeVar("T")
 PairNodes = tuple[int, int]
 """The nodes of a tree that hold a pair's chosen and rejected answer."""
+
+
+TREES_KEPT = 2048
+"""Trees that stay in memory once they are built; of what is asked for again, no more need be read and split into tokens."""
 
 
 @dataclass
@@ -28,6 +35,8 @@ class _AnsweredPrompt:
     answers: dict[Segment, None]
     pairs: list[tuple[Segment, Segment]]
     preferences: list[Preference]
+    numbers: list[int]
+    """Of the preferences, as they were given."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,28 @@ class AlteredTree:
     """The node of each chosen answer in the tree with the image, and in this one."""
 
 
+@dataclass(frozen=True)
+class PlantedTree:
+    """A tree with what is learned from it."""
+
+    tree: Tree
+    """Every answer once, behind its question."""
+    pairs: tuple[PairNodes, ...]
+    """The nodes of each pair's chosen and rejected answer."""
+    preferences: tuple[Preference, ...]
+    """The preference that each pair is."""
+    altered: AlteredTree | None
+    """The chosen answers behind a black image, where they are learned from too."""
+
+
 class PreferenceDataset:
     """What dpo learns from: one tree a set of images, or several where a tree would be too long.
 
     Preferences that cannot be learned from (unusable image, longer than the context, turns that the chat template refuses)
     are left out and counted in `dropped`. `trees`, `pairs`, `preferences` and `altered` have an entry each for every tree.
+
+    Of a preference only its number is held: a tree is built from its preferences when it is asked for, and the last
+    `TREES_KEPT` of them stay.
     """
 
     def __init__(
@@ -57,34 +83,37 @@ class PreferenceDataset:
     ) -> None:
         """Read preferences about images below `images` into trees of at most `max_tokens` tokens.
 
-        With `image_conditional` each has a tree of its chosen answers behind a black image beside it.
+        With `image_conditional` each has a tree of its chosen answers behind a black image beside it. The preferences are
+        read again as trees are asked for.
         """
         # Both trees of an image are in one forward.
         self.max_tokens = max_tokens // 2 if image_conditional else max_tokens
         self.image_conditional = image_conditional
         self.dropped = Dropped()
-        self.trees: list[Tree] = []
-        self.pairs: list[tuple[PairNodes, ...]] = []
-        self.preferences: list[tuple[Preference, ...]] = []
-        self.altered: list[AlteredTree | None] = []
-        for prefix, branches in self._group(policy, preferences, images).items():
-            self._plant(policy, prefix, list(branches.values()))
+        self._policy, self._given = policy, preferences
+        self._numbers, self._starts, self._prefix_of = array("q"), array("q", [0]), array("q")
+        groups = self._group(images)
+        self._prefixes = list(groups)
+        for place, numbers in enumerate(groups.values()):
+            self._plant(place, numbers)
+        self.planted = lru_cache(maxsize=TREES_KEPT)(self._build)
+        count = len(self._prefix_of)
+        self.trees: Sequence[Tree] = OnDemand(count, lambda index: self.planted(index).tree)
+        self.pairs: Sequence[tuple[PairNodes, ...]] = OnDemand(count, lambda index: self.planted(index).pairs)
+        self.preferences: Sequence[tuple[Preference, ...]] = OnDemand(count, lambda index: self.planted(index).preferences)
+        self.altered: Sequence[AlteredTree | None] = OnDemand(count, lambda index: self.planted(index).altered)
 
     def __len__(self) -> int:
-        return len(self.trees)
+        return len(self._prefix_of)
 
-    def _group(
-        self, policy: Policy, preferences: Sequence[Preference], images: Path
-    ) -> dict[Prefix, dict[tuple[Segment, ...], _AnsweredPrompt]]:
-        """The usable preferences by their images, then by their question."""
-        groups: dict[Prefix, dict[tuple[Segment, ...], _AnsweredPrompt]] = {}
+    def _group(self, images: Path) -> "dict[Prefix, array[int]]":
+        """The numbers of the usable preferences by their images."""
+        policy = self._policy
+        groups: dict[Prefix, array[int]] = {}
         refusal: RefusedTurnsError | None = None
-        for preference in preferences:
+        for number, preference in enumerate(self._given):
             try:
-                both = ((preference.chosen, True), (preference.rejected, preference.rejected_ended))
-                chains = [_chain(policy, preference, answer, ended=ended) for answer, ended in both]
-                prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
-                tails = [chain[1:] if preference.images else chain for chain in chains]
+                prefix, tails = _behind_images(policy, preference, images)
                 length = longest_chain(policy, build_tree(policy, prefix, tails))
             except ItemError as error:
                 self.dropped.fault(error, of="image")
@@ -97,36 +126,77 @@ class PreferenceDataset:
                 detail = f"{preference.id} has {length} tokens, the context {policy.context}"
                 self.dropped.fault(TextError("longer than the context", detail))
                 continue
-            opening = tails[0][:-1]
-            branch = groups.setdefault(prefix, {}).setdefault(tuple(opening), _AnsweredPrompt(opening, {}, [], []))
-            branch.answers |= dict.fromkeys((tails[0][-1], tails[1][-1]))
-            branch.pairs.append((tails[0][-1], tails[1][-1]))
-            branch.preferences.append(preference)
+            groups.setdefault(prefix, array("q")).append(number)
         if not groups and refusal is not None:
             raise refusal
         if not groups:
             raise StllavaError(
-                f"none of {len(preferences)} preferences can be learned from ({self.dropped.told()})",
+                f"none of {len(self._given)} preferences can be learned from ({self.dropped.told()})",
                 expected="pairs about usable images, within the model's context",
                 remedy="Look at the counts of ask, answer, judge and pair: they say where the pairs were lost.",
             )
         return groups
 
-    def _plant(self, policy: Policy, prefix: Prefix, branches: Sequence[_AnsweredPrompt]) -> None:
-        """Build the tree of a set of images, or several, each within the context and the tokens of a forward."""
+    def _plant(self, place: int, numbers: Sequence[int]) -> None:
+        """Cut the preferences about a set of images into trees, each within the context and the tokens of a forward."""
+        policy, prefix = self._policy, self._prefixes[place]
+        branches = self._branches(prefix, numbers)
         lengths = [sum(len(policy.tokens(piece.text)) for piece in (*branch.opening, *branch.answers)) for branch in branches]
         for part in cut_branches(policy.length(prefix), lengths, most=min(policy.context, self.max_tokens)):
-            chosen = [branches[index] for index in part]
-            tree = build_tree(policy, prefix, [[*branch.opening, answer] for branch in chosen for answer in branch.answers])
-            ends = iter([learned[-1] for learned in tree.leaves])
-            pairs: list[PairNodes] = []
-            for branch in chosen:
-                node = {answer: next(ends) for answer in branch.answers}
-                pairs += [(node[better], node[worse]) for better, worse in branch.pairs]
-            self.trees.append(tree)
-            self.pairs.append(tuple(pairs))
-            self.altered.append(_altered(policy, tree, pairs, chosen) if self.image_conditional and prefix.images else None)
-            self.preferences.append(tuple(preference for branch in chosen for preference in branch.preferences))
+            for index in part:
+                self._numbers.extend(branches[index].numbers)
+            self._starts.append(len(self._numbers))
+            self._prefix_of.append(place)
+
+    def _branches(self, prefix: Prefix, numbers: Sequence[int]) -> list[_AnsweredPrompt]:
+        """The preferences of these numbers, all about the images of a prefix, by their question."""
+        branches: dict[tuple[Segment, ...], _AnsweredPrompt] = {}
+        for number in numbers:
+            preference = self._given[number]
+            _, (better, worse) = _behind_images(self._policy, preference, prefix.root)
+            opening = better[:-1]
+            branch = branches.setdefault(tuple(opening), _AnsweredPrompt(opening, {}, [], [], []))
+            branch.answers |= dict.fromkeys((better[-1], worse[-1]))
+            branch.pairs.append((better[-1], worse[-1]))
+            branch.preferences.append(preference)
+            branch.numbers.append(number)
+        return list(branches.values())
+
+    def _build(self, index: int) -> PlantedTree:
+        """The tree of this index."""
+        policy, prefix = self._policy, self._prefixes[self._prefix_of[index]]
+        branches = self._branches(prefix, self._numbers[self._starts[index] : self._starts[index + 1]])
+        tree = build_tree(policy, prefix, [[*branch.opening, answer] for branch in branches for answer in branch.answers])
+        ends = iter([learned[-1] for learned in tree.leaves])
+        pairs: list[PairNodes] = []
+        for branch in branches:
+            node = {answer: next(ends) for answer in branch.answers}
+            pairs += [(node[better], node[worse]) for better, worse in branch.pairs]
+        return PlantedTree(
+            tree,
+            tuple(pairs),
+            tuple(preference for branch in branches for preference in branch.preferences),
+            _altered(policy, tree, pairs, branches) if self.image_conditional and prefix.images else None,
+        )
+
+
+class OnDemand(Sequence[T]):
+    """So many things, each found when it is asked for."""
+
+    def __init__(self, count: int, find: Callable[[int], T]) -> None:
+        self._range, self._find = range(count), find
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._find(one) for one in self._range[index]]
+        return self._find(self._range[index])
 
 
 class PairsOfTree(NamedTuple):
@@ -192,6 +262,14 @@ def _altered(policy: Policy, tree: Tree, pairs: Sequence[PairNodes], branches: S
         seeing += list(nodes.values())
     black = build_tree(policy, replace(tree.prefix, blank=True), chains)
     return AlteredTree(black, tuple(zip(seeing, [learned[-1] for learned in black.leaves], strict=True)))
+
+
+def _behind_images(policy: Policy, preference: Preference, images: Path) -> tuple[Prefix, list[list[Segment]]]:
+    """What stands before and with a pair's images, and behind them its prompt with the chosen and with the rejected answer."""
+    both = ((preference.chosen, True), (preference.rejected, preference.rejected_ended))
+    chains = [_chain(policy, preference, answer, ended=ended) for answer, ended in both]
+    prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
+    return prefix, [chain[1:] if preference.images else chain for chain in chains]
 
 
 def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:

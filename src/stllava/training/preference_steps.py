@@ -67,13 +67,13 @@ class PreferenceSteps:
 
     def example(self, index: int, epoch: int) -> PreferenceExample:
         """The pairs of one tree; which conversations are replayed beside them is drawn for each epoch."""
-        dataset = self.dataset
+        planted = self.dataset.planted(index)
         return PreferenceExample(
-            tree=dataset.trees[index],
-            pairs=dataset.pairs[index],
+            tree=planted.tree,
+            pairs=planted.pairs,
             reference=self.references.values[index],
-            weights=tuple(preference.weight for preference in dataset.preferences[index]),
-            altered=dataset.altered[index],
+            weights=tuple(preference.weight for preference in planted.preferences),
+            altered=planted.altered,
             contrast_reference=self.references.contrasts[index],
             replay=self._replay(index, epoch),
         )

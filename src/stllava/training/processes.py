@@ -6,7 +6,7 @@ writes there. The others compute what it computes, take their share of every ste
 
 import atexit
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -102,7 +102,7 @@ class TrainedPolicy:
     """Where it learned."""
     notes: Sequence[str] = ()
     """Sentences for the reader."""
-    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    records: Mapping[str, Iterable[Record]] = field(default_factory=dict)
     """Files to write beside the policy, by name."""
 
 

@@ -4,7 +4,7 @@ Where the policy gave the answers itself, `answer` noted their log-probabilities
 of them has been checked against a packed forward; everything else is computed, each tree once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from stllava.model.load import Policy
 from stllava.progress import Progress
 from stllava.records import Preference, Reference
 from stllava.text import counted
-from stllava.training.preference_dataset import PreferenceDataset
+from stllava.training.preference_dataset import AlteredTree, OnDemand, PreferenceDataset
 from stllava.training.processes import current_processes
 from stllava.training.step_sharing import share_evenly
 from stllava.tree.forward import Tree, computed_tokens, some_chains
@@ -41,13 +41,13 @@ class References:
     note: str
     """How they were found, in a sentence."""
 
-    def records(self, dataset: PreferenceDataset) -> list[Reference]:
+    def records(self, dataset: PreferenceDataset) -> Iterator[Reference]:
         """The reference of every pair of the data set it was measured on."""
-        return [
+        return (
             Reference(id=preference.id, policy=self.weights, chosen=chosen, rejected=rejected)
             for preferences, values in zip(dataset.preferences, self.values, strict=True)
             for preference, (chosen, rejected) in zip(preferences, values, strict=True)
-        ]
+        )
 
 
 def close_of(policy: Policy) -> float:
@@ -107,20 +107,30 @@ def _contrasts(
     dataset: PreferenceDataset, policy: Policy, values: Sequence[Sequence[LogProbabilities]]
 ) -> tuple[tuple[LogProbabilities, ...], ...]:
     """What the policy gives each chosen answer with its image, which is known, and with a black one, computed here."""
-    black = [(index, altered) for index, altered in enumerate(dataset.altered) if altered is not None]
     found: list[tuple[LogProbabilities, ...]] = [()] * len(dataset)
-    for place, sums in _node_sums(policy, [altered.tree for _, altered in black], max_tokens=dataset.max_tokens).items():
-        index, altered = black[place]
+    black = [index for index, altered in enumerate(dataset.altered) if altered is not None] if dataset.image_conditional else []
+    trees = OnDemand(len(black), lambda place: _altered(dataset, black[place]).tree)
+    for place, sums in _node_sums(policy, trees, max_tokens=dataset.max_tokens).items():
+        index = black[place]
         known = {pair[0]: value[0] for pair, value in zip(dataset.pairs[index], values[index], strict=True)}
-        found[index] = tuple((known[node], sums[other]) for node, other in altered.contrasts)
+        found[index] = tuple((known[node], sums[other]) for node, other in _altered(dataset, index).contrasts)
     return tuple(found)
+
+
+def _altered(dataset: PreferenceDataset, index: int) -> AlteredTree:
+    """The black tree beside a tree that has one."""
+    altered = dataset.altered[index]
+    if altered is None:
+        raise ValueError(f"tree {index} has no black one beside it")
+    return altered
 
 
 def _compute(dataset: PreferenceDataset, policy: Policy, indices: Sequence[int]) -> list[tuple[LogProbabilities, ...]]:
     """Log-probabilities of the pairs of some trees under the policy as it is."""
     if not indices:
         return []
-    found = _node_sums(policy, [dataset.trees[index] for index in indices], max_tokens=dataset.max_tokens)
+    trees = OnDemand(len(indices), lambda place: dataset.trees[indices[place]])
+    found = _node_sums(policy, trees, max_tokens=dataset.max_tokens)
     return [
         tuple((found[place][chosen], found[place][rejected]) for chosen, rejected in dataset.pairs[index])
         for place, index in enumerate(indices)
@@ -136,7 +146,8 @@ def _node_sums(policy: Policy, trees: Sequence[Tree], *, max_tokens: int) -> dic
     own = share_evenly(work, groups=processes.count)[processes.index]
     found: list[tuple[int, list[float]]] = []
     with Progress("dpo reference", len(own), unit="images") as progress:
-        for scored in node_log_probabilities(policy, [trees[index] for index in own], max_tokens=max_tokens):
+        mine = OnDemand(len(own), lambda place: trees[own[place]])
+        for scored in node_log_probabilities(policy, mine, max_tokens=max_tokens):
             found += [(own[place], sums) for place, sums in scored.items()]
             progress.advance(len(scored))
     return dict(processes.gather(found))

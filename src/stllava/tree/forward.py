@@ -95,9 +95,8 @@ def split_into_forwards(policy: Policy, trees: Sequence[Tree], *, most: int) -> 
         alike.setdefault(policy.shapes(tree.prefix), []).append(index)
     cut = []
     for together in alike.values():
-        some = [trees[index] for index in together]
-        lengths = [_tokens(policy, tree) if policy.packs else longest_chain(policy, tree) for tree in some]
-        chains = None if policy.packs else [len(tree.leaves) for tree in some]
+        lengths = [_tokens(policy, trees[index]) if policy.packs else longest_chain(policy, trees[index]) for index in together]
+        chains = None if policy.packs else [len(trees[index].leaves) for index in together]
         cut += [[together[place] for place in part] for part in cut_forwards(lengths, most=most, chains=chains)]
     return cut
 

@@ -214,6 +214,18 @@ def test_16_bit_pixels_are_given_out_by_id_as_bare_numbers_that_no_browser_keeps
             assert client.get(f"/deep/{image_id(row.path)}").status_code == 422
 
 
+def test_what_was_blacked_out_of_16_bits_alone_is_outlined_and_read_first(tmp_path: Path) -> None:
+    session, _, rows = deep_page(tmp_path)
+    session.close()
+    hidden = {row.id for row in rows if row.deep is not None and row.deep.masked}
+    tasks = [task for task in session.tasks if isinstance(task, ItemTask)]
+    assert hidden
+    for task, row in ((task, next(row for row in rows if row.id == task.source_id)) for task in tasks):
+        assert row.deep is not None
+        assert task.boxes == (*row.masked, *row.deep.masked)
+        assert (task.stratum == "uncertain") == bool(task.boxes)
+
+
 def test_16_bit_pixels_that_nobody_kept_are_no_image(opened: Open) -> None:
     page = opened(kind="pictures")
     client = page.client()

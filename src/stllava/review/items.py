@@ -143,13 +143,14 @@ def _questions(folder: Path) -> Iterator[ReviewItem]:
 
 def _pictures(folder: Path) -> Iterator[ReviewItem]:
     for row in stream_records(folder, "images", Imported):
+        boxes = (*row.masked, *(row.deep.masked if row.deep is not None else ()))
         yield ReviewItem(
             kind="pictures",
             source_id=row.id,
             images=(row.path,),
             question=TEXT_LEFT,
-            doubts=("text was blacked out",) if row.masked else (),
-            boxes=row.masked,
+            doubts=("text was blacked out",) if boxes else (),
+            boxes=boxes,
         )
 
 

@@ -13,9 +13,10 @@ from helpers.intake_parts import import_folder, masks_white
 from helpers.reviewing import item_vote, write_import, write_series
 from stllava.cli import main
 from stllava.config import ReviewOptions
-from stllava.data.image_set import Imported, LeftOut, RefusedPicture, read_imported
+from stllava.data.image_set import DeepImage, Imported, LeftOut, RefusedPicture, read_imported
 from stllava.data.images import open_deep
 from stllava.errors import StllavaError
+from stllava.intake.encode import png
 from stllava.records import ItemTask
 from stllava.review.image_store import ImageStore, image_id
 from stllava.review.items import draw_items
@@ -236,14 +237,15 @@ def test_16_bit_pixels_that_nobody_kept_are_no_image(opened: Open) -> None:
 
 
 def test_the_server_keeps_no_16_bit_pixels(tmp_path: Path) -> None:
-    session, images, rows = deep_page(tmp_path)
-    session.close()
-    keys = [image_id(row.path) for row in rows]
-    images.deep_pixels(keys[0])
+    pixels = np.zeros((512, 512), dtype=np.uint16)
+    (tmp_path / "deep.png").write_bytes(png(pixels, 1))
+    deep = DeepImage(path="deep.png", content="", offset=0, step=1, black=0, white=1, masked=())
+    images, key = ImageStore(tmp_path, ["a.png"], deep={"a.png": deep}), image_id("a.png")
+    images.deep_pixels(key)
     tracemalloc.start()
     try:
-        for key in keys * 5:
-            assert images.deep_pixels(key) is not None
-        assert tracemalloc.get_traced_memory()[0] < rows[0].width * rows[0].height * 2
+        for _ in range(20):
+            assert images.deep_pixels(key) == (pixels.tobytes(), 512, 512)
+        assert tracemalloc.get_traced_memory()[0] < pixels.nbytes / 4
     finally:
         tracemalloc.stop()

@@ -82,6 +82,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/efficiency.py
 	$(BIN)/python bench/real.py --work runs/real
 	$(BIN)/python bench/why_numbers_differ.py --policies "runs/real/{seed}/loop/final/sft" --work runs/why-numbers-differ
+	$(BIN)/python bench/seeing.py --seeing "runs/real/{seed}/all-labels/sft" --work runs/seeing --seeds 0
 	$(BIN)/python bench/real.py --seeds 3 --resplit 3 --name real-resplit
 	$(BIN)/python bench/real.py --seeds 0 --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, by chance" "a tenth of the verdicts" "a tenth, by chance"
 	$(BIN)/python bench/real.py --seeds 0 --name real-erring --arms loop "15 % wrong, audited" "two tumours mixed up, audited" "30 % wrong, audited"

@@ -237,6 +237,25 @@ def real() -> str:
     return rows(("", "open exact match", gain, "closed accuracy", gain, "black images, open / closed", "minutes"), body)
 
 
+def seeing() -> str:
+    """VQA-RAD from a model that has learned to see, beside the same one from nothing."""
+    body = []
+    for one in read("seeing-*.json"):
+        body.append(
+            [f"*seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}; {where(one)}*", *[""] * 6]
+        )
+        for name, arm in one["arms"].items():
+            cells = []
+            for metric in ("open_recall", "closed_accuracy"):
+                cells.append("{:.1f} [{:.1f}, {:.1f}]".format(*arm[metric]["best"]))
+                gains = "{:+.1f} [{:+.1f}, {:+.1f}]"
+                cells.append(gains.format(*arm[metric]["gain"]) if name.endswith("loop") else "")
+                cells.append(gains.format(*arm[metric]["seeing_minus_blind"]))
+            body.append([name, *cells])
+    gain, beyond = "the loop's gain over stage 1", "with images minus black ones"
+    return rows(("split, model, arm", "open recall", gain, beyond, "closed accuracy", gain, beyond), body)
+
+
 def projector() -> str:
     """The prototype extractor against its published form."""
     body = []
@@ -272,7 +291,22 @@ def _moved(figures: dict[str, list[float]]) -> list[str]:
     return [score, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures["difference"]) if any(figures["difference"]) else ""]
 
 
-TABLES = (efficiency, real, why_numbers_differ, dpo, generate, limit, scale, million, memory, judge, expert, intake, projector)
+TABLES = (
+    efficiency,
+    real,
+    seeing,
+    why_numbers_differ,
+    dpo,
+    generate,
+    limit,
+    scale,
+    million,
+    memory,
+    judge,
+    expert,
+    intake,
+    projector,
+)
 
 
 def written(page: str) -> str:

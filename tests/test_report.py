@@ -7,9 +7,10 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -31,10 +32,12 @@ from stllava.records import (
     Prediction,
     Preference,
     Question,
+    Record,
     Sampling,
     Score,
     content_id,
 )
+from stllava.report import run_files
 from stllava.report.charts import Dot, Line, interval_chart, line_chart, nice_ticks, spread
 from stllava.report.gallery import self_asked, thumbnail
 from stllava.report.notebook import show_run
@@ -42,11 +45,12 @@ from stllava.report.page import write_report
 from stllava.report.run_files import read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
 from stllava.report.wording import CHIEF, METRICS, measure, percent, points
-from stllava.store import Stage, read_manifest, remove_folder, write_whole
+from stllava.store import Stage, read_manifest, read_records, remove_folder, write_whole
 
 HOT = Sampling(temperature=1.5, top_k=100, top_p=0.95, max_new_tokens=64, seed=0)
 FINDINGS = ("nodule", "effusion", "mass", "consolidation", "hemorrhage", "opacity")
 SIDES = ("left", "right")
+R = TypeVar("R", bound=Record)
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -510,6 +514,25 @@ def test_scores_by_label_are_on_the_page_and_in_the_summary_from_the_same_answer
     assert "<summary>phantom-test: source</summary>" in page
     assert "&lt;b&gt;archive&lt;/b&gt;" in page
     assert "hospital ward" not in page
+
+
+def test_a_report_of_records_read_one_by_one_is_that_of_records_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(tmp_path / "run", images=30)
+    label(built.run, "source", ["clinic", "clinic", "archive"])
+    streamed = write_report(built.run).read_bytes(), (built.run / "summary.json").read_bytes()
+
+    def held(folders: list[Path], name: str, record_type: type[R]) -> "Held[R]":
+        return Held(read_records(folders[0], name, record_type))
+
+    monkeypatch.setattr(run_files, "index_records", held)
+    assert streamed == (write_report(built.run).read_bytes(), (built.run / "summary.json").read_bytes())
+
+
+class Held(list[R]):
+    """Records in memory, of which some are taken as of those on disk."""
+
+    def rearranged(self, order: Iterable[int]) -> "Held[R]":
+        return Held(self[number] for number in order)
 
 
 def test_small_groups_are_marked_and_rare_values_counted(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from stllava.config import PairOptions
 from stllava.dropped import Dropped
-from stllava.metrics.score import METRICS, measured, readings, score
-from stllava.metrics.stats import bootstrap_interval
+from stllava.metrics.score import METRICS, compare, measured, readings, score, values
+from stllava.metrics.stats import bootstrap_interval, detectable_difference, paired_difference, permutation_p
 from stllava.model.load import load_policy
 from stllava.records import Lineage, Message, Prediction, Preference, QuestionKind, Score
+from stllava.report.disagreements import disagreements
+from stllava.report.record_places import RecordPlaces, by_content
 from stllava.stages.dpo import latest
 from stllava.store import ChunkRecords, FinishedChunk, Stage, write_chunk
 from stllava.training import preference_dataset
@@ -88,6 +90,36 @@ def test_scoring_holds_numbers_of_each_prediction_and_no_prediction() -> None:
     held = grown(lambda count: score(list(predictions(count)), policy="p", benchmark="b"), 400, 1200)
     assert streamed < 500, f"{streamed:.0f} bytes a prediction"
     assert held > 2 * streamed, f"held, a prediction takes {held:.0f} bytes"
+
+
+def test_differences_of_streamed_predictions_are_those_of_held_ones_to_the_last_bit() -> None:
+    mine, theirs = list(predictions(300)), list(predictions(300, seed=0))[::-2]
+    answered = {row.sample_id: row for row in theirs}
+    found = {one.metric: one for one in compare(iter(mine), iter(theirs), policy="a", against="b", benchmark="c")}
+    assert set(found) == set(METRICS)
+    for metric, one in found.items():
+        rows = [row for row in measured(mine, metric) if row.sample_id in answered]
+        both = values(rows, metric), values([answered[row.sample_id] for row in rows], metric)
+        images = [row.image for row in rows]
+        assert (one.value, one.low, one.high) == paired_difference(*both, images)
+        assert (one.p, one.detectable) == (permutation_p(*both, images), detectable_difference(*both, images))
+
+
+def test_comparing_and_looking_for_disagreements_holds_no_prediction() -> None:
+    def look(count: int) -> None:
+        compare(predictions(count), predictions(count), policy="a", against="b", benchmark="c")
+        disagreements(predictions(count))
+
+    assert grown(look, 400, 1200) < 600 < grown(lambda count: list(predictions(count)), 400, 1200)
+
+
+def test_a_record_is_found_again_by_its_name() -> None:
+    names = [f"name {number % 30}" for number in range(40)]
+    places = RecordPlaces(names)
+    assert [places.place(name) for name in names] == [names.index(name) for name in names]
+    assert (places.place("another"), places.different) == (None, 30)
+    assert RecordPlaces([]).place("name 0") is None
+    assert by_content(["0b", "0a", "ff", "0a"]).tolist() == [1, 3, 0, 2]
 
 
 @pytest.fixture

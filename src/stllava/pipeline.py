@@ -3,7 +3,7 @@
 Writes one folder a stage under the run directory, then `outcome.json`, `summary.json` and `report.html`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from stllava.store import (
     locked,
     read_formatted,
     read_jsonl,
-    read_records,
     remove_folder,
+    stream_records,
     warn_of_losses,
     write_whole,
 )
@@ -213,7 +213,8 @@ class Loop:
         if gain <= 0:
             return
         seeing, unseeing = (
-            Gained(*(self.predictions(prefix + policy, data.validation) for policy in (before, name))) for prefix in ("", BLIND)
+            Gained(*(list(self.predictions(prefix + policy, data.validation)) for policy in (before, name)))
+            for prefix in ("", BLIND)
         )
         beyond = gain_by_looking(seeing, unseeing, metrics=CHOOSING)
         if beyond.low <= 0:
@@ -254,9 +255,9 @@ class Loop:
             candidates=data.candidates.get(samples.stem),
         ).scores
 
-    def predictions(self, name: str, samples: Path) -> list[Prediction]:
-        """What a policy, or baseline, answered to a benchmark that it was evaluated on."""
-        return read_records(self.folder.evaluation(name, samples.stem), "predictions", Prediction)
+    def predictions(self, name: str, samples: Path) -> Iterable[Prediction]:
+        """What a policy, or baseline, answered to a benchmark that it was evaluated on, read as it is gone through."""
+        return stream_records(self.folder.evaluation(name, samples.stem), "predictions", Prediction)
 
     def baseline(self, rule: Callable[..., EvaluateResult], name: str, samples: Path, data: DataSet) -> list[Score]:
         """The scores of a baseline that knows only the answers of the validation split."""

@@ -1,17 +1,17 @@
 """From predictions to scores with intervals: our own rules (`robust`) and the published ones (`llava_med`) side by side."""
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stllava.metrics import llava_med, robust
-from stllava.metrics.score_columns import ImageNumbers, ScoreColumn
+from stllava.metrics.score_columns import ImageNumbers, PairedColumn, PairedValues, ScoreColumn
 from stllava.metrics.stats import detectable_difference, paired_difference, permutation_p
 from stllava.records import Difference, Prediction, QuestionKind, Score
 
@@ -161,13 +161,17 @@ def _score_of(column: ScoreColumn, ranks: NDArray[np.int64], *, metric: str, rul
 
 
 def compare(
-    predictions: Sequence[Prediction], others: Sequence[Prediction], *, policy: str, against: str, benchmark: str
+    predictions: Iterable[Prediction], others: Iterable[Prediction], *, policy: str, against: str, benchmark: str
 ) -> list[Difference]:
-    """Every metric's paired difference on the samples both answered."""
-    differences, known = [], _by_sample(others)
-    for metric in METRICS:
-        paired = _paired(predictions, known, metric)
-        if paired.images:
+    """Every metric's paired difference on the samples both answered; both are gone through once and not held."""
+    differences, known = [], _SampleValues(others, METRICS)
+    images, columns = ImageNumbers(), {metric: PairedColumn() for metric in METRICS}
+    for row in predictions:
+        known.pair(row, images, columns)
+    ranks = images.ranks()
+    for metric, column in columns.items():
+        if len(column):
+            paired = column.values(ranks)
             detectable = detectable_difference(*paired)
             differences.append(
                 _difference(paired, metric, policy=policy, against=against, benchmark=benchmark).model_copy(
@@ -180,45 +184,57 @@ def compare(
     return differences
 
 
-def label_names(predictions: Sequence[Prediction]) -> list[str]:
+def label_names(predictions: Iterable[Prediction]) -> list[str]:
     """The labels that tell the samples apart, by name: one that all share says no more than the whole score."""
-    names = sorted({name for row in predictions for name in row.labels})
-    return [name for name in names if len({row.labels.get(name) for row in predictions}) > 1]
+    first: dict[str, str] = {}
+    tells: set[str] = set()
+    carried: Counter[str] = Counter()
+    count = 0
+    for row in predictions:
+        count += 1
+        for name, value in row.labels.items():
+            carried[name] += 1
+            if first.setdefault(name, value) != value:
+                tells.add(name)
+    return sorted(name for name in carried if name in tells or carried[name] < count)
 
 
-def label_values(predictions: Sequence[Prediction], label: str) -> list[str]:
+def label_values(predictions: Iterable[Prediction], label: str) -> list[str]:
     """The values of a label, the commonest first."""
     counts = Counter(row.labels[label] for row in predictions if label in row.labels)
     return sorted(counts, key=lambda value: (-counts[value], value))
 
 
 def scores_by_label(
-    predictions: Sequence[Prediction], label: str, *, policy: str, benchmark: str, max_values: int = MAX_LABEL_VALUES
+    predictions: Iterable[Prediction], label: str, *, policy: str, benchmark: str, max_values: int = MAX_LABEL_VALUES
 ) -> dict[str, list[Score]]:
     """Closed accuracy and open exact match of the samples with each value of a label, the commonest values first.
 
-    Samples that do not carry the label are in no group, nor are values beyond the `max_values` commonest ones.
+    Samples that do not carry the label are in no group, nor are values beyond the `max_values` commonest ones. The
+    predictions are gone through twice and not held.
     """
+    images = ImageNumbers()
+    groups = {
+        value: {metric: ScoreColumn() for metric in LABEL_METRICS} for value in label_values(predictions, label)[:max_values]
+    }
+    for row in predictions:
+        for metric, column in groups.get(row.labels.get(label, ""), {}).items() if label in row.labels else ():
+            if METRICS[metric].takes(row):
+                column.add(images.number(row.image), METRICS[metric].read(row))
+    ranks = images.ranks()
     return {
         value: [
-            summed(
-                [row.image for row in part],
-                readings(part, metric),
-                metric=metric,
-                rule=ROBUST,
-                policy=policy,
-                benchmark=benchmark,
-            )
-            for metric in LABEL_METRICS
-            if (part := measured(rows, metric))
+            _score_of(column, ranks, metric=metric, rule=ROBUST, policy=policy, benchmark=benchmark)
+            for metric, column in columns.items()
+            if len(column)
         ]
-        for value, rows in _groups(predictions, label, max_values)
+        for value, columns in groups.items()
     }
 
 
 def differences_by_label(
-    predictions: Sequence[Prediction],
-    others: Sequence[Prediction],
+    predictions: Iterable[Prediction],
+    others: Iterable[Prediction],
     label: str,
     *,
     policy: str,
@@ -231,7 +247,7 @@ def differences_by_label(
     They carry no p-value: among so many groups some differ by chance.
 
     Args:
-        predictions: The answers of the policy whose gain is measured.
+        predictions: The answers of the policy whose gain is measured; gone through twice and not held.
         others: The answers of the policy it is compared with.
         label: Name of the label.
         policy: Name of the first policy.
@@ -239,43 +255,47 @@ def differences_by_label(
         benchmark: Name of the benchmark.
         max_values: Number of values, the commonest, that are looked at.
     """
-    known = _by_sample(others)
+    known, images = _SampleValues(others, LABEL_METRICS), ImageNumbers()
+    groups = {
+        value: {metric: PairedColumn() for metric in LABEL_METRICS} for value in label_values(predictions, label)[:max_values]
+    }
+    for row in predictions:
+        if label in row.labels and row.labels[label] in groups:
+            known.pair(row, images, groups[row.labels[label]])
+    ranks = images.ranks()
     return {
         value: [
-            _difference(paired, metric, policy=policy, against=against, benchmark=benchmark)
-            for metric in LABEL_METRICS
-            if (paired := _paired(rows, known, metric)).images
+            _difference(column.values(ranks), metric, policy=policy, against=against, benchmark=benchmark)
+            for metric, column in columns.items()
+            if len(column)
         ]
-        for value, rows in _groups(predictions, label, max_values)
+        for value, columns in groups.items()
     }
 
 
-def _groups(predictions: Sequence[Prediction], label: str, max_values: int) -> Iterator[tuple[str, list[Prediction]]]:
-    """The samples with each of the commonest values of a label."""
-    for value in label_values(predictions, label)[:max_values]:
-        yield value, [row for row in predictions if row.labels.get(label) == value]
+class _SampleValues:
+    """What some metrics count of each sample that a policy answered, as numbers by sample."""
+
+    def __init__(self, predictions: Iterable[Prediction], metrics: Iterable[str]) -> None:
+        self._places: dict[str, int] = {}
+        self._values = {metric: array("d") for metric in metrics}
+        for place, row in enumerate(predictions):
+            self._places[row.sample_id] = place
+            for metric, column in self._values.items():
+                column.append((METRICS[metric].read(row) or 0.0) if METRICS[metric].takes(row) else 0.0)
+
+    def pair(self, row: Prediction, images: ImageNumbers, columns: Mapping[str, PairedColumn]) -> None:
+        """Add what the metrics count of another policy's answer beside that of this one, where this one answered too."""
+        place = self._places.get(row.sample_id)
+        if place is None:
+            return
+        image = images.number(row.image)
+        for metric, column in columns.items():
+            if METRICS[metric].takes(row):
+                column.add(image, METRICS[metric].read(row) or 0.0, self._values[metric][place])
 
 
-class _Paired(NamedTuple):
-    """What two policies score on the samples that a metric is defined for and both answered."""
-
-    mine: list[float]
-    theirs: list[float]
-    images: list[str]
-
-
-def _paired(predictions: Sequence[Prediction], others: Mapping[str, Prediction], metric: str) -> _Paired:
-    """The scores of both; `others` are the other policy's answers by sample."""
-    rows = [row for row in measured(predictions, metric) if row.sample_id in others]
-    theirs = [others[row.sample_id] for row in rows]
-    return _Paired(values(rows, metric), values(theirs, metric), [row.image for row in rows])
-
-
-def _by_sample(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
-    return {row.sample_id: row for row in predictions}
-
-
-def _difference(paired: _Paired, metric: str, *, policy: str, against: str, benchmark: str) -> Difference:
+def _difference(paired: PairedValues, metric: str, *, policy: str, against: str, benchmark: str) -> Difference:
     """The mean paired difference of a metric with its interval."""
     value, low, high = paired_difference(*paired)
     n = len(paired.images)

@@ -1,6 +1,7 @@
 """What metrics say of predictions as columns of numbers: a dozen bytes a reading, so that no prediction need be held."""
 
 from array import array
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,5 +50,41 @@ class ScoreColumn:
         Raises:
             ValueError: Where the column is empty.
         """
-        images = ranks[np.frombuffer(self._images, dtype=np.int64)] if self._images else np.empty(0, dtype=np.int64)
-        return bootstrap_interval(np.frombuffer(self._values) if self._values else (), images)
+        return bootstrap_interval(_numbers(self._values), ranks[_places(self._images)])
+
+
+class PairedValues(NamedTuple):
+    """What two policies score on the same samples."""
+
+    mine: NDArray[np.float64]
+    theirs: NDArray[np.float64]
+    images: NDArray[np.int64]
+    """The place of each sample's image among the sorted names of all."""
+
+
+class PairedColumn:
+    """What one metric says of two policies' answers to the same samples, with the image's number of each."""
+
+    def __init__(self) -> None:
+        self._mine, self._theirs, self._images = array("d"), array("d"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def add(self, image: int, mine: float, theirs: float) -> None:
+        """Take both scores of a sample about the image of this number."""
+        self._mine.append(mine)
+        self._theirs.append(theirs)
+        self._images.append(image)
+
+    def values(self, ranks: NDArray[np.int64]) -> PairedValues:
+        """All of them; `ranks` are those of `ImageNumbers`."""
+        return PairedValues(_numbers(self._mine), _numbers(self._theirs), ranks[_places(self._images)])
+
+
+def _numbers(column: "array[float]") -> NDArray[np.float64]:
+    return np.frombuffer(column) if column else np.empty(0)
+
+
+def _places(column: "array[int]") -> NDArray[np.int64]:
+    return np.frombuffer(column, dtype=np.int64) if column else np.empty(0, dtype=np.int64)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
+Values = Sequence[float] | NDArray[np.float64]
 ClusterNames = Sequence[str] | NDArray[np.int64]
 """The cluster of each value: its name, or its place among the sorted names of all."""
 _AT_ONCE = 1 << 17
@@ -58,9 +59,7 @@ class Clusters:
         return pulls
 
 
-def bootstrap_interval(
-    values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames, *, seed: int = 0, resamples: int = 2000
-) -> Interval:
+def bootstrap_interval(values: Values, clusters: ClusterNames, *, seed: int = 0, resamples: int = 2000) -> Interval:
     """Mean of the values (each in [0, 1]) and its 95 % bootstrap interval, resampling whole clusters (images).
 
     The same input and seed give the same interval. One cluster tells nothing about others: the interval is then all
@@ -73,15 +72,13 @@ def bootstrap_interval(
     return _bootstrap(found, seed=seed, resamples=resamples)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[str], *, seed: int = 0, resamples: int = 2000
-) -> Interval:
+def paired_difference(a: Values, b: Values, clusters: ClusterNames, *, seed: int = 0, resamples: int = 2000) -> Interval:
     """Mean of a − b over the same samples and its 95 % interval, as `bootstrap_interval`; one cluster gives [−1, 1]."""
     found = _differences(a, b, clusters)
     return difference_interval(found.mean, math.inf) if found.count == 1 else _bootstrap(found, seed=seed, resamples=resamples)
 
 
-def analytic_interval(values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames) -> Interval:
+def analytic_interval(values: Values, clusters: ClusterNames) -> Interval:
     """Mean of the values (each in [0, 1]) and its 95 % interval from the cluster-robust standard error.
 
     Student's t with G − 1 degrees of freedom, in Wilson's form (`share_interval`). One cluster gives [0, 1]. Raises
@@ -97,9 +94,7 @@ def paired_analytic(a: Sequence[float], b: Sequence[float], clusters: Sequence[s
     return difference_interval(found.mean, _reach(found))
 
 
-def permutation_p(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[str], *, seed: int = 0, resamples: int = 10_000
-) -> float:
+def permutation_p(a: Values, b: Values, clusters: ClusterNames, *, seed: int = 0, resamples: int = 10_000) -> float:
     """Two-sided p-value of the paired difference when a and b are swapped at random in whole clusters.
 
     Exact where the clusters that differ can be swapped in no more than `resamples` ways; else their random draws and
@@ -131,9 +126,7 @@ def mcnemar_p(a: Sequence[float], b: Sequence[float]) -> float:
     return min(1.0, 2 * float(bdtr(min(ours, theirs), ours + theirs, 0.5))) if ours + theirs else 1.0
 
 
-def detectable_difference(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[str], *, power: float = 0.8, level: float = 0.05
-) -> float:
+def detectable_difference(a: Values, b: Values, clusters: ClusterNames, *, power: float = 0.8, level: float = 0.05) -> float:
     """The smallest true difference that such a set shows with this power in a two-sided test at this level.
 
     From the cluster-robust standard error of the observed differences and Student's t; infinite for one cluster, 0 for
@@ -146,7 +139,7 @@ def detectable_difference(
     return float(stdtrit(free, 1 - level / 2) + stdtrit(free, power)) * math.sqrt(robust_variance(found.pulls))
 
 
-def by_cluster(values: Sequence[float] | NDArray[np.float64], clusters: ClusterNames) -> Clusters:
+def by_cluster(values: Values, clusters: ClusterNames) -> Clusters:
     """The values added up by cluster; ValueError for no values, unequal lengths, or a value that is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
@@ -191,14 +184,14 @@ def difference_interval(mean: float, reach: float) -> Interval:
     return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach))
 
 
-def _require_pairs(a: Sequence[float], b: Sequence[float]) -> None:
+def _require_pairs(a: Values, b: Values) -> None:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
 
 
-def _differences(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> Clusters:
+def _differences(a: Values, b: Values, clusters: ClusterNames) -> Clusters:
     _require_pairs(a, b)
-    return by_cluster([mine - other for mine, other in zip(a, b, strict=True)], clusters)
+    return by_cluster(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), clusters)
 
 
 def _reach(found: Clusters) -> float:

@@ -1,9 +1,9 @@
 """Where our rules and the published ones disagree about the same answers: how often, and examples to judge by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stllava.metrics.score import TWINS, measured, readings
+from stllava.metrics.score import METRICS, TWINS
 from stllava.records import Prediction, content_id
 from stllava.text import shorten
 
@@ -39,28 +39,29 @@ class Disagreement:
     examples: tuple[Example, ...]
 
 
-def disagreements(predictions: Sequence[Prediction]) -> list[Disagreement]:
-    """Every pair of twin metrics that has answers to score; examples in the order of a hash of their ids."""
+def disagreements(predictions: Iterable[Prediction]) -> list[Disagreement]:
+    """Every pair of twin metrics that has answers to score; examples in the order of a hash of their ids.
+
+    The predictions are gone through once for each pair and not held.
+    """
     found = []
     for ours, published in TWINS:
-        rows = measured(measured(predictions, ours), published)
-        if not rows:
-            continue
-        scored = list(zip(rows, readings(rows, ours), readings(rows, published), strict=True))
-        apart = [(row, mine, theirs or 0.0) for row, mine, theirs in scored if abs((mine or 0.0) - (theirs or 0.0)) > 1e-9]
-        shown = sorted(
-            (one for one in apart if abs((one[1] or 0.0) - one[2]) >= APART), key=lambda one: content_id("gallery", one[0].id)
-        )
-        found.append(
-            Disagreement(
-                ours=ours,
-                published=published,
-                n=len(rows),
-                differ=len(apart),
-                higher=sum(theirs > (mine or 0.0) for _, mine, theirs in apart),
-                examples=tuple(_example(*one) for one in shown[:EXAMPLES]),
-            )
-        )
+        n, differ, higher = 0, 0, 0
+        shown: list[tuple[str, Prediction, float | None, float]] = []
+        for row in predictions:
+            if not (METRICS[ours].takes(row) and METRICS[published].takes(row)):
+                continue
+            n += 1
+            mine, theirs = METRICS[ours].read(row), METRICS[published].read(row) or 0.0
+            apart = abs((mine or 0.0) - theirs)
+            if apart > 1e-9:
+                differ += 1
+                higher += theirs > (mine or 0.0)
+            if apart >= APART:
+                shown = sorted([*shown, (content_id("gallery", row.id), row, mine, theirs)], key=lambda one: one[0])[:EXAMPLES]
+        if n:
+            examples = tuple(_example(*one[1:]) for one in shown)
+            found.append(Disagreement(ours, published, n=n, differ=differ, higher=higher, examples=examples))
     return found
 
 

@@ -12,6 +12,7 @@ from stllava.data.images import jpeg_uri, open_image
 from stllava.errors import ItemError
 from stllava.metrics.score import is_right
 from stllava.records import Answers, Judgment, Prediction, Preference, content_id
+from stllava.report.record_places import RecordPlaces, by_content
 from stllava.report.run_files import RunFiles
 from stllava.report.wording import plain, policy_label
 from stllava.text import shorten
@@ -88,26 +89,26 @@ def self_asked(run: RunFiles) -> list[Card]:
     cards: list[Card] = []
     shown: set[str] = set()
     for part in run.rounds:
-        answers = {row.id: row for row in part.answers}
-        questions = {row.id: row for row in part.questions}
-        pairs = {row.lineage.judgment_id: row for row in reversed(part.preferences)}
-        order = sorted(part.judgments, key=lambda judgment: content_id("gallery", judgment.id))
+        answers, questions = RecordPlaces(row.id for row in part.answers), RecordPlaces(row.id for row in part.questions)
+        pairs = RecordPlaces(row.lineage.judgment_id for row in part.preferences)
+        order = by_content(content_id("gallery", judgment.id) for judgment in part.judgments)
+        pair_of = pairs.find(RecordPlaces(judgment.id for judgment in part.judgments).hashes)
         for wanted, most in ((True, paired), (False, unpaired)):
             taken = 0
-            for judgment in order:
-                given = answers.get(judgment.answers_id)
-                if (
-                    taken == most
-                    or (judgment.id in pairs) is not wanted
-                    or given is None
-                    or not given.images
-                    or given.images[0] in shown
-                ):
+            for place in order[(pair_of[order] >= 0) == wanted].tolist():
+                if taken == most:
+                    break
+                judgment = part.judgments[place]
+                at = answers.place(judgment.answers_id)
+                given = None if at is None else part.answers[at]
+                if given is None or not given.images or given.images[0] in shown:
                     continue
                 shown.add(given.images[0])
                 taken += 1
-                described = questions[given.question_id].description if given.question_id in questions else ""
-                cards.append(_judged(run, part.name, given, judgment, pairs.get(judgment.id), described))
+                asked = questions.place(given.question_id)
+                described = "" if asked is None else part.questions[asked].description
+                pair = part.preferences[int(pair_of[place])] if wanted else None
+                cards.append(_judged(run, part.name, given, judgment, pair, described))
     return cards
 
 
@@ -142,33 +143,55 @@ def tally(run: RunFiles, benchmark: str, after: str) -> PairedTally | None:
     before = run.outcome.policies[0]
     if before not in said or after not in said or before == after:
         return None
-    old = {row.sample_id: is_right(row) for row in said[before]}
-    pairs = [(old[row.sample_id], is_right(row)) for row in said[after] if row.sample_id in old]
-    counts = {key: pairs.count(key) for key in ((False, True), (True, False), (True, True), (False, False))}
-    return PairedTally(benchmark, before, after, *counts.values())
+    old, new = _Marks(said[before]), _Marks(said[after])
+    at = old.samples.find(new.samples.hashes)
+    was, now = old.right[at[at >= 0]], new.right[at >= 0]
+    return PairedTally(
+        benchmark,
+        before,
+        after,
+        gained=int((~was & now).sum()),
+        lost=int((was & ~now).sum()),
+        both_right=int((was & now).sum()),
+        both_wrong=int((~was & ~now).sum()),
+    )
+
+
+class _Marks:
+    """Which of a policy's answers are right, a dozen bytes an answer."""
+
+    def __init__(self, rows: Sequence[Prediction]) -> None:
+        self.rows = rows
+        self.samples = RecordPlaces(row.sample_id for row in rows)
+        self.right = np.fromiter((is_right(row) for row in rows), dtype=np.bool_)
 
 
 def tested(run: RunFiles, benchmark: str) -> list[Card]:
     """Benchmark samples with what every policy says: mostly where policies differ, some all wrong, some all right."""
     said = {policy: run.predictions.get(benchmark, {}).get(policy, ()) for policy in run.outcome.policies}
-    by_sample = {policy: {row.sample_id: row for row in rows} for policy, rows in said.items() if rows}
-    if not by_sample:
+    marks = {policy: _Marks(rows) for policy, rows in said.items() if rows}
+    if not marks:
         return []
-    first = next(iter(by_sample.values()))
-    order = sorted(first.values(), key=lambda row: content_id("gallery", row.sample_id))
+    first = next(iter(marks.values()))
+    order = by_content(content_id("gallery", row.sample_id) for row in first.rows)
+    at = {policy: mark.samples.find(first.samples.hashes) for policy, mark in marks.items()}
+    answered = sum((places >= 0).astype(np.int64) for places in at.values())
+    right = sum((places >= 0) & marks[policy].right[places] for policy, places in at.items())
+    kinds = np.where(right == answered, "all right", np.where(right > 0, "differ", "all wrong"))
     cards: list[Card] = []
     shown: set[str] = set()
     for wanted, most in TESTED:
         taken = 0
-        for sample in order:
-            rows = {policy: found[sample.sample_id] for policy, found in by_sample.items() if sample.sample_id in found}
-            right = [is_right(row) for row in rows.values()]
-            kind = "all right" if all(right) else "differ" if any(right) else "all wrong"
-            if taken == most or kind != wanted or sample.image in shown:
+        for place in order[kinds[order] == wanted].tolist():
+            if taken == most:
+                break
+            sample = first.rows[place]
+            if sample.image in shown:
                 continue
             shown.add(sample.image)
             taken += 1
-            cards.append(_tested(run, sample, rows, right, kind))
+            rows = {policy: marks[policy].rows[places[place]] for policy, places in at.items() if places[place] >= 0}
+            cards.append(_tested(run, sample, rows, [is_right(row) for row in rows.values()], wanted))
     return cards
 
 

@@ -1,5 +1,6 @@
 """Scores by every label that samples carry, such as the kind of question and the source: for the page and for programs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -12,7 +13,7 @@ from stllava.metrics.score import (
     label_values,
     scores_by_label,
 )
-from stllava.records import Difference, Score
+from stllava.records import Difference, Prediction, Score
 from stllava.report import wording
 from stllava.report.run_files import RunFiles
 from stllava.rundir import SFT
@@ -107,7 +108,7 @@ def scores_by_every_label(run: RunFiles) -> list[LabelScores]:
     return [
         _scores_by_label(run, benchmark, label)
         for benchmark in wording.benchmarks(run.outcome.scores)
-        for label in label_names([row for rows in run.predictions.get(benchmark, {}).values() for row in rows])
+        for label in label_names(row for rows in run.predictions.get(benchmark, {}).values() for row in rows)
     ]
 
 
@@ -119,7 +120,7 @@ def _scores_by_label(run: RunFiles, benchmark: str, label: str) -> LabelScores:
         gains = differences_by_label(
             answered[challenger], answered[SFT], label, policy=challenger, against=SFT, benchmark=benchmark
         )
-    first = next(iter(answered.values()), ())
+    first: Sequence[Prediction] = next(iter(answered.values()), ())
     rare = set(label_values(first, label)[MAX_LABEL_VALUES:])
     return LabelScores(
         benchmark,

@@ -24,6 +24,7 @@ from stllava.report.charts import Dot, Line, difference_chart, interval_chart, l
 from stllava.report.disagreements import disagreements
 from stllava.report.gallery import self_asked, shares, tally, tested, thumbnail
 from stllava.report.label_tables import SMALL_GROUP, LabelScores, scores_by_every_label
+from stllava.report.record_places import RecordPlaces
 from stllava.report.rendering import page_environment
 from stllava.report.run_files import Round, RunFiles, read_run_files
 from stllava.report.verdicts_spent import verdicts_spent
@@ -268,12 +269,13 @@ def funnel(part: Round) -> list[Step]:
             continue
         manifest = part.manifests[stage]
         if stage == "judge":
-            causes = Counter(manifest.dropped)
-            causes |= Counter(judgment.cause or "no cause given" for judgment in part.judgments if judgment.scores is None)
-            kept = sum(judgment.scores is not None for judgment in part.judgments)
-            steps.append(Step("Verdicts given", kept, _largest(causes)))
+            unread, kept = Counter[str](), 0
+            for judgment in part.judgments:
+                kept += judgment.scores is not None
+                unread.update([judgment.cause or "no cause given"] if judgment.scores is None else [])
+            steps.append(Step("Verdicts given", kept, _largest(Counter(manifest.dropped) | unread)))
         elif stage == "pair":
-            kept = len({preference.lineage.judgment_id for preference in part.preferences})
+            kept = RecordPlaces(preference.lineage.judgment_id for preference in part.preferences).different
             steps.append(Step("Questions that gave pairs", kept, _largest(Counter(manifest.dropped))))
         else:
             steps.append(Step(labels[stage], manifest.counts_out, _largest(Counter(manifest.dropped))))

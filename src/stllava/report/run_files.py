@@ -1,5 +1,6 @@
 """Reads a run directory into typed values: everything the report shows comes from here, nothing from elsewhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from stllava.records import (
     VotesCheck,
 )
 from stllava.rundir import AUDIT_STAGES, FINAL, ROUND_STAGES, SFT, RoundStage, RunDir, round_name
-from stllava.store import CHECK, MANIFEST, read_formatted, read_manifest, read_plan, read_record, read_records
+from stllava.store import CHECK, MANIFEST, index_records, read_formatted, read_manifest, read_plan, read_record
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,24 @@ class Round:
 
     name: str
     manifests: dict[RoundStage, Manifest]
-    questions: tuple[Question, ...]
-    answers: tuple[Answers, ...]
-    judgments: tuple[Judgment, ...]
-    preferences: tuple[Preference, ...]
+    questions: Sequence[Question]
+    answers: Sequence[Answers]
+    judgments: Sequence[Judgment]
+    preferences: Sequence[Preference]
     votes: VotesCheck | None = None
     """What readers say of its verdicts, where `stllava judge-check` has looked at their votes."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run directory, read."""
+    """A run directory, read; records are read from disk as they are asked for."""
 
     options: RunOptions
     outcome: Outcome
     manifests: dict[str, Manifest]
     """Every stage's manifest by its folder, in the order of the run: data, sft, round-1/ask, …"""
     rounds: tuple[Round, ...]
-    predictions: dict[str, dict[str, tuple[Prediction, ...]]]
+    predictions: dict[str, dict[str, Sequence[Prediction]]]
     """By benchmark, then by policy or baseline."""
     images: Path
     """The image root."""
@@ -82,11 +83,11 @@ def read_run_files(folder: Path) -> RunFiles:
     manifests |= _finished(run, run.own_judge)
     if FINAL in outcome.policies:
         manifests |= {run.name_of(at): read_manifest(at) for at in (run.final_data, run.policy(FINAL))}
-    predictions: dict[str, dict[str, tuple[Prediction, ...]]] = {}
+    predictions: dict[str, dict[str, Sequence[Prediction]]] = {}
     for policy in (*outcome.policies, *outcome.baselines):
         for evaluation in sorted(path for path in run.evaluations(policy).glob("*") if path.is_dir()):
             manifests[run.name_of(evaluation)] = read_manifest(evaluation)
-            records = tuple(read_records(evaluation, "predictions", Prediction))
+            records = index_records([evaluation], "predictions", Prediction)
             predictions.setdefault(evaluation.name, {})[policy] = records
     checked = (run.judge_check / MANIFEST).is_file()
     check = read_record(run.judge_check / CHECK, JudgeCheck) if checked else None
@@ -108,17 +109,18 @@ def _round(run: RunDir, name: str, *, whole: bool) -> Round:
     return Round(
         name=name,
         manifests=manifests,
-        questions=tuple(read_records(folders["ask"], "questions", Question)) if "ask" in manifests else (),
-        answers=tuple(read_records(folders["answer"], "answers", Answers)) if "answer" in manifests else (),
-        judgments=tuple(read_records(folders["judge"], "judgments", Judgment)) if "judge" in manifests else (),
+        questions=index_records([folders["ask"]], "questions", Question) if "ask" in manifests else (),
+        answers=index_records([folders["answer"]], "answers", Answers) if "answer" in manifests else (),
+        judgments=index_records([folders["judge"]], "judgments", Judgment) if "judge" in manifests else (),
         preferences=_answer_pairs(folders["pair"]) if "pair" in manifests else (),
         votes=read_record(voted, VotesCheck) if (voted := run.review(name) / CHECK).is_file() else None,
     )
 
 
-def _answer_pairs(pairs: Path) -> tuple[Preference, ...]:
+def _answer_pairs(pairs: Path) -> Sequence[Preference]:
     """The pairs of answers; those of questions are counted in the manifest."""
-    return tuple(row for row in read_records(pairs, "preferences", Preference) if row.speaker == "assistant")
+    every = index_records([pairs], "preferences", Preference)
+    return every.rearranged(number for number, row in enumerate(every) if row.speaker == "assistant")
 
 
 def read_outcome(run: RunDir) -> Outcome:

@@ -89,6 +89,15 @@ def test_one_value_far_away_does_not_cost_the_others_their_shades() -> None:
     assert deep.values[0, 0] == 65535
 
 
+def test_values_as_far_apart_as_numbers_go_are_kept_near_the_window_or_not_at_all() -> None:
+    far = np.array([[1e308, -1e308, 0.25]])
+    deep = deep_pixels(far, black=0.0, white=1.0)
+    assert deep is not None
+    assert deep.values.tolist()[0][:2] == [65535, 0]
+    assert abs(float(measured(deep)[0, 2]) - 0.25) < 0.001
+    assert deep_pixels(far, black=-1.7e308, white=1.7e308) is None
+
+
 # --- readers ---------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +122,15 @@ def test_a_table_that_turns_a_picture_round_turns_its_16_bits_round(tmp_path: Pa
     (frame,) = read_dicom(make(tmp_path / "a.dcm", values, VOILUTSequence=[item]), DicomOptions(keep_16_bit=True))
     assert (measured(frame.deep) == values).all()
     assert np.abs(seen(frame.deep).astype(int) - frame.pixels).max() <= 1
+
+
+def test_an_overlay_in_unused_high_bits_is_not_kept(tmp_path: Path) -> None:
+    """It may be a name that was written over the picture."""
+    values = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.int16)
+    drawn = values | (0x1000 * (values > 900)).astype(np.int16)
+    fields = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0}
+    (frame,) = read_dicom(make(tmp_path / "a.dcm", drawn, **fields), DicomOptions(keep_16_bit=True))
+    assert (measured(frame.deep) == values).all()
 
 
 def test_padding_is_black_and_eight_bits_have_no_more_to_keep(tmp_path: Path) -> None:

@@ -42,9 +42,12 @@ def deep_pixels(
             low, high = max(low, middle - REACH * width), min(high, middle + REACH * width)
         step = ((high - low) or 1.0) / (LEVELS - 1)
     offset, step = (high, -step) if inverted else (low, step)
+    ends = sorted(((black - offset) / step, (white - offset) / step))
+    if not np.isfinite([offset, step, *ends]).all():
+        return None  # Of values as far apart as numbers go, no page could say what a pixel stands for.
     pixels = np.zeros(measured.shape, dtype=np.uint16)
     for band in bands:
         values = np.where(there[band], measured[band], offset).astype(np.float64)
-        pixels[band] = np.where(there[band], np.rint((values - offset) / step).clip(0, LEVELS - 1), 0)
-    ends = sorted(((black - offset) / step, (white - offset) / step))
+        with np.errstate(over="ignore"):
+            pixels[band] = np.where(there[band], np.rint((values - offset) / step).clip(0, LEVELS - 1), 0)
     return DeepPixels(pixels, offset, step, ends[0], ends[1])

@@ -1,11 +1,13 @@
-"""What a stage of records takes of memory and time as records grow: judge, pair, overlap, evaluate's scoring.
+"""What a stage of records takes of memory and time as records grow: judge, pair, overlap, dpo's data set, scoring, report.
 
     python bench/million.py --questions 100000 500000
 
-Questions about images, five each, with eight answers, are written by a rule of numbers, record by record; no model speaks and
-no image is drawn. Each stage then runs in a process of its own on what the one before wrote: judge by reference answers, pair,
-the overlap of the pairs with as many test questions, and an evaluation of as many answers, scored again. Reported are the peak
-memory of the process, its seconds, and those for a million completions; a second size shows whether they grow in proportion.
+Questions about images, five each, with eight answers, are written by a rule of numbers, record by record; no model speaks.
+Each stage then runs in a process of its own on what the one before wrote: judge by reference answers, pair, the overlap of the
+pairs with as many test questions, what dpo learns from (every tree of the pairs built once, by the tokenizer and the picture
+sizes of a small model; all images are one picture), an evaluation of as many answers, scored again, and the report of a run of
+one round of all this. Reported are the peak memory of the process, its seconds, and those for a million completions; a second
+size shows whether they grow in proportion.
 
 Writes bench/results/million-DEVICE.json and prints a table.
 """
@@ -24,7 +26,7 @@ from shared.measure import Figures, device_kind, report_side, run_side, write_re
 
 ANSWERS, PER_IMAGE = 8, 5
 WORDS = ("effusion", "nodule", "fracture", "mass", "edema", "opacity", "fibrosis", "pneumonia")
-STAGES = ("judge", "pair", "overlap", "evaluate")
+STAGES = ("judge", "pair", "overlap", "dpo", "evaluate", "report")
 
 
 def numbers(count: int) -> Iterator[tuple[int, str, str, str]]:
@@ -94,6 +96,26 @@ def write(work: Path, count: int) -> None:
     write_whole(work / "fingerprints.jsonl", (f"{row.model_dump_json()}\n".encode() for row in fingerprint_rows(prints)))
 
 
+def write_questions(work: Path, count: int) -> None:
+    """The questions that were answered, as ask writes them."""
+    from stllava.config import AskOptions
+    from stllava.records import Question, Sampling, content_id
+    from stllava.store import Stage
+
+    how = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=64, seed=0)
+    stage = Stage("ask", work / "ask", AskOptions(), inputs={}, existing="resume")
+    stage.write_records(
+        "questions",
+        (
+            Question(
+                id=content_id("question", number), images=(image,), description="", text=text, policy="policy", sampling=how
+            )
+            for number, image, text, _ in numbers(count)
+        ),
+    )
+    stage.finish(counts_in=count, counts_out=count)
+
+
 def judge_stage(work: Path) -> None:
     """Judge by references."""
     from stllava.config import JudgeOptions
@@ -126,6 +148,28 @@ def overlap_stage(work: Path) -> None:
     )
 
 
+def dpo_stage(work: Path) -> None:
+    """Read the pairs into trees, and build each of them."""
+    from PIL import Image
+
+    from stllava.config import DpoOptions, SmallModel
+    from stllava.model.small import small_policy
+    from stllava.stages.dpo import latest
+    from stllava.training.preference_dataset import PreferenceDataset
+
+    policy = small_policy(SmallModel(), (question for _, _, question, _ in numbers(2000)), seed=0)
+    pairs = latest([work / "pair"])
+    root = work / "drawn"
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    Image.new("L", (64, 64)).save(root / "picture.png")
+    picture = (root / "picture.png").read_bytes()
+    for image in dict.fromkeys(image for pair in pairs for image in pair.images):
+        (root / image).write_bytes(picture)
+    dataset = PreferenceDataset(policy, pairs, images=root, max_tokens=DpoOptions().max_tokens_per_forward)
+    if not sum(len(tree.nodes) for tree in dataset.trees):
+        raise SystemExit("the pairs made no tree")
+
+
 def evaluate_stage(work: Path) -> None:
     """Score the predictions."""
     from stllava.config import EvaluateOptions
@@ -134,11 +178,50 @@ def evaluate_stage(work: Path) -> None:
     rescore(EvaluateOptions(), predictions=work / "evaluate", to=work / "rescored")
 
 
+def report_stage(work: Path) -> None:
+    """Write the report of a run of one round."""
+    from stllava.config import DpoOptions, SftOptions
+    from stllava.data.sources import PhantomData
+    from stllava.recipe import RunOptions
+    from stllava.records import Outcome, Score
+    from stllava.report.page import write_report
+    from stllava.rundir import RunDir, round_name
+    from stllava.store import Stage, read_records, write_whole
+
+    run, name = RunDir(work / "run"), round_name(1)
+    Stage("run", run.path, RunOptions(name="million", rounds=1, data=PhantomData()), inputs={}, existing="resume")
+    Stage("data", run.data, PhantomData(), inputs={}, existing="resume").finish(counts_in=1, counts_out=1, image_root=work)
+    Stage("sft", run.policy("sft"), SftOptions(), inputs={}, existing="resume").finish(counts_in=1, counts_out=1)
+    Stage("dpo", run.policy(name), DpoOptions(), inputs={}, existing="resume").finish(counts_in=1, counts_out=1)
+    for stage in ("ask", "answer", "judge", "pair"):
+        run.stage(name, stage).symlink_to(work / stage, target_is_directory=True)
+    scores = []
+    for policy in ("sft", name):
+        run.evaluations(policy).mkdir(parents=True)
+        run.evaluation(policy, "test").symlink_to(work / "rescored", target_is_directory=True)
+        found = read_records(work / "rescored", "scores", Score)
+        scores += [score.model_copy(update={"policy": policy, "benchmark": "test"}) for score in found]
+    outcome = Outcome(
+        name="million",
+        policies=("sft", name),
+        baselines=(),
+        best=name,
+        sentences=(),
+        notes=(),
+        scores=tuple(scores),
+        differences=(),
+    )
+    write_whole(run.outcome, outcome.model_dump_json() + "\n")
+    write_report(run.path)
+
+
 RUN: dict[str, Callable[[Path], None]] = {
     "judge": judge_stage,
     "pair": pair_stage,
     "overlap": overlap_stage,
+    "dpo": dpo_stage,
     "evaluate": evaluate_stage,
+    "report": report_stage,
 }
 
 
@@ -166,7 +249,10 @@ def main() -> None:
     for count in asked.questions:
         with tempfile.TemporaryDirectory(prefix="stllava-bench-", dir=asked.work) as folder:
             write(Path(folder), count)
+            write_questions(Path(folder), count)
             for stage in STAGES:
+                if stage not in asked.stages and stage in ("overlap", "dpo", "report"):
+                    continue  # Nothing behind them reads what they write.
                 run = run_side(__file__, "--stage", stage, "--work", folder)
                 if stage in asked.stages:
                     each = run["seconds"] / (count * ANSWERS) * 1e6

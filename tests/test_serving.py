@@ -19,7 +19,7 @@ from stllava.generation import server_keeper, serving
 from stllava.generation.decoder import LocalSampler, open_sampler
 from stllava.generation.sampler import Prompt
 from stllava.generation.served_sampler import CHECKED_TOKENS, ServedSampler
-from stllava.model.load import load_policy
+from stllava.model.load import fingerprint, load_policy
 from stllava.records import Message
 from stllava.remote import server_pool
 
@@ -279,6 +279,67 @@ def test_an_expert_may_be_behind_several_servers(phantoms: Path, engine: Path) -
         ChatOptions(url=urls, batch=True)
 
 
+def expert(tiny_model: Path, phantoms: Path, engine: Path, **changed: object) -> ChatServer:
+    """An expert behind servers that are started for it, which says something about whatever it is asked."""
+    (engine / "said.json").write_text("{}")
+    values: dict[str, object] = {"serve": "vllm", "python": sys.executable, "weights": str(tiny_model), "start_seconds": 60}
+    chat = ChatOptions.model_validate(values | {"structured": False, "retries": 8} | changed)
+    return ChatServer(chat, root=phantoms / "images", folder=engine / "judged")
+
+
+def judged(server: ChatServer, number: int = 6) -> list[str]:
+    """What it replies to so many requests, each about an image."""
+    said: list[Exchange] = []
+    images = [(IMAGES[one % 4],) for one in range(number)]
+    requests = [JudgeRequest(f"{one:016x}", "a", (0,), 0, f"judge {one}", images[one], {}) for one in range(number)]
+    ChatBackend(server).ask(requests, said.append)
+    return sorted(reply_text(one).text for one in said)
+
+
+def test_servers_are_started_for_an_expert_asked_and_ended(tiny_model: Path, phantoms: Path, engine: Path) -> None:
+    server = expert(tiny_model, phantoms, engine, replicas=2, arguments={"max-model-len": 4096})
+    assert server.name == "tiny at vllm"
+    assert not (engine / "pids.txt").exists()
+    assert judged(server) == [f"about judge {number}" for number in range(6)]
+    assert_all_end(processes(engine), seconds=20)
+    assert len(processes(engine)) == 4
+    flags = json.loads((engine / "flags.json").read_text())
+    assert flags[flags.index("--model") + 1] == str(tiny_model)
+    assert flags[flags.index("--served-model-name") + 1] == "tiny"
+    assert flags[flags.index("--max-model-len") + 1] == "4096"
+    assert len((engine / "judged" / "audit.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_server_of_an_expert_that_dies_is_started_again_and_no_reply_is_lost(
+    tiny_model: Path, phantoms: Path, engine: Path
+) -> None:
+    fail(engine, die=1)
+    assert judged(expert(tiny_model, phantoms, engine)) == [f"about judge {number}" for number in range(6)]
+    assert len(processes(engine)) == 4
+    assert_all_end(processes(engine), seconds=20)
+
+
+def test_a_server_of_an_expert_that_cannot_start_ends_the_stage(tiny_model: Path, phantoms: Path, engine: Path) -> None:
+    fail(engine, start=99)
+    with pytest.raises(StllavaError, match=r"ended 3 times before it was ready: CUDA out of memory, say.*judge\.chat\.python"):
+        judged(expert(tiny_model, phantoms, engine))
+    assert_all_end(processes(engine), seconds=20)
+
+
+def test_requests_to_a_served_expert_are_known_by_its_weights_and_flags_and_not_by_where_it_runs(
+    tiny_model: Path, phantoms: Path, engine: Path
+) -> None:
+    one, other, flagged = (
+        expert(tiny_model, phantoms, engine, **changed).identity
+        for changed in ({}, {"replicas": 3, "start_seconds": 9}, {"arguments": {"dtype": "float16"}})
+    )
+    assert one == other != flagged
+    assert one["weights"] == fingerprint(tiny_model)
+    assert not {"serve", "weights", "arguments", "python"} & ChatOptions(url="http://127.0.0.1:1/v1").resume_key().keys()
+    with pytest.raises(StllavaError, match="does not load: there is no such folder"):
+        expert(engine / "nothing", phantoms, engine)
+
+
 def _refuses(port: int) -> bool:
     """Whether nobody listens there yet."""
     with socket.socket() as probe:
@@ -294,3 +355,9 @@ def test_options_of_servers_that_do_not_fit_are_refused() -> None:
         EndpointOptions(serve="vllm", python=Path("python"), url="http://127.0.0.1:1/v1")
     with pytest.raises(ValueError, match="python with serve"):
         EndpointOptions(serve="vllm")
+    with pytest.raises(ValueError, match="serve and weights"):
+        ChatOptions(serve="vllm", python=Path("python"))
+    with pytest.raises(ValueError, match="serve and weights"):
+        ChatOptions(url="http://127.0.0.1:1/v1", weights="folder")
+    with pytest.raises(ValueError, match="serve or batch"):
+        ChatOptions(serve="vllm", python=Path("python"), weights="folder", batch=True)

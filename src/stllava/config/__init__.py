@@ -24,6 +24,7 @@ from stllava.config.generation import (
     GenerationOptions,
     ImageGainOptions,
     SamplingOptions,
+    ServeOptions,
     ServerOptions,
 )
 from stllava.config.intake import IntakeOptions
@@ -71,6 +72,7 @@ __all__ = [
     "ReviewOptions",
     "SamplingOptions",
     "ScriptedOptions",
+    "ServeOptions",
     "ServerOptions",
     "SftOptions",
     "Share",

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from stllava.config.base import NamedModel, NamedPath, Options, Rate, Share
-from stllava.config.generation import ServerOptions
+from stllava.config.generation import ServeOptions
+
+SERVED_WITH = frozenset({"serve", "arguments", "weights"})
+"""Options of a server that is started here which shape its replies."""
 
 
-class ChatOptions(ServerOptions):
+class ChatOptions(ServeOptions):
     """A vision-language model behind an OpenAI-compatible server, as an expert (docs/expert.md)."""
 
-    runtime_only = ServerOptions.runtime_only | {
+    part: ClassVar[str] = "judge.chat"
+    runtime_only = ServeOptions.runtime_only | {
         "requests_per_minute",
         "tokens_per_minute",
         "input_price",
@@ -24,6 +28,8 @@ class ChatOptions(ServerOptions):
         "poll",
     }
 
+    weights: NamedModel = ""
+    """With serve: folder or name of the transformers image-text-to-text model that is served."""
     temperature: Rate = 0.0
     """Softmax temperature of its replies; 0 is greedy."""
     max_tokens: PositiveInt = 1024
@@ -56,6 +62,19 @@ class ChatOptions(ServerOptions):
         if self.batch and len(self.urls) > 1:
             raise ValueError("one url with batch: a provider's batch is all of one server's")
         return self
+
+    @model_validator(mode="after")
+    def _serves_weights(self) -> "ChatOptions":
+        if bool(self.serve) != bool(self.weights):
+            raise ValueError("serve and weights together: what serves, and the model that is served")
+        if self.serve and self.batch:
+            raise ValueError("serve or batch: a server that is started here has no batch API")
+        return self
+
+    def resume_key(self) -> dict[str, JsonValue]:
+        """What replies depend on; what a server is started with only where one is."""
+        kept = super().resume_key()
+        return kept if self.serve else {name: value for name, value in kept.items() if name not in SERVED_WITH}
 
 
 class LocalExpertOptions(Options):

@@ -58,15 +58,16 @@ class ServerOptions(Options):
         return (self.url,) if isinstance(self.url, str) else self.url
 
 
-class EndpointOptions(ServerOptions):
-    """A server that speaks for the policy and must serve its weights (docs/serving.md). Without url the policy speaks here."""
+class ServeOptions(ServerOptions):
+    """A server that is there, or that stllava starts here (docs/serving.md)."""
 
-    runtime_only = ServerOptions.runtime_only | {"python", "replicas", "start_seconds", "restart_every"}
+    runtime_only = ServerOptions.runtime_only | {"python", "replicas", "start_seconds"}
+    part: ClassVar[str] = "endpoint"
+    """What these options are called in a recipe."""
 
-    model: str = "policy"
-    """Name under which the server knows the policy."""
     serve: Literal["", "vllm"] = ""
-    """vllm: start vLLM servers of the policy here, check them against it, look after them and end them, instead of url."""
+    """vllm: start vLLM servers of the model here, look after them and end them, instead of url; those of a policy are also
+    checked against it."""
     python: NamedPath | None = None
     """With serve: the Python of the environment in which vLLM is installed, such as /opt/vllm/bin/python."""
     replicas: PositiveInt = 1
@@ -75,16 +76,25 @@ class EndpointOptions(ServerOptions):
     """With serve: flags of vLLM without their dashes, such as {max-model-len: 4096}; True is a flag that stands alone."""
     start_seconds: PositiveFloat = 600.0
     """With serve: seconds that a server may take until it is ready."""
-    restart_every: NonNegativeInt = 0
-    """With serve: number of batches of prompts after which the servers are started anew, which gives back memory; 0: never."""
 
     @model_validator(mode="after")
-    def _served_here_or_there(self) -> "EndpointOptions":
+    def _served_here_or_there(self) -> "ServeOptions":
         if self.serve and self.url:
             raise ValueError("serve or url: servers are started here, or spoken to where they are")
         if self.serve and self.python is None:
             raise ValueError("python with serve: the Python of the environment in which vLLM is installed")
         return self
+
+
+class EndpointOptions(ServeOptions):
+    """A server that speaks for the policy and must serve its weights (docs/serving.md). Without url the policy speaks here."""
+
+    runtime_only = ServeOptions.runtime_only | {"restart_every"}
+
+    model: str = "policy"
+    """Name under which the server knows the policy."""
+    restart_every: NonNegativeInt = 0
+    """With serve: number of batches of prompts after which the servers are started anew, which gives back memory; 0: never."""
 
     @property
     def is_used(self) -> bool:

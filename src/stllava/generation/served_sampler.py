@@ -13,7 +13,7 @@ from stllava.config import EndpointOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError
 from stllava.generation.endpoint import EndpointSampler
 from stllava.generation.sampler import Completion, Prompt
-from stllava.generation.serving import PolicyServers
+from stllava.generation.serving import ModelServers
 from stllava.model.device import empty_cache
 from stllava.model.load import load_policy
 from stllava.model.prompt import ChatProcessor, virtual_role
@@ -38,11 +38,11 @@ class ServedSampler:
         self._chat = chat
         self._checker = self._speaking(None)
         self._sampler: EndpointSampler | None = None
-        self._servers: PolicyServers | None = None
+        self._servers: ModelServers | None = None
         self._batches = 0
         self._known = 0
 
-    def _speaking(self, servers: PolicyServers | None) -> EndpointSampler:
+    def _speaking(self, servers: ModelServers | None) -> EndpointSampler:
         """What writes requests, and sends them where there are servers."""
         here = self._options.model_copy(update={"url": "http://127.0.0.1/v1"})
         return EndpointSampler(
@@ -94,7 +94,7 @@ class ServedSampler:
     def _begin(self, prompts: Sequence[Prompt]) -> None:
         """Start the servers and compare them with the policy."""
         expected = self._greedy(prompts)
-        self._servers = PolicyServers(self._options, self._policy, audit=self._audit)
+        self._servers = ModelServers(self._options, self._policy, audit=self._audit)
         try:
             self._sampler = self._speaking(self._servers)
             self._compare(self._sampler, self._servers, expected)
@@ -123,7 +123,7 @@ class ServedSampler:
         empty_cache()
         return [(prompt, completion) for prompt, (completion,) in zip(asked, said, strict=True)]
 
-    def _compare(self, sampler: EndpointSampler, servers: PolicyServers, expected: Sequence[tuple[Prompt, Completion]]) -> None:
+    def _compare(self, sampler: EndpointSampler, servers: ModelServers, expected: Sequence[tuple[Prompt, Completion]]) -> None:
         """Refuse servers that do not say what the policy says."""
         assert servers.pool is not None
         for member in servers.pool.members:

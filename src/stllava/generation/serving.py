@@ -1,7 +1,7 @@
-"""vLLM servers that stllava starts, looks after and ends: one a GPU, on this machine's loopback, for one policy.
+"""vLLM servers that stllava starts, looks after and ends: one a GPU, on this machine's loopback, for a policy or an expert.
 
-Each runs in an environment of its own (`endpoint.python`), kept by `server_keeper.py`, so that it ends when we do, however we
-end. Nothing of what a server writes is read but the last lines of its log, when it fails.
+Each runs in an environment of its own (`endpoint.python`, `judge.chat.python`), kept by `server_keeper.py`, so that it ends
+when we do, however we end. Nothing of what a server writes is read but the last lines of its log, when it fails.
 """
 
 import logging
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
-from stllava.config import EndpointOptions
+from stllava.config import ServeOptions
 from stllava.errors import StllavaError
 from stllava.generation import server_keeper
 from stllava.model.device import visible_gpus
@@ -23,6 +23,7 @@ from stllava.remote.address import reach
 from stllava.remote.audit import Audit
 from stllava.remote.client import Client, NoReplyError
 from stllava.remote.concurrency import for_each
+from stllava.remote.rate_limiter import RateLimiter
 from stllava.remote.server_pool import PoolMember, ServerPool
 from stllava.text import printable
 
@@ -43,15 +44,15 @@ GIVEN: Mapping[str, str] = {
     "mm-processor-kwargs": '{"backend": "pil"}',
     "enable-prefix-caching": "",
 }
-"""Flags that every server of a policy needs (docs/serving.md); an empty value is a flag that stands alone."""
+"""Flags that every server needs (docs/serving.md); an empty value is a flag that stands alone."""
 
 
 class VllmServer:
-    """One server process of a policy."""
+    """One server process of a model."""
 
-    def __init__(self, options: EndpointOptions, policy: Path, *, gpu: str | None, logs: Path) -> None:
-        """Serve `policy` on the GPU of that name; its output goes into the folder `logs`."""
-        self._options, self._policy, self._gpu = options, policy, gpu
+    def __init__(self, options: ServeOptions, weights: Path | str, *, gpu: str | None, logs: Path) -> None:
+        """Serve `weights` on the GPU of that name; its output goes into the folder `logs`."""
+        self._options, self._weights, self._gpu = options, weights, gpu
         self._log = logs / f"server-{gpu or id(self)}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
@@ -67,11 +68,12 @@ class VllmServer:
                 self._launch()
                 if self._is_ready():
                     return
-                logger.warning("A server of %s ended before it was ready: %s", self._policy, self._last_words()[-300:])
+                logger.warning("A server of %s ended before it was ready: %s", self._weights, self._last_words()[-300:])
+            part = self._options.part
             raise StllavaError(
-                f"the server of {self._policy} ended {STARTS} times before it was ready: {self._last_words()}",
+                f"the server of {self._weights} ended {STARTS} times before it was ready: {self._last_words()}",
                 expected="a server that starts",
-                remedy="Correct what its log says (endpoint.arguments, endpoint.python), then give the same command again.",
+                remedy=f"Correct what its log says ({part}.arguments, {part}.python), then give the same command again.",
             )
 
     def _launch(self) -> None:
@@ -82,7 +84,7 @@ class VllmServer:
         flags = [word for name, value in given.items() for word in _flag(name, value)]
         own = [
             "--model",
-            str(self._policy),
+            str(self._weights),
             "--served-model-name",
             options.model,
             "--host",
@@ -107,7 +109,7 @@ class VllmServer:
     def _is_ready(self) -> bool:
         """Wait until it answers; False where its process ends before."""
         deadline = time.monotonic() + self._options.start_seconds
-        with Client(reach(self.options, purpose="they are shown to the policy"), self.options) as client:
+        with Client(reach(self.options, purpose="they are shown to the model"), self.options) as client:
             while time.monotonic() < deadline:
                 if self._process is None or self._process.poll() is not None:
                     return False
@@ -121,13 +123,13 @@ class VllmServer:
                     return self._process.poll() is None
         self._end()
         raise StllavaError(
-            f"the server of {self._policy} was not ready within {self._options.start_seconds:g} s: {self._last_words()}",
+            f"the server of {self._weights} was not ready within {self._options.start_seconds:g} s: {self._last_words()}",
             expected="a server that answers",
-            remedy="Raise endpoint.start_seconds, or correct what its log says.",
+            remedy=f"Raise {self._options.part}.start_seconds, or correct what its log says.",
         )
 
     @property
-    def options(self) -> EndpointOptions:
+    def options(self) -> ServeOptions:
         """How it is spoken to."""
         return self._options.model_copy(update={"url": f"http://127.0.0.1:{self.port}/v1", "send_images": False})
 
@@ -152,22 +154,24 @@ class VllmServer:
         return printable(" ".join(text.split())) or "it wrote nothing"
 
 
-class PolicyServers:
-    """All servers of a policy, and the pool that speaks to them."""
+class ModelServers:
+    """All servers of a model, and the pool that speaks to them. Close it, or use it as a context manager."""
 
-    def __init__(self, options: EndpointOptions, policy: Path, *, audit: Path | None) -> None:
+    def __init__(
+        self, options: ServeOptions, weights: Path | str, *, audit: Path | None, limiter: RateLimiter | None = None
+    ) -> None:
         """Start one on each GPU, or `replicas` of them where there is none; images that they are shown are noted in `audit`."""
         gpus = visible_gpus()
         if gpus and options.replicas > len(gpus):
             raise StllavaError(
-                f"endpoint.replicas {options.replicas}, and this machine shows {len(gpus)} GPUs",
+                f"{options.part}.replicas {options.replicas}, and this machine shows {len(gpus)} GPUs",
                 expected="a GPU for each server",
-                remedy=f"Set endpoint.replicas to {len(gpus)}, or share weights out by endpoint.arguments.",
+                remedy=f"Set {options.part}.replicas to {len(gpus)}, or share weights out by {options.part}.arguments.",
             )
         self._logs = tempfile.TemporaryDirectory(prefix="stllava-servers-")
         places: Sequence[str | None] = gpus[: options.replicas] if gpus else [None] * options.replicas
-        self._servers = [VllmServer(options, policy, gpu=gpu, logs=Path(self._logs.name)) for gpu in places]
-        self._audit = Audit(audit) if audit is not None else None
+        self._servers = [VllmServer(options, weights, gpu=gpu, logs=Path(self._logs.name)) for gpu in places]
+        self._audit, self._limiter = Audit(audit) if audit is not None else None, limiter
         self.pool: ServerPool | None = None
         try:
             for_each(self._servers, lambda server, _: server.start(), workers=len(self._servers), name="start")
@@ -176,9 +180,17 @@ class PolicyServers:
             raise
         self.pool = ServerPool([self._member(server) for server in self._servers], options, patience=options.start_seconds)
 
+    def __enter__(self) -> "ModelServers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _member(self, server: VllmServer) -> PoolMember:
-        address = reach(server.options, purpose="they are shown to the policy")
-        return PoolMember(Client(address, server.options, audit=self._audit, shares_audit=True), revive=server.start)
+        address = reach(server.options, purpose="they are shown to the model")
+        return PoolMember(
+            Client(address, server.options, audit=self._audit, shares_audit=True, limiter=self._limiter), revive=server.start
+        )
 
     def restart(self) -> None:
         """Start every server anew, which gives back what it has taken of memory; nothing may be under way."""

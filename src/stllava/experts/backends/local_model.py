@@ -12,10 +12,10 @@ from pydantic import JsonValue
 
 from stllava.config import LocalExpertOptions, SamplingOptions
 from stllava.errors import ItemError, StllavaError, cause_of
+from stllava.experts.backends.chat_server import require_model
 from stllava.experts.model.reply_log import Exchange, FreeBackend, JudgeRequest, as_body
 from stllava.generation.decoder import LocalSampler
 from stllava.generation.sampler import Prompt
-from stllava.model.checkpoint import read_config, reading
 from stllava.model.load import fingerprint, load_policy
 from stllava.records import Message
 
@@ -34,8 +34,7 @@ class LocalBackend(FreeBackend):
                 expected="the folder of a transformers image-text-to-text model",
                 remedy="Set judge.local.model.",
             )
-        with reading(options.model, expected="an image-text-to-text model of transformers with its processor"):
-            read_config(options.model)
+        require_model(options.model)
         self._options, self._root = options, root
         self._print = fingerprint(Path(options.model))
 

@@ -15,12 +15,21 @@ import pytest
 from conftest import TINY
 from helpers.ending import assert_all_end
 from helpers.fatal_work import LOCAL, FatalWork, copy
+from helpers.judging import answers_of, write_answers
+from stllava.config import DistilledOptions, JudgeOptions, LocalExpertOptions
 from stllava.config.execution import ExecutionOptions
 from stllava.errors import StllavaError
-from stllava.execution import worker_processes
+from stllava.execution import worker_processes, working
 from stllava.execution.worker_processes import ProcessCrew
+from stllava.experts.backends import local_model
+from stllava.experts.backends.local_model import LocalBackend, LocalExpertWork
+from stllava.experts.distilled_judge import DistilledWork
+from stllava.experts.model.reply_log import Exchange, JudgeRequest
+from stllava.model.small import build_small
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
+from stllava.records import Answers
+from stllava.stages.judge import judge
 from stllava.store import MANIFEST, PARTS, read_manifest
 
 RAY = ExecutionOptions(kind="ray", workers=2)
@@ -110,6 +119,67 @@ def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
         workers = [int(pid) for pid in noted.read_text().split()]
         process.kill()
     assert_all_end(workers, seconds=10)
+
+
+@pytest.fixture(scope="module")
+def judging_model(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """An untrained LLaVA whose context holds a judge's prompt in its short tokens."""
+    folder = tmp_path_factory.mktemp("expert") / "model"
+    build_small(TINY.model_copy(update={"context": 8192}), conversations=phantoms / "conversations.jsonl", to=folder, seed=3)
+    (folder / MANIFEST).unlink()  # A model that no stage made may be a judge.
+    return folder
+
+
+def asked_about(count: int) -> list[Answers]:
+    """So many questions about four images, the last of which is gone, with two answers each."""
+    images = [*(f"unlabelled/{number:05d}.png" for number in range(3)), "gone.png"]
+    return [answers_of(f"what is at {number}?", ("a nodule", "a mass"), image=images[number % 4]) for number in range(count)]
+
+
+def test_a_distilled_judge_behind_two_workers_gives_the_bytes_of_one_process(
+    judging_model: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    answers = write_answers(tmp_path / "answers", asked_about(6))
+    distilled = DistilledOptions(model=str(judging_model))
+    options = JudgeOptions(expert="distilled", distilled=distilled, chunk=2, max_failed=0.5)
+    for name, execution in (("one", ExecutionOptions()), ("two", LOCAL)):
+        with working(execution):
+            judge(options, answers=answers, root=phantoms / "images", to=tmp_path / name)
+    one, two = (tmp_path / name / "judgments.jsonl" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert len(one.read_bytes().splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_a_local_expert_behind_two_workers_replies_what_it_does_in_one_process(
+    judging_model: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_model, "TOGETHER", 2)
+    backend = LocalBackend(LocalExpertOptions(model=str(judging_model), max_new_tokens=6), root=phantoms / "images")
+    requests = [
+        JudgeRequest(f"{number:016x}", row.id, (0, 1), 0, row.question, row.images, {})
+        for number, row in enumerate(asked_about(6))
+    ]
+    replied: list[dict[str, tuple[str | None, str | None]]] = []
+    for execution in (ExecutionOptions(), LOCAL):
+        exchanges: list[Exchange] = []
+        with working(execution):
+            backend.ask(iter(requests), exchanges.append)
+        replied.append({one.id: (one.body, one.failure) for one in exchanges})
+    assert replied[0] == replied[1]
+    assert len(replied[0]) == 6
+    assert [one for one, (body, _) in replied[0].items() if body is None] == [requests[3].id]
+
+
+def test_what_no_worker_can_judge_has_no_verdict_and_its_cause(judging_model: Path, phantoms: Path) -> None:
+    [row] = asked_about(1)
+    request = JudgeRequest("0" * 16, row.id, (0, 1), 0, row.question, row.images, {})
+    local = LocalExpertWork(LocalExpertOptions(model=str(judging_model)), phantoms / "images", "model")
+    [exchange], _ = local.set_aside([request], "killed by SIGKILL")
+    assert (exchange.body, exchange.failure) == (None, "worker lost: killed by SIGKILL")
+    distilled = DistilledWork(DistilledOptions(model=str(judging_model)), phantoms / "images")
+    [shares], _ = distilled.set_aside([row], "killed by SIGKILL")
+    assert (shares.id, shares.failure) == (row.id, "worker lost: killed by SIGKILL")
 
 
 def loop(**changed: object) -> RunOptions:

@@ -8,12 +8,12 @@ from stllava.config.base import Options
 
 
 class ExecutionOptions(Options):
-    """Who works on the chunks of ask, answer and evaluate in a run."""
+    """Who works on the chunks of ask, answer, evaluate and of a judge that is a model here (local, distilled) in a run."""
 
     kind: Literal["local", "ray"] = "local"
     """local: processes on this machine; ray: actors on the machines of a Ray cluster (the extra `ray`)."""
     workers: PositiveInt = 1
-    """Number of them, each of which holds the policy once; a single local one is this process itself."""
+    """Number of them, each of which holds the model once; a single local one is this process itself."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
     """GPUs that each of them has to itself, where there are any; a part of one with Ray only."""
     address: str = ""

@@ -15,11 +15,11 @@ from hashlib import sha256
 from typing import Any, Protocol, TypeVar, cast
 
 from stllava.errors import StllavaError
-from stllava.records import Keyed, Record
-from stllava.store import ChunkWork, FinishedChunk, finished_chunk
+from stllava.records import Record
+from stllava.store import ChunkWork, FinishedChunk, Named, finished_chunk
 
 logger = logging.getLogger(__name__)
-I = TypeVar("I", bound=Keyed)  # noqa: E741
+N = TypeVar("N", bound=Named)
 O = TypeVar("O", bound=Record)  # noqa: E741
 
 LOSSES = 3
@@ -134,13 +134,13 @@ class Workforce:
         self._failed_starts = 0
 
     def map(
-        self, work: ChunkWork[I, O], chunks: Iterable[tuple[int, Sequence[I]]], *, record_type: type[O]
+        self, work: ChunkWork[N, O], chunks: Iterable[tuple[int, Sequence[N]]], *, record_type: type[O]
     ) -> Iterator[tuple[int, FinishedChunk[O]]]:
         """What comes of every chunk with its index, as soon as it is there."""
         pickled = pickle.dumps(work)
         key = sha256(pickled).hexdigest()
-        waiting, again = iter(chunks), deque[tuple[int, Sequence[I]]]()
-        busy: dict[int, tuple[int, Sequence[I]] | None] = {}
+        waiting, again = iter(chunks), deque[tuple[int, Sequence[N]]]()
+        busy: dict[int, tuple[int, Sequence[N]] | None] = {}
         losses: Counter[int] = Counter()
         try:
             while True:
@@ -198,7 +198,7 @@ class Workforce:
             )
 
     def _lost(
-        self, work: ChunkWork[I, O], task: tuple[int, Sequence[I]], reply: WorkerFailure, losses: Counter[int]
+        self, work: ChunkWork[N, O], task: tuple[int, Sequence[N]], reply: WorkerFailure, losses: Counter[int]
     ) -> FinishedChunk[O] | None:
         """What is kept of a chunk once it cost too many workers; None before."""
         index, chunk = task

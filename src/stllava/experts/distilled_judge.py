@@ -6,18 +6,20 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
 from stllava.config import DistilledOptions
+from stllava.dropped import SET_ASIDE, Dropped
 from stllava.errors import ItemError, StllavaError, cause_of
 from stllava.experts.expert import FreeExpert, Verdict
 from stllava.model.load import Policy, fingerprint, load_policy
 from stllava.progress import Progress
-from stllava.records import Answers, Message, content_id
-from stllava.store import MANIFEST, read_manifest
+from stllava.records import Answers, Keyed, Message, content_id
+from stllava.store import MANIFEST, executor, read_manifest
 from stllava.tree.scoring import answer_log_probabilities
 
 RIGHT, WRONG = "yes", "no"
@@ -57,6 +59,65 @@ def refuse_other_models(folder: Path) -> None:
     )
 
 
+class AnswerShares(Keyed):
+    """How likely the model is to call each answer to a question right."""
+
+    id: str
+    """Id of the answers."""
+    shares: dict[str, float]
+    """By the answer's text."""
+    failure: str = ""
+    """Why one cannot be asked about; empty where all can."""
+
+
+@dataclass(frozen=True)
+class DistilledWork:
+    """Scores a chunk of answers; can be sent to another process until it is first called, which loads the model."""
+
+    options: DistilledOptions
+    """The model."""
+    root: Path
+    """The image root."""
+    notes = ()
+    """Nothing that a reader of the manifest must know."""
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model, once it is asked."""
+        return load_policy(Path(self.options.model))
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return str(self.policy.device)
+
+    def __call__(self, chunk: Sequence[Answers]) -> tuple[list[AnswerShares], Dropped]:
+        """What it says of every different answer."""
+        asked = [(row, text) for row in chunk for text in distinct_texts(row)]
+        found = right_shares(
+            self.policy,
+            [(row.images, row.question, text) for row, text in asked],
+            images=self.root,
+            max_tokens=self.options.max_tokens_per_forward,
+        )
+        shares: dict[str, dict[str, float]] = {row.id: {} for row in chunk}
+        failures: dict[str, str] = {}
+        for (row, text), share in zip(asked, found, strict=True):
+            if isinstance(share, ItemError):
+                failures[row.id] = f"{cause_of(share)}: {share}"
+            else:
+                shares[row.id][text] = share
+        return [AnswerShares(id=key, shares=of, failure=failures.get(key, "")) for key, of in shares.items()], Dropped()
+
+    def set_aside(self, chunk: Sequence[Answers], detail: str) -> tuple[list[AnswerShares], Dropped]:
+        """Answers that nobody can score have no verdict."""
+        return [AnswerShares(id=row.id, shares={}, failure=f"{SET_ASIDE}: {detail}") for row in chunk], Dropped()
+
+    def close(self) -> None:
+        """Drop the model."""
+        self.__dict__.pop("policy", None)
+
+
 class DistilledJudge(FreeExpert):
     """Scores each answer by how likely its model is to call it right."""
 
@@ -72,10 +133,6 @@ class DistilledJudge(FreeExpert):
         refuse_other_models(Path(options.model))
         self._weights = fingerprint(Path(options.model))
         self._shares: dict[str, dict[str, float] | str] = {}
-
-    @cached_property
-    def _policy(self) -> Policy:
-        return load_policy(Path(self._options.model))
 
     @property
     def name(self) -> str:
@@ -98,30 +155,18 @@ class DistilledJudge(FreeExpert):
         return content_id("distilled", PROMPT, self._weights, self._options.min_confidence)
 
     def prepare(self, given: Iterable[Answers]) -> None:
-        """Score every different answer, all of an image together."""
+        """Score every different answer, all of an image together, here or where the chunks of stages are worked on."""
         rows = iter(row for row in given if row.id not in self._shares)
         total = sum(1 for row in given if row.id not in self._shares)
         if not total:
             return
+        work = DistilledWork(self._options, self._root)
+        chunks = enumerate(iter(lambda: list(islice(rows, self._chunk)), []))
         with Progress("judge", total, unit="questions") as progress:
-            while part := list(islice(rows, self._chunk)):
-                self._score(part)
-                progress.advance(len(part))
-
-    def _score(self, part: Sequence[Answers]) -> None:
-        asked = [(row, text) for row in part for text in distinct_texts(row)]
-        shares = right_shares(
-            self._policy,
-            [(row.images, row.question, text) for row, text in asked],
-            images=self._root,
-            max_tokens=self._options.max_tokens_per_forward,
-        )
-        for (row, text), share in zip(asked, shares, strict=True):
-            known = self._shares.setdefault(row.id, {})
-            if isinstance(share, ItemError):
-                self._shares[row.id] = f"{cause_of(share)}: {share}"
-            elif isinstance(known, dict):
-                known[text] = share
+            for _, scored in executor().map(work, chunks, record_type=AnswerShares):
+                for row in scored.records:
+                    self._shares[row.id] = row.failure or row.shares
+                progress.advance(len(scored.records))
 
     def judge(self, answers: Answers) -> Verdict:
         """Score each completion, or abstain where the model is not sure enough."""

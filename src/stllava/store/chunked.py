@@ -23,11 +23,20 @@ from stllava.store.shards import Shard, gathered_now, not_in_shards
 
 I = TypeVar("I", bound=Keyed)  # noqa: E741
 O = TypeVar("O", bound=Record)  # noqa: E741
-Items = TypeVar("Items", bound=Keyed, contravariant=True)
+N = TypeVar("N", bound="Named")
+Items = TypeVar("Items", bound="Named", contravariant=True)
 Made = TypeVar("Made", bound=Record, covariant=True)
 
 HOPELESS = 120
 """Things a policy said of which none can be used: it is then not asked for more."""
+
+
+class Named(Protocol):
+    """Something of which a chunk may be made."""
+
+    @property
+    def id(self) -> str:
+        """What it is told by."""
 
 
 class ChunkWork(Protocol[Items, Made]):
@@ -55,7 +64,7 @@ class Executor(Protocol):
     """Where chunks are worked on."""
 
     def map(
-        self, work: ChunkWork[I, O], chunks: Iterable[tuple[int, Sequence[I]]], *, record_type: type[O]
+        self, work: ChunkWork[N, O], chunks: Iterable[tuple[int, Sequence[N]]], *, record_type: type[O]
     ) -> Iterator[tuple[int, FinishedChunk[O]]]:
         """What comes of every chunk with its index, in any order, as soon as it is there."""
 
@@ -64,7 +73,7 @@ class InProcess:
     """Works on one chunk after the other, here."""
 
     def map(
-        self, work: ChunkWork[I, O], chunks: Iterable[tuple[int, Sequence[I]]], *, record_type: type[O]
+        self, work: ChunkWork[N, O], chunks: Iterable[tuple[int, Sequence[N]]], *, record_type: type[O]
     ) -> Iterator[tuple[int, FinishedChunk[O]]]:
         """What comes of every chunk with its index, in their order."""
         try:
@@ -74,7 +83,7 @@ class InProcess:
             work.close()
 
 
-def finished_chunk(work: ChunkWork[I, O], chunk: Sequence[I]) -> FinishedChunk[O]:
+def finished_chunk(work: ChunkWork[N, O], chunk: Sequence[N]) -> FinishedChunk[O]:
     """What comes of a chunk."""
     records, dropped = work(chunk)
     return FinishedChunk(list(records), dropped, tuple(work.notes), work.device)
@@ -91,6 +100,11 @@ def executing(executor: Executor) -> Iterator[None]:
         yield
     finally:
         _EXECUTOR.reset(token)
+
+
+def executor() -> Executor:
+    """Where chunks are worked on: what `executing` names, or else this process."""
+    return _EXECUTOR.get() or InProcess()
 
 
 @dataclass(frozen=True)
@@ -148,11 +162,10 @@ def map_chunks(
     if pending:
         outlook = Outlook(unit=unit, items=sum(map(len, chunks)), chunk=size)
         write_whole(to / PARTS / OUTLOOK, outlook.model_dump_json() + "\n")
-    executor = _EXECUTOR.get() or InProcess()
     with Progress(name, sum(map(len, chunks)), unit=unit, done=tally.seen) as progress:
         tally.check()
         if pending:
-            for index, made in executor.map(work, ((index, chunks[index]) for index in pending), record_type=record_type):
+            for index, made in executor().map(work, ((index, chunks[index]) for index in pending), record_type=record_type):
                 write_chunk(paths[index], made)
                 progress.advance(len(chunks[index]))
                 tally.take_finished(index, made)

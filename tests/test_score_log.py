@@ -1,14 +1,18 @@
 """Answers that were given elsewhere are scored by our rules; a model is evaluated without a run."""
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stllava.cli import main
 from stllava.data.exchange.sample_logs import read_sample_log
 from stllava.errors import StllavaError
-from stllava.records import Prediction, Score
+from stllava.metrics.score import measured, values
+from stllava.records import Prediction, Sample, Score
+from stllava.stages.lmms_eval_tasks import write_task
 from stllava.stages.score_log import score_log
 from stllava.store import read_records, to_jsonl, write_whole
 
@@ -35,6 +39,18 @@ HARNESS = [
         "exact_match": 0.0,
     },
 ]
+LATER = {
+    # As lmms-eval 0.7.3 wrote it here: no doc, targets as Python writes a list, images under input_media.
+    "doc_id": 0,
+    "target": "['left lung', 'lung']",
+    "resps": " the lung",
+    "filtered_resps": "the lung",
+    "token_counts": [{"output_tokens": 2}],
+    "doc_hash": "74234e98afe7498fb5daf1f36ac2d78acc339464f950703b8c019892f982b90b",
+    "input_media": ["images/synpic42202.jpg"],
+    "exact_match": 0.0,
+    "input": "which organ?",
+}
 VLMEVALKIT = """index\tquestion\tA\tB\tanswer\tcategory\tprediction\timage_path
 7\twhich plane?\taxial\tcoronal\tA\tplane\tA. axial\tone.png
 8\twhich plane?\taxial\tcoronal\tB\tplane\tit is axial\ttwo.png
@@ -59,6 +75,50 @@ def test_a_log_of_lmms_eval_is_scored_by_our_rules(tmp_path: Path) -> None:
     assert any("1 rows name no image" in note for note in done.notes)
     images = [one.image for one in read_records(tmp_path / "scores", "predictions", Prediction)]
     assert images[1] == "synpic2.jpg"
+
+
+def test_a_log_of_lmms_eval_without_the_question_itself_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "samples_theirs.jsonl"
+    write_whole(path, json.dumps(LATER) + "\n")
+    (row,) = read_sample_log(path, policy="theirs").predictions
+    assert (row.targets, row.image, row.question) == (("left lung", "lung"), "images/synpic42202.jpg", "which organ?")
+
+
+def test_a_task_for_lmms_eval_asks_and_scores_as_evaluate_does_and_its_log_is_read_back(tmp_path: Path, phantoms: Path) -> None:
+    rows = read_records(phantoms, "phantom", Sample)
+    task = write_task("vqa-rad", rows, root=phantoms / "images", to=tmp_path, prompt="Q: {question}")
+    docs = [json.loads(line) for line in (tmp_path / f"{task}.jsonl").read_text().splitlines()]
+    written = yaml.load(
+        (tmp_path / f"{task}.yaml").read_text(),
+        Loader=type(
+            "Loader", (yaml.SafeLoader,), {"yaml_constructors": {**yaml.SafeLoader.yaml_constructors, "!function": found}}
+        ),
+    )
+    assert written["task"] == task == "stllava_vqa_rad"
+    told = written["lmms_eval_specific_kwargs"]["default"]
+    assert written["doc_to_text"](docs[0], told) == f"Q: {rows[0].question}"
+    assert written["doc_to_visual"](docs[0], told)[0].mode == "RGB"
+    log = []
+    for number, (row, doc) in enumerate(zip(rows, docs, strict=True)):
+        said = row.targets[0] if number % 2 else "no idea"
+        results = written["process_results"](doc, [said])
+        answer = Prediction.of(row, said, policy="x")
+        named = [one["metric"] for one in written["metric_list"] if measured([answer], one["metric"])]
+        assert results.keys() == {*named, "sample"}
+        assert all(results[metric] == values([answer], metric)[0] for metric in named)
+        log.append({"doc_id": number, "target": str(list(row.targets)), "resps": said, "filtered_resps": said, **results})
+    path = tmp_path / "samples_task.jsonl"
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in log))
+    read = read_sample_log(path, policy="x").predictions
+    assert [(row.sample_id, row.kind, row.image, row.targets) for row in read] == [
+        (row.id, row.kind, row.image, row.targets) for row in rows
+    ]
+
+
+def found(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
+    """What lmms-eval makes of its tag for functions."""
+    module, _, name = loader.construct_scalar(node).rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def test_a_table_of_vlmevalkit_is_scored_by_its_choices(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`stllava convert`: this product's training data in others' form."""
+"""`stllava convert`: training data, tasks for readers and benchmarks in others' form."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stllava.commands.flags import refuse_ignored
-from stllava.config import ReviewOptions
-from stllava.store import nothing_left
+from stllava.config import QUESTION, ReviewOptions
+from stllava.store import Existing, nothing_left
 from stllava.text import counted, show
 
 
@@ -103,3 +103,37 @@ def review(
     tasks = found.draw(options, seed=seed)
     to_label_studio(tasks, found.kind, to=to, image_url=image_url)
     show(f"{counted(len(tasks), 'task')} in {to}, the labelling interface in {to.with_suffix('.xml')}")
+
+
+def benchmarks(
+    sources: Positional[tuple[str, ...]],
+    *,
+    to: Path,
+    prompt: str = QUESTION,
+    allow_changed: bool = False,
+    existing: Existing = "resume",
+) -> None:
+    """Write benchmarks as tasks for lmms-eval, which then asks the same questions and scores them by the same code as evaluate.
+
+    Args:
+        sources: The benchmarks by name: vqa-rad=FOLDER, slake=FOLDER, pathvqa=FOLDER; without a folder, from the hub.
+        to: Folder for the tasks: what lmms-eval's --include_path names. The samples lie below benchmarks in it.
+        prompt: The words in which every question is asked; {question} stands for it and the options it may have.
+        allow_changed: Take files that differ from the published ones; the notes say so.
+        existing: What to do with samples that are there: resume them, replace them, or end in an error.
+    """
+    from stllava.commands.measuring import named_sources
+    from stllava.data.benchmarks import import_benchmark
+    from stllava.records import Sample
+    from stllava.stages.lmms_eval_tasks import write_task
+    from stllava.store import read_records
+
+    for benchmark in named_sources(sources):
+        folder = to / "benchmarks" / benchmark.name
+        made = import_benchmark(
+            benchmark.name, benchmark.source, to=folder, splits=("test",), allow_changed=allow_changed, existing=existing
+        )
+        samples = read_records(folder, f"{benchmark.name}-test", Sample)
+        task = write_task(benchmark.name, samples, root=made.root, to=to, prompt=prompt)
+        show(*made.notes, f"{task}: {counted(len(samples), 'question')}")
+        show(f"lmms-eval --include_path {to} --tasks {task} --log_samples --output_path RESULTS --model …")

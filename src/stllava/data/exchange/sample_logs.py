@@ -5,6 +5,7 @@ VLMEvalKit (TSV, CSV or JSON), evaluations of stllava, and any table or JSON wit
 Writes nothing.
 """
 
+import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,8 @@ KEPT = ("id", "question_id", "qid", "choices", "answer_type", "kind", "split", "
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 HARNESS = frozenset({"doc", "target", "filtered_resps", "resps"})
 """What every row of a log of lmms-eval has, or all but one."""
+LOGGED = "sample"
+"""What tasks that stllava wrote add to lmms-eval's log: the whole question."""
 NO_IMAGE = "no image named"
 
 
@@ -106,7 +109,7 @@ def _lacking(path: Path, number: int, row: Mapping[str, object], what: str, know
 
 def _of_harness(path: Path, number: int, row: Mapping[str, object]) -> dict[str, object]:
     """A row of lmms-eval with the columns of a table: the question and the image stand in its `doc`, if anywhere."""
-    doc = row.get("doc")
+    doc = row.get(LOGGED, row.get("doc"))
     flat: dict[str, object] = dict(doc) if isinstance(doc, dict) else {}
     answers = row.get("filtered_resps", row.get("resps"))
     while isinstance(answers, list) and answers:
@@ -118,8 +121,23 @@ def _of_harness(path: Path, number: int, row: Mapping[str, object]) -> dict[str,
     if _first(flat, ASKED) is None and isinstance(row.get("input"), str):
         flat["question"] = row["input"]
     if _first(flat, REFERENCES) is None:
-        flat["answer"] = row.get("target")
+        flat["answer"] = _listed(row.get("target"))
+    media = row.get("input_media")
+    if _first(flat, IMAGES) is None and isinstance(media, list) and len(media) == 1:
+        flat["image"] = media[0]
     return {**flat, "prediction": answers, "doc_id": row.get("doc_id", number)}
+
+
+def _listed(target: object) -> object:
+    """Several references as a list again, which lmms-eval logs as Python writes it; anything else as it is."""
+    if isinstance(target, str) and target.startswith("["):
+        try:
+            found: object = ast.literal_eval(target)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return target
+        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+            return found
+    return target
 
 
 def _first(row: Mapping[str, object], names: Sequence[str]) -> object:

@@ -5,13 +5,17 @@ import re
 import socket
 import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from helpers.reviewing import write_round
 from stllava.cli import main
-from stllava.config import JudgeOptions
+from stllava.config import JudgeOptions, PairOptions
 from stllava.data.sources import PhantomData
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
@@ -20,7 +24,9 @@ from stllava.records import Difference, Outcome, Score
 from stllava.rundir import RunDir
 from stllava.store import Stage, write_whole
 from stllava.tracking import Tracking, numbers_of, stage_figures, track_run
+from stllava.tracking.figures import StageFigures
 from stllava.tracking.places import Tool
+from stllava.tracking.samples import ShownSample, host_allowed
 
 PLANTED = "mueller"
 pytestmark = pytest.mark.filterwarnings("ignore")  # The trackers' own, of what they import.
@@ -137,6 +143,83 @@ def test_nothing_of_a_patient_the_user_or_the_machine_leaves(
     assert b"Hans" not in kept
     with pytest.raises(StllavaError, match="is tracked by"):
         track_run(run, Tracking("tensorboard" if tool != "tensorboard" else "wandb"), name="x", config={})
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A run with a judged round, whose folder names a patient, as a text beside the pixels of every picture does."""
+    to = tmp_path / f"{PLANTED}-hans" / "run"
+    write_round(to / "round-1", 6)
+    images = to / "round-1" / "images"
+    beside = PngInfo()
+    beside.add_text("PatientName", f"Hans^{PLANTED}")
+    for path in images.iterdir():
+        Image.open(path).convert("RGB").save(path, pnginfo=beside)
+    data = Stage("prepare", to / "data", PairOptions(), inputs={}, existing="resume")
+    data.finish(counts_in=1, counts_out=1, image_root=images)
+    return to
+
+
+@pytest.mark.parametrize("tool", ["wandb", "tensorboard"])
+def test_samples_are_shown_only_where_that_is_said_and_without_what_stands_beside_pixels(
+    tool: Tool, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(PACKAGES[tool])
+    places = tmp_path / "places"
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(places))
+    monkeypatch.setattr(socket, "gethostname", lambda: f"{PLANTED}-host")
+    assert set(track_run(judged, Tracking(tool), name="trial-3", config={})) == {
+        "data",
+        "round-1/answer",
+        "round-1/judge",
+    }
+    where = (judged / "track", places)
+    kept = b"".join(written(place) for place in where if place.exists())
+    assert b"What is at place" not in kept
+    assert b"PNG" not in kept
+    shown = Tracking(tool, samples=True)
+    assert track_run(judged, shown, name="trial-3", config={}) == ["round-1/judge/samples"]
+    assert track_run(judged, shown, name="trial-3", config={}) == []
+    kept = b"".join(written(place) for place in where if place.exists())
+    assert b"What is at place 3?" in kept
+    assert b": a nodule on the left 3" in kept
+    assert b"PNG" in kept
+    assert PLANTED.encode() not in kept
+    assert b"PatientName" not in kept
+    assert not (judged / "track" / "audit.jsonl").exists()
+
+
+def test_samples_go_to_another_machine_by_the_rule_of_experts_alone(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StllavaError, match="would leave this machine"):
+        track_run(judged, Tracking("wandb", to="https://api.wandb.ai", samples=True), name="x", config={})
+    assert host_allowed("wandb", "https://api.wandb.ai", send_images=True).startswith("api.wandb.ai:")
+    assert host_allowed("wandb", "http://127.0.0.1:8080", send_images=False) == ""
+    tools: tuple[Tool, ...] = ("mlflow", "trackio")
+    for tool in tools:
+        with pytest.raises(StllavaError, match="gets figures alone"):
+            track_run(judged, Tracking(tool, samples=True), name="x", config={})
+    assert not (judged / "track").exists()
+
+
+def test_every_picture_that_leaves_is_noted_before_it_does(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        id = "one"
+
+        def log(self, stage: StageFigures) -> None:
+            """Take figures."""
+
+        def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+            noted = (judged / "track" / "audit.jsonl").read_text().splitlines()
+            assert [json.loads(line)["image"] for line in noted] == [sample.name for sample in samples]
+            assert {json.loads(line)["host"].partition(":")[0] for line in noted} == {"api.wandb.ai"}
+
+        def close(self) -> None:
+            """Nothing to wait for."""
+
+    monkeypatch.setattr("stllava.tracking.places._open", lambda *_, **__: Elsewhere())
+    there = Tracking("wandb", to="https://api.wandb.ai", samples=True, send_images=True)
+    assert "round-1/judge/samples" in track_run(judged, there, name="x", config={})
 
 
 @pytest.mark.slow

@@ -43,7 +43,16 @@ from stllava.tracking import Tracking, numbers_of, track_run
 
 MAY_CHANGE = frozenset(
     {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad", "training"}
-    | {"track", "track_to", "track_project", "judge.budget", "judge.budget_cost", "min_judge_kappa"}
+    | {
+        "track",
+        "track_to",
+        "track_project",
+        "track_samples",
+        "track_send_images",
+        "judge.budget",
+        "judge.budget_cost",
+        "min_judge_kappa",
+    }
 )
 """Options with which a finished run is given again: it goes on from there, and stages that they do change refuse."""
 CHOOSING = ("closed_accuracy", "open_recall", "open_exact_match")
@@ -165,7 +174,13 @@ class Loop:
         """Tell the tracker what is new, where there is one."""
         options = self.options
         if options.track != "none":
-            tracking = Tracking(options.track, to=options.track_to, project=options.track_project)
+            tracking = Tracking(
+                options.track,
+                to=options.track_to,
+                project=options.track_project,
+                samples=options.track_samples,
+                send_images=options.track_send_images,
+            )
             track_run(self.folder.path, tracking, name=f"{options.name}-{options.seed}", config=numbers_of(options))
 
     def start(self, data: DataSet) -> str:

@@ -31,7 +31,7 @@ class RunOptions(Options):
     """The whole loop: sft, then rounds of ask, answer, judge, pair, dpo and evaluate."""
 
     renamed: ClassVar[Mapping[str, str]] = {"consolidate": "final_sft"}
-    runtime_only = frozenset({"execution", "track", "track_to", "track_project"})
+    runtime_only = frozenset({"execution", "track", "track_to", "track_project", "track_samples", "track_send_images"})
 
     name: str
     """Name of the experiment, shown in the report."""
@@ -91,12 +91,18 @@ class RunOptions(Options):
     track: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = Field(
         default="none", exclude_if=lambda tool: tool == "none"
     )
-    """Send figures of the run to this tracker after every round: counts, curves and scores, never a text or an image."""
+    """Send figures of the run to this tracker after every round: counts, curves and scores; a text or an image only with
+    track_samples."""
     track_to: str = Field(default="", exclude_if=lambda to: not to)
     """Where the tracker is: empty, on this machine; a Space owner/name (trackio), an address (wandb, mlflow) or a folder
     (tensorboard)."""
     track_project: str = Field(default="stllava", exclude_if=lambda name: name == "stllava")
     """What runs are gathered under in the tracker."""
+    track_samples: bool = Field(default=False, exclude_if=lambda shown: not shown)
+    """Show wandb or tensorboard the first questions of each round too, with answers, verdicts and images; on another machine
+    only with track_send_images."""
+    track_send_images: bool = Field(default=False, exclude_if=lambda sent: not sent)
+    """Let track_samples send images and texts to a tracker on another machine."""
     max_bad: Share = 0.05
     """The run stops when a larger share of images or rows than this is unusable; fewer are counted and left out."""
 

@@ -207,21 +207,26 @@ def track(
     tool: Literal["trackio", "wandb", "tensorboard", "mlflow"] = "trackio",
     to: str = "",
     project: str = "stllava",
+    samples: bool = False,
+    send_images: bool = False,
 ) -> None:
-    """Send the figures of a run, finished or at work, to a tracker: counts, curves and scores, never a text or an image.
+    """Send the figures of a run, finished or at work, to a tracker: counts, curves and scores; texts and images only if told.
 
     Args:
         run: The run directory.
         tool: The tracker.
         to: Where it is: empty, on this machine; a Space owner/name (trackio), an address (wandb, mlflow) or a folder.
         project: What runs are gathered under.
+        samples: Show the first questions of each round too, with answers, verdicts and images (wandb and tensorboard alone).
+        send_images: Let samples go to a tracker on another machine.
     """
     from stllava.recipe import RunOptions
     from stllava.tracking import Tracking, numbers_of, track_run
 
     options = RunOptions.model_validate(read_plan(run))
     name = f"{options.name}-{options.seed}"
-    sent = track_run(run, Tracking(tool, to=to, project=project), name=name, config=numbers_of(options))
+    tracking = Tracking(tool, to=to, project=project, samples=samples, send_images=send_images)
+    sent = track_run(run, tracking, name=name, config=numbers_of(options))
     show(f"{counted(len(sent), 'stage')} sent to {tool}: {', '.join(sent)}" if sent else "nothing new")
 
 

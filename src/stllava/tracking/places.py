@@ -4,11 +4,12 @@ Writes `track.json` into the run directory (which stages were sent, and under wh
 `track/`. A tool that by itself adds the host, the user, the command line or the code to what it sends is told not to.
 """
 
+import io
 import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,11 +18,15 @@ from typing import Any, Literal, Protocol
 
 from stllava.errors import StllavaError
 from stllava.records.record import Record
+from stllava.remote.audit import Audit
 from stllava.store import read_record, write_whole
 from stllava.tracking.figures import StageFigures, flat, stage_figures
+from stllava.tracking.samples import ShownSample, host_allowed, samples_of
 
 Tool = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 STATE, LOCAL, MLFLOW = "track.json", "track", "mlflow.db"
+SAMPLES = "/samples"
+"""Behind a stage's name: what of it was shown."""
 
 
 MLFLOW_AT_ONCE = 500
@@ -37,6 +42,10 @@ class Tracking:
     """Empty: a place on this machine. Else a Space owner/name (trackio), a server's address (wandb, mlflow) or a folder."""
     project: str = "stllava"
     """What runs are gathered under."""
+    samples: bool = False
+    """Whether questions, answers, verdicts and pictures are shown too."""
+    send_images: bool = False
+    """Whether these may go to another machine."""
 
 
 class TrackState(Record):
@@ -58,6 +67,9 @@ class Tracker(Protocol):
 
     def log(self, stage: StageFigures) -> None:
         """Send a stage's figures and curves."""
+
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """Send what the expert judged in a stage."""
 
     def close(self) -> None:
         """Wait until all is sent."""
@@ -83,9 +95,13 @@ def track_run(run: Path, tracking: Tracking, *, name: str, config: Mapping[str, 
             expected="one tracker a run",
             remedy=f"Set track to {state.tool}, or delete {path} to send all of it to the other one.",
         )
+    host = host_allowed(tracking.tool, tracking.to, send_images=tracking.send_images) if tracking.samples else ""
     sent = dict(state.sent) if state is not None else {}
-    new = [stage for stage in stage_figures(run) if sent.get(stage.name) != stage.digest]
-    if not new:
+    figures = stage_figures(run)
+    new = [stage for stage in figures if sent.get(stage.name) != stage.digest]
+    unseen = [stage for stage in figures if tracking.samples and sent.get(f"{stage.name}{SAMPLES}") != stage.digest]
+    shown = {stage.name: samples for stage in unseen if (samples := samples_of(run, stage.name))}
+    if not new and not shown:
         return []
     with redirect_stdout(sys.stderr):  # What the tools say of themselves is no output of ours.
         tracker = _open(tracking, run, name=name, config=config, known=state.id if state is not None else "")
@@ -93,10 +109,24 @@ def track_run(run: Path, tracking: Tracking, *, name: str, config: Mapping[str, 
             for stage in new:
                 tracker.log(stage)
                 sent[stage.name] = stage.digest
+            for stage in unseen:
+                if stage.name in shown:
+                    _note(run, shown[stage.name], host=host)
+                    tracker.show(stage.name, shown[stage.name])
+                    sent[f"{stage.name}{SAMPLES}"] = stage.digest
         finally:
             tracker.close()
     write_whole(path, TrackState(tool=tracking.tool, to=tracking.to, id=tracker.id, sent=sent).model_dump_json(indent=1) + "\n")
-    return [stage.name for stage in new]
+    return [*(stage.name for stage in new), *(f"{name}{SAMPLES}" for name in shown)]
+
+
+def _note(run: Path, samples: Sequence[ShownSample], *, host: str) -> None:
+    """Record what leaves this machine before it does."""
+    if host:
+        audit = Audit(run / LOCAL)
+        for sample in samples:
+            audit.note(sample.name, host=host, size=len(sample.picture.tobytes()))
+        audit.close()
 
 
 def _open(tracking: Tracking, run: Path, *, name: str, config: Mapping[str, float | bool], known: str) -> Tracker:
@@ -137,6 +167,28 @@ class TensorBoard:
         for name, points in stage.curves.items():
             for step, value in points:
                 self._writer.add_scalar(f"{stage.name}/{name}", value, int(step))
+
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """A picture and a text a sample."""
+        event = _imported("tensorboard.compat.proto.event_pb2", "tensorboard")
+        protocol = _imported("tensorboard.compat.proto.summary_pb2", "tensorboard")
+        tensor = _imported("tensorboard.util.tensor_util", "tensorboard")
+        text = _imported("tensorboard.plugins.text.metadata", "tensorboard")
+        writer = _imported("tensorboard.summary.writer.event_file_writer", "tensorboard").EventFileWriter(str(self._folder))
+        for number, sample in enumerate(samples):
+            encoded = io.BytesIO()
+            sample.picture.save(encoded, "PNG")
+            width, height = sample.picture.size
+            tag = f"{stage}{SAMPLES}/{number:02d}"
+            picture = protocol.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
+            words = tensor.make_tensor_proto(sample.text.replace("\n", "  \n"))
+            metadata = text.create_summary_metadata(display_name="", description="")
+            values = [
+                protocol.Summary.Value(tag=tag, image=picture),
+                protocol.Summary.Value(tag=f"{tag}/text", tensor=words, metadata=metadata),
+            ]
+            writer.add_event(event.Event(wall_time=time.time(), step=0, summary=protocol.Summary(value=values)))
+        writer.close()
 
     def close(self) -> None:
         """Close the file, and take the host out of its name."""
@@ -180,6 +232,10 @@ class MlFlow:
         metrics = [metric(_plain(name), value, now, int(step)) for name, value, step in points]
         for start in range(0, len(metrics), MLFLOW_AT_ONCE):
             self._client.log_batch(self.id, metrics=metrics[start : start + MLFLOW_AT_ONCE])
+
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """Never called: `host_allowed` refuses samples for MLflow before it is opened."""
+        raise NotImplementedError(stage, len(samples))
 
     def close(self) -> None:
         """Say that nothing is at work; a run that goes on is opened again."""
@@ -239,6 +295,11 @@ class WeightsAndBiases:
                 self._run.log({axis: step, **values})
         self._run.summary.update(dict(flat(stage)))
 
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """Pictures with their texts as captions."""
+        image = _imported("wandb", "wandb").Image
+        self._run.log({f"{stage}{SAMPLES}": [image(sample.picture, caption=sample.text) for sample in samples]})
+
     def close(self) -> None:
         """Wait until all is written or sent."""
         self._run.finish()
@@ -270,6 +331,10 @@ class Trackio:
                 points.setdefault(int(step), {})[f"{stage.name}/{name}"] = value
         for step, values in sorted(points.items()):
             self._run.log(values, step=step)
+
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """Never called: `host_allowed` refuses samples for trackio before it is opened."""
+        raise NotImplementedError(stage, len(samples))
 
     def close(self) -> None:
         """Wait until all is written or sent."""

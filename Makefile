@@ -66,6 +66,7 @@ check: setup ## lint, strict types and the walls between rooms only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# LMMS_EVAL is a Python with lmms-eval and stllava in it: lmms-eval wants torchvision, which has no place in this environment.
 bench: setup ## race the peers, measure limits, kill and resume runs (some hours); write the tables of docs/results.md
 	$(BIN)/python bench/dpo.py --shape llava --images 8 --trl-batch 2
 	$(BIN)/python bench/dpo.py --shape one-question --images 4 --batch 4 --trl-batch 2 4
@@ -82,6 +83,7 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/efficiency.py
 	$(BIN)/python bench/real.py --work runs/real
 	$(BIN)/python bench/why_numbers_differ.py --policies "runs/real/{seed}/loop/final/sft" --work runs/why-numbers-differ
+	$(if $(LMMS_EVAL),$(BIN)/python bench/lmms_eval.py --python $(LMMS_EVAL))
 	$(BIN)/python bench/seeing.py --seeing "runs/real/{seed}/all-labels/sft" --work runs/seeing --seeds 0
 	$(BIN)/python bench/real.py --seeds 3 --resplit 3 --name real-resplit
 	$(BIN)/python bench/real.py --seeds 0 --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, by chance" "a tenth of the verdicts" "a tenth, by chance"

@@ -291,11 +291,25 @@ def _moved(figures: dict[str, list[float]]) -> list[str]:
     return [score, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures["difference"]) if any(figures["difference"]) else ""]
 
 
+def lmms_eval() -> str:
+    """The same model on the same questions through lmms-eval."""
+    body = []
+    for one in read("lmms_eval-*.json"):
+        for precision, arm in one["arms"].items():
+            said = [f"{one['questions'] - len(arm['answers'])} of {one['questions']}"]
+            said += [f"{100 * row['ours']:.2f} / {100 * row['theirs']:.2f}" for row in arm["scores"].values()]
+            why = {answer["why"] for answer in arm["answers"]}
+            body.append([precision, *said, "; ".join(sorted(why)) or "nothing differs", where(one)])
+    metrics = [metric for one in read("lmms_eval-*.json") for metric in one["arms"]["float32"]["scores"]]
+    return rows(("lmms-eval in", "answers alike", *(f"`{metric}`" for metric in metrics), "why", "where"), body)
+
+
 TABLES = (
     efficiency,
     real,
     seeing,
     why_numbers_differ,
+    lmms_eval,
     dpo,
     generate,
     limit,

@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from stllava.errors import StllavaError
 from stllava.records.record import Record
@@ -68,11 +68,16 @@ class Tracker(Protocol):
     def log(self, stage: StageFigures) -> None:
         """Send a stage's figures and curves."""
 
-    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
-        """Send what the expert judged in a stage."""
-
     def close(self) -> None:
         """Wait until all is sent."""
+
+
+@runtime_checkable
+class SampleTracker(Tracker, Protocol):
+    """One that takes texts and pictures too."""
+
+    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
+        """Send what the expert judged in a stage."""
 
 
 def track_run(run: Path, tracking: Tracking, *, name: str, config: Mapping[str, float | bool]) -> list[str]:
@@ -111,6 +116,7 @@ def track_run(run: Path, tracking: Tracking, *, name: str, config: Mapping[str, 
                 sent[stage.name] = stage.digest
             for stage in unseen:
                 if stage.name in shown:
+                    assert isinstance(tracker, SampleTracker), "host_allowed lets no other be opened"
                     _note(run, shown[stage.name], host=host)
                     tracker.show(stage.name, shown[stage.name])
                     sent[f"{stage.name}{SAMPLES}"] = stage.digest
@@ -233,10 +239,6 @@ class MlFlow:
         for start in range(0, len(metrics), MLFLOW_AT_ONCE):
             self._client.log_batch(self.id, metrics=metrics[start : start + MLFLOW_AT_ONCE])
 
-    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
-        """Never called: `host_allowed` refuses samples for MLflow before it is opened."""
-        raise NotImplementedError(stage, len(samples))
-
     def close(self) -> None:
         """Say that nothing is at work; a run that goes on is opened again."""
         self._client.set_terminated(self.id)
@@ -331,10 +333,6 @@ class Trackio:
                 points.setdefault(int(step), {})[f"{stage.name}/{name}"] = value
         for step, values in sorted(points.items()):
             self._run.log(values, step=step)
-
-    def show(self, stage: str, samples: Sequence[ShownSample]) -> None:
-        """Never called: `host_allowed` refuses samples for trackio before it is opened."""
-        raise NotImplementedError(stage, len(samples))
 
     def close(self) -> None:
         """Wait until all is written or sent."""

@@ -6,6 +6,7 @@ A tracker's folder, or its database on this machine, may have them. One elsewher
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -16,7 +17,7 @@ from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment
 from stllava.remote.address import reach
 from stllava.rundir import RunDir
-from stllava.store import read_records
+from stllava.store import stream_records
 
 MAX_SAMPLES = 16
 """Questions of a round that are shown, the first ones judged."""
@@ -58,8 +59,10 @@ def samples_of(run: Path, stage: str) -> list[ShownSample]:
     if name != "judge":
         return []
     folder = RunDir(run)
-    answers = {row.id: row for row in read_records(folder.stage(round_name, "answer"), "answers", Answers)}
-    judged = read_records(folder.stage(round_name, "judge"), "judgments", Judgment)[:MAX_SAMPLES]
+    judged = list(islice(stream_records(folder.stage(round_name, "judge"), "judgments", Judgment), MAX_SAMPLES))
+    wanted = {row.answers_id for row in judged}
+    given = stream_records(folder.stage(round_name, "answer"), "answers", Answers)
+    answers = {row.id: row for row in given if row.id in wanted}
     return [_shown(answers[row.answers_id], row, root=folder.image_root) for row in judged if row.answers_id in answers]
 
 

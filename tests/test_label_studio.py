@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from stllava.records import ItemKind, ItemsCheck, ReviewTask
 from stllava.review.choices import BUTTONS, ReviewKind
 from stllava.review.items import read_items
 from stllava.review.label_studio import CHOICES, interface, to_label_studio
-from stllava.review.label_studio_results import from_label_studio
+from stllava.review.label_studio_results import ImportedVotes, from_label_studio
 from stllava.review.readings import standing
 from stllava.review.reviewed import find_reviewed
 from stllava.review.session import ReviewSession
@@ -66,20 +67,20 @@ def test_tasks_go_out_blind_and_results_come_back_as_votes(tmp_path: Path, capsy
     (tmp_path / "out.json").write_text(json.dumps(rows))
     main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
     told = capsys.readouterr().out
-    assert "anna-b: 12 votes" in told
+    assert "anna-b-ward-example: 12 votes" in told
     assert "annotator8: 1 vote\n" in told
     assert all(part in told for part in ("1 skipped", "1 no choice", "1 task not known"))
     votes = read_votes(tmp_path / "review")
-    found = standing(votes["anna-b"])
+    found = standing(votes["anna-b-ward-example"])
     assert {task.id: found[task.id, 0].blind for task in tasks} == {task.id: right_choice(task) for task in tasks}
-    first_vote = votes["anna-b"][0]
+    first_vote = votes["anna-b-ward-example"][0]
     assert (first_vote.seconds, first_vote.at, first_vote.correct_answer) == (4.25, "2026-11-20T10:15:00.250+00:00", "a mass")
     main(["judge-check", "--votes", str(tmp_path)])
     told = capsys.readouterr().out
     assert "readers disagree with the expert" in told
     assert "once they have seen its reason" not in told
     main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
-    assert "anna-b: 0 votes" in capsys.readouterr().out
+    assert "anna-b-ward-example: 0 votes" in capsys.readouterr().out
     assert read_votes(tmp_path / "review") == votes
 
 
@@ -158,17 +159,19 @@ def test_each_kind_goes_out_blind_and_comes_back_as_votes_that_are_checked(
     (tmp_path / "out.json").write_text(json.dumps(rows))
     for turn in range(2):
         main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path / where)])
-        assert f"anna: {0 if turn else len(tasks)} votes" in capsys.readouterr().out
+        assert f"anna-ward-example: {0 if turn else len(tasks)} votes" in capsys.readouterr().out
     votes = read_votes(folder)
-    assert [vote.choice for vote in votes["anna"]] == [choices[number % len(choices)] for number in range(len(tasks))]
-    assert {vote.correct_answer for vote in votes["anna"]} == {"a mass" if kind == "predictions" else None}
+    assert [vote.choice for vote in votes["anna-ward-example"]] == [
+        choices[number % len(choices)] for number in range(len(tasks))
+    ]
+    assert {vote.correct_answer for vote in votes["anna-ward-example"]} == {"a mass" if kind == "predictions" else None}
     main(["judge-check", "--votes", str(tmp_path / where)])
     check = read_record(folder / "check.json", ItemsCheck)
     assert (check.read, check.kind) == (len(tasks), kind)
     # The page goes on with the same tasks and votes.
-    session = ReviewSession(folder, tasks, ["anna"])
+    session = ReviewSession(folder, tasks, ["anna-ward-example"])
     with closing(session):
-        assert session.progress("anna").read == len(tasks)
+        assert session.progress("anna-ward-example").read == len(tasks)
 
 
 def test_an_export_with_a_byte_order_mark_and_a_moment_beyond_all_calendars_is_read(tmp_path: Path) -> None:
@@ -217,6 +220,41 @@ def test_two_annotators_of_one_name_stay_two_and_what_other_controls_say_is_pass
     (tmp_path / "out.json").write_text(json.dumps(rows))
     found = from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts")
     assert found.votes == dict.fromkeys(("anna-a-example", "anna-b-example", "annotator0", "annotator3"), len(tasks))
+
+
+def import_rows(folder: Path, rows: object) -> ImportedVotes:
+    """Import an export of the verdicts of a round."""
+    (folder / "out.json").write_text(json.dumps(rows))
+    return from_label_studio(folder / "review", folder / "out.json", "verdicts")
+
+
+def exported(tasks: list[ReviewTask], folder: Path, *given: dict[str, object]) -> list[dict[str, Any]]:
+    """The rows of an export in which every task has these annotations."""
+    to_label_studio(tasks, "verdicts", to=folder / "tasks.json", image_url="")
+    rows: list[dict[str, Any]] = json.loads((folder / "tasks.json").read_text())
+    return [row | {"annotations": list(given)} for row in rows]
+
+
+def test_a_reader_has_the_same_name_whoever_else_is_in_the_export(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    x, y = (annotation("equal", by={"id": number, "email": f"frieda@{at}.org"}) for number, at in enumerate("xy"))
+    count = len(tasks)
+    assert import_rows(tmp_path, exported(tasks, tmp_path, x)).votes == {"frieda-x-org": count}
+    assert import_rows(tmp_path, exported(tasks, tmp_path, x, y)).votes == {"frieda-x-org": 0, "frieda-y-org": count}
+    again = import_rows(tmp_path, exported(tasks, tmp_path, y))
+    assert (again.votes, again.left_out) == ({"frieda-y-org": 0}, {"voted before": count})
+    assert {reader: len(votes) for reader, votes in read_votes(tmp_path / "review").items()} == {
+        "frieda-x-org": count,
+        "frieda-y-org": count,
+    }
+
+
+def test_two_annotators_whose_names_would_be_one_are_refused_and_nothing_is_added(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    people = [annotation("equal", by={"id": number, "email": text}) for number, text in enumerate(("a.b@x.org", "a-b@x.org"))]
+    with pytest.raises(StllavaError, match="would both be the reader a-b-x-org"):
+        import_rows(tmp_path, exported(tasks, tmp_path, *people))
+    assert read_votes(tmp_path / "review") == {}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}]", "[1]", '[{"data": {"task_id": 5}}]'], ids=repr)

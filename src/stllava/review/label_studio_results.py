@@ -6,7 +6,7 @@ Whoever voted on a task before is not counted again.
 import math
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer
 from stllava.review.open_task import AnyTask
 from stllava.review.readings import standing
 from stllava.review.tasks import read_tasks
-from stllava.review.vote_log import VoteLog
+from stllava.review.vote_log import LONGEST_NAME, VoteLog
 from stllava.store import require_file
 
 
@@ -100,7 +100,7 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
         ) from None
     drawn: Sequence[AnyTask] = read_tasks(folder) if kind == "verdicts" else read_items(folder)
     tasks = {task.id: task for task in drawn}
-    names = _names([annotation.completed_by for row in rows for annotation in row.annotations])
+    _refuse_shared_names(annotation.completed_by for row in rows for annotation in row.annotations)
     left_out: Counter[str] = Counter()
     given: dict[str, list[tuple[AnyTask, _Annotation, VoteChoice | ItemChoice]]] = {}
     for row in rows:
@@ -114,7 +114,7 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
             elif choice is None:
                 left_out["no choice"] += 1
             else:
-                given.setdefault(names[_address(annotation.completed_by)], []).append((task, annotation, choice))
+                given.setdefault(_name(annotation.completed_by), []).append((task, annotation, choice))
     if not given:
         raise StllavaError(
             f"{results} holds no vote on the tasks of {folder}: {dict(left_out) or 'it is empty'}",
@@ -201,21 +201,29 @@ def _address(annotator: int | str | _Annotator | None) -> tuple[int, str]:
     return (annotator or 0, "") if not isinstance(annotator, str) else (0, annotator)
 
 
-def _names(annotators: Sequence[int | str | _Annotator | None]) -> dict[tuple[int, str], str]:
-    """The names of readers: what stands before the @ of an address, all of it where two share that, or a number."""
-    found = dict.fromkeys(map(_address, annotators))
-    short = {key: _plain(key[1].partition("@")[0]) for key in found}
-    shared = Counter(short.values())
-    names = {}
-    for number, address in found:
-        name = short[number, address]
-        names[number, address] = (name if shared[name] == 1 else _plain(address)) or f"annotator{number}"
-    return names
+def _name(annotator: int | str | _Annotator | None) -> str:
+    """The name of a reader: the whole address, so that it is the same in every export, or a number where there is none."""
+    number, address = _address(annotator)
+    return _plain(address) or f"annotator{number}"
 
 
 def _plain(text: str) -> str:
-    """A text in letters that the name of a file may have."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text).lstrip("-_")[:64]
+    """A text in letters that the name of a file may have: letters, digits, - and _ stay, all else becomes -."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text).lstrip("-_")[:LONGEST_NAME]
+
+
+def _refuse_shared_names(annotators: Iterable[int | str | _Annotator | None]) -> None:
+    """Refuse two annotators whose votes would go to one file."""
+    found: dict[str, tuple[int, str]] = {}
+    for annotator in annotators:
+        name, address = _name(annotator), _address(annotator)
+        other = found.setdefault(name, address)
+        if other[1] != address[1]:
+            raise StllavaError(
+                f"the annotators {other[1]} and {address[1]} would both be the reader {name}",
+                expected="addresses that differ in letters, digits, - or _",
+                remedy="Export the annotations of each of them by themselves, one with another address.",
+            )
 
 
 def _seconds(lead_time: float | None) -> float:

@@ -86,10 +86,11 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(if $(LMMS_EVAL),$(BIN)/python bench/lmms_eval.py --python $(LMMS_EVAL))
 	$(BIN)/python bench/seeing.py --seeing "runs/real/{seed}/all-labels/sft" --work runs/seeing --seeds 0
 	$(BIN)/python bench/real.py --seeds 3 --resplit 3 --name real-resplit
-	$(BIN)/python bench/real.py --seeds 0 --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, by chance" "a tenth of the verdicts" "a tenth, by chance"
-	$(BIN)/python bench/real.py --seeds 0 --name real-erring --arms loop "15 % wrong, audited" "two tumours mixed up, audited" "30 % wrong, audited"
+	$(BIN)/python bench/real.py --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, trained longer" "a tenth of the verdicts" "a tenth, trained longer"
+	$(BIN)/python bench/real.py --seeds 0 1 --name real-chance --arms loop "a quarter, by chance" "a tenth, by chance"
+	$(BIN)/python bench/real.py --name real-erring-15 --arms loop "15 % wrong, audited"
+	$(BIN)/python bench/real.py --seeds 0 --name real-erring --arms loop "two tumours mixed up, audited" "30 % wrong, audited"
 	$(BIN)/python bench/real.py --phantoms --seeds 0 --name real-parts --arms loop "without borrowing" "without earlier pairs" counter-pairs image-conditional group-relative "image-gain weights" "pairs of questions"
-	$(BIN)/python bench/real.py --name real-quarter --arms loop "a quarter of the verdicts"
 	$(BIN)/python bench/real.py --seeds 0 --name real-own-judge --arms loop "a tenth of the verdicts" "a tenth, then its own judge"
 	$(BIN)/python bench/readers.py
 	$(BIN)/python bench/intake.py --kind plain --images 2000

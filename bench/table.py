@@ -216,13 +216,19 @@ def efficiency() -> str:
 
 
 def real() -> str:
-    """Self-training on real images: every arm beside the loop."""
+    """Self-training on real images: every arm beside the loop, whose own rows stand once for every set of seeds."""
     body = []
+    told: set[tuple[str, str]] = set()
     for one in read("real-*.json"):
         seeds = f"seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}"
         drawn = f"; labelled images drawn anew ({one['resplit']})" if one["resplit"] is not None else ""
         body.append([f"*{one['data']}, {seeds}{drawn}; {where(one)}*", "", "", "", "", "", ""])
         for name, arm in one["arms"].items():
+            drawing = (name, f"{one['data']} {one['resplit']} {one['seeds']}")
+            if drawing in told:
+                continue
+            if "loop" in name:
+                told.add(drawing)
             cells = [f"**{name}**" if name == "loop" else name]
             for metric in ("open_exact_match", "closed_accuracy"):
                 cells.append("{:.1f} [{:.1f}, {:.1f}]".format(*arm[metric]["score"]))
@@ -254,6 +260,21 @@ def seeing() -> str:
             body.append([name, *cells])
     gain, beyond = "the loop's gain over stage 1", "with images minus black ones"
     return rows(("split, model, arm", "open recall", gain, beyond, "closed accuracy", gain, beyond), body)
+
+
+def readers() -> str:
+    """What readers' votes add to the last training."""
+    body = []
+    for one in read("readers-*.json"):
+        for votes, arm in one["votes"].items():
+            cells = [votes]
+            for metric in ("open_exact_match", "closed_accuracy"):
+                cells.append("{:.1f} [{:.1f}, {:.1f}]".format(*arm[metric]["score"]))
+                cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*arm[metric]["over_no_votes"]) if votes != "0" else "")
+            cells += [" / ".join(f"{count:.0f}" for count in arm[name]) for name in ("decided", "taken_out")]
+            body.append([*cells, where(one)])
+    more = "more than without votes"
+    return rows(("votes", "open exact match", more, "closed accuracy", more, "decided by votes", "taken out", "where"), body)
 
 
 def projector() -> str:
@@ -308,6 +329,7 @@ TABLES = (
     efficiency,
     real,
     seeing,
+    readers,
     why_numbers_differ,
     lmms_eval,
     dpo,

@@ -249,6 +249,48 @@ def test_a_reader_has_the_same_name_whoever_else_is_in_the_export(tmp_path: Path
     }
 
 
+def test_an_annotation_that_was_changed_since_takes_its_earlier_vote_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (task, *_) = tasks = drawn(tmp_path)
+    early, late = "2026-11-20T11:00:00.5Z", "2026-11-21T09:00:00Z"
+    before, after = annotation("equal", updated_at=early), annotation("both wrong", typed="a mass", updated_at=late)
+    count = len(tasks)
+    assert import_rows(tmp_path, exported(tasks, tmp_path, before)).votes == {"annotator7": count}
+    rows = [*exported([task], tmp_path, after), *exported(tasks[1:], tmp_path, before)]
+    (tmp_path / "out.json").write_text(json.dumps(rows))
+    main(["import", "votes", str(tmp_path / "out.json"), "--review", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "annotator7: 1 vote\n" in told
+    assert "changed since: 1 vote, taken back" in told
+    assert f"left out: {count - 1} voted before" in told
+    written = read_votes(tmp_path / "review")["annotator7"]
+    assert [(vote.event, vote.task_id, vote.choice) for vote in written[count:]] == [
+        ("undo", task.id, None),
+        ("vote", task.id, "both wrong"),
+    ]
+    assert [vote.number for vote in written] == list(range(1, count + 3))
+    found = standing(written)[task.id, 0]
+    assert (found.vote.at, found.correct_answer) == ("2026-11-21T09:00:00.000+00:00", "a mass")
+    # The same export again, an older one, and another annotation by the same person change nothing.
+    again = [rows, exported(tasks, tmp_path, before), exported(tasks, tmp_path, after | {"id": 4, "updated_at": "2026-11-22"})]
+    for export in again:
+        result = import_rows(tmp_path, export)
+        assert (result.votes, result.changed, result.left_out) == ({"annotator7": 0}, 0, {"voted before": count})
+
+
+def test_a_vote_on_the_page_stands_whatever_was_changed_in_label_studio(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    with closing(ReviewSession(tmp_path / "review", tasks, ["annotator7"])) as session:
+        opened = session.open_task("annotator7")
+        assert opened is not None
+        session.vote("annotator7", opened.task.id, 0, "equal")
+    (page,) = read_votes(tmp_path / "review")["annotator7"]
+    assert "annotation" not in page.model_dump_json()
+    found = import_rows(tmp_path, exported(tasks, tmp_path, annotation("both wrong", updated_at="2036-01-01T00:00:00Z")))
+    assert (found.votes, found.changed) == ({"annotator7": len(tasks) - 1}, 0)
+
+
 def test_two_annotators_whose_names_would_be_one_are_refused_and_nothing_is_added(tmp_path: Path) -> None:
     tasks = drawn(tmp_path)
     people = [annotation("equal", by={"id": number, "email": text}) for number, text in enumerate(("a.b@x.org", "a-b@x.org"))]

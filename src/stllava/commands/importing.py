@@ -189,5 +189,7 @@ def votes(
     reviewed = find_reviewed(review, round)
     found = from_label_studio(reviewed.review, results, reviewed.kind)
     show(*(f"{reader}: {counted(count, 'vote')}" for reader, count in found.votes.items()))
+    if found.changed:
+        show(f"  changed since: {counted(found.changed, 'vote')}, taken back and given anew")
     if found.left_out:
         show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in found.left_out.items())}")

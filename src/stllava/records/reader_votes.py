@@ -103,6 +103,8 @@ class ReviewVote(Keyed):
     """Which answer stood at the left, or above."""
     choice: VoteChoice | ItemChoice | None = None
     """Of a vote, what the reader says."""
+    annotation: int | None = Field(default=None, exclude_if=lambda number: number is None)
+    """Of a vote from Label Studio, the annotation's number there; None, and not written, of one from the page."""
     struck: tuple[StruckSentence, ...] = ()
     """Sentences that the reader struck out."""
     correct_answer: str | None = None

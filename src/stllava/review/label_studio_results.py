@@ -1,6 +1,6 @@
 """Label Studio's results as votes: reads its JSON export and adds each annotation to the file of its reader.
 
-Whoever voted on a task before is not counted again.
+Whoever voted on a task before is not counted again; an annotation that was changed since takes its earlier vote back.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
@@ -20,7 +20,7 @@ from stllava.review.choices import ReviewKind, refuse_other_votes
 from stllava.review.items import read_items
 from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer
 from stllava.review.open_task import AnyTask
-from stllava.review.readings import standing
+from stllava.review.readings import StandingVote, standing
 from stllava.review.tasks import read_tasks
 from stllava.review.vote_log import LONGEST_NAME, VoteLog
 from stllava.store import require_file
@@ -46,12 +46,14 @@ class _Annotator(_Lenient):
 
 
 class _Annotation(_Lenient):
+    id: int | None = None
     completed_by: int | str | _Annotator | None = None
     result: tuple[JsonValue, ...] = ()
     """Of every control in the project's interface, which may have others than ours."""
     was_cancelled: bool = False
     lead_time: float | None = None
     created_at: str | None = None
+    updated_at: str | None = None
 
 
 class _Data(_Lenient):
@@ -63,6 +65,8 @@ class _Annotated(_Lenient):
     annotations: tuple[_Annotation, ...] = ()
 
 
+_UNSAID = {"choice": None, "correct_answer": None, "annotation": None, "seconds": 0.0}
+"""What of a vote its undo does not say."""
 V = TypeVar("V", _Vote, _Typed)
 
 
@@ -71,7 +75,9 @@ class ImportedVotes:
     """What came of an export."""
 
     votes: dict[str, int]
-    """Votes added, by reader."""
+    """Votes added, by reader, those among them that replace an earlier one."""
+    changed: int
+    """Votes that replace one of an earlier export, whose annotation was changed since."""
     left_out: Counter[str]
     """Annotations that were not, by cause."""
 
@@ -122,7 +128,11 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
             remedy="Name the review folder from which the tasks were written.",
         )
     added = {reader: _add(folder, reader, annotated, left_out, kind) for reader, annotated in sorted(given.items())}
-    return ImportedVotes(added, left_out)
+    return ImportedVotes(
+        votes={reader: counts.total() for reader, counts in added.items()},
+        changed=sum(counts["changed"] for counts in added.values()),
+        left_out=left_out,
+    )
 
 
 def _add(
@@ -131,37 +141,54 @@ def _add(
     annotated: Sequence[tuple[AnyTask, _Annotation, VoteChoice | ItemChoice]],
     left_out: Counter[str],
     kind: ReviewKind,
-) -> int:
-    """Add one reader's annotations to the reader's file, and count those that add nothing."""
+) -> Counter[Literal["new", "changed"]]:
+    """Add one reader's annotations to the reader's file, and count them, and those that add nothing."""
     log = VoteLog(folder, reader)
     try:
         refuse_other_votes(log.votes, kind, folder=folder)
-        known = {task for task, _ in standing(log.votes)}
-        added = 0
+        stands = {task: reading for (task, turn), reading in standing(log.votes).items() if turn == 0}
+        added: Counter[Literal["new", "changed"]] = Counter()
         for task, annotation, choice in annotated:
-            if task.id in known:
-                left_out["voted before"] += 1
-                continue
-            number = len(log.votes) + 1
-            log.append(
-                ReviewVote(
-                    id=content_id("review vote", reader, number),
-                    number=number,
-                    event="vote",
-                    reader=reader,
-                    at=_moment(annotation.created_at or ""),
-                    task_id=task.id,
-                    seconds=_seconds(annotation.lead_time),
-                    left=left_answer(task),
-                    choice=choice,
-                    correct_answer=_typed(annotation) if kind in TYPED_KINDS else None,
-                )
+            vote = ReviewVote(
+                id="",
+                number=1,
+                event="vote",
+                reader=reader,
+                at=_moment(annotation.updated_at or annotation.created_at or ""),
+                task_id=task.id,
+                seconds=_seconds(annotation.lead_time),
+                left=left_answer(task),
+                choice=choice,
+                annotation=annotation.id,
+                correct_answer=_typed(annotation) if kind in TYPED_KINDS else None,
             )
-            known.add(task.id)
-            added += 1
+            before = stands.get(task.id)
+            if before is not None:
+                if not _is_changed(before, vote):
+                    left_out["voted before"] += 1
+                    continue
+                _append(log, vote.model_copy(update={"event": "undo", "at": _moment(""), **_UNSAID}))
+            _append(log, vote)
+            added["new" if before is None else "changed"] += 1
+            stands[task.id] = StandingVote(vote)
         return added
     finally:
         log.close()
+
+
+def _is_changed(before: StandingVote, now: ReviewVote) -> bool:
+    """Whether the annotation that gave a vote was changed since; what was said of the task on the page stands."""
+    vote = before.vote
+    if before.response is not None or vote.annotation is None or vote.annotation != now.annotation:
+        return False
+    said = (now.choice, now.correct_answer) != (vote.choice, vote.correct_answer)
+    return said and datetime.fromisoformat(now.at) > datetime.fromisoformat(vote.at)
+
+
+def _append(log: VoteLog, vote: ReviewVote) -> None:
+    """Write a line in its place of the reader's file."""
+    number = len(log.votes) + 1
+    log.append(vote.model_copy(update={"id": content_id("review vote", vote.reader, number), "number": number}))
 
 
 def _value(annotation: _Annotation, control: str, kind: type[V]) -> V:

@@ -68,6 +68,7 @@ shown: stllava.RunExamples = stllava.show_run(home / "run", examples=2)
 stllava.import_checkpoint(home / "old", to=home / "new")
 judgments: list[stllava.Judgment] = stllava.read_records(home / "judge", "judgments", stllava.Judgment)
 count: int = stllava.to_trl(home / "pair", to=home / "trl.jsonl")
+stllava.convert_dataset(home / "run", stllava.DatasetOptions(license="cc-by-4.0"), to=home / "data-set")
 stllava.to_llava(stllava.read_records(home / "sft", "conversations", stllava.Conversation), to=home / "llava.json")
 '''
 

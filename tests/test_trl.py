@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stllava.config import DpoOptions
-from stllava.model.load import load_policy
+from stllava.data.exchange.parquet import write_parquet
+from stllava.data.images import open_image
+from stllava.model.load import Policy, load_policy
 from stllava.records import Lineage, Message, Preference
+from stllava.remote.png import encode
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.preference_steps import PreferenceSteps
@@ -110,13 +113,9 @@ def ours(model: Path, root: Path, preferences: list[Preference], options: DpoOpt
     return float(loss.detach()), gradient(policy.model)
 
 
-def theirs(
-    model: Path, root: Path, preferences: list[Preference], peer: Peer, *, beta: float, to: Path
-) -> tuple[float, Gradient]:
-    """TRL's loss of a batch of all pairs that its own loader made, and its gradient."""
-    datasets, trl = import_module("datasets"), import_module("trl")
-    policy, reference = load_policy(model), load_policy(model)
-    disturb(policy.model)
+def rows_of(root: Path, preferences: list[Preference]) -> Any:
+    """The pairs as a data set of `datasets`, made by hand."""
+    datasets = import_module("datasets")
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
     columns = {"images": datasets.List(datasets.Image()), "prompt": turns, "chosen": turns, "rejected": turns}
     rows = [
@@ -128,7 +127,13 @@ def theirs(
         }
         for preference in preferences
     ]
-    trainer = trl.DPOTrainer(
+    return datasets.Dataset.from_list(rows, features=datasets.Features(columns))
+
+
+def trainer_of(policy: Policy, reference: Policy, rows: Any, peer: Peer, *, beta: float, to: Path) -> Any:
+    """TRL's trainer, whose batch is all rows."""
+    trl = import_module("trl")
+    return trl.DPOTrainer(
         model=policy.model,
         ref_model=reference.model,
         args=trl.DPOConfig(
@@ -144,11 +149,20 @@ def theirs(
             report_to=[],
             dataloader_pin_memory=False,
         ),
-        train_dataset=datasets.Dataset.from_list(rows, features=datasets.Features(columns)),
+        train_dataset=rows,
         processing_class=policy.processor,
     )
+
+
+def theirs(
+    model: Path, root: Path, preferences: list[Preference], peer: Peer, *, beta: float, to: Path
+) -> tuple[float, Gradient]:
+    """TRL's loss of a batch of all pairs that its own loader made, and its gradient."""
+    policy, reference = load_policy(model), load_policy(model)
+    disturb(policy.model)
+    trainer = trainer_of(policy, reference, rows_of(root, preferences), peer, beta=beta, to=to)
     batch = next(iter(trainer.get_train_dataloader()))
-    assert len(batch["input_ids"]) == len(batch["pixel_values"]) == 2 * len(rows)
+    assert len(batch["input_ids"]) == len(batch["pixel_values"]) == 2 * len(preferences)
     compute_loss = cast(Callable[[nn.Module, object], Tensor], trainer.compute_loss)
     loss = compute_loss(policy.model, batch)
     loss.backward()
@@ -170,3 +184,19 @@ def test_the_loss_and_its_gradient_are_those_of_trl(
     expected, theirs_towards = theirs(tiny_model, root, preferences, peer, beta=options.beta, to=tmp_path)
     assert loss == pytest.approx(expected, abs=1e-4)
     assert distance(towards, theirs_towards) < 1e-4
+
+
+def test_pairs_written_for_the_hub_give_trl_the_same_batch(tiny_model: Path, phantoms: Path, tmp_path: Path) -> None:
+    preferences, root = pairs(2), phantoms / "images"
+    named = [("round-1", preference) for preference in preferences]
+    write_parquet(named, to=tmp_path / "train.parquet", images=root, encode=lambda path: encode(open_image(root, path)))
+    read = import_module("datasets").load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    policy, reference = load_policy(tiny_model), load_policy(tiny_model)
+    batches = []
+    for rows in (read, rows_of(root, preferences)):
+        trainer = trainer_of(policy, reference, rows, Peer("sigmoid"), beta=0.1, to=tmp_path / "trained")
+        torch.manual_seed(0)
+        batches.append(next(iter(trainer.get_train_dataloader())))
+    ours, by_hand = batches
+    assert set(ours) == set(by_hand)
+    assert all(torch.equal(ours[name], by_hand[name]) for name in ours)

@@ -2,6 +2,7 @@
 from .config import AnswerOptions as AnswerOptions
 from .config import AskOptions as AskOptions
 from .config import ComposeOptions as ComposeOptions
+from .config import DatasetOptions as DatasetOptions
 from .config import DistillOptions as DistillOptions
 from .config import DpoOptions as DpoOptions
 from .config import EvaluateOptions as EvaluateOptions
@@ -64,6 +65,7 @@ from .review.tasks import draw_tasks as draw_tasks
 from .review.votes_check import check_votes as check_votes
 from .stages.answer import answer as answer
 from .stages.ask import ask as ask
+from .stages.convert_dataset import convert_dataset as convert_dataset
 from .stages.distill import distill as distill
 from .stages.dpo import dpo as dpo
 from .stages.evaluate import evaluate as evaluate

@@ -76,6 +76,7 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "Write conversations as LLaVA JSON, or for trainers.",
             ),
             "preferences": Command(f"{_HERE}.converting:preferences", "Write preferences for trainers, or as LLaVA JSON."),
+            "dataset": Command(f"{_HERE}.converting:dataset", "Write a run's preferences as a data set for the hub."),
             "review": Command(f"{_HERE}.converting:review", "Write verdicts as tasks for Label Studio."),
             "benchmarks": Command(f"{_HERE}.converting:benchmarks", "Write benchmarks as tasks for lmms-eval, by our rules."),
         },

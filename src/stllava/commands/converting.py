@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stllava.commands.flags import refuse_ignored
-from stllava.config import QUESTION, ReviewOptions
+from stllava.config import QUESTION, DatasetOptions, ReviewOptions
 from stllava.store import Existing, nothing_left
 from stllava.text import counted, show
 
@@ -72,6 +72,36 @@ def preferences(
             show(f"dataset_info.json: {factory_entry(to, ranking=True)}")
     else:
         show(f"{counted(to_llava(chosen_answers(folder), to=to, replace=replace), 'conversation')} in {to}")
+
+
+def dataset(
+    run: Positional[Path],
+    options: DatasetOptions,
+    *,
+    to: Path,
+    push: str | None = None,
+    private: bool = True,
+    existing: Existing = "resume",
+) -> None:
+    """Write the pairs of a finished run as a data set with its card, which `datasets` and TRL's DPO read as it is.
+
+    Args:
+        run: The run.
+        options: What is written, and what the card says.
+        to: The new folder.
+        push: Also send it to this repository of the hub, owner/name.
+        private: Whether a repository that is made for it is seen by its owner alone.
+        existing: What to do with output that is there: resume it, replace it, or end in an error.
+    """
+    from stllava.commands.telling import tell
+    from stllava.stages.convert_dataset import convert_dataset
+
+    tell(convert_dataset(run, options, to=to, existing=existing).manifest)
+    if push is not None:
+        from stllava.remote.push import push_dataset
+
+        address, files = push_dataset(to, push, private=private)
+        show(f"sent to {address}: {', '.join(files)}")
 
 
 def review(

@@ -4,6 +4,7 @@ Those of a data source stand in its own file below `data.sources`, those of the 
 """
 
 from stllava.config.base import Options, Rate, Share, validate
+from stllava.config.dataset import DatasetOptions
 from stllava.config.experts import (
     ChatOptions,
     DistilledOptions,
@@ -51,6 +52,7 @@ __all__ = [
     "AskOptions",
     "ChatOptions",
     "ComposeOptions",
+    "DatasetOptions",
     "DistillOptions",
     "DistilledOptions",
     "DpoOptions",

@@ -1,19 +1,21 @@
-"""Puts an exported policy on the Hugging Face hub, by huggingface_hub's own client and the key that it holds.
+"""Puts an exported policy or a run's preferences on the Hugging Face hub, by huggingface_hub's own client and the key it holds.
 
-Only files that a plain transformers folder has are sent (`SENT`), and none that holds a path of this machine, its name, or its
-user's. Nothing is sent before all of them were looked at.
+Of a policy only files that a plain transformers folder has are sent (`SENT`), of a data set its card and its parquet file, and
+none that holds a path of this machine, its name, or its user's. Nothing is sent before all of them were looked at.
 """
 
 import getpass
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import JsonValue
 
+from stllava.data.exchange.parquet import TRAIN, parquet_texts
 from stllava.errors import StllavaError
 
 CARD = "README.md"
@@ -54,23 +56,59 @@ def push_policy(folder: Path, repository: str, *, private: bool, metadata: Mappi
     Raises:
         StllavaError: Where a file would tell of this machine or its user, or the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    if not REPOSITORY.fullmatch(repository):
-        raise StllavaError(f"{repository!r} is no repository", expected="owner/name", remedy="Name your account and the model.")
+    _refuse_name(repository)
     files = sorted(path for path in folder.iterdir() if path.is_file() and any(fnmatch(path.name, one) for one in SENT))
     if not any(path.suffix == ".safetensors" for path in files) or not (folder / CARD).is_file():
         raise StllavaError(f"{folder} is no exported policy", expected="weights and a card", remedy="Run stllava export first.")
     card = _with_metadata((folder / CARD).read_text(encoding="utf-8"), metadata)
     for path in files:
         if path.suffix != ".safetensors":
-            _refuse_identities(path, card if path.name == CARD else path.read_text(encoding="utf-8", errors="replace"))
-    operations = [CommitOperationAdd(path.name, card.encode() if path.name == CARD else path) for path in files]
+            _refuse_identities(path, [card if path.name == CARD else path.read_text(encoding="utf-8", errors="replace")])
+    contents = {path.name: card.encode() if path.name == CARD else path for path in files}
+    return _commit(contents, repository, private=private, kind="model"), [path.name for path in files]
+
+
+def push_dataset(folder: Path, repository: str, *, private: bool) -> tuple[str, list[str]]:
+    """Send a data set and return its address and the names of the files that were sent.
+
+    Args:
+        folder: What `stllava convert dataset` wrote.
+        repository: owner/name; made where it is not there.
+        private: Whether a new repository is seen by its owner alone.
+
+    Raises:
+        StllavaError: Where a file would tell of this machine or its user, or the hub refuses.
+    """
+    _refuse_name(repository)
+    card, rows = folder / CARD, folder / TRAIN
+    if not rows.is_file() or not card.is_file():
+        raise StllavaError(
+            f"{folder} is no data set", expected=f"{TRAIN} and a card", remedy="Run stllava convert dataset first."
+        )
+    _refuse_identities(card, [card.read_text(encoding="utf-8")])
+    _refuse_identities(rows, parquet_texts(rows))
+    contents: dict[str, bytes | Path] = {path.name: path for path in (card, rows)}
+    return _commit(contents, repository, private=private, kind="dataset"), list(contents)
+
+
+def _refuse_name(repository: str) -> None:
+    if not REPOSITORY.fullmatch(repository):
+        raise StllavaError(
+            f"{repository!r} is no repository", expected="owner/name", remedy="Name your account and what you send."
+        )
+
+
+def _commit(contents: Mapping[str, bytes | Path], repository: str, *, private: bool, kind: Literal["model", "dataset"]) -> str:
+    """Send files by their names in the repository, which is made where it is not there, and return its address."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    message = f"Add the {'policy' if kind == 'model' else 'preferences'} that stllava exported"
     api = HfApi()
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        made = api.create_commit(repository, operations, commit_message="Add the policy that stllava exported")
+        api.create_repo(repository, private=private, exist_ok=True, repo_type=kind)
+        made = api.create_commit(repository, operations, commit_message=message, repo_type=kind)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         told = " ".join(str(error).split())[:300]
         raise StllavaError(
@@ -78,7 +116,7 @@ def push_policy(folder: Path, repository: str, *, private: bool, metadata: Mappi
             expected="a network (HF_HUB_OFFLINE not set), and a key that may write there (hf auth login, or HF_TOKEN)",
             remedy="Put that right and give the same command again: the exported folder is whole.",
         ) from error
-    return str(made.repo_url), [path.name for path in files]
+    return str(made.repo_url)
 
 
 def _with_metadata(card: str, metadata: Mapping[str, JsonValue]) -> str:
@@ -88,14 +126,16 @@ def _with_metadata(card: str, metadata: Mapping[str, JsonValue]) -> str:
     return f"---\n{head}{added}---\n{body}"
 
 
-def _refuse_identities(path: Path, text: str) -> None:
-    """Refuse a file that names a folder of this machine, the machine, or who works on it."""
+def _refuse_identities(path: Path, texts: Iterable[str]) -> None:
+    """Refuse a file among whose texts one names a folder of this machine, the machine, or who works on it."""
     names = {name for name in (getpass.getuser(), socket.gethostname()) if len(name) >= SHORTEST} - EVERYBODY
-    found = [str(place) for place in {Path.home(), Path.cwd()} if len(place.parts) > 1 and f"{place}/" in f"{text}/"]
-    found += [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-    if found:
-        raise StllavaError(
-            f"{path} names {found[0]}",
-            expected="files that tell nothing of this machine or its user",
-            remedy="Take that out of the file, and give the same command again; nothing was sent.",
-        )
+    places = {str(place) for place in (Path.home(), Path.cwd()) if len(place.parts) > 1}
+    for text in texts:
+        found = [place for place in places if f"{place}/" in f"{text}/"]
+        found += [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+        if found:
+            raise StllavaError(
+                f"{path} names {found[0]}",
+                expected="files that tell nothing of this machine or its user",
+                remedy="Take that out of the file, and give the same command again; nothing was sent.",
+            )

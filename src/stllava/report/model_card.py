@@ -3,7 +3,7 @@
 It tells no path, address or image of the machine it is written on. Without a run it says that nothing measured is known.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -15,6 +15,7 @@ from stllava.recipe import RunOptions
 from stllava.records import Manifest, Score
 from stllava.report import wording
 from stllava.report.comparison_tables import interval_text
+from stllava.report.markdown import bullets, plain_text, table_row
 from stllava.report.redaction import Secrets, secrets_of
 from stllava.report.run_files import RunFiles
 from stllava.rundir import BLIND, SFT
@@ -45,7 +46,6 @@ inputs = processor.apply_chat_template(
 said = model.generate(**inputs, max_new_tokens={most})[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(said, skip_special_tokens=True).strip())
 ```"""
-_MARKUP = {ord(sign): f"\\{sign}" for sign in "\\`*_[]|~#<>&$"}
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def write_card(measured: Measured | None, *, stage: Manifest | None, custom: boo
         secrets = Secrets()
         parts = [_head(None), "# A vision-language model", _made_by(stage), *_use(None, custom=custom), "## Scores"]
         parts += ["No run was named when this folder was made: nothing is known of what was measured."]
-        parts += ["## Limits", _items([NOT_A_DEVICE, "Nothing is known of what it can and cannot do."])]
+        parts += ["## Limits", bullets([NOT_A_DEVICE, "Nothing is known of what it can and cannot do."])]
         made, options = [stage] if stage is not None else [], stage.config if stage is not None else None
     else:
         run, secrets = measured.run, secrets_of(measured.run)
-        parts = [_head(secrets.base), f"# {_plain(secrets.redact(run.outcome.name))}", _origin(measured, secrets.base)]
-        parts += [*_use(run.options, custom=custom), "## Data", _items(secrets.redact(text) for text in _data(run))]
+        parts = [_head(secrets.base), f"# {plain_text(secrets.redact(run.outcome.name))}", _origin(measured, secrets.base)]
+        parts += [*_use(run.options, custom=custom), "## Data", bullets(secrets.redact(text) for text in _data(run))]
         parts += ["## Scores", *_scores(measured), "## What training has seen of the tests"]
-        parts += [_items(secrets.redact(text) for text in _seen(run)), "## Limits", _items(_limits(measured))]
+        parts += [bullets(secrets.redact(text) for text in _seen(run)), "## Limits", bullets(_limits(measured))]
         made, options = list(run.manifests.values()), run.options.model_dump()
     if options is not None:
         code = ", ".join(wording.commits(made)) or "not recorded"
@@ -111,7 +111,7 @@ def _origin(measured: Measured, base: str | None) -> str:
         f"A vision-language model that answers questions about {_subject(run.options)}. stllava made it from {begun} in a run "
         "of [self-training](https://arxiv.org/abs/2406.19973): labelled images teach a model to answer and to ask; in every "
         "round it asks itself about unlabelled ones, an expert judges its answers, and it learns from the verdicts. "
-        f"This is {_plain(place)}{chosen}.\n\n**{NOT_A_DEVICE}**"
+        f"This is {plain_text(place)}{chosen}.\n\n**{NOT_A_DEVICE}**"
     )
 
 
@@ -162,8 +162,8 @@ def _scores(measured: Measured) -> list[str]:
     for benchmark in wording.benchmarks(scores):
         known = [one for one in scores if one.benchmark == benchmark]
         chose = " It chose the policy, so its scores flatter that a little." if benchmark == wording.VALIDATION else ""
-        asked = _plain(measured.run.options.evaluate.template(benchmark))
-        parts += [f"### {_plain(benchmark)}", f"Questions were asked as: {asked}.{chose}"]
+        asked = plain_text(measured.run.options.evaluate.template(benchmark))
+        parts += [f"### {plain_text(benchmark)}", f"Questions were asked as: {asked}.{chose}"]
         rules = wording.rules(known)[: 1 if benchmark == wording.VALIDATION else None]
         parts += [_table(measured, [one for one in known if one.rule == rule], rule) for rule in rules]
         parts += [text for text in [_gains(measured, benchmark)] if text]
@@ -180,12 +180,15 @@ def _shown(measured: Measured) -> list[str]:
 def _table(measured: Measured, scores: Sequence[Score], rule: str) -> str:
     metrics = wording.in_order((one.metric for one in scores), list(wording.METRICS))
     found = {(one.policy, one.metric): one for one in scores}
-    lines = [_row([rule or "by rules not recorded", *map(wording.metric_label, metrics)]), "|---" * (len(metrics) + 1) + "|"]
+    lines = [
+        table_row([rule or "by rules not recorded", *map(wording.metric_label, metrics)]),
+        "|---" * (len(metrics) + 1) + "|",
+    ]
     for policy in _shown(measured):
         name = f"this model ({wording.policy_label(policy)})" if policy == measured.policy else wording.policy_label(policy)
         cells = [interval_text(found[policy, metric]) if (policy, metric) in found else "–" for metric in metrics]
         if set(cells) != {"–"}:
-            lines.append(_row([name, *cells]))
+            lines.append(table_row([name, *cells]))
     return "\n".join(lines)
 
 
@@ -219,19 +222,6 @@ def _limits(measured: Measured) -> list[str]:
         "and groups of patients, long conversations, harm, and how sure it is.",
         "The intervals cover the sampling of test images, not the choice of seed, data or benchmark: this is one run.",
     ]
-
-
-def _plain(text: str) -> str:
-    """Text on one line in which no sign means anything to Markdown."""
-    return " ".join(text.split()).translate(_MARKUP)
-
-
-def _items(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {_plain(text)}" for text in texts)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
 
 
 def _indented(text: str) -> str:

@@ -40,7 +40,7 @@ def to_trl(preferences: Path, *, to: Path, images: Path | None = None, replace: 
     """
     pairs = [pair for pair in read_records(preferences, "preferences", Preference) if pair.speaker == "assistant"]
     root = None if images is None else images.resolve()
-    write_file(to, (f"{json.dumps(_trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
+    write_file(to, (f"{json.dumps(trl_row(one, root), ensure_ascii=False)}\n" for one in pairs), replace=replace)
     return len(pairs)
 
 
@@ -72,7 +72,8 @@ def chosen_answers(preferences: Path) -> list[Conversation]:
     return list(made.values())
 
 
-def _trl_row(one: Preference, root: Path | None) -> dict[str, object]:
+def trl_row(one: Preference, root: Path | None) -> dict[str, object]:
+    """A pair in TRL's columns, with the paths of its images behind `root`."""
     turns: list[dict[str, object]] = []
     for message in placed(one.prompt, images=len(one.images)):
         parts: list[dict[str, str]] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -166,6 +167,20 @@ def test_deep_png_and_tiff_keep_their_shades(tmp_path: Path, name: str) -> None:
     Image.fromarray(slope()).save(tmp_path / name)
     (frame,) = read_tiff(tmp_path / name, TiffOptions(keep_16_bit=True))
     assert (measured(frame.deep) == slope()).all()
+    assert np.abs(seen(frame.deep).astype(int) - frame.pixels).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [(np.int16, -1000, 1000), (np.float32, -500, 900), (np.int32, -70000, 90000)])
+@pytest.mark.parametrize("inverted", [False, True], ids=["black is zero", "white is zero"])
+def test_a_tiff_with_negative_values_keeps_its_own_units(
+    tmp_path: Path, kind: type[np.number], low: int, high: int, inverted: bool
+) -> None:
+    stored = np.linspace(low, high, 48 * 40).round().reshape(48, 40).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite" if inverted else "minisblack")
+    (frame,) = read_tiff(tmp_path / "a.tif", TiffOptions(keep_16_bit=True))
+    assert frame.deep is not None
+    assert frame.deep.offset == (high if inverted else low)
+    assert np.abs(measured(frame.deep) - stored).max() <= abs(frame.deep.step) / 2 + 1e-3
     assert np.abs(seen(frame.deep).astype(int) - frame.pixels).max() <= 1
 
 

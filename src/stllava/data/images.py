@@ -11,6 +11,7 @@ import struct
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -198,11 +199,22 @@ def to_eight_bits(image: Image.Image, *, unsigned: bool = False) -> Image.Image:
     return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8))
 
 
-def deep_page(image: Image.Image) -> tuple[NDArray[np.float32], float, NDArray[np.bool_]] | None:
-    """The shades [H, W] of the page at which an opened file stands, upright, what is white, and where it is opaque.
+@dataclass(frozen=True)
+class DeepPage:
+    """A deep page in the units of its file."""
 
-    None of a page that is not deep. Where white is stored as 0, as `white_is_zero` says, shades are as they are stored.
-    """
+    values: NDArray[np.float32]
+    """As they are stored, upright, [H, W]; also where white is stored as 0 (`white_is_zero`)."""
+    black: float
+    """The value that the 8-bit picture shows as 0."""
+    white: float
+    """The value that it shows as 255."""
+    opaque: NDArray[np.bool_]
+    """Where there is a picture, [H, W]."""
+
+
+def deep_page(image: Image.Image) -> DeepPage | None:
+    """The page at which an opened file stands; None of one that is not deep."""
     unsigned = _wraps(image)
     image.load()
     turned = ImageOps.exif_transpose(image)
@@ -210,7 +222,10 @@ def deep_page(image: Image.Image) -> tuple[NDArray[np.float32], float, NDArray[n
         return None
     clear = turned.info.get("transparency")
     stored = np.asarray(turned)
-    return *deep_shades(turned, unsigned=unsigned), np.ones(stored.shape, np.bool_) if clear is None else stored != clear
+    values = _numbers(turned, unsigned=unsigned)
+    black = min(float(values.min()), 0.0)
+    white = black + _white(values.max() - np.float32(black), mode=turned.mode)
+    return DeepPage(values, black, white, np.ones(stored.shape, np.bool_) if clear is None else stored != clear)
 
 
 def deep_shades(image: Image.Image, *, unsigned: bool = False) -> tuple[NDArray[np.float32], float]:
@@ -220,13 +235,23 @@ def deep_shades(image: Image.Image, *, unsigned: bool = False) -> tuple[NDArray[
     scanners store 12 bits in 16; Pillow's own conversion cuts everything above 255. `unsigned` says of mode I that its numbers
     of 2³¹ and more were turned into negative ones.
     """
-    stored = np.asarray(image).view(np.uint32) if unsigned else np.asarray(image)
-    values = np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
+    values = _numbers(image, unsigned=unsigned)
     values -= min(float(values.min()), 0.0)
-    brightest = float(values.max())
+    return values, _white(values.max(), mode=image.mode)
+
+
+def _numbers(image: Image.Image, *, unsigned: bool) -> NDArray[np.float32]:
+    """What a deep greyscale image stores, [H, W]; 0 where that is no finite number."""
+    stored = np.asarray(image).view(np.uint32) if unsigned else np.asarray(image)
+    return np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
+
+
+def _white(shade: np.float32, *, mode: str) -> float:
+    """What is white of a deep image of that mode whose brightest shade is this one."""
+    brightest = float(shade)
     # A float image of more than 1 is no share of white: one that was centred and scaled has no range but its own.
-    ranges = (1, *((brightest,) if brightest < _SCALED else ()), *DEPTHS) if image.mode == "F" else DEPTHS
-    return values, next((end for end in ranges if brightest <= end), brightest)
+    ranges = (1, *((brightest,) if brightest < _SCALED else ()), *DEPTHS) if mode == "F" else DEPTHS
+    return next((end for end in ranges if brightest <= end), brightest)
 
 
 def open_deep(root: Path, relative: str) -> NDArray[np.uint16]:

@@ -117,8 +117,7 @@ def _deep(image: Image.Image) -> DeepPixels | None:
     page = deep_page(image)
     if page is None:
         return None
-    shades, white, opaque = page
-    return deep_pixels(shades, black=0.0, white=white, inverted=white_is_zero(image), shown=opaque)
+    return deep_pixels(page.values, black=page.black, white=page.white, inverted=white_is_zero(image), shown=page.opaque)
 
 
 def _brightest(image: Image.Image, count: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

@@ -177,7 +177,7 @@ def test_each_kind_goes_out_blind_and_comes_back_as_votes_that_are_checked(
 def test_an_export_with_a_byte_order_mark_and_a_moment_beyond_all_calendars_is_read(tmp_path: Path) -> None:
     tasks = drawn(tmp_path)
     given = annotation("equal", created_at="0001-01-01T00:00:00+14:00")
-    text = json.dumps([{"data": {"task_id": tasks[0].id}, "annotations": [given]}])
+    text = json.dumps(exported(tasks[:1], tmp_path, given))
     (tmp_path / "out.json").write_text(text, encoding="utf-8-sig")
     assert from_label_studio(tmp_path / "review", tmp_path / "out.json", "verdicts").votes == {"annotator7": 1}
 
@@ -277,6 +277,19 @@ def test_an_annotation_that_was_changed_since_takes_its_earlier_vote_back(
     for export in again:
         result = import_rows(tmp_path, export)
         assert (result.votes, result.changed, result.left_out) == ({"annotator7": 0}, 0, {"voted before": count})
+
+
+@pytest.mark.parametrize("name", ["question", "answer_1", "answer_2"])
+@pytest.mark.parametrize("text", ["something else", None])
+def test_a_task_whose_text_was_changed_is_left_out(tmp_path: Path, name: str, text: str | None) -> None:
+    tasks = drawn(tmp_path)
+    rows = exported(tasks, tmp_path, annotation("answer 1 is better"))
+    rows[0]["data"][name] = text
+    rows[1]["data"] |= {"answer_1": rows[1]["data"]["answer_2"], "answer_2": rows[1]["data"]["answer_1"]}
+    rows[2]["data"] |= {"image": "https://elsewhere.example/1.png", "ward": 7}
+    found = import_rows(tmp_path, rows)
+    assert (found.votes, found.left_out) == ({"annotator7": len(tasks) - 2}, {"shown otherwise than the task": 2})
+    assert not {tasks[0].id, tasks[1].id} & {vote.task_id for vote in read_votes(tmp_path / "review")["annotator7"]}
 
 
 def test_a_vote_on_the_page_stands_whatever_was_changed_in_label_studio(tmp_path: Path) -> None:

@@ -94,8 +94,7 @@ def to_label_studio(tasks: Sequence[AnyTask], kind: ReviewKind, *, to: Path, ima
                 "task_id": task.id,
                 # Names with spaces or marks would end an address, or begin another part of it.
                 "image": f"{image_url}{quote(task.images[0])}" if task.images else "",
-                "question": task.question,
-                **_data_of(task),
+                **shown_data(task),
             }
         }
         for task in tasks
@@ -110,12 +109,12 @@ def left_answer(task: AnyTask) -> Literal["first", "second"]:
     return "second" if swapped else "first"
 
 
-def _data_of(task: AnyTask) -> dict[str, str]:
-    """What else annotators see of a task, by the names that the interface knows."""
+def shown_data(task: AnyTask) -> dict[str, str]:
+    """What annotators read of a task beside its image, by the names that the interface knows."""
     if isinstance(task, ReviewTask):
         swapped = left_answer(task) == "second"
-        return {"answer_1": task.texts[swapped], "answer_2": task.texts[not swapped]}
-    return _item_data(task)
+        return {"question": task.question, "answer_1": task.texts[swapped], "answer_2": task.texts[not swapped]}
+    return {"question": task.question, **_item_data(task)}
 
 
 def _item_data(task: ItemTask) -> dict[str, str]:

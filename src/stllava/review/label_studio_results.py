@@ -18,7 +18,7 @@ from stllava.errors import StllavaError
 from stllava.records import ItemChoice, ReviewVote, VoteChoice, content_id
 from stllava.review.choices import ReviewKind, refuse_other_votes
 from stllava.review.items import read_items
-from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer
+from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer, shown_data
 from stllava.review.open_task import AnyTask
 from stllava.review.readings import StandingVote, standing
 from stllava.review.tasks import read_tasks
@@ -56,8 +56,16 @@ class _Annotation(_Lenient):
     updated_at: str | None = None
 
 
-class _Data(_Lenient):
+class _Data(BaseModel):
+    """What annotators were shown; projects may add more."""
+
+    model_config = ConfigDict(extra="allow")
     task_id: str
+
+    def shows(self, task: AnyTask) -> bool:
+        """Whether that is what was written of the task; where its image lies, servers may say otherwise."""
+        found = self.model_extra or {}
+        return all(found.get(name) == text for name, text in shown_data(task).items())
 
 
 class _Annotated(_Lenient):
@@ -117,6 +125,8 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
                 left_out["skipped"] += 1
             elif task is None:
                 left_out["task not known"] += 1
+            elif not row.data.shows(task):
+                left_out["shown otherwise than the task"] += 1
             elif choice is None:
                 left_out["no choice"] += 1
             else:

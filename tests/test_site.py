@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.pages import SIZES, browsing
 from stllava.commands import COMMANDS, every_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,17 +70,39 @@ def test_the_site_has_every_page_and_llms_txt_names_each() -> None:
     assert re.findall(r"^- \[[^\]]+\]\(([^)]+)\)", told, re.MULTILINE) == [page for page in pages if page != "index.md"]
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_asks_nobody_else_for_anything(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly."""
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for page in (tmp_path / "site").rglob("*.html"):
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_asks_nobody_else_for_anything(site: Path) -> None:
+    for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)\"", text)
         loaded += re.findall(r"<link[^>]* href=\"(https?:[^\"]+)\"[^>]*rel=\"(?:stylesheet|preconnect)\"", text)
         assert loaded == [], page
         shown = re.sub(r"<code.*?</code>", "", text, flags=re.DOTALL)
         assert "```" not in shown, f"{page}: a fence that the site does not know"
+        assert not re.search(r"<td><code>[^<]*\\\|", text), f"{page}: a backslash that only GitHub wants"
         assert "&lt;!--" not in shown, f"{page}: a mark that readers see"
+
+
+@pytest.mark.slow
+def test_no_page_of_the_site_is_wider_than_a_phone(site: Path) -> None:
+    pages = sorted(site.rglob("index.html"))
+    with browsing() as browser:
+        width, height = SIZES["phone"]
+        page = browser.new_page(viewport={"width": width, "height": height})
+        wide = {}
+        for file in pages:
+            page.goto(file.as_uri())
+            wide[str(file.relative_to(site))] = page.evaluate("document.scrollingElement.scrollWidth")
+    assert len(wide) == len(navigation())
+    assert {name: pixels for name, pixels in wide.items() if pixels > width} == {}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,22 @@ def test_no_vote_yet_is_said(tmp_path: Path) -> None:
 def test_votes_need_no_torch() -> None:
     code = "import sys, stllava.review.votes_check, stllava.review.tasks; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_vote_that_a_crash_cut_short_is_passed_over_by_judge_check_and_others_are_refused(tmp_path: Path) -> None:
+    tasks = tasks_of(tmp_path)
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        for vote in votes_of("anna", tasks[:9], wrong=0.2, seed=0):
+            log.append(vote)
+    before = check_votes(tmp_path / "review")
+    path = votes_path(tmp_path / "review", "anna")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[-1][:40])
+    assert check_votes(tmp_path / "review") == before
+    assert path.read_bytes() != whole  # A page may be about to write the rest.
+    path.write_bytes(b"{\n" + whole)
+    with pytest.raises(StllavaError, match="line 1"):
+        check_votes(tmp_path / "review")
 
 
 def test_judge_check_and_the_report_say_what_readers_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,8 @@ def votes_path(folder: Path, reader: str) -> Path:
 
 
 def read_votes(folder: Path) -> dict[str, list[ReviewVote]]:
-    """All that each reader of a review folder did, by reader."""
-    return {path.stem: read_jsonl(path, ReviewVote) for path in sorted((folder / VOTES).glob("*.jsonl"))}
+    """All that each reader of a review folder did, by reader; a torn last line, which `VoteLog` cuts off, is passed over."""
+    return {path.stem: read_jsonl(path, ReviewVote, may_be_torn=True) for path in sorted((folder / VOTES).glob("*.jsonl"))}
 
 
 class VoteLog:

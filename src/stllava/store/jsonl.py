@@ -22,17 +22,18 @@ def to_jsonl(records: Iterable[Record]) -> str:
     return "".join(record.model_dump_json() + "\n" for record in records)
 
 
-def read_jsonl(path: Path, record_type: type[R]) -> list[R]:
+def read_jsonl(path: Path, record_type: type[R], *, may_be_torn: bool = False) -> list[R]:
     """All records of a JSONL file; a broken line or a duplicate id is refused with its line number.
 
-    Eight bytes an id tell whether one may stand twice; only then are they looked at by name.
+    Eight bytes an id tell whether one may stand twice; only then are they looked at by name. Of a file that is added to line
+    by line and so `may_be_torn`, what stands behind the last whole line is passed over.
     """
     require_file(path, expected=f"a JSONL file of {record_type.__name__} records")
     records: list[R] = []
     hashes = array("q")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not line.strip() or (may_be_torn and not line.endswith(b"\n")):
                 continue
             try:
                 record = record_type.model_validate_json(line.removeprefix(BOM_UTF8))

@@ -1,7 +1,9 @@
 """Label Studio: tasks out without what the expert said, and results back in as votes, each once."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from stllava.review.choices import BUTTONS, ReviewKind
 from stllava.review.items import read_items
 from stllava.review.label_studio import CHOICES, interface, to_label_studio
 from stllava.review.label_studio_results import ImportedVotes, from_label_studio
+from stllava.review.open_task import AnyTask
 from stllava.review.readings import standing
 from stllava.review.reviewed import find_reviewed
 from stllava.review.session import ReviewSession
@@ -97,7 +100,16 @@ def test_the_tasks_that_were_drawn_before_go_out_and_others_are_refused(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["convert", "review", str(tmp_path), "--to", str(tmp_path / "more.json"), "--tasks", "7"])
-    assert "config.tasks was 5, now 7" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "config.tasks was 5, now 7" in told
+    assert "--existing" not in told
+    assert all(part in " ".join(told.split()) for part in ("Leave the options out", f"delete {folder.review / 'tasks'}"))
+    # What it says works, and votes on tasks that are drawn again count on.
+    import_rows(tmp_path, exported(before, tmp_path, annotation("equal")))
+    shutil.rmtree(folder.review / "tasks")
+    main(["convert", "review", str(tmp_path), "--to", str(tmp_path / "more.json"), "--tasks", "7"])
+    assert len(json.loads((tmp_path / "more.json").read_text())) == 7
+    main(["judge-check", "--votes", str(tmp_path)])
 
 
 @pytest.mark.parametrize("kind", CHOICES)
@@ -228,7 +240,7 @@ def import_rows(folder: Path, rows: object) -> ImportedVotes:
     return from_label_studio(folder / "review", folder / "out.json", "verdicts")
 
 
-def exported(tasks: list[ReviewTask], folder: Path, *given: dict[str, object]) -> list[dict[str, Any]]:
+def exported(tasks: Sequence[AnyTask], folder: Path, *given: dict[str, object]) -> list[dict[str, Any]]:
     """The rows of an export in which every task has these annotations."""
     to_label_studio(tasks, "verdicts", to=folder / "tasks.json", image_url="")
     rows: list[dict[str, Any]] = json.loads((folder / "tasks.json").read_text())

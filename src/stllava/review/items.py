@@ -18,8 +18,8 @@ from stllava.metrics.robust import normalise
 from stllava.metrics.score import LLAVA_MED, ROBUST, readings
 from stllava.records import ItemKind, ItemTask, Prediction, Question, QuestionKind, content_id
 from stllava.review.sampling import Drawn, draw, sizes_of_strata
-from stllava.review.tasks import TASKS
-from stllava.store import Input, Inputs, open_stage, output_hash, read_manifest, read_records, stream_records
+from stllava.review.tasks import TASKS, open_tasks
+from stllava.store import Input, Inputs, output_hash, read_manifest, read_records, stream_records
 
 TEXT_LEFT = "Are letters, digits or a code left in this picture?"
 
@@ -70,7 +70,7 @@ def draw_items(
             )
     inputs: Inputs = {kind: Input(source, output_hash), "seed": str(seed)}
     inputs |= {"salt": read_manifest(source).inputs["salt"]} if kind == "pictures" else {}
-    with open_stage(f"review-{kind}", to / TASKS, options, inputs=inputs, existing="resume") as stage:
+    with open_tasks(f"review-{kind}", to, options, inputs=inputs) as stage:
         if stage.manifest is None:
             items = list(_ITEMS[kind](source))
             if not items:

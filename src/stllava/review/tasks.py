@@ -5,17 +5,18 @@ speaks against are one stratum, all others the other (`sampling`).
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
 from stllava.config import ReviewOptions
-from stllava.errors import NothingLeftError
+from stllava.errors import ConflictError, NothingLeftError
 from stllava.experts.calibration import compared
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.records import Answers, Judgment, Preferred, ReviewTask, content_id
 from stllava.review.sampling import SIZE, STRATA, Drawn, draw, sizes_of_strata
-from stllava.store import MANIFEST, Input, Inputs, open_stage, output_hash, read_manifest, read_records
+from stllava.store import MANIFEST, Input, Inputs, Stage, open_stage, output_hash, read_manifest, read_records
 
 TASKS = "tasks"
 """Name of the stage below a review folder, and of its file without .jsonl."""
@@ -66,7 +67,7 @@ def draw_tasks(
         "judgments": Input(judgments, output_hash),
         "seed": str(seed),
     }
-    with open_stage("review", to / TASKS, options, inputs=inputs, existing="resume") as stage:
+    with open_tasks("review", to, options, inputs=inputs) as stage:
         if stage.manifest is None:
             pairs = [
                 pair
@@ -87,6 +88,25 @@ def draw_tasks(
         if root is not None:
             stage.move_image_root(root)
         return read_tasks(to)
+
+
+@contextmanager
+def open_tasks(name: str, to: Path, options: ReviewOptions, *, inputs: Inputs) -> Iterator[Stage]:
+    """Begin to draw tasks into a review folder, or go on with those that it has.
+
+    Raises:
+        ConflictError: Where it has tasks that were drawn otherwise.
+    """
+    with ExitStack() as stack:
+        try:
+            stage = stack.enter_context(open_stage(name, to / TASKS, options, inputs=inputs, existing="resume"))
+        except ConflictError as error:
+            raise ConflictError(
+                str(error).partition("; expected")[0],
+                expected="the options with which these tasks were drawn, of the same answers",
+                remedy=f"Leave the options out to go on with these, or delete {to / TASKS} to draw others: votes stay.",
+            ) from None
+        yield stage
 
 
 def options_of_drawn(folder: Path, options: ReviewOptions, *, seed: int) -> tuple[ReviewOptions, int]:

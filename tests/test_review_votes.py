@@ -264,6 +264,23 @@ def test_a_vote_that_a_crash_cut_short_is_passed_over_by_judge_check_and_others_
         check_votes(tmp_path / "review")
 
 
+def test_votes_of_one_reader_under_the_name_of_another_are_refused(tmp_path: Path) -> None:
+    tasks = tasks_of(tmp_path)
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        for vote in votes_of("anna", tasks[:9], wrong=0.2, seed=0):
+            log.append(vote)
+    path = votes_path(tmp_path / "review", "anna")
+    copied = votes_path(tmp_path / "review", "ben")
+    copied.write_bytes(path.read_bytes())
+    with pytest.raises(StllavaError, match=r"ben\.jsonl holds votes of anna"):
+        check_votes(tmp_path / "review")
+    for _ in range(2):
+        with pytest.raises(StllavaError, match=r"ben\.jsonl holds votes of anna"):
+            VoteLog(tmp_path / "review", "ben")
+    copied.unlink()
+    assert check_votes(tmp_path / "review").read == 9
+
+
 def test_judge_check_and_the_report_say_what_readers_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path / "run", images=24, rounds=1)
     assert "What readers say of the expert" not in write_report(tmp_path / "run").read_text()

@@ -30,7 +30,19 @@ def votes_path(folder: Path, reader: str) -> Path:
 
 def read_votes(folder: Path) -> dict[str, list[ReviewVote]]:
     """All that each reader of a review folder did, by reader; a torn last line, which `VoteLog` cuts off, is passed over."""
-    return {path.stem: read_jsonl(path, ReviewVote, may_be_torn=True) for path in sorted((folder / VOTES).glob("*.jsonl"))}
+    return {path.stem: _votes_in(path) for path in sorted((folder / VOTES).glob("*.jsonl"))}
+
+
+def _votes_in(path: Path) -> list[ReviewVote]:
+    """The votes of a reader's file; those of another reader, under whose name nobody voted, are refused."""
+    votes = read_jsonl(path, ReviewVote, may_be_torn=True)
+    if (other := next((vote.reader for vote in votes if vote.reader != path.stem), None)) is not None:
+        raise StllavaError(
+            f"{path} holds votes of {other}",
+            expected="the votes of one reader in the file of that name",
+            remedy=f"Give it back its name ({other}.jsonl), or move it away.",
+        )
+    return votes
 
 
 class VoteLog:
@@ -51,7 +63,11 @@ class VoteLog:
                 remedy="End the other one, or name another reader (--reader).",
             ) from None
         self._cut_torn_line()
-        self.votes = read_jsonl(self.path, ReviewVote)
+        try:
+            self.votes = _votes_in(self.path)
+        except StllavaError:
+            self.close()
+            raise
 
     def append(self, vote: ReviewVote) -> None:
         """Write a line, and return once it is on the disk; where that fails, the file is as it was."""

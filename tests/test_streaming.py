@@ -85,6 +85,7 @@ def test_scores_of_streamed_predictions_are_those_of_held_ones_to_the_last_bit()
     assert score(predictions(300), policy="p", benchmark="b") == held_scores(list(predictions(300)))
 
 
+@pytest.mark.slow
 def test_scoring_holds_numbers_of_each_prediction_and_no_prediction() -> None:
     streamed = grown(lambda count: score(predictions(count), policy="p", benchmark="b"), 400, 1200)
     held = grown(lambda count: score(list(predictions(count)), policy="p", benchmark="b"), 400, 1200)
@@ -105,6 +106,7 @@ def test_differences_of_streamed_predictions_are_those_of_held_ones_to_the_last_
         assert (one.p, one.detectable) == (permutation_p(*both, images), detectable_difference(*both, images))
 
 
+@pytest.mark.slow
 def test_comparing_and_looking_for_disagreements_holds_no_prediction() -> None:
     def look(count: int) -> None:
         compare(predictions(count), predictions(count), policy="a", against="b", benchmark="c")
@@ -230,6 +232,7 @@ def test_trees_built_when_asked_for_are_those_that_are_held(
     assert list(measured[0].records(streamed)) == list(measured[1].records(held))
 
 
+@pytest.mark.slow
 def test_what_dpo_learns_from_holds_numbers_of_each_pair(
     tiny_model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

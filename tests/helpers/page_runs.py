@@ -19,6 +19,7 @@ from helpers.quick_commands import MORE_FLAGS
 from helpers.reviewing import vote_on
 from stllava.config import ReviewOptions
 from stllava.records import ReviewTask
+from stllava.review.label_studio import shown_data
 from stllava.review.round_files import find_round
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import VoteLog
@@ -150,7 +151,7 @@ def labelled(task: ReviewTask) -> dict[str, object]:
     """A task as Label Studio exports it."""
     result = [{"id": "x", "type": "choices", "from_name": "vote", "to_name": "image", "value": {"choices": ["equal"]}}]
     made = {"id": 3, "completed_by": 7, "result": result, "lead_time": 4.0, "created_at": "2026-11-20T10:15:00Z"}
-    return {"id": 1, "data": {"task_id": task.id}, "annotations": [made | {"was_cancelled": False}]}
+    return {"id": 1, "data": {"task_id": task.id, **shown_data(task)}, "annotations": [made | {"was_cancelled": False}]}
 
 
 def table_of_mine(folder: Path, shell: Shell) -> None:

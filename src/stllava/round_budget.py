@@ -1,7 +1,7 @@
 """The verdicts that a run may buy, and each round's share of them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from stllava.config import JudgeOptions
@@ -17,12 +17,15 @@ class RoundBudget:
 
     options: RunOptions
     folder: RunDir
-    spent: list[tuple[float, float]] = field(default_factory=list)
-    """Questions that the expert was asked about, and US dollars, each time."""
+    asked: float = 0.0
+    """Questions that the expert was asked about so far."""
+    cost: float = 0.0
+    """US dollars that this cost."""
 
     def spend(self, asked: float, cost: float) -> None:
         """Count so many questions and US dollars."""
-        self.spent.append((asked, cost))
+        self.asked += asked
+        self.cost += cost
 
     def share(self, number: int) -> JudgeOptions:
         """How a round's answers are judged: what is left is shared evenly by the rounds still to come.
@@ -35,11 +38,10 @@ class RoundBudget:
         had = with_share_of(options, judged) if (judged / MANIFEST).is_file() else None
         if had is not None and (self.folder.policy(name) / MANIFEST).is_file():
             return had
-        asked, cost = (sum(values) for values in zip((0.0, 0.0), *self.spent, strict=True))
         left = min(self.options.rounds, self.options.distill_after or self.options.rounds) - number + 1
         shares: dict[str, float] = {}
         # A share of nothing would mean no limit.
-        for name, total, spent in (("budget", options.budget, asked), ("budget_cost", options.budget_cost, cost)):
+        for name, total, spent in (("budget", options.budget, self.asked), ("budget_cost", options.budget_cost, self.cost)):
             if total and spent >= total:
                 raise NothingLeftError(
                     f"judge.{name} of {total:g} is spent",
@@ -47,9 +49,9 @@ class RoundBudget:
                     remedy="Raise it and give the same command again, or run fewer rounds.",
                 )
         if options.budget:
-            shares["budget"] = math.ceil((options.budget - asked) / left)
+            shares["budget"] = math.ceil((options.budget - self.asked) / left)
         if options.budget_cost:
-            shares["budget_cost"] = (options.budget_cost - cost) / left
+            shares["budget_cost"] = (options.budget_cost - self.cost) / left
         now = options.model_copy(update=shares)
         return had if had is not None and not has_less(judged, now) else now
 

@@ -29,7 +29,7 @@ class Chosen:
     note: str = ""
     """What a reader of the manifest must know of it."""
     dollars: float = 0.0
-    """The budget in US dollars; 0 where there is none."""
+    """What is left to spend on these and on more, in US dollars; 0 where there is no such budget."""
     waiting: tuple[tuple[str, float], ...] = ()
     """Ids of the answers that it could buy verdicts on next, in their order, with what each costs at most."""
 
@@ -70,28 +70,31 @@ class Chosen:
 
         That is less than was chosen where the dollars ran out before the questions.
         """
-        chosen = self
+        chosen = bought = self
         while True:
             try:
-                expert.prepare(chosen)
+                expert.prepare(bought)
             except BudgetSpentError as error:
                 return chosen._paid(expert, error)
-            more = chosen._with_what_is_left(expert)
-            if more is None:
+            if chosen.asked is None:
                 return chosen
-            chosen = more
+            bought = bought._next(expert)
+            more = bought.asked or frozenset()
+            if len(more) < max(1, LEAST_MORE * len(chosen.asked)):
+                return chosen
+            chosen = chosen._and(more)
 
-    def _with_what_is_left(self, expert: Expert) -> "Chosen | None":
-        """These and as many more as can be had for what replies cost less than was reckoned with; None where few can."""
-        if not self.waiting or self.asked is None:
-            return None
-        left = self.dollars - sum(expert.judge(row).cost for row in self)
+    def _next(self, expert: Expert) -> "Chosen":
+        """What can be had next for what these cost less than was reckoned with; nothing where nothing waits."""
+        left = self.dollars - sum(expert.judge(row).cost for row in self) if self.waiting else 0.0
         bought, waiting = _affordable(self.waiting, left)
-        if len(bought) < max(1, LEAST_MORE * len(self.asked)):
-            return None
-        counts = {"asked": float(len(bought)), "not_chosen": -float(len(bought))}
+        return replace(self, asked=frozenset(bought), dollars=left, waiting=waiting)
+
+    def _and(self, more: frozenset[str]) -> "Chosen":
+        """These and more."""
+        counts = {"asked": float(len(more)), "not_chosen": -float(len(more))}
         measures = {name: value + counts.get(name, 0.0) for name, value in self.measures.items()}
-        return replace(self, asked=self.asked | set(bought), measures=measures, waiting=waiting)
+        return replace(self, asked=(self.asked or frozenset()) | more, measures=measures)
 
     def _paid(self, expert: Expert, error: BudgetSpentError) -> "Chosen":
         """Those whose every reply was paid for before the dollars ran out."""

@@ -193,6 +193,12 @@ def upright(image: Image.Image) -> Image.Image:
     return ground.convert(mode)
 
 
+def bare_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB image and nothing else, [H, W, 3], or [H, W] where it is grey."""
+    pixels = np.asarray(image)
+    return pixels[..., 0] if (pixels == pixels[..., :1]).all() else pixels
+
+
 def to_eight_bits(image: Image.Image, *, unsigned: bool = False) -> Image.Image:
     """A deep greyscale image in mode L: linear, black at 0, white at the end of its range, as `deep_shades` has them."""
     values, white = deep_shades(image, unsigned=unsigned)
@@ -223,9 +229,8 @@ def deep_page(image: Image.Image) -> DeepPage | None:
     clear = turned.info.get("transparency")
     stored = np.asarray(turned)
     values = _numbers(turned, unsigned=unsigned)
-    black = min(float(values.min()), 0.0)
-    white = black + _white(values.max() - np.float32(black), mode=turned.mode)
-    return DeepPage(values, black, white, np.ones(stored.shape, np.bool_) if clear is None else stored != clear)
+    black, span = _range(values, mode=turned.mode)
+    return DeepPage(values, black, black + span, np.ones(stored.shape, np.bool_) if clear is None else stored != clear)
 
 
 def deep_shades(image: Image.Image, *, unsigned: bool = False) -> tuple[NDArray[np.float32], float]:
@@ -236,8 +241,9 @@ def deep_shades(image: Image.Image, *, unsigned: bool = False) -> tuple[NDArray[
     of 2³¹ and more were turned into negative ones.
     """
     values = _numbers(image, unsigned=unsigned)
-    values -= min(float(values.min()), 0.0)
-    return values, _white(values.max(), mode=image.mode)
+    black, white = _range(values, mode=image.mode)
+    values -= black
+    return values, white
 
 
 def _numbers(image: Image.Image, *, unsigned: bool) -> NDArray[np.float32]:
@@ -246,12 +252,13 @@ def _numbers(image: Image.Image, *, unsigned: bool) -> NDArray[np.float32]:
     return np.nan_to_num(stored.astype(np.float32), posinf=0.0, neginf=0.0)
 
 
-def _white(shade: np.float32, *, mode: str) -> float:
-    """What is white of a deep image of that mode whose brightest shade is this one."""
-    brightest = float(shade)
+def _range(values: NDArray[np.float32], *, mode: str) -> tuple[float, float]:
+    """What is black among the values of a deep image of that mode, and how far above it white is."""
+    black = min(float(values.min()), 0.0)
+    brightest = float(values.max() - np.float32(black))
     # A float image of more than 1 is no share of white: one that was centred and scaled has no range but its own.
     ranges = (1, *((brightest,) if brightest < _SCALED else ()), *DEPTHS) if mode == "F" else DEPTHS
-    return next((end for end in ranges if brightest <= end), brightest)
+    return black, next((end for end in ranges if brightest <= end), brightest)
 
 
 def open_deep(root: Path, relative: str) -> NDArray[np.uint16]:

@@ -363,11 +363,11 @@ def _write(
     # A number stands in many a header by chance, and the allow-list has let short ones through only.
     check_clean(re.sub(r"\d+", "", line).encode(), identity.texts, what="the line of a picture")
     check_clean(data, identity.texts, what="a picture")
+    check_clean(deep_data, identity.texts, what="the 16-bit pixels of a picture")
     picture = picture_hash(image)
     withheld = {"16-bit pixels": 1} if frame.deep is not None and deep is None else {}
     _put(to / row.path, data)
     if deep is not None:
-        check_clean(deep_data, identity.texts, what="the 16-bit pixels of a picture")
         _put(to / deep.path, deep_data)
     day = day_number(identity.date)
     return WrittenImage(

@@ -375,6 +375,12 @@ def read_config(path: Path | str) -> PreTrainedConfig:
     return cast(PreTrainedConfig, AutoConfig.from_pretrained(str(path), trust_remote_code=False))
 
 
+def require_model(path: Path | str) -> None:
+    """Refuse, before anything else is done, what transformers could not load as a model; only the configuration is read."""
+    with reading(path, expected="an image-text-to-text model of transformers with its processor"):
+        read_config(path)
+
+
 def read_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """The tokenizer."""
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path), trust_remote_code=False))

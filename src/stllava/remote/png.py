@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from stllava.data.images import check_image, open_image
+from stllava.data.images import bare_pixels, check_image, open_image
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def encode(image: Image.Image, *, max_side: int | None = None, blank: bool = Fal
     if max_side is not None and max(image.size) > max_side:
         width, height = (max(1, round(side * max_side / max(image.size))) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.zeros((image.height, image.width, 3), np.uint8) if blank else np.asarray(image)
-    if (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
+    pixels = np.zeros((image.height, image.width), np.uint8) if blank else bare_pixels(image)
     file = io.BytesIO()
     # A new image: Pillow would write colour profiles and the like from the old one's `info`.
     Image.fromarray(pixels).save(file, "PNG", compress_level=3)

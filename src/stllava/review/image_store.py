@@ -6,11 +6,8 @@ from itertools import chain
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-from PIL import Image
-
 from stllava.data.image_set import DeepImage
-from stllava.data.images import open_deep, open_image
+from stllava.data.images import bare_pixels, open_deep, open_image
 from stllava.intake.encode import png
 from stllava.records import content_id
 
@@ -22,12 +19,6 @@ QUICKLY = 1
 def image_id(path: str) -> str:
     """What an image is called on the page, which does not learn its path."""
     return content_id("page image", path)
-
-
-def _encoded(image: Image.Image) -> bytes:
-    """An RGB image as PNG of nothing but its pixels, in greyscale where it is grey."""
-    pixels = np.asarray(image)
-    return png(pixels[..., 0] if (pixels == pixels[..., :1]).all() else pixels, QUICKLY)
 
 
 class ImageStore:
@@ -57,7 +48,7 @@ class ImageStore:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        made = _encoded(open_image(self._root, path))
+        made = png(bare_pixels(open_image(self._root, path)), QUICKLY)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > KEPT:

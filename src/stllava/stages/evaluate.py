@@ -372,10 +372,9 @@ def finish_evaluation(
         if agreed.kappa is not None:
             measures["open_semantic_kappa_with_medical_match"] = agreed.kappa.value
         notes = [*notes, f"{judge} {agreed.sentence}"]
-    stage.write_records("predictions", predictions)
+    count = stage.write_records("predictions", predictions)
     stage.write_records("scores", scores)
     stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))
-    count = sum(1 for _ in predictions)
     manifest = stage.finish(
         counts_in=count + dropped.total(),
         counts_out=count,

@@ -347,9 +347,18 @@ class Stage:
         )
         return replace(mapped, manifest=manifest)
 
-    def write_records(self, name: str, records: Iterable[Record]) -> None:
-        """Write `<name>.jsonl`, holding one record at a time."""
-        write_whole(self.to / f"{name}.jsonl", (f"{record.model_dump_json()}\n".encode() for record in records))
+    def write_records(self, name: str, records: Iterable[Record]) -> int:
+        """Write `<name>.jsonl`, holding one record at a time, and return how many there are."""
+        count = 0
+
+        def lines() -> Iterator[bytes]:
+            nonlocal count
+            for record in records:
+                count += 1
+                yield f"{record.model_dump_json()}\n".encode()
+
+        write_whole(self.to / f"{name}.jsonl", lines())
+        return count
 
     def finish(
         self,

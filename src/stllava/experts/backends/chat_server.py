@@ -56,6 +56,8 @@ class ChatServer:
         a plan is made of it. `transport` replaces the network in tests.
         """
         if options.serve:
+            from stllava.model.checkpoint import require_model
+
             require_model(options.weights)
             # Ports are known once servers are started; images never leave the loopback.
             named = options.model or Path(options.weights).name
@@ -175,14 +177,6 @@ class ChatServer:
     def failure(self, request: JudgeRequest, failure: str, *, attempts: int) -> Exchange:
         """The record of a request that got no reply."""
         return Exchange.of(request, model=self.name, body=None, failure=failure, attempts=attempts)
-
-
-def require_model(weights: str) -> None:
-    """Refuse weights that no server could load, before anything else is done."""
-    from stllava.model.checkpoint import read_config, reading
-
-    with reading(weights, expected="an image-text-to-text model of transformers with its processor"):
-        read_config(weights)
 
 
 class ChatBackend:

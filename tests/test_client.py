@@ -1,5 +1,6 @@
 """One request to a server of any kind: it has an end in time and a size, goes nowhere else, and shows no key."""
 
+import gc
 import gzip
 import json
 import logging
@@ -324,6 +325,19 @@ def test_a_connection_that_ends_on_another_machine_is_closed_before_a_byte_is_se
         monkeypatch.undo()
         time.sleep(0.05)
         assert requests == []
+
+
+def test_a_server_that_is_gone_before_it_is_known_who_it_was_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: socket.socket) -> object:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(socket.socket, "getpeername", gone)
+    error, asked = failure(whole(GOOD))
+    monkeypatch.undo()
+    assert str(error).startswith("ConnectError")
+    assert error.refusal.again
+    assert asked == 0
+    gc.collect()  # a connection left open would be told here
 
 
 def test_localhost_is_spoken_to_while_it_is_this_machine() -> None:

@@ -134,9 +134,15 @@ class _Network(httpcore2.NetworkBackend):
         if self._here:
             refuse_elsewhere(host)
         stream = self._sockets.connect_tcp(host, port, left, local_address, socket_options)
-        if self._here and not is_loopback(peer := stream.get_extra_info("server_addr")[0]):
-            stream.close()
-            raise elsewhere(host, peer)
+        if self._here:
+            try:
+                peer = stream.get_extra_info("server_addr")[0]
+            except OSError as error:  # the other end is gone already
+                stream.close()
+                raise httpcore2.ConnectError(str(error)) from error
+            if not is_loopback(peer):
+                stream.close()
+                raise elsewhere(host, peer)
         return _Stream(stream)
 
 

@@ -9,8 +9,11 @@ questions; the two arms of stage 1 alone see as many labelled images in training
 go on from one and the same stage 1. `--resplit N` draws the labelled 9 % of the pool anew, N deciding which.
 
 Runs are single-threaded processes, `--jobs` at a time; each goes on where it was when the command is given again with the
-same --work. Writes bench/results/real-DEVICE.json (`--name` in place of real) and prints a table. Intervals are over seeds
-and images (`stllava.metrics.seeds`), differences are paired by question; the tables by label are of all seeds together.
+same --work. With `--tallies FOLDER` what every run got right is kept there, and a run that is counted there is not made
+again: a table of many runs can be made on several days and machines, each run under the commit that its tally names.
+
+Writes bench/results/real-DEVICE.json (`--name` in place of real) and prints a table. Intervals are over seeds and images
+(`stllava.metrics.seeds`), differences are paired by question; the tables by label are of all seeds together.
 """
 
 import argparse
@@ -19,7 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from pydantic import JsonValue
 
 from shared.measure import device_kind, write_result
 from shared.seeds import Job, gap_over_seeds, in_this_process, over_seeds, print_arms, run_jobs, seed_means
+from shared.tallies import RunTally, each_answer, kinds_over_seeds, read_tally, tally, write_tally
 from stllava.recipe import RECIPES, RunOptions, load_recipe
 from stllava.store import MANIFEST, read_manifest
 
@@ -166,44 +170,45 @@ def run_arm(arm: str, seed: int, *, data: Path | None, resplit: int | None, work
     run(options, to=to)
 
 
-def summarise(arms: Sequence[str], seeds: Sequence[int], work: Path, *, test: str) -> dict[str, JsonValue]:
-    """Every arm's best policy: scores, the loop's paired differences from it, black images, scores by kind of question."""
-    from stllava.metrics.score import measured, scores_by_label, values
+def tally_of(run: Path, test: str) -> RunTally:
+    """What a finished run's policies got right: its best, the same shown black images, its start and its last round."""
     from stllava.records import Outcome, Prediction
     from stllava.store import read_records
 
-    def outcome_of(arm: str, seed: int) -> Outcome:
-        return Outcome.model_validate_json((folder_of(arm, seed, work) / "outcome.json").read_text(encoding="utf-8"))
+    outcome = Outcome.model_validate_json((run / "outcome.json").read_text(encoding="utf-8"))
+    rounds = [name for name in outcome.policies if name.startswith("round-")]
+    policies = {"best": outcome.best, "blind": f"blind-{outcome.best}", "start": "sft"}
+    if rounds:
+        policies["last round"] = rounds[-1]
+    told = {name: read_records(run / "evaluate" / of / test, "predictions", Prediction) for name, of in policies.items()}
+    return tally(
+        told, SHOWN, seconds=computing_seconds(run), commit=read_manifest(run / "evaluate" / outcome.best / test).commit
+    )
 
-    def told(arm: str, seed: int, policy: str = "") -> list[Prediction]:
-        best = outcome_of(arm, seed).best
-        name = {"": best, "blind": f"blind-{best}"}.get(policy, policy)
-        return read_records(folder_of(arm, seed, work) / "evaluate" / name / test, "predictions", Prediction)
 
-    shown = {arm: {seed: told(arm, seed) for seed in seeds} for arm in arms}
+def summarise(tallies: Mapping[tuple[str, int], RunTally]) -> dict[str, JsonValue]:
+    """Every arm's best policy: scores, the loop's paired differences from it, black images, scores by kind of question."""
+    arms = list(dict.fromkeys(arm for arm, _ in tallies))
+    shown = {arm: ("best", [found for (of, _), found in tallies.items() if of == arm]) for arm in arms}
     if BASE in arms:
-        rounds = {seed: [name for name in outcome_of(BASE, seed).policies if name.startswith("round-")] for seed in seeds}
-        if all(rounds.values()):
-            shown["the loop before its last training"] = {seed: told(BASE, seed, rounds[seed][-1]) for seed in seeds}
-        shown["the loop's start"] = {seed: told(BASE, seed, "sft") for seed in seeds}
+        loops = shown[BASE][1]
+        if all("last round" in loop.right for loop in loops):
+            shown["the loop before its last training"] = ("last round", loops)
+        shown["the loop's start"] = ("start", loops)
     table: dict[str, JsonValue] = {}
-    for arm, by_seed in shown.items():
+    for arm, (policy, found) in shown.items():
         row: dict[str, JsonValue] = {}
         for metric in SHOWN:
-            rows = [measured(by_seed[seed], metric) for seed in seeds]
-            scores = [values(part, metric) for part in rows]
-            images = [[each.image for each in part] for part in rows]
+            scores, images = zip(*(each_answer(run, policy, metric) for run in found), strict=True)
             cell: dict[str, JsonValue] = {"score": over_seeds(scores, images), "seeds": seed_means(scores)}
-            if BASE in shown:
-                loops = [values(measured(shown[BASE][seed], metric), metric) for seed in seeds]
-                cell["loop_minus_this"] = gap_over_seeds(loops, scores, images)
+            if BASE in arms:
+                best = [each_answer(run, "best", metric)[0] for run in shown[BASE][1]]
+                cell["loop_minus_this"] = gap_over_seeds(best, scores, images)
             if arm in arms:
-                blind = [values(measured(told(arm, seed, "blind"), metric), metric) for seed in seeds]
+                blind = [each_answer(run, "blind", metric)[0] for run in found]
                 cell["blind"] = 100 * sum(sum(part) / len(part) for part in blind) / len(blind)
             row[metric] = cell
-        everything = [answer for seed in seeds for answer in by_seed[seed]]
-        kinds = scores_by_label(everything, "question", policy=arm, benchmark=test)
-        row["by_label"] = {kind: {each.metric: 100 * each.value for each in found} for kind, found in kinds.items()}
+        row["by_label"] = dict(kinds_over_seeds(found, policy))  # type: ignore[arg-type]
         table[arm] = row
     return table
 
@@ -222,7 +227,10 @@ def main() -> None:
     parser.add_argument("--resplit", type=int, help="draw the labelled images anew; which ones, this number decides")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one when not given")
-    parser.add_argument("--finished", action="store_true", help="sum up the finished runs in --work and make none")
+    parser.add_argument(
+        "--tallies", type=Path, help="folder that keeps what each run got right; runs counted there are not made"
+    )
+    parser.add_argument("--finished", action="store_true", help="sum up what is finished and make no run")
     parser.add_argument("--name", default="real", help="the result is written to bench/results/NAME-DEVICE.json")
     parser.add_argument(
         "--quick", action="store_true", help="stage 1 in small, in this process: whether it runs, not what it finds"
@@ -235,17 +243,27 @@ def main() -> None:
     arms = asked.arms or (["loop"] if asked.phantoms else ["all labels", "9 % as long", "loop"])
     if asked.phantoms and (without := NEED_LABELS & set(arms)):
         parser.error(f"phantoms have no arms {', '.join(sorted(without))}")
-    if asked.task:
-        (seed,) = asked.seeds
-        run_arm(asked.task, seed, data=data, resplit=asked.resplit, work=asked.work, quick=asked.quick)
-        return
     work = asked.work or Path(tempfile.mkdtemp(prefix="stllava-real-"))
     work.mkdir(parents=True, exist_ok=True)
+    tallies = asked.tallies or work / "tallies"
+
+    def counted(task: tuple[str, int]) -> Path:
+        return Path(tallies / f"{folder_of(*task, work).name}-{task[1]}.json")
+
+    def count(task: tuple[str, int]) -> None:
+        write_tally(counted(task), tally_of(folder_of(*task, work), "phantom" if asked.phantoms else "test"))
+
+    if asked.task:
+        (seed,) = asked.seeds
+        run_arm(asked.task, seed, data=data, resplit=asked.resplit, work=work, quick=asked.quick)
+        count((asked.task, seed))
+        return
 
     def job(arm: str, seed: int) -> Job:
         words = [sys.executable, __file__, "--seeds", str(seed), "--work", str(work), "--task", arm]
         words += ["--resplit", str(asked.resplit)] if asked.resplit is not None else []
         words += ["--phantoms"] if asked.phantoms else []
+        words += ["--tallies", str(asked.tallies)] if asked.tallies else []
         (work / str(seed)).mkdir(exist_ok=True)
         return Job(f"seed {seed}, {arm}", words, Path(f"{folder_of(arm, seed, work)}.log"))
 
@@ -258,10 +276,15 @@ def main() -> None:
     # The loop first: its stage 1 is where its variants start.
     first = [(arm, seed) for arm in arms if arm == BASE for seed in asked.seeds]
     rest = [(arm, seed) for seed in asked.seeds for arm in arms if arm != BASE]
-    if not asked.finished:
-        finish(first)
-        finish(rest)
-    table = summarise(arms, asked.seeds, work, test="phantom" if asked.phantoms else "test")
+    for tasks in (first, rest):
+        missing = [task for task in tasks if not (asked.tallies and counted(task).is_file())]
+        if not asked.finished:
+            finish(missing)
+        for task in missing if asked.quick or asked.finished else []:
+            count(task)
+    found = {task: read_tally(counted(task)) for task in [*first, *rest]}
+    table = summarise(found)
+    commits: list[JsonValue] = [*sorted({one.commit for one in found.values()})]
     print_arms(table, SHOWN)
     result: dict[str, JsonValue] = {
         "bench": "real",
@@ -269,7 +292,8 @@ def main() -> None:
         "data": "phantoms" if asked.phantoms else "medvqa_mini",
         "resplit": asked.resplit,
         "arms": table,
-        "seconds": {f"{seed} {arm}": computing_seconds(folder_of(arm, seed, work)) for arm, seed in [*first, *rest]},
+        "seconds": {f"{seed} {arm}": one.seconds for (arm, seed), one in found.items()},
+        "commits": commits,
     }
     print(write_result(f"{asked.name}-{device_kind()}", result))
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 from stllava.cli import main
 from stllava.config import PairOptions
 from stllava.data.sources import VqaRadData
+from stllava.metrics.score import values
 from stllava.recipe import RunOptions
+from stllava.records import Prediction
 from stllava.store import Stage
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -134,3 +137,45 @@ def test_the_real_run_compares_the_loop_with_all_labels_on_the_same_validation(
     assert every.data == loop.data.model_copy(update={"labelled": "all"})
     assert (loop.seed, loop.data.split, loop.rounds > 0, every.rounds) == (1, split, True, 0)
     assert every.evaluate == loop.evaluate
+
+
+def test_a_table_made_of_tallies_is_the_table_of_every_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scores, paired differences and intervals are the same of counts by image as of answers one by one."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    tallies, seeds = importlib.import_module("shared.tallies"), importlib.import_module("shared.seeds")
+    draw = random.Random(0)
+    told = {
+        policy: [
+            Prediction(
+                id=f"{policy} {n}",
+                sample_id=f"{n}",
+                image=f"image-{n % 13}.png",
+                question="Where is it?",
+                targets=("left lung",),
+                kind="open",
+                completion="left lung" if draw.random() < share else "right lung",
+                policy=policy,
+                labels={"question": f"kind {n % 3}"},
+            )
+            for n in range(60)
+        ]
+        for policy, share in (("best", 0.7), ("start", 0.4))
+    }
+    tallies.write_tally(tmp_path / "loop-0.json", tallies.tally(told, ["open_exact_match"], seconds=1.0, commit="abc"))
+    kept = tallies.read_tally(tmp_path / "loop-0.json")
+    rows = {policy: values(answers, "open_exact_match") for policy, answers in told.items()}
+    images = [answer.image for answer in told["best"]]
+    counted = {policy: tallies.each_answer(kept, policy, "open_exact_match") for policy in told}
+    for policy in told:
+        ours, theirs = ([counted[policy][0]], [counted[policy][1]]), ([rows[policy]], [images])
+        assert seeds.over_seeds(*ours) == pytest.approx(seeds.over_seeds(*theirs))
+    paired = seeds.gap_over_seeds([counted["best"][0]], [counted["start"][0]], [counted["best"][1]])
+    assert paired == pytest.approx(seeds.gap_over_seeds([rows["best"]], [rows["start"]], [images]))
+    kinds = tallies.kinds_over_seeds([kept], "start")
+    for kind in ("kind 0", "kind 1", "kind 2"):
+        of_kind = [
+            value for value, answer in zip(rows["start"], told["start"], strict=True) if answer.labels["question"] == kind
+        ]
+        assert kinds[kind] == {"open_exact_match": pytest.approx(100 * sum(of_kind) / len(of_kind))}
+    with pytest.raises(ValueError, match="start answered other questions"):
+        tallies.tally({"best": told["best"], "start": told["start"][1:]}, ["open_exact_match"], seconds=1.0, commit="abc")

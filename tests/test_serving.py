@@ -14,6 +14,7 @@ from helpers.ending import assert_all_end, is_there
 from stllava.config import AnswerOptions, ChatOptions, EndpointOptions, SamplingOptions
 from stllava.errors import StllavaError
 from stllava.experts.backends.chat_server import ChatBackend, ChatServer
+from stllava.experts.backends.started_server import StartedServer
 from stllava.experts.model.reply_log import Exchange, JudgeRequest, reply_text
 from stllava.generation import server_keeper, serving
 from stllava.generation.decoder import LocalSampler, open_sampler
@@ -279,12 +280,12 @@ def test_an_expert_may_be_behind_several_servers(phantoms: Path, engine: Path) -
         ChatOptions(url=urls, batch=True)
 
 
-def expert(tiny_model: Path, phantoms: Path, engine: Path, **changed: object) -> ChatServer:
+def expert(tiny_model: Path, phantoms: Path, engine: Path, **changed: object) -> StartedServer:
     """An expert behind servers that are started for it, which says something about whatever it is asked."""
     (engine / "said.json").write_text("{}")
     values: dict[str, object] = {"serve": "vllm", "python": sys.executable, "weights": str(tiny_model), "start_seconds": 60}
     chat = ChatOptions.model_validate(values | {"structured": False, "retries": 8} | changed)
-    return ChatServer(chat, root=phantoms / "images", folder=engine / "judged")
+    return StartedServer(chat, root=phantoms / "images", folder=engine / "judged")
 
 
 def judged(server: ChatServer, number: int = 6) -> list[str]:

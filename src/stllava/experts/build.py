@@ -166,7 +166,12 @@ def backend_of(
         from stllava.experts.backends.local_model import LocalBackend
 
         return LocalBackend(options.local, root=root)
-    server = ChatServer(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks, limit=limit)
+    kind: type[ChatServer] = ChatServer
+    if options.chat.serve:
+        from stllava.experts.backends.started_server import StartedServer
+
+        kind = StartedServer
+    server = kind(options.chat, root=root, folder=inputs.folder, reply_log=reply_log, asks=inputs.asks, limit=limit)
     return BatchBackend(server) if options.chat.batch else ChatBackend(server)
 
 

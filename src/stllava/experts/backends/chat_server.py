@@ -55,13 +55,6 @@ class ChatServer:
         It shares the `limit` with other experts. One that does not ask needs no permission and no key, and can send nothing:
         a plan is made of it. `transport` replaces the network in tests.
         """
-        if options.serve:
-            from stllava.model.checkpoint import require_model
-
-            require_model(options.weights)
-            # Ports are known once servers are started; images never leave the loopback.
-            named = options.model or Path(options.weights).name
-            options = options.model_copy(update={"url": "http://127.0.0.1/v1", "model": named, "send_images": False})
         self.options, self.folder, self.reply_log, self._transport = options, folder, reply_log, transport
         each = [options.model_copy(update={"url": url}) for url in options.urls]
         self.bases = [base_of(one) for one in each]
@@ -73,24 +66,17 @@ class ChatServer:
     @property
     def name(self) -> str:
         """Model and host."""
-        hosts = self.options.serve or ", ".join(base.host for base in self.bases)
-        return f"{self.options.model} at {hosts}"
+        return f"{self.options.model} at {', '.join(base.host for base in self.bases)}"
 
     @property
     def where(self) -> str:
         """The address of every server."""
-        if self.options.serve:
-            return f"the {self.options.serve} server of {self.options.weights}"
         return " and ".join(map(str, self.bases))
 
     @property
     def identity(self) -> dict[str, JsonValue]:
         """Everything that shapes a reply."""
-        if not self.options.serve:
-            return self.options.resume_key()
-        from stllava.model.load import fingerprint
-
-        return self.options.resume_key() | {"weights": fingerprint(self.options.weights)}
+        return self.options.resume_key()
 
     @property
     def address(self) -> Address:
@@ -107,14 +93,7 @@ class ChatServer:
 
     @contextmanager
     def connect_all(self, limiter: RateLimiter) -> Iterator[Client | ServerPool]:
-        """What requests go through: the one server, or all of them; those that are to be started are, and end behind it."""
-        if self.options.serve:
-            from stllava.generation.serving import ModelServers
-
-            with ModelServers(self.options, self.options.weights, audit=self.folder, limiter=limiter) as servers:
-                assert servers.pool is not None
-                yield servers.pool
-            return
+        """What requests go through: the one server, or all of them."""
         if len(self._permitted) <= 1:
             with self.connect(limiter) as client:
                 yield client

@@ -139,7 +139,7 @@ def load_libraries() -> None:
     for name in (
         "model.small",
         "model.adapters",
-        "generation.decoder",
+        "generation.local_sampler",
         "training.preference_steps",
         "training.sft_dataset",
         "tree.guard",

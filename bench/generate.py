@@ -146,7 +146,7 @@ class Plain:
     notes: tuple[str, ...] = ()
 
     def __init__(self, policy: "Policy", root: Path) -> None:
-        from stllava.generation.decoder import LocalSampler
+        from stllava.generation.local_sampler import LocalSampler
 
         self.policy, self.tokens = policy, LocalSampler(policy, root=root, tokens=1)
 
@@ -230,8 +230,8 @@ def answers(url: str) -> bool:
 def side(name: str, setting: Setting, work: Path) -> Figures:
     """Load, warm up on one image, then measure."""
     from stllava.config import EndpointOptions
-    from stllava.generation.decoder import LocalSampler
     from stllava.generation.endpoint import EndpointSampler
+    from stllava.generation.local_sampler import LocalSampler
     from stllava.model.load import load_policy
 
     asked: dict[str, list[str]] = json.loads((work / "questions.json").read_text())

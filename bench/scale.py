@@ -51,7 +51,7 @@ SERIES = {
 def side(size: Size, model: str) -> Figures:
     """Answer and learn."""
     from stllava.config import SamplingOptions
-    from stllava.generation.decoder import LocalSampler
+    from stllava.generation.local_sampler import LocalSampler
     from stllava.generation.sampler import Prompt
     from stllava.records import Lineage, Message, Preference
     from stllava.training.preference_dataset import PreferenceDataset

@@ -12,7 +12,7 @@ from stllava.cli import main
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError
 from stllava.generation.chat import BROKEN, Stream, say, talk
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.records import Image, Message

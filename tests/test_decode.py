@@ -13,8 +13,9 @@ from transformers import GenerationConfig
 from stllava.config import SamplingOptions
 from stllava.data.images import open_image
 from stllava.errors import ItemError
-from stllava.generation.decoder import LocalSampler, sample_token
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Completion, Prompt, usable
+from stllava.generation.token_choice import sample_token
 from stllava.model import load
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import Segment
@@ -161,7 +162,7 @@ def test_log_probabilities_are_those_of_a_packed_forward(policy: Policy, sampler
         request = sampler.request(one)
         question = Segment(str(policy.tokenizer.decode(list(request.ids))), False)
         assert policy.tokens(question.text) == request.ids
-        tree = build_tree(policy, request.prefix, [[question, Segment(done.text + request.ending, True)]])
+        tree = build_tree(policy, request.prefix, [[question, Segment(done.text + request.turn.ending, True)]])
         with torch.inference_mode():
             value = float(token_log_probabilities(policy.model, collate(policy, [tree])).sum())
         assert done.log_probability == pytest.approx(value, abs=1e-4)

@@ -19,7 +19,7 @@ from stllava.cli import main
 from stllava.config import ChatOptions, EvaluateOptions, GroupRates, JudgeOptions, SamplingOptions, SftOptions
 from stllava.data.sources import FilesData
 from stllava.errors import StllavaError
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.projector import StllavaConfig, StllavaForConditionalGeneration

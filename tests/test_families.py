@@ -22,7 +22,7 @@ from helpers.families import FAMILIES, TITLES
 from stllava.config import AnswerOptions, AskOptions, DpoOptions, GroupRates, PairOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import StllavaError
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.families import FAMILIES as TABLE
 from stllava.model.families import PALIGEMMA

@@ -20,7 +20,7 @@ from transformers import (
 
 from helpers.architectures import ARCHITECTURES, llava_of, text_options, tokenizer_of
 from stllava.config import SamplingOptions
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
 from stllava.model.prompt import segments

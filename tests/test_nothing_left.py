@@ -110,7 +110,7 @@ def test_a_wrong_image_root_ends_a_stage_before_a_model_is_loaded(
     name: str, work: Path, tiny_model: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # `evaluate --root` one folder too high scored nothing, 451 of 451 images missing, and said that it had succeeded.
-    monkeypatch.setattr("stllava.generation.decoder.load_policy", None)
+    monkeypatch.setattr("stllava.generation.local_sampler.load_policy", None)
     monkeypatch.setattr("stllava.model.adapters.load_policy", None)
     with pytest.raises(
         NothingLeftError, match=r"(\d+) of \1 \w+ cannot be used: \1 × image missing; for example: \S+\.png"

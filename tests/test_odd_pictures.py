@@ -19,9 +19,12 @@ from helpers.families import FAMILIES
 from stllava.config import AskOptions, SamplingOptions, SftOptions
 from stllava.data.conversations import conversation
 from stllava.errors import ItemError, StllavaError
+from stllava.generation import local_sampler
+from stllava.generation.branches import Branches
 from stllava.generation.chat import talk
-from stllava.generation.decoder import LocalSampler, TreeDecoder
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
+from stllava.generation.tree_decoder import TreeDecoder
 from stllava.model.load import Policy, Prefix
 from stllava.model.prompt import segments
 from stllava.records import Message
@@ -128,14 +131,14 @@ def test_pictures_that_nothing_tells_the_end_of_are_not_joined(tmp_path: Path, m
     assert sorted(sorted(part) for part in split_into_forwards(policy, trees, most=1 << 16)) == [[0, 2], [1]]
     seen: list[set[str]] = []
 
-    def note(grown: TreeDecoder, branches: Sequence[Any]) -> None:
+    def note(grown: Branches | TreeDecoder, branches: Sequence[Any]) -> None:
         together = [one for row in branches for one in (row if isinstance(row, list) else [row])]
         seen.append({grown.requests[one.request].images[0] for one in together})
         raise InterruptedError
 
     monkeypatch.setattr(LocalSampler, "_check_packing", lambda *_, **__: None)
-    for way in ("decode_packed", "decode_unpacked"):
-        monkeypatch.setattr(TreeDecoder, way, note)
+    monkeypatch.setattr(TreeDecoder, "decode", note)
+    monkeypatch.setattr(local_sampler, "decode_unpacked", note)
     for policy.packs in (True, False):
         with pytest.raises(InterruptedError):
             LocalSampler(policy, root=tmp_path, tokens=1 << 16).complete(

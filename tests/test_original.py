@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from stllava.config import SamplingOptions
 from stllava.errors import StllavaError
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, Prefix, load_policy
 from stllava.model.original import import_checkpoint

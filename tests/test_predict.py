@@ -120,7 +120,7 @@ def test_a_malformed_line_is_refused_by_its_number(second: str, fault: str, tiny
 def test_a_killed_prediction_goes_on_to_the_same_bytes(
     tiny_model: Path, phantoms: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stllava.generation.decoder import LocalSampler
+    from stllava.generation.local_sampler import LocalSampler
 
     path = rows(tmp_path / "q.jsonl", *({"image": one.image, "question": one.question} for one in samples))
     answer = partial(predict, OPTIONS, policy=tiny_model, questions=path, root=phantoms / "images")

@@ -17,7 +17,7 @@ from stllava.experts.backends.chat_server import ChatBackend, ChatServer
 from stllava.experts.backends.started_server import StartedServer
 from stllava.experts.model.reply_log import Exchange, JudgeRequest, reply_text
 from stllava.generation import server_keeper, serving
-from stllava.generation.decoder import LocalSampler, open_sampler
+from stllava.generation.local_sampler import LocalSampler, open_sampler
 from stllava.generation.sampler import Prompt
 from stllava.generation.served_sampler import CHECKED_TOKENS, ServedSampler
 from stllava.model.load import fingerprint, load_policy

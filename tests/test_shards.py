@@ -143,7 +143,7 @@ def test_shards_in_two_processes_killed_at_random_and_resumed_are_the_stage_that
     call(stage, inputs, tiny_model, tmp_path / "whole")
     length = time.monotonic() - began
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stllava.generation.decoder", "stllava.stages.evaluate", "stllava.intake.convert"])
+    context.set_forkserver_preload(["stllava.generation.local_sampler", "stllava.stages.evaluate", "stllava.intake.convert"])
     rng = random.Random(stage)
     jobs = [partial(several, stage, inputs, tiny_model, tmp_path / "cut", shards) for shards in (("1/3", "3/3"), ("2/3",))]
     running = [context.Process(target=job) for job in jobs]

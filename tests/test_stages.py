@@ -334,7 +334,7 @@ class _ThinksAloud:
 def test_what_a_policy_thinks_aloud_is_neither_a_description_nor_a_question(
     tiny_model: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stllava.generation.decoder.open_sampler", lambda *_, **__: _ThinksAloud())
+    monkeypatch.setattr("stllava.generation.local_sampler.open_sampler", lambda *_, **__: _ThinksAloud())
     root = phantoms / "images"
     manifest = ask(AskOptions(questions=2), policy=tiny_model, images=root, root=root, to=tmp_path / "ask").manifest
     asked = read_records(tmp_path / "ask", "questions", Question)
@@ -367,7 +367,7 @@ def test_rescoring_generates_nothing_and_gives_the_same_scores(
     first = evaluate(
         EvaluateOptions(), policy=tiny_model, samples=samples, root=root, to=tmp_path / "one", name="tiny"
     ).manifest
-    monkeypatch.setattr("stllava.generation.decoder.open_sampler", None)
+    monkeypatch.setattr("stllava.generation.local_sampler.open_sampler", None)
     again = rescore(EvaluateOptions(), predictions=tmp_path / "one", to=tmp_path / "two").manifest
     assert again.measures == first.measures
     assert (tmp_path / "one" / "scores.jsonl").read_bytes() == (tmp_path / "two" / "scores.jsonl").read_bytes()

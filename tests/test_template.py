@@ -23,8 +23,8 @@ from helpers.families import FAMILIES
 from stllava.config import EndpointOptions, SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
-from stllava.generation.decoder import LocalSampler
 from stllava.generation.endpoint import EndpointSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.prompt import (

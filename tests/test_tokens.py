@@ -22,8 +22,8 @@ from helpers.families import FAMILIES
 from stllava.config import SamplingOptions
 from stllava.data.conversations import conversation
 from stllava.errors import TextError
-from stllava.generation.cache import PrefixCache
-from stllava.generation.decoder import LocalSampler, TreeDecoder, _Branch
+from stllava.generation.branches import Branch, Branches
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy
 from stllava.model.prompt import Segment, segments
@@ -143,13 +143,13 @@ def test_the_probability_of_a_spelt_token_is_noted_and_that_of_a_real_one_is_not
 ) -> None:
     policy = built("llava")
     request = LocalSampler(policy, root=root, tokens=4096).request(Prompt((Message(role="user", content="what?"),), ("a.png",)))
-    growth = TreeDecoder(policy, [request], sampling=SamplingOptions(), seed=0, prefilled=PrefixCache(0))
-    branch, stop = _Branch(0, 0), policy.tokenizer.eos_token_id
+    grown = Branches(policy, [request], sampling=SamplingOptions(), seed=0)
+    branch, stop = Branch(0, 0), policy.tokenizer.eos_token_id
     image = id_of(policy.processor.tokenizer, "<image>")
     spelt = spelled(text or "lung", spellings(["<image>", "</s>"]))
     said = [*([] if text else [image]), *policy.tokens(f"{request.turn.blank}{spelt}")]
-    growth.said[branch], growth.sums[branch] = [*said, stop], -1.0
-    told = growth.completion(branch)
+    grown.said[branch], grown.sums[branch] = [*said, stop], -1.0
+    told = grown.completion(branch)
     assert (told.log_probability == -1.0) is noted
     assert told.text == (text or "lung")
 

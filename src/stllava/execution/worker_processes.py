@@ -15,7 +15,7 @@ from stllava.config.execution import ExecutionOptions
 from stllava.errors import StllavaError
 from stllava.execution.workforce import ChunkBench, Reply, Worker, WorkerFailure, WorkerStart
 
-PRELOADED = ("stllava.generation.decoder", "stllava.experts.distilled_judge")
+PRELOADED = ("stllava.generation.local_sampler", "stllava.experts.distilled_judge")
 """What workers are born with, so that a new one is there at once."""
 END_SECONDS = 10.0
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from stllava.config import SamplingOptions
 from stllava.data.images import check_image
 from stllava.errors import ItemError, StllavaError, TextError
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.load import Policy, load_policy
 from stllava.model.processor import belonging

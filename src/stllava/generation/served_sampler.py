@@ -104,7 +104,7 @@ class ServedSampler:
 
     def _greedy(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Completion]]:
         """What the policy itself says to the first prompts that it can be asked."""
-        from stllava.generation.decoder import LocalSampler
+        from stllava.generation.local_sampler import LocalSampler
 
         local = LocalSampler(load_policy(self._policy), root=self._root, tokens=sys.maxsize, blank=self._blank)
         asked: list[Prompt] = []

@@ -108,7 +108,7 @@ class AskWork(SamplingWork):
     @cached_property
     def sampler(self) -> "Sampler":
         """The policy, which speaks about each image twice, once it is asked."""
-        from stllava.generation.decoder import open_sampler
+        from stllava.generation.local_sampler import open_sampler
 
         return open_sampler(self.options, policy=self.policy, root=self.root, audit=self.audit, revisits=True)
 

@@ -31,7 +31,7 @@ class SamplingWork:
     @cached_property
     def sampler(self) -> "Sampler":
         """The policy, once it is asked."""
-        from stllava.generation.decoder import open_sampler
+        from stllava.generation.local_sampler import open_sampler
 
         return open_sampler(self.options, policy=self.policy, root=self.root, audit=self.audit)
 

@@ -16,7 +16,7 @@ from stllava.config import LocalExpertOptions, SamplingOptions
 from stllava.dropped import SET_ASIDE, Dropped
 from stllava.errors import ItemError, StllavaError, cause_of
 from stllava.experts.model.reply_log import Exchange, FreeBackend, JudgeRequest, as_body
-from stllava.generation.decoder import LocalSampler
+from stllava.generation.local_sampler import LocalSampler
 from stllava.generation.sampler import Prompt
 from stllava.model.checkpoint import require_model
 from stllava.model.load import fingerprint, load_policy

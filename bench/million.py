@@ -173,7 +173,7 @@ def dpo_stage(work: Path) -> None:
 def evaluate_stage(work: Path) -> None:
     """Score the predictions."""
     from stllava.config import EvaluateOptions
-    from stllava.stages.evaluate import rescore
+    from stllava.stages.rescore import rescore
 
     rescore(EvaluateOptions(), predictions=work / "evaluate", to=work / "rescored")
 

@@ -36,10 +36,12 @@ from stllava.records import (
 )
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask, best_descriptions, request_descriptions, screen
-from stllava.stages.evaluate import evaluate, guess, majority, rescore, worded
+from stllava.stages.baselines import guess, majority
+from stllava.stages.evaluate import evaluate, worded
 from stllava.stages.final_data import final_data
 from stllava.stages.judge import check, judge
 from stllava.stages.pair import pair
+from stllava.stages.rescore import rescore
 from stllava.store import Stage, read_manifest, read_records, to_jsonl, write_whole
 
 SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)

@@ -69,12 +69,12 @@ from .stages.convert_dataset import convert_dataset as convert_dataset
 from .stages.distill import distill as distill
 from .stages.dpo import dpo as dpo
 from .stages.evaluate import evaluate as evaluate
-from .stages.evaluate import rescore as rescore
 from .stages.export import export as export
 from .stages.final_data import final_data as final_data
 from .stages.judge import judge as judge
 from .stages.pair import pair as pair
 from .stages.predict import predict as predict
+from .stages.rescore import rescore as rescore
 from .stages.results import AnswerResult as AnswerResult
 from .stages.results import AskResult as AskResult
 from .stages.results import DistillResult as DistillResult

@@ -22,7 +22,8 @@ from stllava.report.page import write_report
 from stllava.review.voted_answers import voted_folders
 from stllava.rounds import Rounds
 from stllava.rundir import BLIND, FINAL, SFT, RunDir, round_name
-from stllava.stages.evaluate import evaluate, guess, majority
+from stllava.stages.baselines import guess, majority
+from stllava.stages.evaluate import evaluate
 from stllava.stages.final_data import has_seen
 from stllava.stages.results import EvaluateResult
 from stllava.stages.sft import sft

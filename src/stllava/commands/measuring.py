@@ -12,7 +12,7 @@ from stllava.config import EvaluateOptions
 from stllava.data.benchmarks import NAMES, import_benchmark
 from stllava.errors import StllavaError
 from stllava.stages.evaluate import evaluate
-from stllava.stages.evaluate import rescore as score_again
+from stllava.stages.rescore import rescore as score_again
 from stllava.stages.score_log import score_log
 from stllava.store import Existing, read_plan
 from stllava.text import counted, show

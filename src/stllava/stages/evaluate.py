@@ -1,13 +1,10 @@
-"""Greedy answers on a benchmark, scored with 95 % intervals; and the baselines that every score is read beside.
+"""Greedy answers on a benchmark, scored with 95 % intervals.
 
 Reads samples; writes `predictions.jsonl` (every answer with the words it was asked in), `scores.jsonl`, and
-`answers.jsonl`: every open answer beside its references, so that `stllava judge` can be asked about them. `rescore`
-reads the predictions of an evaluation instead and scores them by today's rules without generating again.
+`answers.jsonl`: every open answer beside its references, so that `stllava judge` can be asked about them.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,27 +16,20 @@ from stllava.data.benchmarks.own import read_samples
 from stllava.data.images import count_missing
 from stllava.data.overlap import describe, find_overlap, fingerprints_of, read_training_items, refuse
 from stllava.dropped import Dropped
-from stllava.errors import ItemError, StllavaError
-from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
+from stllava.errors import ItemError
 from stllava.metrics.robust import normalise
-from stllava.metrics.score import score, summed
-from stllava.metrics.semantic import agreement, compared
-from stllava.metrics.semantic import verdicts as verdicts_of
-from stllava.records import Message, Overlap, Prediction, QuestionKind, Sample, Sampling, Score, content_id
+from stllava.records import Message, Overlap, Prediction, Sample
 from stllava.stages.results import EvaluateResult
+from stllava.stages.scoring import candidates_input, finish_evaluation, read_candidates
 from stllava.stages.speaking import SamplingWork
 from stllava.store import (
     Existing,
     Input,
     Inputs,
-    Stage,
     file_hash,
     open_stage,
     output_hash,
-    read_manifest,
-    read_records,
     shares_out,
-    stream_records,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +116,7 @@ def evaluate(
     from stllava.model.load import fingerprint
 
     inputs: Inputs = {"policy": Input(policy, fingerprint), "samples": Input(samples, file_hash)}
-    inputs |= _candidates(candidates) | {"name": name, "blank": str(blank)}
+    inputs |= candidates_input(candidates) | {"name": name, "blank": str(blank)}
     inputs |= {f"learned {path}": Input(path, output_hash if path.is_dir() else file_hash) for path in learned}
     with open_stage("evaluate", to, options, inputs=inputs, existing=existing, items="samples", shard=shard) as stage:
         if stage.manifest is not None:
@@ -197,136 +187,6 @@ def worded(sample: Sample, template: str) -> str:
     return template.replace(QUESTION, question)
 
 
-def _candidates(path: Path | None) -> Inputs:
-    """The input of candidates, where there is one."""
-    return {"candidates": Input(path, file_hash)} if path is not None else {}
-
-
-def read_candidates(path: Path | None) -> tuple[str, ...]:
-    """The answers that the published open accuracy chooses from; none without a file."""
-    if path is None:
-        return ()
-    try:
-        answers = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StllavaError(f"{path}: {error}", expected="a JSON list of answers", remedy="Check the file.") from None
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise StllavaError(f"{path} holds no list of texts", expected="a JSON list of answers", remedy="Check the file.")
-    return tuple(answers)
-
-
-def rescore(
-    options: EvaluateOptions,
-    *,
-    predictions: Path,
-    to: Path,
-    candidates: Path | None = None,
-    verdicts: Path | None = None,
-    existing: Existing = "resume",
-) -> EvaluateResult:
-    """Score the answers of the evaluation in the folder `predictions` again, by today's rules; nothing is generated.
-
-    `verdicts` is what `stllava judge --answers PREDICTIONS` wrote: open answers are then scored by that expert too, and
-    its agreement with our words is measured.
-
-    Args:
-        options: How questions were put; the prompts are those of the evaluation.
-        predictions: Folder of the evaluation.
-        to: Folder for the new scores.
-        candidates: JSON list of answers that the published open accuracy chooses from.
-        verdicts: What an expert said of its open answers: `stllava judge --answers FOLDER`.
-        existing: What to do with output that is there: resume it, replace it, or end in an error.
-
-    Raises:
-        StllavaError: Where the folder is no evaluation, or the verdicts are about other answers.
-    """
-    before = read_manifest(predictions)
-    name = before.inputs.get("name", "policy")
-    inputs: Inputs = {"predictions": Input(predictions, output_hash), "name": name}
-    inputs |= _candidates(candidates) | ({"verdicts": Input(verdicts, output_hash)} if verdicts is not None else {})
-    with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
-        if stage.manifest is not None:
-            return EvaluateResult(stage.to, stage.manifest)
-        return finish_evaluation(
-            stage,
-            stream_records(predictions, "predictions", Prediction),
-            judged=_judged(predictions, verdicts) if verdicts is not None else (),
-            options=options,
-            name=name,
-            benchmark=read_records(predictions, "scores", Score)[0].benchmark,
-            dropped=Counter(before.dropped),
-            candidates=read_candidates(candidates),
-            notes=[
-                *before.notes,
-                f"Scored again from the answers of {before.started}, commit {before.commit[:10] or 'unknown'}.",
-            ],
-            device=before.device,
-        )
-
-
-def _judged(predictions: Path, verdicts: Path) -> Iterable[JudgedAnswers]:
-    """What an expert said of an evaluation's answers, one judgment at least."""
-    judged = read_judged_answers(predictions, verdicts)
-    if next(iter(judged), None) is None:
-        raise StllavaError(
-            f"{verdicts} holds no judgment",
-            expected="what an expert said of the evaluation's open answers",
-            remedy=f"Judge them with `stllava judge --answers {predictions}`, or leave --verdicts out.",
-        )
-    return judged
-
-
-def majority(
-    options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume"
-) -> EvaluateResult:
-    """Score the baseline that gives every sample the most frequent answer of its kind in the samples `known`."""
-
-    def usual(kind: QuestionKind, answers: Counter[str], _: Sample) -> str:
-        return min(answers, key=lambda text: (-answers[text], text), default="")
-
-    return _baseline("majority", usual, options, known=known, samples=samples, to=to, existing=existing)
-
-
-def guess(options: EvaluateOptions, *, known: Path, samples: Path, to: Path, existing: Existing = "resume") -> EvaluateResult:
-    """Score the baseline that gives every sample a random answer of its kind, as often as each stands in `known`.
-
-    Of a multiple-choice question it is one of the options. The draw hangs on the sample's id alone.
-    """
-
-    def drawn(kind: QuestionKind, answers: Counter[str], sample: Sample) -> str:
-        draw = int(content_id("guess", sample.id), 16)
-        if sample.choices:
-            return sample.choices[draw % len(sample.choices)]
-        every = sorted(answers.elements())
-        return every[draw % len(every)] if every else ""
-
-    return _baseline("random", drawn, options, known=known, samples=samples, to=to, existing=existing)
-
-
-def _baseline(
-    name: str,
-    rule: Callable[[QuestionKind, Counter[str], Sample], str],
-    options: EvaluateOptions,
-    *,
-    known: Path,
-    samples: Path,
-    to: Path,
-    existing: Existing,
-) -> EvaluateResult:
-    """Score a rule that sees neither image nor question: only how often which answer was right elsewhere."""
-    inputs: Inputs = {"known": Input(known, file_hash), "samples": Input(samples, file_hash), "name": name}
-    with open_stage("evaluate", to, options, inputs=inputs, existing=existing) as stage:
-        if stage.manifest is not None:
-            return EvaluateResult(stage.to, stage.manifest)
-        counts: dict[QuestionKind, Counter[str]] = {"open": Counter(), "closed": Counter()}
-        for sample in read_samples(known)[0]:
-            counts[sample.kind][sample.targets[0].lower()] += 1
-        predictions = [
-            Prediction.of(row, rule(row.kind, counts[row.kind], row), policy=name) for row in read_samples(samples)[0]
-        ]
-        return finish_evaluation(stage, predictions, options=options, name=name, benchmark=samples.stem, dropped=Counter())
-
-
 def _told_of(predictions: Iterable[Prediction], longest: int) -> list[str]:
     """What a reader of the scores must know of how the answers ended and of thoughts in them."""
     cut, aloud, count = 0, 0, 0
@@ -339,48 +199,3 @@ def _told_of(predictions: Iterable[Prediction], longest: int) -> list[str]:
     if aloud:
         notes.append(f"{aloud} of {count} answers think aloud: what stands behind the thought was scored.")
     return notes
-
-
-def finish_evaluation(
-    stage: Stage,
-    predictions: Iterable[Prediction],
-    *,
-    options: EvaluateOptions,
-    name: str,
-    benchmark: str,
-    dropped: Counter[str],
-    candidates: Sequence[str] = (),
-    judged: Iterable[JudgedAnswers] = (),
-    notes: Sequence[str] = (),
-    device: str = "cpu",
-) -> EvaluateResult:
-    """Score predictions and write them, their scores and, for an expert, the open answers beside their references.
-
-    Predictions and judgments are gone through several times, and only numbers of them are held.
-    """
-    scores = score(predictions, policy=name, benchmark=benchmark, candidates=candidates)
-    measures = {row.metric: row.value for row in scores}
-    judge = next((judgment.expert for _, judgment in judged), None)
-    if judge is not None:
-        verdicts = verdicts_of(predictions, (judgment for _, judgment in judged))
-        images = (row.image for row in predictions if row.kind == "open")
-        rule = f"expert-{judge}"
-        scores.append(summed(images, verdicts, metric="open_semantic", rule=rule, policy=name, benchmark=benchmark))
-        agreed = agreement(predictions, verdicts)
-        measures["open_semantic"] = scores[-1].value
-        measures |= {"open_semantic_asked": float(agreed.asked), "open_semantic_identical": float(agreed.identical)}
-        if agreed.kappa is not None:
-            measures["open_semantic_kappa_with_medical_match"] = agreed.kappa.value
-        notes = [*notes, f"{judge} {agreed.sentence}"]
-    count = stage.write_records("predictions", predictions)
-    stage.write_records("scores", scores)
-    stage.write_records("answers", compared(predictions, Sampling(**options.sampling.model_dump(), seed=0)))
-    manifest = stage.finish(
-        counts_in=count + dropped.total(),
-        counts_out=count,
-        dropped=dropped,
-        measures=measures,
-        notes=notes,
-        device=device,
-    )
-    return EvaluateResult(stage.to, manifest)

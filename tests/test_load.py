@@ -374,7 +374,7 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(
         read.append(file.name)
         return file_hash(file)
 
-    monkeypatch.setattr("stllava.model.checkpoint.file_hash", noted)
+    monkeypatch.setattr("stllava.model.model_folder.file_hash", noted)
     load_policy(policy)
     assert sorted(read) == sorted({*read})
     assert "model.safetensors" in read

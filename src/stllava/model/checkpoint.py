@@ -1,10 +1,9 @@
 """What is read of a model: configuration, weights, tokenizer and processors, from a transformers folder or a hub name.
 
-Three things never happen: Python code that comes with a model is not run, whatever anybody answers; a weight that a checkpoint
-lacks is not made up; and a file that changed since a stage wrote it is not read as if it had not. Writes nothing.
+Two things never happen: Python code that comes with a model is not run, whatever anybody answers, and a weight that a
+checkpoint lacks is not made up. Writes nothing.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,7 +28,7 @@ from transformers import (
 
 from stllava.errors import StllavaError
 from stllava.model.families import OTHERWISE
-from stllava.store import MANIFEST, file_hash, read_manifest
+from stllava.model.model_folder import brief, check_folder, some
 
 Dtype = torch.dtype | Literal["auto", "float32", "bfloat16"]
 """Of weights that are read: a type, its name, or that in which they are stored."""
@@ -40,25 +38,13 @@ Dtype = torch.dtype | Literal["auto", "float32", "bfloat16"]
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 ASKS_FOR_CODE = "trust_remote_code"
 """The argument that transformers' refusals name."""
-CONFIG, WEIGHTS, ADAPTER = "config.json", "model.safetensors", "adapter_config.json"
-SETTINGS = frozenset(
-    {CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    | {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"}
-)
-"""Files of which transformers reads one JSON object."""
-READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
-"""Endings of the files that a model is loaded from."""
 HUB = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
 """A name on the hub, which no path with a second slash or a leading dot can be."""
-CODES = frozenset({"I8", "U8"})
-"""Kinds of numbers that stand for others in quantised weights."""
-POINTER = b"version https://git-lfs.github.com/spec/"
 COMPUTED = re.compile(r"(?:^|\.)(?:position_ids|(?:original_)?inv_freq|cos_cached|sin_cached|masked_bias|num_batches_tracked)$")
 """Tables that old checkpoints hold and new ones lack, or the other way round: they are computed, not learned."""
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 WRAPPED = (".lora_", ".base_layer.", ".modules_to_save.", "_orig_mod.", "_fsdp_wrapped_module.")
 """What stands in names of weights that were saved with adapters, or with what a training wraps a model in."""
-SHOWN = 4
 
 
 @contextmanager
@@ -73,7 +59,7 @@ def reading(path: Path | str, *, expected: str, remedy: str = "Check the name or
         if ASKS_FOR_CODE in str(error):
             raise _needs_code(path) from error
         found = f"{path} does not load" if Path(path).is_dir() else f"{path} is no folder here, and does not load from the hub"
-        raise StllavaError(f"{found}: {_brief(error)}", expected=expected, remedy=remedy) from error
+        raise StllavaError(f"{found}: {brief(error)}", expected=expected, remedy=remedy) from error
 
 
 def _check_name(path: Path | str) -> None:
@@ -97,143 +83,6 @@ def _needs_code(path: Path | str) -> StllavaError:
         expected="a model that transformers has a class for",
         remedy="Take a version of the model for transformers itself (their names often end in -hf), or a newer transformers.",
     )
-
-
-def _brief(error: Exception) -> str:
-    """The error in one line; a KeyError, say, gives a name alone, so its class is told too."""
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse by name the files of a model's folder that are no weights or settings: pointers, cut files, absent shards."""
-    if (folder / ADAPTER).is_file():
-        raise StllavaError(
-            f"{folder} holds LoRA adapters ({ADAPTER})",
-            expected="a whole model",
-            remedy="Merge them into the model they were trained on: peft's merge_and_unload, then save_pretrained.",
-        )
-    if not (folder / CONFIG).is_file() and (snapshots := sorted(folder.glob(f"snapshots/*/{CONFIG}"))):
-        raise StllavaError(
-            f"{folder} is a folder of the hub's cache",
-            expected="one of its snapshots",
-            remedy=f"Name {snapshots[-1].parent}.",
-        )
-    if not (folder / CONFIG).is_file():
-        raise StllavaError(
-            f"{folder} has no {CONFIG}",
-            expected="the folder of a finished sft or dpo stage, or of a transformers model",
-            remedy="Check the path; a stage that was stopped goes on when it is run again.",
-        )
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    for file in files:
-        if file.suffix in READ:
-            check_pointer(file)
-    _check_manifest(folder)
-    for file in files:
-        if file.name in SETTINGS:
-            read_settings(file)
-    coded = "quantization_config" in read_settings(folder / CONFIG)
-    for shard in _shards(folder):
-        try:
-            with safe_open(shard, framework="pt") as opened:
-                codes = [name for name in opened.keys() if opened.get_slice(name).get_dtype() in CODES]  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise StllavaError(
-                f"{shard} cannot be read as weights: {_brief(error)}",
-                expected="a whole safetensors file",
-                remedy="It was cut or damaged on its way here: download or copy it again.",
-            ) from error
-        if codes and not coded:
-            raise StllavaError(
-                f"{shard} holds weights as codes of 8 bits ({_some(codes)}), and {CONFIG} does not say what they stand for",
-                expected="weights as numbers",
-                remedy="Take the model that was not quantised.",
-            )
-
-
-def check_pointer(file: Path) -> None:
-    """Refuse what Git LFS leaves in place of a large file."""
-    with file.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise StllavaError(
-                f"{file} is a pointer of Git LFS, not the file itself",
-                expected="the file that it points at",
-                remedy=f"Run `git lfs pull` in {file.parent}, or download the model with `hf download`.",
-            )
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """A JSON object."""
-    check_pointer(file)
-    try:
-        said: object = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise _no_settings(file, f"is not whole JSON ({error})") from error
-    if not isinstance(said, dict):
-        raise _no_settings(file, f"holds a {type(said).__name__}")
-    return said
-
-
-def read_shards(index: Path) -> list[str]:
-    """The names of the files among which an index divides weights."""
-    places = read_settings(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise _no_settings(index, "has no weight_map")
-    return sorted({str(name) for name in places.values()})
-
-
-def _no_settings(file: Path, fault: str) -> StllavaError:
-    return StllavaError(f"{file} {fault}", expected="a JSON object", remedy="Download or copy the file again.")
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The files that hold the weights: one, or those of an index; an absent one is refused."""
-    whole, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        raise StllavaError(
-            f"{folder} has no {whole.name}, and no {index.name} that names parts of it",
-            expected="weights as safetensors (pickled .bin and .pt files can run code and are never loaded)",
-            remedy="Download the folder again, or convert its weights with transformers' save_pretrained.",
-        )
-    shards = [folder / name for name in read_shards(index)]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise StllavaError(
-            f"{folder} lacks {_some(absent)} of the {len(shards)} files that {index.name} names",
-            expected="all of them",
-            remedy="Download the folder again, or the absent files.",
-        )
-    return shards
-
-
-def _check_manifest(folder: Path) -> None:
-    """Compare what a model is loaded from with what the stage that made the folder wrote."""
-    if not (folder / MANIFEST).is_file():
-        return
-    manifest = read_manifest(folder)
-    for name, digest in manifest.outputs.items():
-        file = folder / name
-        if file.suffix in READ and (not file.is_file() or hash_once(file) != digest):
-            raise StllavaError(
-                f"{file} {'has changed' if file.is_file() else 'is gone'} since the stage {manifest.stage!r} wrote it",
-                expected=f"the file whose hash is in {MANIFEST}",
-                remedy="Copy it back, or delete the folder and run the stage again. To use a changed model on purpose, copy "
-                f"the folder without {MANIFEST}.",
-            )
-
-
-_HASHES: dict[tuple[Path, int, int], str] = {}
-
-
-def hash_once(file: Path) -> str:
-    """SHA-256 of a file, computed anew in this process only when its time or size has changed."""
-    seen = file.stat()
-    key = (file.resolve(), seen.st_mtime_ns, seen.st_size)
-    if key not in _HASHES:
-        _HASHES[key] = file_hash(file)
-    return _HASHES[key]
 
 
 def read_weights(
@@ -273,7 +122,7 @@ def read_weights(
         raise _unfit(path, faults)
     if spoilt := [name for name, weight in model.named_parameters() if not _is_finite(weight)]:
         raise StllavaError(
-            f"{path} has weights that are no numbers (NaN or infinite): {_some(spoilt)}",
+            f"{path} has weights that are no numbers (NaN or infinite): {some(spoilt)}",
             expected="numbers",
             remedy="Take a checkpoint from before the training that made it diverged, or fetch the folder again.",
         )
@@ -290,10 +139,10 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 def _unfit(path: Path | str, faults: Mapping[str, Sequence[str]]) -> StllavaError:
     """The error of a checkpoint that is not the model's, weights named by fault."""
-    names = [name for some in faults.values() for name in some]
-    wrapped = any(mark in name for name in names for mark in WRAPPED)
+    every = [name for names in faults.values() for name in names]
+    wrapped = any(mark in name for name in every for mark in WRAPPED)
     return StllavaError(
-        f"{path} is not whole: " + "; ".join(f"it {fault} {_some(sorted(some))}" for fault, some in faults.items() if some),
+        f"{path} is not whole: " + "; ".join(f"it {fault} {some(sorted(names))}" for fault, names in faults.items() if names),
         expected="every weight of the model that its configuration describes, and no other: none is drawn at random",
         remedy="Merge adapters and take off wrappers, then save the model again." if wrapped else "Fetch the folder again.",
     )
@@ -306,11 +155,6 @@ def _is_spare(name: str, model: PreTrainedModel) -> bool:
     return bool(COMPUTED.search(name)) or bool(
         ahead and layer and config["num_hidden_layers"] <= int(layer[1]) < config["num_hidden_layers"] + ahead
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many there are beside them."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 @contextmanager

@@ -24,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 import stllava.model.projector  # noqa: F401  (it registers the models with our projectors with the Auto classes)
 from stllava.data.images import MAX_PIXELS, open_image
 from stllava.errors import ItemError, TextError
-from stllava.model.checkpoint import Dtype, check_vocabulary, check_way, hash_once, read_weights, reading
+from stllava.model.checkpoint import Dtype, check_vocabulary, check_way, read_weights, reading
 from stllava.model.device import best_device, native_bfloat16
 from stllava.model.families import Family, family_of
+from stllava.model.model_folder import hash_once
 from stllava.model.processor import POLICY, enlarges_to, load_processor
 from stllava.model.prompt import ChatProcessor, endings
 from stllava.model.tokens import SPELLED, is_marked, tokenize

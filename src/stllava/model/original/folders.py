@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig
 
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import read_settings
+from stllava.model.model_folder import read_settings
 from stllava.model.original.imported_processor import PREPROCESSOR, TOKENIZER_FILES
 from stllava.model.original.weights import ADAPTER, adapter_file, adapts_tower, weight_files
 

@@ -15,7 +15,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import read_settings, reading
+from stllava.model.checkpoint import reading
+from stllava.model.model_folder import read_settings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PREPROCESSOR = "preprocessor_config.json"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stllava.errors import StllavaError
-from stllava.model.checkpoint import check_pointer, read_shards
+from stllava.model.model_folder import check_pointer, read_shards
 
 TOWER, PROJECTOR = "model.vision_tower.vision_tower.vision_model.", "model.mm_projector."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -16,6 +16,8 @@ _THOUGHTS = (
 _THOUGHT = re.compile(
     "|".join(f"(?P<open_{n}>{begin})|(?P<close_{n}>{end})" for n, (begin, end) in enumerate(_THOUGHTS)), re.IGNORECASE
 )
+_MARK_BEGINS = re.compile(r"[<\[◁]")
+"""What each mark begins with: where nothing does, as in most texts, no mark need be looked for."""
 _THOUGHT_MARKS = 1_000
 _BARE = re.compile(r"\s*analysis(?=[A-Z])")
 _BARE_FINAL = "assistantfinal"
@@ -28,7 +30,7 @@ def without_thought(text: str) -> str | None:
     """A reply behind what its model thought aloud; None where a thought has no end."""
     depths: dict[str, int] = {}
     end = 0
-    for count, mark in enumerate(_THOUGHT.finditer(text)):
+    for count, mark in enumerate(_THOUGHT.finditer(text) if _MARK_BEGINS.search(text) else ()):
         if count == _THOUGHT_MARKS:
             return None
         step, _, kind = (mark.lastgroup or "").partition("_")

@@ -6,6 +6,7 @@ Reads and returns plain strings.
 import re
 import unicodedata
 from decimal import Decimal
+from functools import lru_cache
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {
@@ -146,6 +147,13 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(kept))
 
 
+_VANISHING = re.compile(r"(?<=\w)['’](?=\w)|(?<=\d),(?=\d{3}(?!\d))")
+_BLANK = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]")
+_TEXTS_KEPT = 1024
+"""Texts whose form is kept: one answer is compared by many rules, and with many answers."""
+
+
+@lru_cache(maxsize=_TEXTS_KEPT)
 def normalise(text: str) -> str:
     """The text as words joined by single blanks.
 
@@ -153,13 +161,12 @@ def normalise(text: str) -> str:
     blank; a, an and the are dropped unless nothing else is left; zero to twenty become digits.
     """
     text = composed(text).casefold()
-    text = re.sub(r"(?<=\w)['’](?=\w)|(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?!(?<=\d)\.(?=\d))[\W_]", " ", text)
-    words = text.split()
+    words = _BLANK.sub(" ", _VANISHING.sub("", text)).split()
     content = [word for word in words if word not in _ARTICLES]
     return " ".join(_NUMBERS.get(word, word) for word in content or words)
 
 
+@lru_cache(maxsize=_TEXTS_KEPT)
 def medical(text: str) -> str:
     """The text in one medical form: what `normalise` leaves, American, in the singular, by one name, in mm or ml.
 

@@ -10,6 +10,7 @@ answered yes or no, is closed. Without an id, a question is named by its content
 """
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -45,14 +46,27 @@ def read_samples(path: Path, *, split: str = "test") -> tuple[list[Sample], tupl
     """The samples of a file, whatever their splits (`split` where a row names none), and what was told of its form."""
     if path.suffix == ".jsonl" and path.is_file() and not path.stat().st_size:
         return [], ()  # What a stage writes that has none, as an imported set without references.
-    table = _table(path)
-    if table.form == "JSON lines" and not table.notes and all(row.keys() >= _NEEDED for _, row in table.rows):
+    if path.is_file() and _holds_samples(path):
         return read_jsonl(path, Sample), ()
     rows, notes = read_rows(path)
     fit = [row for row in rows if not row.choices or {*row.targets} <= {*row.choices}]
     if len(fit) < len(rows):
         notes += (_without_choice(path, [row for row in rows if row not in fit], rows),)
     return list(samples_of(path.stem, split, fit)), (*notes, _told(path, fit))
+
+
+def _holds_samples(path: Path) -> bool:
+    """Whether a file is JSON lines of `Sample` records in UTF-8; told line by line, so that none of it is held."""
+    line = b""
+    with path.open("rb") as file:
+        for line in filter(bytes.strip, file):
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                return False
+            if not (isinstance(row, dict) and row.keys() >= _NEEDED):
+                return False
+    return bool(line)
 
 
 def read_rows(path: Path, *, answers: bool = True) -> tuple[list[Row], tuple[str, ...]]:

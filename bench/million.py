@@ -6,23 +6,26 @@ Questions about images, five each, with eight answers, are written by a rule of 
 Each stage then runs in a process of its own on what the one before wrote: judge by reference answers, pair, the overlap of the
 pairs with as many test questions, what dpo learns from (every tree of the pairs built once, by the tokenizer and the picture
 sizes of a small model; all images are one picture), an evaluation of as many answers, scored again, and the report of a run of
-one round of all this. Reported are the peak memory of the process, its seconds, and those for a million completions; a second
-size shows whether they grow in proportion.
+one round of all this. Reported are the peak memory of the process, its seconds by the clock and on the processor, and how busy
+the machine was; several sizes show whether they grow in proportion.
 
-Writes bench/results/million-DEVICE.json and prints a table.
+With `--work` records and figures stay there, a folder for each size, and a run that was stopped goes on with the stage that it
+was at.
+
+Writes bench/results/million-DEVICE.json after each stage and prints a table.
 """
 
 import argparse
 import json
-import resource
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from pydantic import JsonValue
-
-from shared.measure import Figures, device_kind, report_side, run_side, write_result
+from shared.measure import Figures, device_kind, peak_resident, report_side, run_side, write_result
 
 ANSWERS, PER_IMAGE = 8, 5
 WORDS = ("effusion", "nodule", "fracture", "mass", "edema", "opacity", "fibrosis", "pneumonia")
@@ -68,8 +71,7 @@ def write(work: Path, count: int) -> None:
             )
 
     def predictions() -> Iterator[Prediction]:
-        for sample in samples("test/"):
-            right = hash(sample.id) % 3 == 0
+        for number, sample in enumerate(samples("test/")):
             yield Prediction(
                 id=content_id("prediction", sample.id),
                 sample_id=sample.id,
@@ -77,7 +79,7 @@ def write(work: Path, count: int) -> None:
                 question=sample.question,
                 targets=sample.targets,
                 kind=sample.kind,
-                completion=sample.targets[0] if right else "nothing",
+                completion=sample.targets[0] if number % 3 == 0 else "nothing",
                 policy="policy",
             )
 
@@ -227,10 +229,36 @@ RUN: dict[str, Callable[[Path], None]] = {
 
 def side(stage: str, work: Path) -> Figures:
     """One stage."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     RUN[stage](work)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    return {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - worked,
+        "peak_bytes": float(peak_resident()),
+        "load": os.getloadavg()[1],  # Of the last five minutes: processes that ran or waited for a core.
+    }
+
+
+def measured(work: Path, count: int, stages: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The figures of each of these stages at a size, as they come; those that lie in the folder already are read there."""
+    from stllava import store
+
+    written = work / "written"
+    work.mkdir(parents=True, exist_ok=True)
+    if not written.exists():
+        write(work, count)
+        write_questions(work, count)
+        written.touch()
+    for stage in STAGES:
+        if stage not in stages and stage in ("overlap", "dpo", "report"):
+            continue  # Nothing behind them reads what they write.
+        path = work / f"{stage}.json"
+        if not path.exists():
+            figures = run_side(__file__, "--stage", stage, "--work", str(work))
+            row = {"completions": count * ANSWERS, "stage": stage, **figures, "commit": store.commit()}
+            store.write_whole(path, json.dumps(row))
+        if stage in stages:
+            yield json.loads(path.read_text())
 
 
 def main() -> None:
@@ -238,28 +266,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, nargs="+", default=[12500, 125000, 500000])
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=list(STAGES))
-    parser.add_argument("--work", type=Path, help="where records are written; a temporary folder unless named")
+    parser.add_argument("--work", type=Path, help="where records and figures stay; a temporary folder unless named")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.stage is not None:
         report_side(side(asked.stage, asked.work))
         return
-    found: list[JsonValue] = []
-    print(f"{'completions':>12} {'stage':<10}{'seconds':>10}{'s/million':>11}{'peak MB':>10}")
+    found: list[dict[str, Any]] = []
+    print(f"{'completions':>12} {'stage':<10}{'seconds':>10}{'processor':>11}{'/million':>10}{'peak MB':>9}{'load':>6}")
     for count in asked.questions:
-        with tempfile.TemporaryDirectory(prefix="stllava-bench-", dir=asked.work) as folder:
-            write(Path(folder), count)
-            write_questions(Path(folder), count)
-            for stage in STAGES:
-                if stage not in asked.stages and stage in ("overlap", "dpo", "report"):
-                    continue  # Nothing behind them reads what they write.
-                run = run_side(__file__, "--stage", stage, "--work", folder)
-                if stage in asked.stages:
-                    each = run["seconds"] / (count * ANSWERS) * 1e6
-                    peak = run["peak_bytes"] / 1e6
-                    print(f"{count * ANSWERS:>12} {stage:<10}{run['seconds']:>10.1f}{each:>11.1f}{peak:>10.0f}", flush=True)
-                    found.append({"completions": count * ANSWERS, "stage": stage, **run})
-    print(write_result(f"million-{device_kind()}", {"bench": "million", "runs": json.loads(json.dumps(found))}))
+        stays = nullcontext(str(asked.work)) if asked.work else tempfile.TemporaryDirectory(prefix="stllava-bench-")
+        with stays as root:
+            for run in measured(Path(root, str(count)), count, asked.stages):
+                found.append(run)
+                each = run["processor_seconds"] / run["completions"] * 1e6
+                print(
+                    f"{run['completions']:>12} {run['stage']:<10}{run['seconds']:>10.1f}{run['processor_seconds']:>11.1f}"
+                    f"{each:>10.1f}{run['peak_bytes'] / 1e6:>9.0f}{run['load']:>6.1f}",
+                    flush=True,
+                )
+                path = write_result(f"million-{device_kind()}", {"bench": "million", "runs": [*found]})
+    print(path)
 
 
 if __name__ == "__main__":

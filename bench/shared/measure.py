@@ -65,6 +65,11 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """Bytes: the most that this process has held in main memory. (What `getrusage` says may be its parent's from before exec.)"""
     return _status("VmHWM")
 
 

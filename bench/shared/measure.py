@@ -69,7 +69,7 @@ def peak_memory() -> int:
 
 
 def peak_resident() -> int:
-    """Bytes: the most that this process has held in main memory. (What `getrusage` says may be its parent's from before exec.)"""
+    """Bytes: the most that this process has held in main memory; `getrusage` may say its parent's, from before exec."""
     return _status("VmHWM")
 
 

@@ -174,28 +174,30 @@ def latest(folders: Sequence[Path], *, judged: Collection[Asked] = ()) -> Indexe
 
     A pair that the policy's own vote made never stands where an expert's verdict made one, in whichever folder, or where one
     is known (`judged`). Of pairs of questions about the same images, too, only the last folder's count: what is informative
-    changes as the policy learns. Of a question about images 16 bytes are held, and its pairs are read when they are asked for.
+    changes as the policy learns. All pairs are gone through once, and only where there are own votes once more. Of a question
+    about images 16 bytes are held, and its pairs are read when they are asked for.
     """
     rounds = index_records(folders, "preferences", Preference)
-    settled = set(judged)
-    if any(pair.lineage.own_vote for pair in rounds):
-        settled |= {_question(pair) for pair in rounds if not pair.lineage.own_vote}
     places: dict[bytes, int] = {}
-    newest, place_of, folder_of, numbers = array("q"), array("q"), array("q"), array("q")
+    place_of, folder_of, own_votes = array("q"), array("q"), array("q")
     for number, pair in enumerate(rounds):
-        if pair.lineage.own_vote and _question(pair) in settled:
-            continue
-        place, folder = places.setdefault(hash_of(*_asked(pair)), len(places)), rounds.file_of(number)
-        newest.extend([folder] * (len(places) - len(newest)))
-        newest[place] = folder  # Folders come one behind the other.
-        place_of.append(place)
-        folder_of.append(folder)
-        numbers.append(number)
-    if not numbers:
-        return rounds.rearranged(())
-    places_found, found = (np.frombuffer(row, dtype=np.int64) for row in (place_of, numbers))
-    kept = np.frombuffer(folder_of, dtype=np.int64) == np.frombuffer(newest, dtype=np.int64)[places_found]
-    return rounds.rearranged(found[kept][np.argsort(places_found[kept], kind="stable")])
+        place_of.append(places.setdefault(hash_of(*_asked(pair)), len(places)))
+        folder_of.append(rounds.file_of(number))
+        if pair.lineage.own_vote:
+            own_votes.append(number)
+    if not rounds:
+        return rounds
+    place, folder = (np.frombuffer(row, dtype=np.int64) for row in (place_of, folder_of))
+    stands = np.ones(len(rounds), dtype=bool)
+    if own_votes:
+        settled = set(judged) | {_question(pair) for pair in rounds if not pair.lineage.own_vote}
+        stands[[number for number in own_votes if _question(rounds[number]) in settled]] = False
+    numbers = np.flatnonzero(stands)
+    first, last_folder = np.full(len(places), len(rounds)), np.zeros(len(places), dtype=np.int64)
+    np.minimum.at(first, place[numbers], numbers)
+    np.maximum.at(last_folder, place[numbers], folder[numbers])
+    kept = numbers[folder[numbers] == last_folder[place[numbers]]]
+    return rounds.rearranged(kept[np.argsort(first[place[kept]], kind="stable")])
 
 
 def _question(pair: Preference) -> Asked:

@@ -265,15 +265,15 @@ def _altered(policy: Policy, tree: Tree, pairs: Sequence[PairNodes], branches: S
 
 
 def _behind_images(policy: Policy, preference: Preference, images: Path) -> tuple[Prefix, list[list[Segment]]]:
-    """What stands before and with a pair's images, and behind them its prompt with the chosen and with the rejected answer."""
-    both = ((preference.chosen, True), (preference.rejected, preference.rejected_ended))
-    chains = [_chain(policy, preference, answer, ended=ended) for answer, ended in both]
-    prefix = Prefix(chains[0][0].text if preference.images else "", preference.images, images)
-    return prefix, [chain[1:] if preference.images else chain for chain in chains]
+    """What stands before and with a pair's images, and behind them its prompt with the chosen and with the rejected answer.
 
-
-def _chain(policy: Policy, preference: Preference, answer: str, *, ended: bool) -> list[Segment]:
-    """A pair's prompt and one of its answers, which alone is learned, with the end of the turn if it `ended`."""
+    The answer alone is learned, with the end of the turn if it came to its end.
+    """
     turn = open_turn(policy.chat, preference.prompt, images=len(preference.images), speaker=preference.speaker)
-    ended = ended or not answer  # Of nothing without an end there is nothing to learn.
-    return [*(Segment(piece.text, False) for piece in turn.before), said_in(policy.chat, turn, answer, ended=ended)]
+    before = [Segment(piece.text, False) for piece in turn.before]
+    both = ((preference.chosen, True), (preference.rejected, preference.rejected_ended))
+    # Of nothing without an end there is nothing to learn.
+    said = [said_in(policy.chat, turn, answer, ended=ended or not answer) for answer, ended in both]
+    if not preference.images:
+        return Prefix("", (), images), [[*before, answer] for answer in said]
+    return Prefix(before[0].text, preference.images, images), [[*before[1:], answer] for answer in said]

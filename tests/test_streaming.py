@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from stllava.config import PairOptions
+from stllava.data.benchmarks.own import read_samples
 from stllava.dropped import Dropped
 from stllava.metrics.score import METRICS, compare, measured, readings, score, values
 from stllava.metrics.stats import bootstrap_interval, detectable_difference, paired_difference, permutation_p
 from stllava.model.load import load_policy
-from stllava.records import Lineage, Message, Prediction, Preference, QuestionKind, Score
+from stllava.records import Lineage, Message, Prediction, Preference, QuestionKind, Sample, Score
 from stllava.report.disagreements import disagreements
 from stllava.report.record_places import RecordPlaces, by_content
 from stllava.stages.dpo import latest
-from stllava.store import ChunkRecords, FinishedChunk, Stage, write_chunk
+from stllava.store import ChunkRecords, FinishedChunk, Stage, read_jsonl, to_jsonl, write_chunk
 from stllava.training import preference_dataset
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.references import measure_reference
@@ -91,6 +92,19 @@ def test_scoring_holds_numbers_of_each_prediction_and_no_prediction() -> None:
     held = grown(lambda count: score(list(predictions(count)), policy="p", benchmark="b"), 400, 1200)
     assert streamed < 500, f"{streamed:.0f} bytes a prediction"
     assert held > 2 * streamed, f"held, a prediction takes {held:.0f} bytes"
+
+
+def test_samples_are_held_once_while_they_are_read(tmp_path: Path) -> None:
+    paths = {count: tmp_path / f"{count}.jsonl" for count in (100, 400)}
+    for count, path in paths.items():
+        rows = [
+            Sample(id=f"s{number}", image=f"{number}.png", question="Is it?", targets=("yes",), kind="closed", split="test")
+            for number in range(count)
+        ]
+        path.write_text(to_jsonl(rows))
+    read = grown(lambda count: read_samples(paths[count]), 100, 400)
+    held = grown(lambda count: read_jsonl(paths[count], Sample), 100, 400)
+    assert read < 1.1 * held, f"{read:.0f} bytes a sample, which takes {held:.0f}"
 
 
 def test_differences_of_streamed_predictions_are_those_of_held_ones_to_the_last_bit() -> None:

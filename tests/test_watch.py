@@ -132,6 +132,30 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         RunReader(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["sft", "data", "round-1/ask"])
+def test_the_folder_of_a_stage_is_no_run(at_work: Path, part: str) -> None:
+    with pytest.raises(StllavaError, match="and no run"):
+        RunReader(at_work / part)
+
+
+def test_a_run_that_goes_away_or_is_damaged_while_it_is_watched_is_told(at_work: Path) -> None:
+    """MLflow and Aim answer 500 to runs that were deleted or are half written (mlflow pull request 9057, aim issue 1269)."""
+    with page_of(at_work) as client:
+        for name in ("sft/manifest.json", "plan.json"):
+            whole = (at_work / name).read_bytes()
+            (at_work / name).write_bytes(b"" if name.startswith("sft") else whole[:40])
+            told = client.get("/")
+            expected = (503, True) if name.startswith("sft") else (200, False)
+            assert (told.status_code, "manifest.json is damaged" in told.text) == expected
+            (at_work / name).write_bytes(whole)
+        assert client.get("/").status_code == 200
+        moved = at_work.rename(at_work.with_name("elsewhere"))
+        told = client.get("/")
+        assert (told.status_code, "no longer the folder of a run" in told.text) == (503, True)
+        moved.rename(at_work)
+        assert client.get("/").status_code == 200
+
+
 def work(chosen: RunOptions, folder: Path) -> None:
     """The run, in a process of its own."""
     run(chosen, to=folder)

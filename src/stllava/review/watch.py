@@ -29,6 +29,7 @@ from stllava.store import (
     SHARDS,
     CurvePoint,
     Outlook,
+    Plan,
     read_chunk,
     read_manifest,
     read_plan,
@@ -43,6 +44,8 @@ Status = Literal["done", "at work", "stopped"]
 LOCKS = Path("/proc/locks")
 LATELY = 120.0
 """Without the kernel's list, a stage whose files changed in so many seconds is at work."""
+RUN = "run"
+"""What a run's plan is of."""
 AGAIN = 3
 """Parts of a stage vanish when it is done, perhaps just as they are read."""
 DEPTH = 4
@@ -120,6 +123,14 @@ class RunView:
         return open_stages[-1] if open_stages else None
 
 
+def _planned_stage(folder: Path) -> str:
+    """What is being made in a folder; of a plan that another version wrote, or that is half written, a run."""
+    try:
+        return read_record(folder / PLAN, Plan).stage
+    except StllavaError:
+        return RUN
+
+
 class RunReader:
     """Reads one run again and again."""
 
@@ -129,19 +140,33 @@ class RunReader:
             raise StllavaError(
                 f"{run} has no {PLAN}", expected="the folder of a run", remedy="Check the path; `stllava run` prints it."
             )
+        if (stage := _planned_stage(run)) != RUN:
+            raise StllavaError(
+                f"{run} is the folder of {stage}, and no run",
+                expected="the folder of a run",
+                remedy="Name the run that it is part of, if it is of any; `stllava run` prints it.",
+            )
         self.run = RunDir(run)
         self._manifests: dict[Path, tuple[Stamp, Manifest]] = {}
         self._tails: dict[Path, tuple[Stamp, Sequence[Record]]] = {}
         self._rounds: tuple[Stamp, int] | None = None
 
     def read(self) -> RunView:
-        """The run as it is now; where a stage ends while it is read, once more."""
+        """The run as it is now; where a stage ends while it is read, once more.
+
+        Raises:
+            StllavaError: Where the run is no longer there, or a file of it is damaged.
+        """
         for _ in range(AGAIN):
             try:
                 return self._read()
             except FileNotFoundError:
                 continue
-        return self._read()
+        raise StllavaError(
+            f"{self.run.path} is no longer the folder of a run",
+            expected="the run in its place",
+            remedy="Put it back, or give `stllava watch` its new path.",
+        )
 
     def _read(self) -> RunView:
         """The run as it is now."""

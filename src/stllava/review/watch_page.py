@@ -16,11 +16,11 @@ from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from stllava.errors import ItemError
+from stllava.errors import ItemError, StllavaError
 from stllava.progress import clock
 from stllava.records import Score
 from stllava.report import wording
@@ -67,7 +67,10 @@ def watch_app(reader: RunReader, door: Door) -> ASGIApp:
         )
 
     async def show_page(_: Request) -> Response:
-        return HTMLResponse(await run_in_threadpool(render))
+        try:
+            return HTMLResponse(await run_in_threadpool(render))
+        except StllavaError as error:
+            return PlainTextResponse(printable(str(error)), 503)
 
     async def show_image(request: Request) -> Response:
         png = await run_in_threadpool(pictures.png, request.path_params["key"])

@@ -15,7 +15,7 @@ from stllava.cli import main
 from stllava.config import ReviewOptions
 from stllava.errors import StllavaError
 from stllava.records import ItemKind, ItemsCheck, ReviewTask
-from stllava.review.choices import BUTTONS, ReviewKind
+from stllava.review.choices import BUTTONS, LONGEST_ANSWER, ReviewKind
 from stllava.review.items import read_items
 from stllava.review.label_studio import CHOICES, interface, to_label_studio
 from stllava.review.label_studio_results import ImportedVotes, from_label_studio
@@ -314,6 +314,31 @@ def test_a_vote_on_the_page_stands_whatever_was_changed_in_label_studio(tmp_path
     assert "annotation" not in page.model_dump_json()
     found = import_rows(tmp_path, exported(tasks, tmp_path, annotation("both wrong", updated_at="2036-01-01T00:00:00Z")))
     assert (found.votes, found.changed) == ({"annotator7": len(tasks) - 1}, 0)
+
+
+def test_addresses_that_differ_in_case_are_one_reader(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    upper, lower = (annotation("equal", by={"id": 4, "email": text}) for text in ("Anna@x.org", "anna@x.org"))
+    found = import_rows(tmp_path, exported(tasks, tmp_path, upper, lower))
+    assert (found.votes, found.left_out) == ({"anna-x-org": len(tasks)}, {"voted before": len(tasks)})
+
+
+def test_an_answer_longer_than_the_page_takes_is_left_out(tmp_path: Path) -> None:
+    tasks = drawn(tmp_path)
+    fits, long = (annotation("both wrong", typed="x" * (LONGEST_ANSWER + more), by=more) for more in (0, 1))
+    found = import_rows(tmp_path, exported(tasks, tmp_path, fits, long))
+    assert found.votes == {"annotator0": len(tasks)}
+    assert found.left_out == {"answer of more than 4,000 letters": len(tasks)}
+    with pytest.raises(StllavaError, match=f": {len(tasks)} answer of more than 4,000 letters; expected"):
+        import_rows(tmp_path, exported(tasks, tmp_path, long))
+    with pytest.raises(StllavaError, match="it has no annotations; expected"):
+        import_rows(tmp_path, exported(tasks, tmp_path))
+
+
+def test_the_interface_does_not_take_the_place_of_the_tasks(tmp_path: Path) -> None:
+    with pytest.raises(StllavaError, match=r"Name .*tasks\.json"):
+        to_label_studio(drawn(tmp_path), "verdicts", to=tmp_path / "tasks.xml", image_url="")
+    assert not (tmp_path / "tasks.xml").exists()
 
 
 def test_two_annotators_whose_names_would_be_one_are_refused_and_nothing_is_added(tmp_path: Path) -> None:

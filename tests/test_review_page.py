@@ -8,10 +8,11 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -28,7 +29,7 @@ from stllava.review.open_task import AnyTask
 from stllava.review.readings import standing
 from stllava.review.security import HEADERS, MAX_BODY, Door
 from stllava.review.serve import password_of
-from stllava.review.server import review_app, sentences
+from stllava.review.server import PAGE_READER, review_app, sentences
 from stllava.review.session import ReviewSession
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import read_votes
@@ -50,6 +51,11 @@ def by_kinds(*attacks: object) -> list[tuple[ReviewKind, object]]:
 EVIL = "<script>document.title = 'evil'</script>\x1b[2J\x1b]0;owned\x07 A mass. \u202eright"
 
 
+def of_page(reader: str) -> dict[str, str]:
+    """What the page of a reader sends with every request."""
+    return {"Origin": ORIGIN, PAGE_READER: quote(reader)}
+
+
 @dataclass
 class Opened:
     """A page over a small round."""
@@ -69,7 +75,7 @@ class Opened:
     def client(self, reader: str = "anna", *, enter: bool = True) -> TestClient:
         """A browser, which has come in or not."""
         app = review_app(self.session, self.images, self.door, title="a round")
-        client = TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False)
+        client = TestClient(app, base_url=ORIGIN, headers=of_page(reader), follow_redirects=False)
         self.browsers.enter_context(client)
         if enter:
             assert client.get(self.door.invite(reader)).status_code == 303
@@ -371,6 +377,53 @@ def test_a_vote_that_is_not_for_what_is_open_writes_nothing(opened: Open, kind: 
     assert reply.status_code in (400, 409)
     assert read_votes(page.folder)["anna"] == []
     assert client.get("/task").json() == shown
+
+
+def test_a_page_of_one_reader_does_not_vote_by_the_cookie_of_another(opened: Open) -> None:
+    """Two readers in two tabs of one browser: both have the cookie of whoever came last."""
+    page = opened(readers=("anna", "ünal"), overlap=1.0)
+    client = page.client()
+    shown = client.get("/task").json()
+    assert client.get(page.door.invite("ünal")).status_code == 303
+    for path, body in (("/vote", named(shown, choice="left")), ("/next", named(shown)), ("/undo", {})):
+        reply = client.post(path, json=body)
+        assert reply.status_code == 400
+        assert "opened the page for ünal since" in reply.json()["error"]
+    assert client.get("/task").status_code == 400
+    assert read_votes(page.folder) == {"anna": [], "ünal": []}
+    client.headers[PAGE_READER] = quote("ünal")
+    shown = client.get("/task").json()
+    assert client.post("/vote", json=named(shown, choice="left")).status_code == 200
+    assert [len(votes) for votes in read_votes(page.folder).values()] == [0, 1]
+
+
+def test_files_of_other_readers_that_people_change_stop_nobody(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Blank lines, a byte order mark, lines taken out and lines that are no votes, while another process reads."""
+    page = opened(20)
+    client = page.client()
+    with closing(opened(20, readers=("ben",)).session) as other:
+        for _ in range(3):
+            task = other.open_task("ben")
+            assert task is not None
+            other.vote("ben", task.task.id, 0, "left")
+            other.advance("ben", task.task.id, 0)
+    path = page.folder / "votes" / "ben.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = (
+        b"\xef\xbb\xbf" + b"\r\n".join(line.strip() for line in lines) + b"\r\n\r\n",
+        lines[0],
+        b"".join(lines[1:]) + b"no vote\n",
+        b"".join(lines),
+    )
+    for data in changed:
+        path.write_bytes(data)
+        shown = client.get("/task")
+        assert shown.status_code == 200
+        client.post("/vote", json=named(shown.json(), choice="left"))
+        after = client.post("/next", json=named(shown.json()))
+        assert after.status_code == 200
+    assert "ben.jsonl has lines that are no votes" in caplog.text
+    assert after.json()["task"] not in {json.loads(line)["task_id"] for line in lines}
 
 
 def test_a_second_vote_on_the_same_task_is_refused(opened: Open) -> None:

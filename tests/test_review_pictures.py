@@ -29,7 +29,7 @@ from stllava.review.session import ReviewSession
 from stllava.review.tasks import sizes_of
 from stllava.review.vote_log import VoteLog
 from stllava.store import read_jsonl, read_manifest
-from test_review_page import HOST, ORIGIN, Open, opened
+from test_review_page import HOST, ORIGIN, Open, of_page, opened
 from test_sixteen_bit import DEEP, deep_toolbox, write_white
 
 __all__ = ["opened"]
@@ -163,7 +163,7 @@ def test_the_page_tells_the_slices_and_gives_out_those_of_the_series_alone(tmp_p
     door = Door(frozenset({HOST}), "stllava-8765")
     with closing(ReviewSession(tmp_path / "review", tasks, ["anna"])) as session:
         app = review_app(session, store, door, title="a set")
-        with TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False) as client:
+        with TestClient(app, base_url=ORIGIN, headers=of_page("anna"), follow_redirects=False) as client:
             assert client.get(f"/image/{image_id(rows[0].path)}").status_code == 401
             client.get(door.invite("anna"))
             shown = client.get("/task").json()
@@ -194,7 +194,7 @@ def test_16_bit_pixels_are_given_out_by_id_as_bare_numbers_that_no_browser_keeps
     with closing(session):
         door = Door(frozenset({HOST}), "stllava-8765")
         app = review_app(session, images, door, title="a set")
-        with TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, follow_redirects=False) as client:
+        with TestClient(app, base_url=ORIGIN, headers=of_page("anna"), follow_redirects=False) as client:
             key = image_id(rows[0].path)
             assert client.get(f"/deep/{key}").status_code == 401
             client.get(door.invite("anna"))

@@ -1,5 +1,7 @@
 """People in the loop without a page: what is drawn, what is kept, and what votes say of the expert."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -132,6 +134,79 @@ def test_a_full_disk_loses_no_vote_that_was_taken(tmp_path: Path, monkeypatch: p
     log.append(vote_on(task, "equal", reader="anna", number=2))
     assert [vote.choice for vote in read_votes(tmp_path / "review")["anna"]] == ["first", "equal"]
     log.close()
+
+
+def test_a_vote_goes_behind_all_others_in_a_file_from_which_lines_were_taken(tmp_path: Path) -> None:
+    """As people do who are told that an id stands twice: Prodigy's and Label Studio's users mend such files by hand."""
+    tasks = tasks_of(tmp_path)
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        for task in tasks[:3]:
+            log.append(vote_on(task, "first", reader="anna", number=1))
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(b"".join(lines[1:]))
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        assert log.append(vote_on(tasks[0], "second", reader="anna", number=1)).number == 4
+    assert [vote.number for vote in read_votes(tmp_path / "review")["anna"]] == [2, 3, 4]
+
+
+def test_a_last_vote_without_the_end_of_its_line_counts(tmp_path: Path) -> None:
+    """Editors take the last line's end away, or add one."""
+    tasks = tasks_of(tmp_path)
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        for task in tasks[:2]:
+            log.append(vote_on(task, "first", reader="anna", number=1))
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole.removesuffix(b"\n"))
+    assert len(read_votes(tmp_path / "review")["anna"]) == 2
+    VoteLog(tmp_path / "review", "anna").close()
+    assert log.path.read_bytes() == whole
+
+
+def test_ids_that_stand_twice_before_a_torn_line_are_told(tmp_path: Path) -> None:
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        log.append(vote_on(tasks_of(tmp_path)[0], "first", reader="anna", number=1))
+    line = log.path.read_bytes()
+    log.path.write_bytes(line + line + line[:40])
+    with pytest.raises(StllavaError, match=r"line 2: id .* stands in line 1 already"):
+        read_votes(tmp_path / "review")
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_a_vote_into_a_file_that_is_no_longer_there_is_not_taken(tmp_path: Path, change: str) -> None:
+    """Editors and programs that keep folders in step put a new file in the place of the old one."""
+    tasks = tasks_of(tmp_path)
+    with closing(VoteLog(tmp_path / "review", "anna")) as log:
+        log.append(vote_on(tasks[0], "first", reader="anna", number=1))
+        kept = log.path.read_bytes()
+        log.path.unlink()
+        if change == "replaced":
+            log.path.write_bytes(kept)
+        with pytest.raises(StllavaError, match=f"was {change} since it was opened, so nothing was written"):
+            log.append(vote_on(tasks[1], "first", reader="anna", number=1))
+        assert len(log.votes) == 1
+    assert not log.path.exists() or log.path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("names", [("anna", "Anna"), ("\u00fcnal", "\u00dcNAL")], ids=ascii)
+def test_names_that_differ_in_case_alone_are_not_two_readers(tmp_path: Path, names: tuple[str, str]) -> None:
+    VoteLog(tmp_path / "review", names[0]).close()
+    with pytest.raises(StllavaError, match="as names of two readers"):
+        VoteLog(tmp_path / "review", names[1])
+    assert list(read_votes(tmp_path / "review")) == [names[0]]
+
+
+def test_a_disk_without_locks_and_a_folder_in_the_way_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As network file systems are mounted (nipype issue 1370, "No locks available")."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    votes_path(tmp_path, "ben").mkdir(parents=True)
+    with pytest.raises(StllavaError, match="a folder is in the way"):
+        VoteLog(tmp_path, "ben")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StllavaError, match="cannot be locked: No locks available"):
+        VoteLog(tmp_path, "anna")
 
 
 @pytest.mark.parametrize("name", ["", "../anna", "a/b", "a.b", "-x", "a" * 65, "a\x1b[31m", "a\nb", "a b"])

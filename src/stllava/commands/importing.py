@@ -183,7 +183,7 @@ def votes(
             `stllava convert review` wrote.
         round: Number of the run's round; the last one that was judged when not named.
     """
-    from stllava.review.label_studio_results import from_label_studio
+    from stllava.review.label_studio_results import by_cause, from_label_studio
     from stllava.review.reviewed import find_reviewed
 
     reviewed = find_reviewed(review, round)
@@ -192,4 +192,4 @@ def votes(
     if found.changed:
         show(f"  changed since: {counted(found.changed, 'vote')}, taken back and given anew")
     if found.left_out:
-        show(f"  left out: {', '.join(f'{count} {cause}' for cause, count in found.left_out.items())}")
+        show(f"  left out: {by_cause(found.left_out)}")

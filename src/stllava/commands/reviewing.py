@@ -54,6 +54,8 @@ def review(
         from stllava.review.session import ReviewSession
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
+    if not reader:
+        raise StllavaError("--reader names nobody", expected="who reads", remedy="Name one or several (--reader anna ben).")
     found = find_reviewed(where, round)
     images = found.image_root(root)
     options, seed = options_of_drawn(found.review, options, seed=seed)

@@ -14,6 +14,9 @@ Side = Literal["left", "right"]
 Shown = Literal["left", "right", "equal", "both wrong", "bad question", "bad image", "cannot tell"]
 """A choice between two answers as it is made on the page, where nobody knows which answer is which."""
 
+LONGEST_ANSWER = 4000
+"""Letters of a right answer that a reader may type."""
+
 
 @dataclass(frozen=True)
 class Button:

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from stllava.errors import StllavaError
 from stllava.records import ItemChoice, ItemTask, ReviewTask, VoteChoice, content_id
 from stllava.review.choices import BUTTONS, ReviewKind
 from stllava.review.open_task import AnyTask
@@ -87,7 +88,17 @@ def to_label_studio(tasks: Sequence[AnyTask], kind: ReviewKind, *, to: Path, ima
         kind: What they are about.
         to: The JSON file; the interface is written beside it, with the suffix .xml.
         image_url: What Label Studio puts before an image's path to find it, such as /data/local-files/?d=images/.
+
+    Raises:
+        StllavaError: Where the interface would go into the file of the tasks.
     """
+    beside = to.with_suffix(".xml")
+    if beside == to:
+        raise StllavaError(
+            f"{to} for the tasks and for the labelling interface",
+            expected="a JSON file, beside which the interface has room",
+            remedy=f"Name {to.with_suffix('.json')} (--to).",
+        )
     rows = [
         {
             "data": {
@@ -100,7 +111,7 @@ def to_label_studio(tasks: Sequence[AnyTask], kind: ReviewKind, *, to: Path, ima
         for task in tasks
     ]
     write_whole(to, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
-    write_whole(to.with_suffix(".xml"), interface(kind))
+    write_whole(beside, interface(kind))
 
 
 def left_answer(task: AnyTask) -> Literal["first", "second"]:

@@ -6,7 +6,7 @@ Whoever voted on a task before is not counted again; an annotation that was chan
 import math
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from stllava.errors import StllavaError
-from stllava.records import ItemChoice, ReviewVote, VoteChoice, content_id
-from stllava.review.choices import ReviewKind, refuse_other_votes
+from stllava.records import ItemChoice, ReviewVote, VoteChoice
+from stllava.review.choices import LONGEST_ANSWER, ReviewKind, refuse_other_votes
 from stllava.review.items import read_items
 from stllava.review.label_studio import CHOICES, TYPED_KINDS, left_answer, shown_data
 from stllava.review.open_task import AnyTask
@@ -129,11 +129,13 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
                 left_out["shown otherwise than the task"] += 1
             elif choice is None:
                 left_out["no choice"] += 1
+            elif len(_typed(annotation) or "") > LONGEST_ANSWER:
+                left_out[f"answer of more than {LONGEST_ANSWER:,} letters"] += 1
             else:
                 given.setdefault(_name(annotation.completed_by), []).append((task, annotation, choice))
     if not given:
         raise StllavaError(
-            f"{results} holds no vote on the tasks of {folder}: {dict(left_out) or 'it is empty'}",
+            f"{results} holds no vote on the tasks of {folder}: {by_cause(left_out) or 'it has no annotations'}",
             expected="annotations of these tasks",
             remedy="Name the review folder from which the tasks were written.",
         )
@@ -143,6 +145,11 @@ def from_label_studio(folder: Path, results: Path, kind: ReviewKind) -> Imported
         changed=sum(counts["changed"] for counts in added.values()),
         left_out=left_out,
     )
+
+
+def by_cause(left_out: Mapping[str, int]) -> str:
+    """What was left out, by cause, in words."""
+    return ", ".join(f"{count} {cause}" for cause, count in left_out.items())
 
 
 def _add(
@@ -177,8 +184,8 @@ def _add(
                 if not _is_changed(before, vote):
                     left_out["voted before"] += 1
                     continue
-                _append(log, vote.model_copy(update={"event": "undo", "at": _moment(""), **_UNSAID}))
-            _append(log, vote)
+                log.append(vote.model_copy(update={"event": "undo", "at": _moment(""), **_UNSAID}))
+            log.append(vote)
             added["new" if before is None else "changed"] += 1
             stands[task.id] = StandingVote(vote)
         return added
@@ -193,12 +200,6 @@ def _is_changed(before: StandingVote, now: ReviewVote) -> bool:
         return False
     said = (now.choice, now.correct_answer) != (vote.choice, vote.correct_answer)
     return said and datetime.fromisoformat(now.at) > datetime.fromisoformat(vote.at)
-
-
-def _append(log: VoteLog, vote: ReviewVote) -> None:
-    """Write a line in its place of the reader's file."""
-    number = len(log.votes) + 1
-    log.append(vote.model_copy(update={"id": content_id("review vote", vote.reader, number), "number": number}))
 
 
 def _value(annotation: _Annotation, control: str, kind: type[V]) -> V:
@@ -241,7 +242,8 @@ def _address(annotator: int | str | _Annotator | None) -> tuple[int, str]:
 def _name(annotator: int | str | _Annotator | None) -> str:
     """The name of a reader: the whole address, so that it is the same in every export, or a number where there is none."""
     number, address = _address(annotator)
-    return _plain(address) or f"annotator{number}"
+    # Case is nothing by which addresses are told apart, nor are readers' names on every disk.
+    return _plain(address.lower()) or f"annotator{number}"
 
 
 def _plain(text: str) -> str:
@@ -255,7 +257,7 @@ def _refuse_shared_names(annotators: Iterable[int | str | _Annotator | None]) ->
     for annotator in annotators:
         name, address = _name(annotator), _address(annotator)
         other = found.setdefault(name, address)
-        if other[1] != address[1]:
+        if other[1].lower() != address[1].lower():
             raise StllavaError(
                 f"the annotators {other[1]} and {address[1]} would both be the reader {name}",
                 expected="addresses that differ in letters, digits, - or _",

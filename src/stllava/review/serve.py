@@ -79,9 +79,10 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((address, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            said = error.strerror if isinstance(error, OSError) else "ports go to 65535"
             raise StllavaError(
-                f"port {port} of {address} cannot be taken: {error.strerror}",
+                f"port {port} of {address} cannot be taken: {said}",
                 expected="a free port of this machine",
                 remedy="Name another one (--port; 0 takes a free one).",
             ) from None

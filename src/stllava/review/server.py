@@ -18,6 +18,7 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -31,7 +32,7 @@ from starlette.types import ASGIApp
 from stllava.data.image_set import DeepImage
 from stllava.errors import ItemError, StllavaError
 from stllava.records import ItemChoice, ItemTask
-from stllava.review.choices import BUTTONS, Shown, Side
+from stllava.review.choices import BUTTONS, LONGEST_ANSWER, Shown, Side
 from stllava.review.image_store import ImageStore
 from stllava.review.open_task import OpenTask, RefusedVoteError
 from stllava.review.readings import StandingVote
@@ -40,6 +41,8 @@ from stllava.review.series_slices import shown_images
 from stllava.review.session import ReviewSession
 from stllava.text import printable
 
+PAGE_READER = "X-Reader"
+"""The header in which the page says, quoted as in an address, for whom it was opened."""
 PAGE = Path(__file__).parent / "page"
 STATIC = {"review.js": "text/javascript", "review.css": "text/css"}
 _SENTENCE = re.compile(r"(?:[^.!?\n]|[.](?=\d))+[.!?]*\s*|[.!?\n]+\s*")
@@ -61,7 +64,7 @@ class PostedVote(_Posted):
     choice: Shown | ItemChoice
     struck: tuple[tuple[Side, int], ...] = Field(default=(), max_length=200)
     """Sentences, each by its answer and its place in it."""
-    typed: str = Field(default="", max_length=4000)
+    typed: str = Field(default="", max_length=LONGEST_ANSWER)
     """The right answer, if the reader typed one."""
 
 
@@ -71,7 +74,7 @@ class PostedResponse(_Posted):
     decision: Literal["confirm", "overturn"] | None
     reason: str = Field(default="", max_length=4000)
     significant: bool | None = None
-    typed: str = Field(default="", max_length=4000)
+    typed: str = Field(default="", max_length=LONGEST_ANSWER)
 
 
 def sentences(text: str) -> list[str]:
@@ -90,7 +93,7 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
         return HTMLResponse(page.render(title=title, reader=reader, kind=session.kind, buttons=buttons))
 
     async def show_task(request: Request) -> Response:
-        reader = _reader(request)
+        reader = _page_reader(request)
         opened = await run_in_threadpool(session.open_task, reader)
         return await run_in_threadpool(_told, session, images, reader, opened)
 
@@ -196,7 +199,7 @@ async def _done(
 
     The writing goes on where the browser no longer waits for it.
     """
-    reader = _reader(request)
+    reader = _page_reader(request)
 
     def act() -> Response:
         try:
@@ -212,6 +215,19 @@ async def _done(
 def _reader(request: Request) -> str:
     """Whose cookie a request brought."""
     reader: str = request.scope[READER]
+    return reader
+
+
+def _page_reader(request: Request) -> str:
+    """Whose page a request came from, which must be whose cookie it brought.
+
+    A browser has one cookie for all of its tabs: whoever opened the page there last would vote for those who did before.
+    """
+    reader, of_page = _reader(request), unquote(request.headers.get(PAGE_READER, ""))
+    if of_page != reader:
+        raise _BadRequestError(
+            f"This browser has opened the page for {reader} since, so nothing was saved: two readers need two browsers."
+        )
     return reader
 
 

@@ -5,6 +5,7 @@ one alone, once, and is on the disk before `vote` returns. Readers of other proc
 share a session.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,15 @@ from threading import RLock
 from time import monotonic
 from typing import Literal
 
+from pydantic import ValidationError
+
 from stllava.records import ItemChoice, ItemTask, ReviewTask, ReviewVote, StruckSentence, content_id
 from stllava.review.choices import ReviewKind, Shown, Side, refuse_other_votes
 from stllava.review.open_task import AnyTask, OpenTask, RefusedVoteError
 from stllava.review.readings import StandingVote, apply
-from stllava.review.vote_log import VOTES, VoteLog
+from stllava.review.vote_log import VOTES, VoteLog, votes_behind
+
+logger = logging.getLogger(__name__)
 
 REPEAT_AFTER = 20
 """So many other votes stand between the two times that a reader sees a task, where there are that many."""
@@ -36,6 +41,8 @@ class _ReaderState:
     open: OpenTask | None = None
     read_to: int = 0
     """Of another process's file, how many bytes were read."""
+    seen: int = 0
+    """How many it had then."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +203,10 @@ class ReviewSession:
         state = self._states[reader]
         if state.log is None:
             raise ValueError(f"{reader} is read only")
-        number = len(state.log.votes) + 1
         vote = ReviewVote.model_validate(
             {
-                "id": content_id("review vote", reader, number),
-                "number": number,
+                "id": "",
+                "number": 0,
                 "event": event,
                 "reader": reader,
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -210,8 +216,7 @@ class ReviewSession:
                 **said,
             }
         )
-        state.log.append(vote)
-        apply(state.standing, vote)
+        apply(state.standing, state.log.append(vote))
         opened.vote = state.standing.get((opened.task.id, opened.turn))
 
     def _open_next(self, reader: str) -> None:
@@ -255,15 +260,32 @@ class ReviewSession:
         """Take in what readers of other processes have voted on since."""
         for path in (self._folder / VOTES).glob("*.jsonl"):
             state = self._states.setdefault(path.stem, _ReaderState(None))
-            if state.log is not None or path.stat().st_size <= state.read_to:
-                continue
-            with path.open("rb") as file:
-                file.seek(state.read_to)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            state.read_to += len(whole)
-            for line in whole.splitlines():
-                vote = ReviewVote.model_validate_json(line)
-                apply(state.standing, vote)
-                taken = any((vote.task_id, turn) in state.standing for turn in (0, 1))
-                (self._takers[vote.task_id].add if taken else self._takers[vote.task_id].discard)(path.stem)
+            if state.log is None and (size := path.stat().st_size) != state.seen:
+                if size < state.seen:  # Somebody took lines out of it.
+                    self._forget(path.stem, state)
+                state.seen = size
+                self._take_in(path, state)
+
+    def _take_in(self, path: Path, state: _ReaderState) -> None:
+        """Bring what another reader says up to the end of that reader's file."""
+        try:
+            votes, state.read_to = votes_behind(path, state.read_to)
+        except ValidationError:
+            if state.read_to:
+                self._forget(path.stem, state)
+                self._take_in(path, state)
+            else:
+                # It is refused where its votes count; which tasks are open to others depends little on it.
+                logger.warning("%s has lines that are no votes, and is passed over", path)
+            return
+        for vote in votes:
+            apply(state.standing, vote)
+            taken = any((vote.task_id, turn) in state.standing for turn in (0, 1))
+            (self._takers[vote.task_id].add if taken else self._takers[vote.task_id].discard)(path.stem)
+
+    def _forget(self, reader: str, state: _ReaderState) -> None:
+        """Take back what was read of another reader's file."""
+        for task, _ in state.standing:
+            self._takers[task].discard(reader)
+        state.standing.clear()
+        state.read_to = 0

@@ -102,6 +102,7 @@ _DISK = {
     errno.ENAMETOOLONG: ("the path {} is too long", "one that the file system takes", "Name another folder"),
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: ("a folder is in the way of the file {}", "a file, or nothing yet", "Move the folder"),
 }
 """What was found, what was expected and what to do, by the system's number."""
 

@@ -3,7 +3,7 @@
 from array import array
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar, overload
 
@@ -26,18 +26,21 @@ def read_jsonl(path: Path, record_type: type[R], *, may_be_torn: bool = False) -
     """All records of a JSONL file; a broken line or a duplicate id is refused with its line number.
 
     Eight bytes an id tell whether one may stand twice; only then are they looked at by name. Of a file that is added to line
-    by line and so `may_be_torn`, what stands behind the last whole line is passed over.
+    by line and so `may_be_torn`, a part of a record behind the last whole line is passed over.
     """
     require_file(path, expected=f"a JSONL file of {record_type.__name__} records")
     records: list[R] = []
     hashes = array("q")
+    last = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip() or (may_be_torn and not line.endswith(b"\n")):
+            if not line.strip():
                 continue
             try:
                 record = record_type.model_validate_json(line.removeprefix(BOM_UTF8))
             except ValidationError as error:
+                if may_be_torn and not line.endswith(b"\n"):
+                    continue
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
                 raise StllavaError(
@@ -48,16 +51,17 @@ def read_jsonl(path: Path, record_type: type[R], *, may_be_torn: bool = False) -
             if isinstance(record, Keyed):
                 hashes.append(hash(record.id))
             records.append(record)
+            last = number
     if np.unique(np.frombuffer(hashes, dtype=np.int64)).size < len(hashes):
-        _refuse_repeated_ids(path, record_type)
+        _refuse_repeated_ids(path, record_type, last=last)
     return records
 
 
-def _refuse_repeated_ids(path: Path, record_type: type[Record]) -> None:
-    """Name the first id that stands in two lines, if ids are equal and not their hashes alone."""
+def _refuse_repeated_ids(path: Path, record_type: type[Record], *, last: int) -> None:
+    """Name the first id that stands in two of the lines up to the `last`, if ids are equal and not their hashes alone."""
     lines: dict[str, int] = {}
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(islice(file, last), 1):
             record = record_type.model_validate_json(line.removeprefix(BOM_UTF8)) if line.strip() else None
             if isinstance(record, Keyed):
                 if record.id in lines:

@@ -6,6 +6,7 @@ const buttons = [...document.querySelectorAll("[data-choice]")];
 const KEYS = Object.fromEntries(buttons.map((button) => [button.dataset.key, button.dataset.choice]));
 const SAID = Object.fromEntries(buttons.map((button) => [button.dataset.choice, button.dataset.said]));
 const typed = at("typed"); // Of a question that is read by itself nobody types an answer.
+const READER = { "X-Reader": encodeURIComponent(document.body.dataset.reader) };
 const KEPT = 6;
 const AS_STORED = "0 1 false";
 const DEEP = 65536;
@@ -16,8 +17,9 @@ let struck = [];
 // --- the server ------------------------------------------------------------------------------------------------------
 
 async function ask(path, body) {
-  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const reply = await fetch(path, { credentials: "same-origin", cache: "no-store", ...(body === undefined ? {} : post) });
+  const post = { method: "POST", headers: { "Content-Type": "application/json", ...READER }, body: JSON.stringify(body) };
+  const get = { headers: READER };
+  const reply = await fetch(path, { credentials: "same-origin", cache: "no-store", ...(body === undefined ? get : post) });
   const type = reply.headers.get("Content-Type") || "";
   const said = type.startsWith("application/json") ? await reply.json() : { error: await reply.text() };
   return reply.ok ? said : { error: said.error || `The server said ${reply.status}.`, status: reply.status };
@@ -70,7 +72,8 @@ function showTask(said) {
       ...said.answers[number].map((text, place) => {
         const part = document.createElement("span");
         part.textContent = text;
-        part.addEventListener("click", () => strike(part, side, place));
+        // Whoever marks words to copy them strikes nothing.
+        part.addEventListener("click", () => getSelection().isCollapsed && strike(part, side, place));
         return part;
       }),
     );

@@ -374,6 +374,27 @@ def test_the_file_window_comes_before_the_body_part_and_a_preset_before_both() -
     assert choose("lung", own, hounsfield=False, body_part="chest")[0] == own
 
 
+@pytest.mark.parametrize(("centre", "width"), [("2.74e+33", "1e+30"), ("0", "1e+9"), ("-5000", "2"), ("70000", "100")])
+def test_a_window_that_shows_nothing_of_what_a_file_can_hold_is_not_used(tmp_path: Path, centre: str, width: str) -> None:
+    """As viewers meet them (fo-dicom issues 161 and 752, ami issue 184): the picture is grey all over, and good."""
+    values = np.arange(0, 4000, 40, dtype=np.uint16).reshape(10, 10)
+    more = {"WindowCenter": centre, "WindowWidth": width, "BitsStored": 12, "HighBit": 11}
+    frame = first(make(tmp_path / "a", values, Modality="MR", **more), DicomOptions(keep_16_bit=True))
+    assert (frame.pixels == first(make(tmp_path / "b", values, Modality="MR", BitsStored=12, HighBit=11)).pixels).all()
+    assert frame.facts.done == ("window of all values (0 to 3960)", "the file's window shows nothing")
+    assert frame.deep is not None
+    assert (frame.deep.black, frame.deep.white) == (0, 3960)
+    rescaled = make(tmp_path / "c", values, RescaleSlope=1, RescaleIntercept=-1024, **more)
+    assert first(rescaled).facts.done[1:] == ("window abdomen (50, 400)", "the file's window shows nothing")
+
+
+def test_a_slice_of_air_stays_black_in_a_window_that_shows_others(tmp_path: Path) -> None:
+    values = np.arange(-1024, -924, dtype=np.int16).reshape(10, 10)
+    frame = first(make(tmp_path / "a", values, WindowCenter=40, WindowWidth=400))
+    assert not frame.pixels.any()
+    assert "shows nothing" not in " ".join(frame.facts.done)
+
+
 def test_frames_of_an_enhanced_object_have_their_own_rescale_window_and_plane(tmp_path: Path) -> None:
     values = np.stack([np.arange(4).reshape(2, 2)] * 2).astype(np.int16)
     groups = []

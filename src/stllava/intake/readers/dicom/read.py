@@ -254,9 +254,11 @@ def finish(
     def keep(values: windows.Values) -> windows.Values:
         return values
 
+    own = windows.voi(data, index, little=little)
+    if windows.shows_nothing(own, measure(_storable(picture, stored))):
+        own, left_out = None, ("the file's window shows nothing", *left_out)
     if projected:
         measure = keep
-    own = windows.voi(data, index, little=little)
     hounsfield = measured_name == "rescaled to HU"
     choice, choice_name = windows.choose(options.window, own, hounsfield=hounsfield, body_part=facts.body_part)
     if choice is None and stored.dtype == np.uint8 and not measured_name and picture.options["bits_stored"] == 8:
@@ -276,3 +278,18 @@ def finish(
         darker = inverted != windows.descends(choice)
         deep = deep_pixels(measure(stored), black=ends[0], white=ends[1], inverted=darker, shown=shown)
     return pixels, replace(facts, done=tuple(name for name in done if name)), deep
+
+
+def _storable(picture: StoredPixels, stored: windows.Values) -> windows.Values:
+    """The smallest and the greatest value that a pixel can have, and all between where a table may put them in any order.
+
+    Of fractions, which have no end, those that the frame has.
+    """
+    if picture.keyword != "PixelData":
+        finite = stored[np.isfinite(stored)]
+        return np.array([finite.min(), finite.max()]) if finite.size else np.zeros(2)
+    values = 1 << int(picture.options["bits_stored"])
+    low = -(values // 2) if picture.options["pixel_representation"] else 0
+    if "ModalityLUTSequence" in picture.data and values <= 1 << 16:
+        return np.arange(low, low + values)
+    return np.array([low, low + values - 1])

@@ -170,6 +170,14 @@ def choose(
     return None, ""
 
 
+def shows_nothing(choice: LookupTable | Window | None, measured: Values) -> bool:
+    """Whether a window leaves two greys at most of all that a file can hold, `measured`: as far wide of it, or beside it."""
+    if not isinstance(choice, Window):
+        return False
+    greys = to_bytes(to_unit(measured, choice))
+    return int(greys.max()) - int(greys.min()) <= 1
+
+
 def ends(choice: LookupTable | Window) -> tuple[float, float]:
     """The measured values up to which a picture is black and from which on it is white; of a sigmoid where it bends."""
     if isinstance(choice, LookupTable):

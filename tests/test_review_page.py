@@ -282,6 +282,28 @@ def test_nobody_comes_in_without_a_token_and_a_token_is_good_once(opened: Open, 
     assert stranger.get("/task").status_code == 401
 
 
+def test_a_link_from_elsewhere_is_opened_by_this_server_itself(opened: Open) -> None:
+    """Browsers keep a strict cookie back along a redirect that another site's link began: the token was used up for nothing."""
+    page = opened()
+    client, address = page.client(enter=False), page.door.invite("anna")
+    for site in ("cross-site", "same-site"):
+        reply = client.get(address, headers={"Sec-Fetch-Site": site})
+        assert (reply.status_code, "set-cookie" in reply.headers) == (200, False)
+        assert f'content="0; url={address}"' in reply.text
+    assert client.get("/open/guess", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert client.get(address, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 303
+
+
+def test_a_typed_answer_that_was_taken_out_again_is_gone(opened: Open) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    client.post("/vote", json=named(shown, choice="both wrong", typed="a cyst"))
+    assert client.post("/respond", json=named(shown, decision=None, typed="")).json()["typed"] == ""
+    (found,) = standing(read_votes(page.folder)["anna"]).values()
+    assert found.correct_answer is None
+
+
 @pytest.mark.parametrize(
     ("kind", "host"),
     by_kinds("evil.example", "evil.example:8765", "127.0.0.1:9999", "127.0.0.1", "", "localhost.evil:8765"),

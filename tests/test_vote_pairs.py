@@ -11,7 +11,7 @@ from helpers.judging import answers_of, judgment_on, write_answers, write_judgme
 from helpers.reviewing import vote_on, write_round
 from stllava.config import PairOptions, ReviewOptions
 from stllava.data.conversations import conversation
-from stllava.errors import ConflictError
+from stllava.errors import ConflictError, StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.records import Conversation, ConversationLineage, Judgment, Message, Preference, ReviewTask, VoteChoice
 from stllava.review.overrides import Decision, Decisions, voted_pair
@@ -117,6 +117,8 @@ def test_pair_lets_votes_override_verdicts_and_changes_nothing_else(tmp_path: Pa
     assert (mine.chosen, mine.rejected, mine.lineage.readers) == (turned.rejected, turned.chosen, ("anna",))
     assert not any(tasks[3].images == one.images for one in rows.values())
     assert again.manifest.measures["voted_pairs"] == 1
+    with pytest.raises(StllavaError, match=rf"is no review folder; .* Name {tmp_path / 'review'}\."):
+        make(votes=tmp_path, to=tmp_path / "another")
 
 
 # --- what is learned last --------------------------------------------------------------------------------------------

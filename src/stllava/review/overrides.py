@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stllava.errors import StllavaError
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Preferred, VoteChoice, content_id
 from stllava.review.readings import StandingVote, readings_by_task
 from stllava.review.tasks import TASKS, read_tasks
 from stllava.review.vote_log import read_votes, votes_path
+from stllava.rundir import REVIEW
 from stllava.store import file_hash, output_hash
 
 OverruleCause = Literal[
@@ -75,7 +77,13 @@ class Decisions:
 
 
 def votes_hash(folder: Path) -> str:
-    """One hash of a review folder's tasks and of every vote in it."""
+    """One hash of a review folder's tasks and of every vote in it; raises `StllavaError` for another folder."""
+    if not (folder / TASKS).is_dir():
+        raise StllavaError(
+            f"{folder} is no review folder",
+            expected="the folder review of a round, in which `stllava review` keeps tasks and votes",
+            remedy=f"Name {folder / REVIEW}." if (folder / REVIEW / TASKS).is_dir() else "Check the path (--votes).",
+        )
     votes = {reader: file_hash(votes_path(folder, reader)) for reader in read_votes(folder)}
     return content_id(output_hash(folder / TASKS), dict(sorted(votes.items())))
 

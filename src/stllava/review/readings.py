@@ -31,9 +31,8 @@ class StandingVote:
 
     @property
     def correct_answer(self) -> str | None:
-        """The right answer, where the reader typed it, last."""
-        later = self.response.correct_answer if self.response is not None else None
-        return later or self.vote.correct_answer
+        """The right answer, where the reader typed it: as it stood in its field at the last response, or at the vote."""
+        return (self.response or self.vote).correct_answer
 
     def settled(self, task: ReviewTask) -> VoteChoice:
         """What the reader says after having seen the expert's verdict: that one where it was confirmed."""

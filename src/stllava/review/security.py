@@ -42,6 +42,9 @@ _FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stl
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/static/review.css"></head>
 <body class="door"><main><form method="post"><label>Password <input type="password" name="password" autofocus></label>
 <button>Open</button></form></main></body></html>"""
+_AGAIN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stllava</title>
+<meta http-equiv="refresh" content="0; url={path}"></head><body><a href="{path}">Open</a></body></html>"""
+"""Asks for an address once more, from this server: browsers keep a strict cookie back where a link elsewhere was followed."""
 
 
 @dataclass
@@ -154,9 +157,14 @@ class Gate:
         if request.method == "HEAD":
             return _gone()  # Looking whether there is something uses up no token.
         password = None
+        if request.method == "GET" and self._door.knows(token):
+            if self._door.password is not None:
+                return HTMLResponse(_FORM)
+            if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+                return HTMLResponse(_AGAIN.format(path=ENTRY + token))
         if self._door.password is not None:
             if request.method == "GET":
-                return HTMLResponse(_FORM) if self._door.knows(token) else _gone()
+                return _gone()
             body = (await request.body()).decode(errors="replace")
             password = parse_qs(body).get("password", [""])[0]
         secret = self._door.enter(token, password)

@@ -50,7 +50,7 @@ class Advance:
     """How far a reader is."""
 
     read: int
-    """Votes that stand."""
+    """Votes that stand, on tasks that are drawn."""
     left: int
     """Tasks beyond the one on screen that the reader may still be shown."""
     upcoming: list[AnyTask]
@@ -96,7 +96,8 @@ class ReviewSession:
             candidates = self._candidates(reader)
             upcoming = [task for task, _ in islice(candidates, PRELOADED)]
             left = len(upcoming) + sum(1 for _ in candidates)
-            return Advance(len(self._states[reader].standing), left, upcoming)
+            read = sum(task in self._by_id for task, _ in self._states[reader].standing)
+            return Advance(read, left, upcoming)
 
     def open_task(self, reader: str) -> OpenTask | None:
         """What a reader has on screen: the task that is open, or else the next one; None where none is left."""

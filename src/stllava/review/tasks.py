@@ -101,10 +101,12 @@ def open_tasks(name: str, to: Path, options: ReviewOptions, *, inputs: Inputs) -
         try:
             stage = stack.enter_context(open_stage(name, to / TASKS, options, inputs=inputs, existing="resume"))
         except ConflictError as error:
+            found = str(error).partition("; expected")[0]
+            go_on = "Leave the options out to go on with these, or delete" if "config." in found else "Delete"
             raise ConflictError(
-                str(error).partition("; expected")[0],
+                found,
                 expected="the options with which these tasks were drawn, of the same answers",
-                remedy=f"Leave the options out to go on with these, or delete {to / TASKS} to draw others: votes stay.",
+                remedy=f"{go_on} {to / TASKS} to draw others: votes stay.",
             ) from None
         yield stage
 

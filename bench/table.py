@@ -34,6 +34,12 @@ def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def captioned(head: Iterable[str], groups: Iterable[tuple[str, Iterable[Iterable[str]]]]) -> str:
+    """A table for each group of rows, below a line that says what the group is."""
+    head = list(head)
+    return "\n\n".join(f"*{caption}*\n\n{rows(head, body)}" for caption, body in groups)
+
+
 def where(result: dict[str, Any]) -> str:
     """Device and commit."""
     return f"{result['cores']} cores of {result['device']}, {result['commit'][:7]}"
@@ -231,12 +237,12 @@ def efficiency() -> str:
 
 def real() -> str:
     """Self-training on real images: every arm beside the loop, whose own rows stand once for every set of seeds."""
-    body = []
+    groups = []
     told: set[tuple[str, str]] = set()
     for one in read("real-*.json"):
         seeds = f"seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}"
         drawn = f"; labelled images drawn anew ({one['resplit']})" if one["resplit"] is not None else ""
-        body.append([f"*{one['data']}, {seeds}{drawn}; {where(one)}*", "", "", "", "", "", ""])
+        body = []
         for name, arm in one["arms"].items():
             drawing = (name, f"{one['data']} {one['resplit']} {one['seeds']}")
             if drawing in told:
@@ -253,17 +259,17 @@ def real() -> str:
             spent = [seconds for task, seconds in one["seconds"].items() if task.partition(" ")[2] == name]
             minutes = f"{sum(spent) / len(spent) / 60:.0f}" if spent else ""
             body.append([*cells, " / ".join(blind), minutes])
+        groups.append((f"{one['data']}, {seeds}{drawn}; {where(one)}", body))
     gain = "the loop's gain over it"
-    return rows(("", "open exact match", gain, "closed accuracy", gain, "black images, open / closed", "minutes"), body)
+    head = ("", "open exact match", gain, "closed accuracy", gain, "black images, open / closed", "minutes")
+    return captioned(head, groups)
 
 
 def seeing() -> str:
     """VQA-RAD from a model that has learned to see, beside the same one from nothing."""
-    body = []
+    groups = []
     for one in read("seeing-*.json"):
-        body.append(
-            [f"*seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}; {where(one)}*", *[""] * 6]
-        )
+        body = []
         for name, arm in one["arms"].items():
             cells = []
             for metric in ("open_recall", "closed_accuracy"):
@@ -272,8 +278,10 @@ def seeing() -> str:
                 cells.append(gains.format(*arm[metric]["gain"]) if name.endswith("loop") else "")
                 cells.append(gains.format(*arm[metric]["seeing_minus_blind"]))
             body.append([name, *cells])
+        seeds = f"seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}"
+        groups.append((f"{seeds}; {where(one)}", body))
     gain, beyond = "the loop's gain over stage 1", "with images minus black ones"
-    return rows(("split, model, arm", "open recall", gain, beyond, "closed accuracy", gain, beyond), body)
+    return captioned(("split, model, arm", "open recall", gain, beyond, "closed accuracy", gain, beyond), groups)
 
 
 def readers() -> str:
@@ -308,17 +316,19 @@ def projector() -> str:
 
 def why_numbers_differ() -> str:
     """The same answers and policies under other prompts and judges."""
-    body = []
+    groups = []
     for one in read("why_numbers_differ-*.json"):
-        body.append([f"*{one['questions']:,} questions, seeds {', '.join(map(str, one['seeds']))}; {where(one)}*", *[""] * 4])
+        body = []
         for name, row in one["prompts"].items():
             cells = [f"{name}: `{one['words'][name]!r}`".replace("\\n", " ⏎ ").replace("'", "")]
             for metric in ("open_exact_match", "closed_accuracy"):
                 cells += _moved(row[metric])
             body.append(cells)
         body += [[f"judge, {name}", *_moved(row), "", ""] for name, row in one["judges"].items()]
+        seeds = ", ".join(map(str, one["seeds"]))
+        groups.append((f"{one['questions']:,} questions, seeds {seeds}; {where(one)}", body))
     moved = "difference"
-    return rows(("", "open", moved, "closed accuracy", moved), body)
+    return captioned(("", "open", moved, "closed accuracy", moved), groups)
 
 
 def _moved(figures: dict[str, list[float]]) -> list[str]:
@@ -359,6 +369,11 @@ TABLES = (
 )
 
 
+CAPTION = r"\*[^*\n]+\*\n\n(?=\|)"
+TABLE = re.compile(rf"\A(?:\|.*\n|{CAPTION}|\n(?={CAPTION}))+")
+"""Tables, each with its caption or without, up to what is written by hand."""
+
+
 def written(page: str) -> str:
     """The page with every table behind its mark; a mark that is missing is an error."""
     for table in TABLES:
@@ -366,7 +381,7 @@ def written(page: str) -> str:
         if page.count(mark) != 1:
             raise SystemExit(f"{PAGE} has no mark {mark.strip()}, or several")
         before, _, behind = page.partition(mark)
-        page = before + mark + table() + "\n" + re.sub(r"\A(?:\|.*\n)+", "", behind)
+        page = f"{before}{mark}{table()}\n\n{TABLE.sub('', behind).lstrip(chr(10))}"
     return page
 
 

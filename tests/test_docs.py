@@ -37,6 +37,18 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_says_in_words_where_it_leads(page: Path) -> None:
+    assert re.findall(r"\[[\w./-]+\.md\]\(", page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_sentence_is_taken_into_the_table_before_it(page: Path) -> None:
+    """Whatever stands right behind a table without an empty line becomes a row of it."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^\|.*\n(?!\||<!--)(\S.*)$", text, re.MULTILINE) == []
+
+
 def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
 

@@ -14,68 +14,30 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from helpers.reviewing import write_round
+from helpers.tracked import PACKAGES, PLANTED, keep_trackio_in, kept, write_outcome, write_run
 from stllava.cli import main
-from stllava.config import JudgeOptions, PairOptions
+from stllava.config import PairOptions
 from stllava.data.sources import PhantomData
-from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions
-from stllava.records import Difference, Outcome, Score
-from stllava.rundir import RunDir
-from stllava.store import Stage, write_whole
+from stllava.store import Stage
 from stllava.tracking import Tracking, numbers_of, stage_figures, track_run
 from stllava.tracking.figures import StageFigures
-from stllava.tracking.places import Tool
 from stllava.tracking.samples import ShownSample, host_allowed
+from stllava.tracking.trackers import Tool
 
-PLANTED = "mueller"
 pytestmark = pytest.mark.filterwarnings("ignore")  # The trackers' own, of what they import.
 TOOLS: tuple[Tool, ...] = get_args(Tool)
-PACKAGES = {"trackio": "trackio", "wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow"}
-
-
-def score(policy: str) -> Score:
-    return Score(policy=policy, benchmark="test", metric="closed_accuracy", value=0.5, low=0.25, high=0.75, n=4)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run in a folder, with records, causes and options, that name a patient."""
-    to = tmp_path / f"{PLANTED}-hans" / "run"
-    options = RunOptions(name="trial", data=PhantomData(), seed=3)
-    plan = Stage("run", to, options, inputs={"images": f"/data/{PLANTED}"}, existing="resume")
-    plan.write_plan()
-    judge = Stage("judge", to / "round-1" / "judge", JudgeOptions(), inputs={PLANTED: PLANTED}, existing="resume")
-    write_whole(judge.to / "judgments.jsonl", json.dumps({"image": f"{PLANTED}.png", "question": PLANTED}) + "\n")
-    dropped = Dropped({"unread reply": 2, f"Hans^{PLANTED}": 1})
-    judge.finish(
-        counts_in=9, counts_out=6, dropped=dropped, measures={"verdicts": 6, "cost": 0.25}, notes=[f"{PLANTED} was here"]
-    )
-    dpo = Stage("dpo", to / "round-1" / "dpo", JudgeOptions(), inputs={}, existing="resume")
-    dpo.finish(counts_in=6, counts_out=6, dropped=Dropped(), curves={"loss": [(1, 0.7), (2, 0.5)]})
-    return to
-
-
-def outcome(run: Path) -> None:
-    gain = Difference(
-        policy="round-1", against="sft", benchmark="test", metric="closed_accuracy", value=0.1, low=0.0, high=0.2, n=4
-    )
-    made = Outcome(
-        name="trial",
-        policies=("sft", "round-1"),
-        baselines=(),
-        best="round-1",
-        sentences=(PLANTED,),
-        notes=(PLANTED,),
-        scores=(score("sft"), score("round-1")),
-        differences=(gain,),
-        overlaps=(),
-    )
-    write_whole(RunDir(run).outcome, made.model_dump_json())
+    """A run in a folder that names a patient, as its records, causes and options do."""
+    return write_run(tmp_path / f"{PLANTED}-hans" / "run")
 
 
 def test_what_is_sent_are_counts_causes_curves_and_scores(run: Path) -> None:
-    outcome(run)
+    write_outcome(run)
     *stages, whole = stage_figures(run)
     judge, dpo = sorted(stages, key=lambda stage: stage.name, reverse=True)
     assert {name: judge.values[name] for name in ("in", "out", "verdicts", "cost")} == {
@@ -124,25 +86,93 @@ def test_nothing_of_a_patient_the_user_or_the_machine_leaves(
     monkeypatch.chdir(here)
     config = numbers_of(RunOptions(name="trial", data=PhantomData()))
     tracking = Tracking(tool)
-    if tool == "trackio":
-        import trackio
-
-        monkeypatch.setattr(trackio, "TRACKIO_DIR", places)
-        monkeypatch.setattr(trackio.sqlite_storage, "TRACKIO_DIR", places)
+    keep_trackio_in(places, tool, monkeypatch)
     assert set(track_run(run, tracking, name="trial-3", config=config)) == {"round-1/judge", "round-1/dpo"}
-    outcome(run)
+    write_outcome(run)
     assert track_run(run, tracking, name="trial-3", config=config) == ["run"]
     assert track_run(run, tracking, name="trial-3", config=config) == []
-    kept = b"".join(written(place) for place in (run / "track", places) if place.exists())
+    found = b"".join(written(place) for place in (run / "track", places) if place.exists())
     # Where artifacts of MLflow's Default experiment would lie, in a database on this machine; a server has its own.
-    kept = kept.replace(f"{here}/mlruns/0".encode(), b"") if tool == "mlflow" else kept
-    assert b"left out/unread reply" in kept
-    assert b"closed_accuracy" in kept
-    found = [kept[max(0, at.start() - 60) : at.end() + 60] for at in re.finditer(PLANTED.encode(), kept, re.IGNORECASE)]
-    assert found == []
-    assert b"Hans" not in kept
+    found = found.replace(f"{here}/mlruns/0".encode(), b"") if tool == "mlflow" else found
+    assert b"left out/unread reply" in found
+    assert b"closed_accuracy" in found
+    told = [found[max(0, at.start() - 60) : at.end() + 60] for at in re.finditer(PLANTED.encode(), found, re.IGNORECASE)]
+    assert told == []
+    assert b"Hans" not in found
     with pytest.raises(StllavaError, match="is tracked by"):
         track_run(run, Tracking("tensorboard" if tool != "tensorboard" else "wandb"), name="x", config={})
+
+
+CLASSES: dict[str, str] = {
+    "number": "numbers: figures, options, steps, counters, times",
+    "name": "names of stages, measures, causes, benchmarks and options",
+    "run": "the name of the run (the recipe's, and the seed), its project, ids drawn by chance",
+    "time": "times in words",
+    "version": "versions of the tool, its files and Python; the kind of system, such as linux-x86_64",
+    "word": "words of the tool's own, such as scalars or FINISHED",
+    "folder": "the current folder, as the place of an empty experiment; it stays in the database here",
+}
+"""Of what is kept, by its line in docs/tracking.md."""
+WORDS: dict[Tool, set[str]] = {
+    "trackio": {"metrics", "configs", "_Username", "_Created", "_Group"},
+    "tensorboard": {"events", "out", "tfevents", "tensorboard.summary.writer.event_file_writer", "scalars"},
+    "wandb": {"-", "_wandb", "_runtime", "_step", "_timestamp", "runtime"},
+    "mlflow": {
+        *("UNKNOWN", "unknown", "FINISHED", "active", "default", "Default", "mlflow.runName"),
+        "Default workspace for legacy resources",
+    },
+}
+"""All that a tool says by itself."""
+DRAWN = re.compile(r"(trial-3(-[0-9a-f]{6})?|stllava|[0-9a-f]{8}|[0-9a-f]{32})")
+VERSION = re.compile(r"brain\.Event:\d|\d+\.\d+\.\d+(\+[0-9a-f]{40})?|[0-9a-f]{12}|[a-z]+-(x86_64|amd64|arm64|aarch64)")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+")
+
+
+def class_of(tool: Tool, value: object, names: set[str], here: Path) -> str | None:
+    """Which of the classes a value is of; None of no one."""
+    if isinstance(value, bool | int | float) or re.fullmatch(r"\d*\.?\d+(e-?\d+)?|True|False", str(value)):
+        return "number"
+    text = str(value)
+    if text in WORDS[tool]:
+        return "word"
+    if text in names:
+        return "name"
+    if TIME.fullmatch(text):
+        return "time"
+    if tool == "mlflow" and text == f"{here}/mlruns/0":
+        return "folder"
+    if tool == "wandb" and re.fullmatch(r"[a-z0-9]{12}", text):
+        return "run"  # Ids of what it says to its own process.
+    inside = text.removeprefix("mlflow-artifacts:/").removesuffix("/artifacts") if tool == "mlflow" else text
+    if all(DRAWN.fullmatch(part) for part in inside.split("/")):
+        return "run"
+    return "version" if VERSION.fullmatch(text) else None
+
+
+@pytest.mark.parametrize("tool", [pytest.param(tool, marks=[pytest.mark.slow] if tool == "mlflow" else []) for tool in TOOLS])
+def test_every_value_that_a_tracker_keeps_is_of_a_class_that_the_page_lists(
+    tool: Tool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(PACKAGES[tool])
+    keep_trackio_in(tmp_path / "places", tool, monkeypatch)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_outcome(run)
+    config = numbers_of(RunOptions(name=PLANTED, data=PhantomData()))
+    track_run(run, Tracking(tool), name="trial-3", config=config)
+    figures = stage_figures(run)
+    names = {f"{stage.name}/{one}" for stage in figures for one in (*stage.values, *stage.curves, "step")} | {*config}
+    names |= {re.sub(r"[^\w\-. /]", "_", name) for name in names}  # As MLflow takes them.
+    values = kept(tool, run, tmp_path / "places")
+    classes = {(where, str(value)): class_of(tool, value, names, here) for where, value in values if value != ""}
+    assert [field for field, found in classes.items() if found is None] == []
+    page = (Path(__file__).parent.parent / "docs" / "tracking.md").read_text(encoding="utf-8")
+    (head,) = re.findall(r"^\| kept of a run \|(.*)\|$", page, re.MULTILINE)
+    column = [cell.strip() for cell in head.split("|")].index(tool)
+    listed = {line[0]: line[1:] for line in (re.split(r"\s*\|\s*", row)[1:-1] for row in page.splitlines() if row[:1] == "|")}
+    told = {name for name, words in CLASSES.items() if listed[words][column] == "yes"}
+    assert {*classes.values()} == told
 
 
 @pytest.fixture
@@ -175,18 +205,18 @@ def test_samples_are_shown_only_where_that_is_said_and_without_what_stands_besid
         "round-1/judge",
     }
     where = (judged / "track", places)
-    kept = b"".join(written(place) for place in where if place.exists())
-    assert b"What is at place" not in kept
-    assert b"PNG" not in kept
+    found = b"".join(written(place) for place in where if place.exists())
+    assert b"What is at place" not in found
+    assert b"PNG" not in found
     shown = Tracking(tool, samples=True)
     assert track_run(judged, shown, name="trial-3", config={}) == ["round-1/judge/samples"]
     assert track_run(judged, shown, name="trial-3", config={}) == []
-    kept = b"".join(written(place) for place in where if place.exists())
-    assert b"What is at place 3?" in kept
-    assert b": a nodule on the left 3" in kept
-    assert b"PNG" in kept
-    assert PLANTED.encode() not in kept
-    assert b"PatientName" not in kept
+    found = b"".join(written(place) for place in where if place.exists())
+    assert b"What is at place 3?" in found
+    assert b": a nodule on the left 3" in found
+    assert b"PNG" in found
+    assert PLANTED.encode() not in found
+    assert b"PatientName" not in found
     assert not (judged / "track" / "audit.jsonl").exists()
 
 
@@ -204,7 +234,7 @@ def test_samples_go_to_another_machine_by_the_rule_of_experts_alone(judged: Path
 
 def test_every_picture_that_leaves_is_noted_before_it_does(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere:
-        id = "one"
+        id, adds = "one", True
 
         def log(self, stage: StageFigures) -> None:
             """Take figures."""
@@ -217,7 +247,7 @@ def test_every_picture_that_leaves_is_noted_before_it_does(judged: Path, monkeyp
         def close(self) -> None:
             """Nothing to wait for."""
 
-    monkeypatch.setattr("stllava.tracking.places._open", lambda *_, **__: Elsewhere())
+    monkeypatch.setattr("stllava.tracking.places.open_tracker", lambda *_, **__: Elsewhere())
     there = Tracking("wandb", to="https://api.wandb.ai", samples=True, send_images=True)
     assert "round-1/judge/samples" in track_run(judged, there, name="x", config={})
 

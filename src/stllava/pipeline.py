@@ -3,6 +3,7 @@
 Writes one folder a stage under the run directory, then `outcome.json`, `summary.json` and `report.html`.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,9 @@ from stllava.store import (
     write_whole,
 )
 from stllava.text import counted
-from stllava.tracking import Tracking, numbers_of, track_run
+from stllava.tracking import TrackerError, Tracking, numbers_of, require_tracker, track_run
+
+logger = logging.getLogger(__name__)
 
 MAY_CHANGE = frozenset(
     {"name", "model", "rounds", "patience", "keep_pairs", "final_sft", "baselines", "allow_overlap", "max_bad", "training"}
@@ -122,6 +125,8 @@ class Loop:
                 remedy="Set judge.expert to reference (with data.references), chat or local: docs/expert.md; of a "
                 "simulated one, set simulated.of to reference.",
             )
+        if (tracking := self.tracking()) is not None:
+            require_tracker(tracking)
         data = prepare(
             options.data, seed=options.seed, to=self.folder.data, allow_overlap=options.allow_overlap, max_bad=options.max_bad
         )
@@ -171,18 +176,27 @@ class Loop:
         self.sentences.append(f"{best} is the best policy: its validation score of {values[best]:.3f} is the highest.")
         return self.measure(best, data)
 
-    def track(self) -> None:
-        """Tell the tracker what is new, where there is one."""
+    def tracking(self) -> Tracking | None:
+        """The tracker that the options name, and what may go there."""
         options = self.options
-        if options.track != "none":
-            tracking = Tracking(
-                options.track,
-                to=options.track_to,
-                project=options.track_project,
-                samples=options.track_samples,
-                send_images=options.track_send_images,
-            )
-            track_run(self.folder.path, tracking, name=f"{options.name}-{options.seed}", config=numbers_of(options))
+        if options.track == "none":
+            return None
+        return Tracking(
+            options.track,
+            to=options.track_to,
+            project=options.track_project,
+            samples=options.track_samples,
+            send_images=options.track_send_images,
+        )
+
+    def track(self) -> None:
+        """Tell the tracker what is new, where there is one; one that does not answer is told later, and stops nothing."""
+        options = self.options
+        if (tracking := self.tracking()) is not None:
+            try:
+                track_run(self.folder.path, tracking, name=f"{options.name}-{options.seed}", config=numbers_of(options))
+            except TrackerError as error:
+                logger.warning("%s", error)
 
     def start(self, data: DataSet) -> str:
         """The model that stage 1 starts from: as the options name it, or aligned with the data's captions."""

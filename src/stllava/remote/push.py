@@ -4,9 +4,7 @@ Of a policy only files that a plain transformers folder has are sent (`SENT`), o
 none that holds a path of this machine, its name, or its user's. Nothing is sent before all of them were looked at.
 """
 
-import getpass
 import re
-import socket
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +15,7 @@ from pydantic import JsonValue
 
 from stllava.data.exchange.parquet import TRAIN, parquet_texts
 from stllava.errors import StllavaError
+from stllava.remote.identities import identity_in
 
 CARD = "README.md"
 SENT = (
@@ -38,10 +37,6 @@ SENT = (
 )
 """What is sent of a folder; plans, manifests, locks and whatever else lies there stays here."""
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-SHORTEST = 4
-"""Letters of a user's or machine's name that are looked for: shorter ones stand in any text."""
-EVERYBODY = frozenset({"root", "user", "ubuntu", "localhost"})
-"""Names that tell nothing of anybody."""
 
 
 def push_policy(folder: Path, repository: str, *, private: bool, metadata: Mapping[str, JsonValue]) -> tuple[str, list[str]]:
@@ -128,14 +123,10 @@ def _with_metadata(card: str, metadata: Mapping[str, JsonValue]) -> str:
 
 def _refuse_identities(path: Path, texts: Iterable[str]) -> None:
     """Refuse a file among whose texts one names a folder of this machine, the machine, or who works on it."""
-    names = {name for name in (getpass.getuser(), socket.gethostname()) if len(name) >= SHORTEST} - EVERYBODY
-    places = {str(place) for place in (Path.home(), Path.cwd()) if len(place.parts) > 1}
     for text in texts:
-        found = [place for place in places if f"{place}/" in f"{text}/"]
-        found += [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-        if found:
+        if (found := identity_in(text)) is not None:
             raise StllavaError(
-                f"{path} names {found[0]}",
+                f"{path} names {found}",
                 expected="files that tell nothing of this machine or its user",
                 remedy="Take that out of the file, and give the same command again; nothing was sent.",
             )

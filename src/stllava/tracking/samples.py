@@ -1,7 +1,8 @@
 """What a run's expert judged, as texts and pictures for a tracker: only where `track_samples` says so, and where they may go.
 
 A tracker's folder, or its database on this machine, may have them. One elsewhere is held to the rule of an expert's address:
-`track_send_images`, and every picture is noted in `track/audit.jsonl` before it leaves. Names of files never go along.
+`track_send_images`, and every picture is noted in `track/audit.jsonl` before it leaves. Names of files never go along, and
+paths, addresses and the names of this machine and its user are hidden in the texts, as in the card of an exported policy.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from stllava.data.images import open_image
 from stllava.errors import StllavaError
 from stllava.records import Answers, Judgment
 from stllava.remote.address import reach
+from stllava.remote.identities import names_here
+from stllava.report.redaction import HIDDEN, Secrets
 from stllava.rundir import RunDir
 from stllava.store import stream_records
 
@@ -28,7 +31,7 @@ class ShownSample:
     """A question with its picture, its answers and what the expert said of them."""
 
     text: str
-    """Question, then an answer a line with its score; the expert's cause where it gave no verdict."""
+    """Question, then an answer a line with its score; the expert's cause where it gave no verdict. No path, no address."""
     picture: Image.Image
     """Pixels alone: nothing that a file carries beside them."""
     name: str
@@ -72,4 +75,6 @@ def _shown(row: Answers, judgment: Judgment, *, root: Path) -> ShownSample:
     said = [f"{'-' if score is None else f'{score:.2f}'}: {text}" for score, text in zip(scores, row.completions, strict=True)]
     verdict = [f"no verdict: {judgment.cause}"] if judgment.scores is None else []
     bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())
-    return ShownSample("\n".join([row.question, *said, *verdict]), bare, row.images[0])
+    text = Secrets().redact("\n".join([row.question, *said, *verdict]))
+    names = names_here()
+    return ShownSample(names.sub(HIDDEN, text) if names is not None else text, bare, row.images[0])

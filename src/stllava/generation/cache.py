@@ -1,11 +1,12 @@
 """The keys and values of what a model has read: a cache that grows in place, and the prefixes of images kept for later."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from stllava.model.load import Prefix
@@ -68,6 +69,11 @@ class AppendableCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
+
+    def argument_of(self, model: PreTrainedModel) -> dict[str, Any]:
+        """This cache under the name that the model's forward has for it: another one from transformers 5.24 on."""
+        names = signature(type(model).forward).parameters
+        return {"cache" if "cache" in names else "past_key_values": self}
 
     def held(self) -> list[GrowingLayer]:
         """The layers."""

@@ -82,8 +82,8 @@ class TreeDecoder:
                         [[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device
                     ),
                     position_ids=torch.arange(width, device=device).expand(len(new), -1),
-                    past_key_values=cache,
                     use_cache=True,
+                    **cache.argument_of(self.policy.model),
                     **self.policy.join(encoded),
                 )
         if len(new) < len(distinct):
@@ -130,7 +130,7 @@ class TreeDecoder:
         mask = additive_mask(sees, model)[:, None]
         with logits_at(model, rows, columns):
             logits: Tensor = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **cache.argument_of(model)
             ).logits
         return logits[0]
 

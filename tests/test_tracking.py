@@ -130,9 +130,11 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+")
 
 def class_of(tool: Tool, value: object, names: set[str], here: Path) -> str | None:
     """Which of the classes a value is of; None of no one."""
-    if isinstance(value, bool | int | float) or re.fullmatch(r"\d*\.?\d+(e-?\d+)?|True|False", str(value)):
-        return "number"
     text = str(value)
+    if isinstance(value, str) and DRAWN.fullmatch(text):
+        return "run"  # Before numbers: an id may be all digits.
+    if isinstance(value, bool | int | float) or re.fullmatch(r"\d*\.?\d+(e-?\d+)?|True|False", text):
+        return "number"
     if text in WORDS[tool]:
         return "word"
     if text in names:

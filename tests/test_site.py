@@ -106,3 +106,65 @@ def test_no_page_of_the_site_is_wider_than_a_phone(site: Path) -> None:
             wide[str(file.relative_to(site))] = page.evaluate("document.scrollingElement.scrollWidth")
     assert len(wide) == len(navigation())
     assert {name: pixels for name, pixels in wide.items() if pixels > width} == {}
+
+
+FAINT = """() => {
+    const paint = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const channels = colour => {
+        paint.clearRect(0, 0, 1, 1);
+        paint.fillStyle = colour;
+        paint.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = paint.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const over = (front, back) => [0, 1, 2].map(i => front[3] * front[i] + (1 - front[3]) * back[i]).concat(1);
+    const behind = element => {
+        if (!element) return [255, 255, 255, 1];
+        const own = channels(getComputedStyle(element).backgroundColor);
+        return own[3] === 1 ? own : over(own, behind(element.parentElement));
+    };
+    const light = colour => {
+        const [r, g, b] = colour.slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = {};
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node; node = walker.nextNode();) {
+        const element = node.parentElement, text = node.textContent.trim();
+        if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+        const style = getComputedStyle(element), back = behind(element);
+        const sides = [light(over(channels(style.color), back)), light(back)].sort((a, b) => b - a);
+        const ratio = (sides[0] + 0.05) / (sides[1] + 0.05), size = parseFloat(style.fontSize);
+        const large = size >= 24 || (size >= 18.66 && parseInt(style.fontWeight) >= 700);
+        const colours = `${style.color} on ${back.slice(0, 3)}: ${ratio.toFixed(2)}`;
+        if (ratio < (large ? 3 : 4.5) - 0.01) found[colours] = text.slice(0, 40);
+    }
+    return found;
+}"""
+"""Texts whose colour stands out from what lies behind it by less than WCAG 2.2 asks for (AA, 1.4.3), by their colours."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_of_the_site_can_be_told_from_its_ground(site: Path, scheme: str) -> None:
+    with browsing() as browser:
+        width, height = SIZES["desktop"]
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        faint = {}
+        for file in sorted(site.rglob("index.html")):
+            page.goto(file.as_uri())
+            shown = page.evaluate("document.body.dataset.mdColorScheme")
+            assert shown == {"light": "default", "dark": "slate"}[scheme]
+            if found := page.evaluate(FAINT):
+                faint[str(file.relative_to(site))] = found
+    assert faint == {}
+
+
+def test_a_faint_text_is_found() -> None:
+    with browsing() as browser:
+        page = browser.new_page()
+        page.set_content(
+            '<body style="background: #fff"><p style="color: #777">faint</p><p style="color: #767676">clear</p>'
+            '<div style="background: rgba(0, 0, 0, 0.9)"><p style="color: #000">black on black</p></div></body>'
+        )
+        assert sorted(page.evaluate(FAINT).values()) == ["black on black", "faint"]

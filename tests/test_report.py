@@ -338,10 +338,22 @@ def test_a_notebook_shows_scores_and_pictures_and_escapes_what_was_said(made: Ma
 
 def test_a_record_shows_its_fields_in_a_notebook() -> None:
     html = Score(policy=EVIL, benchmark="vqa-rad", metric="recall", value=0.5, low=0.4, high=0.6, n=3)._repr_html_()
-    assert "<td>n</td><td>3</td>" in html
-    assert "<td>rule</td>" not in html  # It holds nothing.
+    cell = '<td style="text-align: left">'
+    assert f"{cell}n</td>{cell}3</td>" in html
+    assert ">rule</td>" not in html  # It holds nothing.
     assert "<script" not in html
     assert "&lt;" in html
+
+
+def test_what_a_record_holds_is_shown_in_words(made: Made) -> None:
+    pair = read_records(made.run / "round-1" / "pair", "preferences", Preference)[0]
+    html = pair._repr_html_()
+    assert "role: user, content: " in html
+    assert "Message(" not in html
+    assert "('" not in html
+    many = pair.model_copy(update={"images": ("a.png", "b.png"), "margin": 1 / 3})._repr_html_()
+    assert "a.png<br>b.png" in many
+    assert ">0.3333<" in many
 
 
 def test_a_script_in_a_chart_is_shown_as_text() -> None:

@@ -7,15 +7,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TextIO, TypeVar
 
 from stllava.text import printable
 
 T = TypeVar("T")
 
-LIVE_SECONDS = 0.2
+LIVE_SECONDS, CELL_SECONDS = 0.2, 1.0
 LOG_SECONDS = 30.0
 LOG_FORM, LOUDNESS = "STLLAVA_LOG", "STLLAVA_LOUDNESS"
 """Variables of the environment: text or json; quiet, normal or verbose."""
@@ -38,6 +39,22 @@ def is_plain() -> bool:
     return os.environ.get(LOUDNESS) != "quiet" and os.environ.get(LOG_FORM) != "json"
 
 
+def in_notebook() -> bool:
+    """Whether what is written stands below a cell, where the stream of errors is red and no line is written over."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
+
+
+def progress_stream() -> TextIO:
+    """Where progress and the tables beside it are written."""
+    return sys.stdout if in_notebook() else sys.stderr
+
+
+def _line_of_a_cell() -> Callable[[str], None]:
+    """Shows a line below a notebook's cell, and the next one in its place."""
+    handle = import_module("IPython.display").display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda line: handle.update({"text/plain": line}, raw=True)
+
+
 def json_event(event: str, **facts: str | float) -> str:
     """A line of a log in JSON: what happened, when (ISO 8601, UTC), and the facts."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -50,11 +67,13 @@ class Progress:
     def __init__(self, label: str, total: int, *, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.resumed = done, done
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream = stream if stream is not None else progress_stream()
         self.live = self.stream.isatty()
         self.silent = place_among_processes()[0] > 0 or os.environ.get(LOUDNESS) == "quiet"
         self.json = os.environ.get(LOG_FORM) == "json"
-        self.live = self.live and not self.json
+        in_cell = stream is None and in_notebook() and not self.silent and not self.json
+        self.cell = _line_of_a_cell() if in_cell else None
+        self.live = (self.live or in_cell) and not self.json
         self.started = self.shown = time.monotonic()
         self.extra = ""
 
@@ -74,7 +93,7 @@ class Progress:
 
     def tick(self) -> float:
         """Show the line if it is time, though nothing more may be done; returns the seconds until it is time again."""
-        now, pause = time.monotonic(), LIVE_SECONDS if self.live else LOG_SECONDS
+        now, pause = time.monotonic(), CELL_SECONDS if self.cell else LIVE_SECONDS if self.live else LOG_SECONDS
         if now - self.shown >= pause:
             self.shown = now
             self._show(end=False)
@@ -110,6 +129,9 @@ class Progress:
             return  # Of processes that train together the first one tells.
         if self.json:
             self.stream.write(self.json_line() + "\n")
+        elif self.cell is not None:
+            self.cell(printable(self.line()))
+            return
         elif self.live:
             self.stream.write("\r\033[2K" + printable(self.line()) + ("\n" if end else ""))
         else:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from pydantic_core import ErrorDetails
 
 from stllava.errors import StllavaError
+from stllava.records.html import table_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -55,6 +56,10 @@ class Options(BaseModel):
     """Options that change how the work is done but not what comes of it: they may differ when work is resumed."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Today's names of options by those of the release before, which are refused."""
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows them: a row for each option that says something."""
+        return table_of(self)
 
     def resume_key(self) -> dict[str, JsonValue]:
         """All options but the runtime-only ones: what unfinished work must have been started with to be resumed."""

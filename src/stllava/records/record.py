@@ -5,7 +5,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from stllava.records.html import table
+from stllava.records.html import table_of
 
 FORMAT = 2
 """The form in which runs and stages are written; what has another one is refused (`store.read_formatted`)."""
@@ -25,10 +25,7 @@ class Record(BaseModel):
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: a row for each field that holds something."""
-        fields = [(name, getattr(self, name)) for name in type(self).model_fields]
-        return table(
-            ("", type(self).__name__), [(name, str(value)) for name, value in fields if value not in (None, "", (), [], {})]
-        )
+        return table_of(self)
 
 
 class Keyed(Record):

@@ -1,7 +1,6 @@
 """What stands beside a training: the progress line, the curves so far, a look at the first gradients, sealed checkpoints."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import nn
 
 from stllava.errors import StllavaError
 from stllava.model.adapters import no_kernels_of_the_hub, without_gradient
-from stllava.progress import Progress, is_plain
+from stllava.progress import Progress, is_plain, progress_stream
 from stllava.store import CurvePoint, is_sealed, remove_folder, seal
 from stllava.text import show
 from stllava.training.processes import Processes
@@ -115,7 +114,7 @@ class Display(TrainerCallback):
         """Write the table and open the line."""
         if state.is_world_process_zero:
             if self.heading and is_plain():
-                show(*self.heading, stream=sys.stderr)
+                show(*self.heading, stream=progress_stream())
             self.progress = Progress(self.label, state.max_steps, unit="steps", done=state.global_step).__enter__()
 
     def on_log(

@@ -351,6 +351,11 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+def test_without_a_python_it_is_this_one_where_it_has_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stllava.config.generation.find_spec", {"vllm": object()}.get)
+    assert EndpointOptions(serve="vllm").python is None
+
+
 def test_options_of_servers_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="serve or url"):
         EndpointOptions(serve="vllm", python=Path("python"), url="http://127.0.0.1:1/v1")

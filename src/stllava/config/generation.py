@@ -1,6 +1,7 @@
 """Options of the stages in which the policy speaks: ask, answer, evaluate."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -69,7 +70,8 @@ class ServeOptions(ServerOptions):
     """vllm: start vLLM servers of the model here, look after them and end them, instead of url; those of a policy are also
     checked against it."""
     python: NamedPath | None = None
-    """With serve: the Python of the environment in which vLLM is installed, such as /opt/vllm/bin/python."""
+    """With serve: the Python of the environment in which vLLM is installed, such as /opt/vllm/bin/python; unset, this one,
+    which has it with `stllava[vllm]`."""
     replicas: PositiveInt = 1
     """With serve: number of servers, each with a GPU of its own where there are any."""
     arguments: RequestFields = Field(default={})
@@ -81,8 +83,10 @@ class ServeOptions(ServerOptions):
     def _served_here_or_there(self) -> "ServeOptions":
         if self.serve and self.url:
             raise ValueError("serve or url: servers are started here, or spoken to where they are")
-        if self.serve and self.python is None:
-            raise ValueError("python with serve: the Python of the environment in which vLLM is installed")
+        if self.serve and self.python is None and find_spec("vllm") is None:
+            raise ValueError(
+                "python with serve: the Python of the environment in which vLLM is installed; or pip install 'stllava[vllm]'"
+            )
         return self
 
 

@@ -354,6 +354,8 @@ def test_what_a_record_holds_is_shown_in_words(made: Made) -> None:
     many = pair.model_copy(update={"images": ("a.png", "b.png"), "margin": 1 / 3})._repr_html_()
     assert "a.png<br>b.png" in many
     assert ">0.3333<" in many
+    judged = read_records(made.run / "round-1" / "judge", "judgments", Judgment)
+    assert ">1, 0" in next(one for one in judged if one.scores and one.scores[:2] == (1, 0))._repr_html_()
 
 
 def test_a_script_in_a_chart_is_shown_as_text() -> None:

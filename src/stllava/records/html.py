@@ -34,11 +34,11 @@ def table_of(model: BaseModel) -> str:
 
 
 def cell_of(value: object) -> str:
-    """A value as words: lists line by line, what has fields by them, numbers to four digits."""
+    """A value as words: texts of a list line by line, its numbers on one, what has fields by them, numbers to four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return "\n".join(map(cell_of, value))
+        return (", " if all(isinstance(one, int | float) for one in value) else "\n").join(map(cell_of, value))
     if isinstance(value, BaseModel):
         fields = ((name, getattr(value, name)) for name in type(value).model_fields)
         return ", ".join(f"{name}: {cell_of(one)}" for name, one in fields if one not in EMPTY)

@@ -446,6 +446,32 @@ def page_slice(page: Any) -> int:
     return int(page.locator("#window-level").inner_text().partition(" of ")[0]) - 1
 
 
+def test_two_readers_in_one_browser_come_by_a_link_and_do_not_vote_for_each_other(tmp_path: Path) -> None:
+    """The address is followed from another site's page, as from web mail; then a second reader opens another tab."""
+    write_round(tmp_path, 12)
+    words = ["review", str(tmp_path), "--root", str(tmp_path / "images"), "--reader", "anna", "ben", "--port", "0"]
+    with serving(words) as (_, addresses), browsing() as browser:
+        context, held = browser.new_context(), list[Any]()
+        page, other = context.new_page(), context.new_page()
+        mail = f'<a href="{addresses[0]}">read</a>'
+        page.route("http://mail.example/", lambda route: route.fulfill(body=mail, content_type="text/html"))
+        page.route("**/image/*", lambda route: held.append(route))  # Playwright takes no method of a list.
+        page.goto("http://mail.example/")
+        page.locator("a").click()
+        shows(page, "open")
+        page.locator("#picture-note", has_text="being loaded").wait_for()
+        page.unroute("**/image/*")
+        for route in held:
+            route.continue_()
+        view_of(page)
+        assert page.locator("#picture-note").is_hidden()
+        other.goto(addresses[1])
+        shows(other, "open")
+        page.keyboard.press("1")
+        page.locator("#trouble", has_text="opened the page for ben since").wait_for()
+    assert read_votes(tmp_path / "review") == {"anna": [], "ben": []}
+
+
 def test_the_page_fits_every_screen(tmp_path: Path) -> None:
     build(tmp_path / "run", images=12, rounds=1)
     readers = [f"{size}-{scheme}" for size in SIZES for scheme in ("light", "dark")]

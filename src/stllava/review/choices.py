@@ -61,8 +61,8 @@ BUTTONS: Mapping[ReviewKind, tuple[Button, ...]] = {
         _CANNOT_TELL,
     ),
     "pictures": (
-        Button("1", "burned", "burned", "letters, digits or a code are left in the picture"),
-        Button("2", "not burned", "not burned", "none are"),
+        Button("1", "burned", "text is left", "letters, digits or a code are left in the picture"),
+        Button("2", "not burned", "no text is left", "none are"),
         _CANNOT_TELL,
     ),
 }

@@ -336,7 +336,7 @@ class Viewer {
   async showSlice() {
     const id = this.images[this.slice];
     this.picture = null;
-    this.note(id === undefined ? "This question has no image." : "");
+    this.note(id === undefined ? "This question has no image." : "The image is being loaded.");
     if (id === undefined) {
       this.draw();
       return;
@@ -346,6 +346,7 @@ class Viewer {
       // A window that was set holds for the next slices of the series: none is shown without it first.
       if (this.window && this.deep[id]) await this.deepen(picture).catch(() => undefined);
       if (this.images[this.slice] !== id) return;
+      this.note("");
       this.picture = picture;
       if (!this.view) this.fit();
       this.develop();

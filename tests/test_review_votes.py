@@ -23,7 +23,7 @@ from stllava.review.round_files import find_round
 from stllava.review.tasks import draw_tasks, judged_pair, sizes_of
 from stllava.review.vote_log import VoteLog, read_votes, votes_path
 from stllava.review.votes_check import check_votes, votes_check
-from stllava.store import read_record
+from stllava.store import locked, read_record
 from test_report import build
 
 OPTIONS = ReviewOptions(tasks=60, overlap=0.3, repeats=0.1)
@@ -205,8 +205,10 @@ def test_a_disk_without_locks_and_a_folder_in_the_way_are_told(tmp_path: Path, m
     with pytest.raises(StllavaError, match="a folder is in the way"):
         VoteLog(tmp_path, "ben")
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(StllavaError, match="cannot be locked: No locks available"):
+    with pytest.raises(StllavaError, match=r"file system of .*anna\.jsonl gives no locks"):
         VoteLog(tmp_path, "anna")
+    with pytest.raises(StllavaError, match=r"file system of .*stage gives no locks"), locked(tmp_path / "stage"):
+        pytest.fail("nothing is written without a lock")
 
 
 @pytest.mark.parametrize("name", ["", "../anna", "a/b", "a.b", "-x", "a" * 65, "a\x1b[31m", "a\nb", "a b"])

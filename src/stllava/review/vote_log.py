@@ -70,9 +70,10 @@ class VoteLog:
             _refuse_other_spelling(self.path)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            self._lock()
-            self._end_with_whole_line()
-            self.votes = _votes_in(self.path)
+            with disk_errors(self.path):
+                self._lock()
+                self._end_with_whole_line()
+                self.votes = _votes_in(self.path)
         except BaseException:
             self.close()
             raise
@@ -117,12 +118,6 @@ class VoteLog:
                 f"{self.path} is in use by another process",
                 expected="one review a reader at a time",
                 remedy="End the other one, or name another reader (--reader).",
-            ) from None
-        except OSError as error:
-            raise StllavaError(
-                f"{self.path} cannot be locked: {error.strerror}",
-                expected="a file system with locks, so that no two processes write the votes of one reader",
-                remedy="Move the run to a disk of this machine, or have the network's disk mounted with locks.",
             ) from None
 
     def _refuse_lost_file(self) -> None:

@@ -82,6 +82,11 @@ _FORBIDDEN = (
     "Change its owner or mode and give the same command again",
 )
 _IN_THE_WAY = ("a file is in the way of the folder {}", "a folder, or nothing yet", "Name another folder, or move the file")
+_LOCKLESS = (
+    "the file system of {} gives no locks",
+    "one with locks, so that no two processes write to one place",
+    "Work on a disk of this machine, or have the network's disk mounted with locks",
+)
 _DISK = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -102,6 +107,8 @@ _DISK = {
     errno.ENAMETOOLONG: ("the path {} is too long", "one that the file system takes", "Name another folder"),
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
+    errno.ENOLCK: _LOCKLESS,
+    errno.EOPNOTSUPP: _LOCKLESS,
     errno.EISDIR: ("a folder is in the way of the file {}", "a file, or nothing yet", "Move the folder"),
 }
 """What was found, what was expected and what to do, by the system's number."""

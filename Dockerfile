@@ -28,6 +28,7 @@ RUN wheel="$(ls /wheels/stllava-*.whl)" \
 RUN useradd --create-home stllava
 USER stllava
 WORKDIR /work
-ENV HF_HOME=/work/.cache/huggingface
+# A user of whom the image knows a number alone needs a name in the environment: torch asks for one (pytorch/pytorch#140765).
+ENV HF_HOME=/work/.cache/huggingface USER=stllava
 ENTRYPOINT ["stllava"]
 CMD ["--help"]

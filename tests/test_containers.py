@@ -47,6 +47,11 @@ def test_nothing_runs_as_root_in_the_image() -> None:
     assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.MULTILINE) == ["stllava"]
 
 
+def test_a_user_with_a_number_alone_has_a_name_in_the_image() -> None:
+    """`docker run --user "$(id -u):$(id -g)"`, as the pages say: pytorch/pytorch#140765."""
+    assert re.search(r"^ENV .*\bUSER=stllava\b", DOCKERFILE, re.MULTILINE)
+
+
 def test_the_run_of_the_compose_file_is_a_command_and_its_expert_has_no_way_out() -> None:
     services = COMPOSE["services"]
     command, *words = services["run"]["command"]

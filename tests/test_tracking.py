@@ -18,6 +18,7 @@ from helpers.tracked import PACKAGES, PLANTED, keep_trackio_in, kept, write_outc
 from stllava.cli import main
 from stllava.config import PairOptions
 from stllava.data.sources import PhantomData
+from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.recipe import RunOptions
 from stllava.store import Stage
@@ -255,12 +256,17 @@ def test_every_picture_that_leaves_is_noted_before_it_does(judged: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_curve_by_its_steps(run: Path) -> None:
+def test_mlflow_has_the_curve_by_its_steps_but_for_what_is_no_number(run: Path) -> None:
     pytest.importorskip("mlflow")
+    broken = Stage("dpo", run / "round-2" / "dpo", PairOptions(), inputs={}, existing="resume")
+    broken.finish(counts_in=6, counts_out=6, dropped=Dropped(), curves={"loss": [(1, 0.7), (2, float("nan"))]})
     track_run(run, Tracking("mlflow"), name="trial-3", config={})
     with sqlite3.connect(run / "track" / "mlflow.db") as database:
         rows = database.execute("select step, value from metrics where key = 'round-1/dpo/loss' order by step").fetchall()
+        where = "key = 'round-2/dpo/loss' or is_nan"
+        last = database.execute(f"select step, value from metrics where {where}").fetchall()
     assert rows == [(1, 0.7), (2, 0.5)]
+    assert last == [(1, 0.7)]
 
 
 def test_a_run_says_which_tracker_without_being_another_run(tmp_path: Path, run: Path) -> None:

@@ -5,6 +5,7 @@ code, the machine, and reports of use.
 """
 
 import io
+import math
 import os
 import shutil
 import time
@@ -208,7 +209,8 @@ class MlFlow:
         now = int(time.time() * 1000)
         points = [(name, value, 0.0) for name, value in flat(stage).items()]
         points += [(f"{stage.name}/{name}", value, step) for name, series in stage.curves.items() for step, value in series]
-        metrics = [metric(_plain(name), value, now, int(step)) for name, value, step in points]
+        # One figure that is no number keeps MLflow from showing the run at all (mlflow/mlflow#16555).
+        metrics = [metric(_plain(name), value, now, int(step)) for name, value, step in points if math.isfinite(value)]
         for start in range(0, len(metrics), MLFLOW_AT_ONCE):
             self._client.log_batch(self.id, metrics=metrics[start : start + MLFLOW_AT_ONCE])
 

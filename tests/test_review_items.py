@@ -307,3 +307,6 @@ def test_a_stage_made_by_hand_is_read_beside_its_folder_and_needs_an_image_root(
     with pytest.raises(StllavaError, match="--root"):
         found.image_root(None)
     assert found.image_root(tmp_path / "images") == tmp_path / "images"
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(StllavaError, match=r"there is no folder .*images, .* Name where it is now \(--root\)"):
+        found.image_root(tmp_path / "images")

@@ -44,17 +44,22 @@ def root_of(folder: Path, run: Path | None, named: Path | None) -> Path:
     """What a folder's image paths are relative to: as `named`, or as the run that it is of has noted it.
 
     Raises:
-        StllavaError: Where neither says so.
+        StllavaError: Where neither says so, or the folder is not there.
     """
-    if named is not None:
-        return named
-    if run is None:
+    root = named if named is not None else RunDir(run).image_root if run is not None else None
+    if root is None:
         raise StllavaError(
             f"{folder} is no part of a run, so where its images lie is not known",
             expected="the image root",
             remedy="Name it (--root).",
         )
-    return RunDir(run).image_root
+    if not root.is_dir():
+        raise StllavaError(
+            f"there is no folder {root}, in which the images of {folder} lie",
+            expected="the image root",
+            remedy="Name where it is now (--root).",
+        )
+    return root
 
 
 def find_round(path: Path, number: int | None = None) -> JudgedRound:

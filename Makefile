@@ -22,7 +22,7 @@ endif
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo weights mini test slow check bench
+.PHONY: help setup demo weights mini test slow deepspeed check bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,15 @@ test: check ## lint, types and the tests (five minutes on 2 cores)
 
 slow: setup ## the tests that take longer: benches in small, damage, mutants
 	$(PYTEST) -m slow
+
+# DeepSpeed is imported by every training where it is installed, and says things on the standard output: so it lies in an
+# environment of its own, above the other.
+deepspeed: setup ## the tests of DeepSpeed's ZeRO
+	$(PYTHON) -m venv $(VENV)/deepspeed
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(VENV)/deepspeed/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/above.pth
+	DS_BUILD_OPS=0 $(VENV)/deepspeed/bin/pip install --quiet --no-deps --constraint constraints.txt deepspeed einops hjson ninja py-cpuinfo
+	$(VENV)/deepspeed/bin/python -m pytest tests/test_zero.py
 
 check: setup ## lint, strict types and the walls between rooms only
 	$(BIN)/ruff check .

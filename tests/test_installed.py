@@ -48,7 +48,8 @@ def test_bash_completes_commands_flags_and_values(capsys: pytest.CaptureFixture[
 def test_the_extra_all_is_every_extra_of_users() -> None:
     extras = PROJECT["optional-dependencies"]
     (everything,) = extras["all"]
-    not_for_all = {"all", "dev", "weights", "docs", "vllm"}  # Of tests and docs; and what wants a machine of its own.
+    # Of tests and docs; and what wants machines of its own.
+    not_for_all = {"all", "dev", "weights", "docs", "vllm", "deepspeed"}
     assert {*re.findall(r"[\w-]+", everything)} == {"stllava", *extras} - not_for_all
 
 

@@ -5,6 +5,7 @@ leading process is raised here as it was there.
 """
 
 import ctypes
+import importlib.util
 import os
 import pickle
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ParamSpec
+
+import yaml
 
 from stllava.config import LaunchOptions
 from stllava.errors import StllavaError
@@ -41,6 +44,8 @@ def launched(
     """
     if launch.processes == 1:
         return stage(*arguments, **options)
+    if launch.config is not None:
+        _refuse_missing_deepspeed(launch.config)
     with TemporaryDirectory(prefix="stllava-launch-") as folder:
         (Path(folder) / CALL).write_bytes(pickle.dumps((stage, arguments, options)))
         done = subprocess.run(command_of(launch, folder), check=False, preexec_fn=_die_with_parent)
@@ -63,6 +68,17 @@ def command_of(launch: LaunchOptions, folder: str) -> list[str]:
     else:
         starter = ["torch.distributed.run", "--standalone", f"--nproc_per_node={launch.processes}"]
     return [sys.executable, "-m", *starter, "-m", "stllava.launch", folder]
+
+
+def _refuse_missing_deepspeed(config: Path) -> None:
+    """Refuse a configuration of accelerate that asks for DeepSpeed where it is not installed."""
+    asked = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if asked.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise StllavaError(
+            f"{config} asks for DeepSpeed, which is not installed",
+            expected="it, for ZeRO",
+            remedy="pip install 'stllava[deepspeed]', or launch with examples/accelerate/fsdp2.yaml.",
+        )
 
 
 def _die_with_parent() -> None:

@@ -166,7 +166,7 @@ class LaunchOptions(Options):
     processes: PositiveInt = 1
     """Number of training processes, one a GPU; 1 trains in the process of the run itself."""
     config: NamedPath | None = None
-    """Configuration file of accelerate, for FSDP2 say; without one every process holds the whole model (DDP)."""
+    """Configuration file of accelerate, for FSDP2 or DeepSpeed; without one every process holds the whole model (DDP)."""
 
 
 class TrainingPlaceOptions(Options):

@@ -6,7 +6,7 @@ Reads and writes no files, but for the weights that adapters trained on 4 bits a
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -268,13 +268,14 @@ def optimizer_groups(model: nn.Module, options: TrainingOptions) -> list[dict[st
     ]
 
 
-def without_gradient(model: nn.Module) -> list[Group]:
+def without_gradient(model: nn.Module, gradient_of: Callable[[nn.Parameter], Tensor | None]) -> list[Group]:
     """The parts that learn, and of which no weight has a gradient that is not zero after the first backward pass."""
     group_of = Groups(model)
     reached: dict[Group, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and STARTS_ALONE not in name:
-            there = parameter.grad is not None and bool((parameter.grad != 0).any())
+            gradient = gradient_of(parameter)
+            there = gradient is not None and bool((gradient != 0).any())
             reached[group_of(name)] = reached.get(group_of(name), False) or there
     return [group for group, there in reached.items() if not there]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from stllava.errors import StllavaError
 from stllava.model.adapters import no_kernels_of_the_hub, without_gradient
@@ -42,10 +42,14 @@ class GradientCheck(TrainerCallback):
     """Refuse a training in which a part that should learn gets no gradient; of adapters, the factor that starts as zeros.
 
     What is seen of images can only be told in a step that shows some: with text alone in the first steps, the check waits.
+
+    Args:
+        shows_images: Whether the step shows images.
+        gradient: A tensor that is zero where a parameter's gradient is.
     """
 
-    def __init__(self, *, shows_images: Callable[[], bool]) -> None:
-        self.shows_images, self.waits = shows_images, True
+    def __init__(self, *, shows_images: Callable[[], bool], gradient: Callable[[nn.Parameter], Tensor | None]) -> None:
+        self.shows_images, self.gradient, self.waits = shows_images, gradient, True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A training that goes on was looked at when it began."""
@@ -62,7 +66,7 @@ class GradientCheck(TrainerCallback):
         """Look at the gradients before the first step, or the first of the first epoch that shows images."""
         if not self.waits or model is None:
             return
-        idle = without_gradient(model)
+        idle = without_gradient(model, self.gradient)
         more = state.global_step + 1 < state.max_steps and (state.epoch or 0) < 1
         self.waits = more and bool(idle) and "language" not in idle and not self.shows_images()
         if idle and not self.waits:

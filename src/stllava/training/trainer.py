@@ -8,21 +8,18 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stllava.config import TrainingOptions
-from stllava.errors import StllavaError
 from stllava.model.adapters import (
-    learned,
     merged,
     no_kernels_of_the_hub,
     optimizer_groups,
@@ -43,15 +40,11 @@ from stllava.training.callbacks import (
     diverged,
     newest_whole_checkpoint,
 )
+from stllava.training.fsdp import FsdpStrategy
 from stllava.training.processes import Processes, current_processes
-from stllava.training.sharded_weights import (
-    gathered,
-    read_optimizer_state,
-    read_sharded,
-    whole_optimizer_state,
-    without_weights,
-)
 from stllava.training.step_sharing import IDLE, Batch, Items, StepParts
+from stllava.training.strategy import Strategy, names_to_keep, without_weights
+from stllava.training.zero import ZeroStrategy, is_launched_with_deepspeed
 from stllava.tree.forward import activation_checkpointing
 
 with no_kernels_of_the_hub():
@@ -110,7 +103,7 @@ def fit(
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup,
         max_grad_norm=options.max_grad_norm,
-        bf16=half,
+        bf16=half and not is_launched_with_deepspeed(),
         use_cpu=device.type == "cpu",
         seed=seed,
         data_seed=seed,
@@ -135,18 +128,20 @@ def fit(
         count=count,
         watch=watch,
         processes=processes,
+        half=half,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(GradientCheck(shows_images=lambda: trainer.shows_images))
+    trainer.add_callback(GradientCheck(shows_images=lambda: trainer.shows_images, gradient=trainer.strategy.gradient))
     resumed = processes.share(newest_whole_checkpoint(work) if processes.leads else None)
     if resumed is not None:
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
-    skeleton = without_weights(model) if trainer.is_sharded else None
+    skeleton = without_weights(model) if trainer.strategy.shares_out else None
     with activation_checkpointing(policy.model) if options.checkpoint_activations else nullcontext():
         trainer.train(resume_from_checkpoint=resumed)
     if skeleton is not None:
-        state = gathered(cast(nn.Module, trainer.model), keeps=processes.leads)
+        trained = cast(nn.Module, trainer.model)
+        state = trainer.strategy.weights(trained, trained.state_dict().keys(), keeps=processes.leads)
         if not processes.leads:
             return trainer.curves()
         skeleton.load_state_dict(state, assign=True)
@@ -180,6 +175,7 @@ class TreeTrainer(Trainer):
         count: Callable[[Batch], dict[str, float]],
         watch: StepCheck | None,
         processes: Processes,
+        half: bool,
         **arguments: Any,
     ) -> None:
         self.options, self.loss, self.count, self.watch = options, loss, count, watch
@@ -188,20 +184,15 @@ class TreeTrainer(Trainer):
         self.shows_images = False
         self.figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(**arguments)
+        self.strategy = self._strategy(half=half)
+
+    def _strategy(self, *, half: bool) -> Strategy:
+        """How the processes hold the model, as they were launched."""
         if self.is_deepspeed_enabled:
-            raise StllavaError(
-                "a training launched with DeepSpeed",
-                expected="DDP, where every device holds the whole model, or FSDP2",
-                remedy="Launch it with examples/accelerate/fsdp2.yaml: it shares out what ZeRO does.",
-            )
-        if self.is_sharded:
-            # transformers names classes that a model may lack, and accelerate asks for every one of them.
-            layers = {
-                type(one).__name__
-                for one in cast(nn.Module, self.model).modules()
-                if isinstance(one, GradientCheckpointingLayer)
-            }
-            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
+            return ZeroStrategy(self.accelerator, half=half, quantised=self.options.lora.quantise != "none")
+        if self.is_fsdp_enabled:
+            return FsdpStrategy(self.accelerator, cast(nn.Module, self.model))
+        return Strategy(self.accelerator)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The same batches in every process, each of which collates its own share of them."""
@@ -229,63 +220,59 @@ class TreeTrainer(Trainer):
         """AdamW with one learning rate a part."""
         if self.optimizer is None:
             groups = optimizer_groups(cast(nn.Module, model if model is not None else self.model), self.options)
-            self.optimizer = torch.optim.AdamW(cast(Any, groups), fused=True)
+            self.optimizer = self.strategy.make_optimizer(groups)
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint's weights under the names that they have in memory; of a model with adapters, what learns.
 
         Trainer 5.23 writes a LLaVA under its published names and reads it back under those in memory, which resumes
         from the starting weights and only warns; of several sets of adapters it makes only the first learn on. What is
         written is whole, however many processes hold it.
         """
-        if not self.args.should_save:
-            return
         model = cast(nn.Module, self.model)
-        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_adapted(model) or self.is_sharded:
-            names = learned(model) if is_adapted(model) else dict(model.named_parameters())
-            whole = {name: value.contiguous() for name, value in (state_dict or names).items() if name in names}
-            save_file(whole, folder / CHECKPOINT_WEIGHTS)
-        else:
-            save_model(model, str(folder / CHECKPOINT_WEIGHTS))
+        weights = self.strategy.weights(model, names_to_keep(model), keeps=bool(self.args.should_save))
+        if self.args.should_save:
+            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / CHECKPOINT_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read what `_save` wrote; a missing or unknown name is an error."""
+        """Read what `save_model` wrote into a model that is still whole; a missing or unknown name is an error."""
         target = model if model is not None else cast(nn.Module, self.model)
         path = Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS
-        if self.is_sharded:
-            read_sharded(target, load_file(path))
-        elif is_adapted(target):
+        if is_adapted(target):
             take_over(target, load_file(path))
         else:
             load_model(target, str(path), strict=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write them as one process does, gathered where each holds a part."""
-        if not self.is_sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state = whole_optimizer_state(cast(nn.Module, self.model), self.optimizer)
+        """Write them as one process does."""
+        state = self.strategy.optimizer_state(cast(nn.Module, self.model), self.optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Read them as one process does, each process its part."""
-        if checkpoint is None or not self.is_sharded:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        read_optimizer_state(cast(nn.Module, self.model), self.optimizer, state)
-        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, map_location="cpu", weights_only=True)
-        cast(Any, self.lr_scheduler).load_state_dict(schedule)
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Read a checkpoint's weights before they are shared out, and optimizer and schedule, which are made here, then."""
+        if resume_from_checkpoint is not None and self.strategy.shares_out:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = cast(Any, super())._prepare_for_training(max_steps, train_dataloader, None)
+        state = None
+        if resume_from_checkpoint is not None:
+            state, schedule = (
+                torch.load(Path(resume_from_checkpoint) / name, map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            cast(Any, self.lr_scheduler).load_state_dict(schedule)
+        self.strategy.begin(cast(nn.Module, self.model), self.optimizer, state)
+        return prepared
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each process holds a part of the model only."""
-        return bool(self.is_fsdp_enabled)
+    def compute_loss_context_manager(self) -> Any:
+        """Where a forward's loss is computed in the precision that was asked for."""
+        context: ExitStack = super().compute_loss_context_manager()
+        context.enter_context(self.strategy.computing())
+        return context
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The forwards and backwards of one optimizer step, each normalised over all of them and all devices."""
@@ -296,10 +283,7 @@ class TreeTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for place, batch in enumerate(forwards):
             self.idle = batch.pop(IDLE, None) is not None
-            # Sharded gradients are added up shard by shard; whole ones would undo what sharding saves.
-            waits = place + 1 < len(forwards) and not self.is_sharded
-            alone = self.accelerator.no_sync(model) if waits else nullcontext()
-            with alone:
+            with self.strategy.forward(model, last=place + 1 == len(forwards), shows_images=self.shows_images):
                 total += super().training_step(model, batch, num_items_in_batch)
         # Counts are means over processes, so that a process's figures are as many times too large as there are processes.
         told = self.processes.mean({**self.step_figures, "": float(total)})
@@ -308,6 +292,8 @@ class TreeTrainer(Trainer):
             self.figures[name].append(value)
         if not math.isfinite(loss):
             raise diverged("loss", loss, self.state.global_step + 1)
+        if self.accelerator.optimizer_step_was_skipped:
+            raise diverged("norm of the gradients", math.inf, self.state.global_step + 1)
         if self.watch is not None:
             self.watch(self.state.global_step, told)
         return total

@@ -94,6 +94,7 @@ def test_scoring_holds_numbers_of_each_prediction_and_no_prediction() -> None:
     assert held > 2 * streamed, f"held, a prediction takes {held:.0f} bytes"
 
 
+@pytest.mark.slow
 def test_samples_are_held_once_while_they_are_read(tmp_path: Path) -> None:
     paths = {count: tmp_path / f"{count}.jsonl" for count in (100, 400)}
     for count, path in paths.items():

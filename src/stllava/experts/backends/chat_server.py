@@ -55,6 +55,7 @@ class ChatServer:
         It shares the `limit` with other experts. One that does not ask needs no permission and no key, and can send nothing:
         a plan is made of it. `transport` replaces the network in tests.
         """
+        options = self.prepared(options)
         self.options, self.folder, self.reply_log, self._transport = options, folder, reply_log, transport
         each = [options.model_copy(update={"url": url}) for url in options.urls]
         self.bases = [base_of(one) for one in each]
@@ -62,6 +63,11 @@ class ChatServer:
         self.pictures = PngEncoder(root, keep=options.concurrency + 1, max_side=options.max_side)
         cost, requests = (reply_log.cost, reply_log.attempts) if reply_log is not None else (0.0, 0)
         self.budget = Budget(options, cost=cost, requests=requests, shared=limit)
+
+    @staticmethod
+    def prepared(options: ChatOptions) -> ChatOptions:
+        """The options by which it is asked."""
+        return options
 
     @property
     def name(self) -> str:

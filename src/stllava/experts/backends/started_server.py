@@ -8,9 +8,7 @@ from pydantic import JsonValue
 
 from stllava.config import ChatOptions
 from stllava.experts.backends.chat_server import ChatServer
-from stllava.experts.model.reply_log import ReplyLog
 from stllava.model.checkpoint import require_model
-from stllava.remote.budget import CostLimit
 from stllava.remote.rate_limiter import RateLimiter
 from stllava.remote.server_pool import ServerPool
 
@@ -18,21 +16,12 @@ from stllava.remote.server_pool import ServerPool
 class StartedServer(ChatServer):
     """The servers of a model's weights: their ports are known once they are started, and images never leave the loopback."""
 
-    def __init__(
-        self,
-        options: ChatOptions,
-        *,
-        root: Path,
-        folder: Path,
-        reply_log: ReplyLog | None = None,
-        asks: bool = True,
-        limit: CostLimit | None = None,
-    ) -> None:
-        """As ChatServer. Raises StllavaError where the weights to be served are no model that can be loaded."""
+    @staticmethod
+    def prepared(options: ChatOptions) -> ChatOptions:
+        """The options with name and place of what is served; raises StllavaError where that is no model."""
         require_model(options.weights)
         named = options.model or Path(options.weights).name
-        here = options.model_copy(update={"url": "http://127.0.0.1/v1", "model": named, "send_images": False})
-        super().__init__(here, root=root, folder=folder, reply_log=reply_log, asks=asks, limit=limit)
+        return options.model_copy(update={"url": "http://127.0.0.1/v1", "model": named, "send_images": False})
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ MADE: Mapping[str, tuple[re.Pattern[str], ...]] = {
     "remote/address.py": tuple(filter(None, [secrets_pattern(["sk-aB3/+x&\\"])])),
     "model/tokens.py": (re.compile(r"(<\|im_end\|>|<image>|</s>|\[INST\]|<unk>)"),),
     "model/prompt.py": (re.compile(r"(?<!<img_)<image>"), re.compile(r"<image>(?=[^\s<])")),
-    "remote/push.py": (re.compile(r"(?<!\w)a\.name(?!\w)"),),
+    "remote/identities.py": (re.compile(r"(?<!\w)a\.name(?!\w)"),),
     "metrics/robust.py": (re.compile(r"(?<!\w)left\ lung(?!\w)", re.IGNORECASE),),
 }
 """Patterns that are made while running, by file, as they come out."""

@@ -196,9 +196,9 @@ def test_a_file_of_one_name_holds_records_of_one_kind() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "write_records":
                 name = ast.literal_eval(node.args[0])
                 kinds.setdefault(name, set()).add(path.stem)
-    assert kinds.pop("answers") == {"answer", "scoring"}, "both hold Answers, for judge to read"
+    assert kinds.pop("answers") == {"answer", "scored_predictions"}, "both hold Answers, for judge to read"
     assert kinds.pop("questions") == {"ask", "calibrate"}, "both hold Question, for answer to read"
     assert kinds.pop("conversations") == {"distill", "final_data"}, "both hold Conversation, for sft to learn"
     assert {name: stages for name, stages in kinds.items() if len(stages) > 1} == {}
-    assert kinds["predictions"] == {"scoring"}
+    assert kinds["predictions"] == {"scored_predictions"}
     assert kinds["replies"] == {"predict"}

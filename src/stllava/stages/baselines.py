@@ -8,7 +8,7 @@ from stllava.config import EvaluateOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.records import Prediction, QuestionKind, Sample, content_id
 from stllava.stages.results import EvaluateResult
-from stllava.stages.scoring import finish_evaluation
+from stllava.stages.scored_predictions import finish_evaluation
 from stllava.store import (
     Existing,
     Input,

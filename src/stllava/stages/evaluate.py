@@ -20,7 +20,7 @@ from stllava.errors import ItemError
 from stllava.metrics.robust import normalise
 from stllava.records import Message, Overlap, Prediction, Sample
 from stllava.stages.results import EvaluateResult
-from stllava.stages.scoring import candidates_input, finish_evaluation, read_candidates
+from stllava.stages.scored_predictions import candidates_input, finish_evaluation, read_candidates
 from stllava.stages.speaking import SamplingWork
 from stllava.store import (
     Existing,

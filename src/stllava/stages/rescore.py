@@ -9,7 +9,7 @@ from stllava.errors import StllavaError
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.records import Prediction, Score
 from stllava.stages.results import EvaluateResult
-from stllava.stages.scoring import candidates_input, finish_evaluation, read_candidates
+from stllava.stages.scored_predictions import candidates_input, finish_evaluation, read_candidates
 from stllava.store import (
     Existing,
     Input,

@@ -10,7 +10,7 @@ from pathlib import Path
 from stllava.config import EvaluateOptions
 from stllava.data.exchange.sample_logs import read_sample_log
 from stllava.stages.results import EvaluateResult
-from stllava.stages.scoring import finish_evaluation
+from stllava.stages.scored_predictions import finish_evaluation
 from stllava.store import Existing, Input, file_hash, open_stage
 
 OPTIONS = EvaluateOptions()

@@ -255,7 +255,7 @@ def finish(
         return values
 
     own = windows.voi(data, index, little=little)
-    if windows.shows_nothing(own, measure(_storable(picture, stored))):
+    if isinstance(own, windows.Window) and windows.shows_nothing(own, measure(_storable(picture, stored))):
         own, left_out = None, ("the file's window shows nothing", *left_out)
     if projected:
         measure = keep

@@ -170,11 +170,9 @@ def choose(
     return None, ""
 
 
-def shows_nothing(choice: LookupTable | Window | None, measured: Values) -> bool:
+def shows_nothing(window: Window, measured: Values) -> bool:
     """Whether a window leaves two greys at most of all that a file can hold, `measured`: as far wide of it, or beside it."""
-    if not isinstance(choice, Window):
-        return False
-    greys = to_bytes(to_unit(measured, choice))
+    greys = to_bytes(to_unit(measured, window))
     return int(greys.max()) - int(greys.min()) <= 1
 
 

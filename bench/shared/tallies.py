@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from stllava.metrics.score import LABEL_METRICS, measured, values
+from stllava.metrics.score import measured, values
 from stllava.records import Prediction
 
 
@@ -36,6 +36,7 @@ def tally(told: Mapping[str, Sequence[Prediction]], metrics: Sequence[str], *, s
     right: dict[str, dict[str, list[int]]] = {}
     labels: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
     for policy, predictions in told.items():
+        kinds = labels.setdefault(policy, {})
         for metric in metrics:
             rows = measured(predictions, metric)
             asked = dict(sorted(Counter(row.image for row in rows).items()))
@@ -46,21 +47,12 @@ def tally(told: Mapping[str, Sequence[Prediction]], metrics: Sequence[str], *, s
                 if value not in (0.0, 1.0):
                     raise ValueError(f"{metric} is {value} of one answer: only what is right or wrong can be counted")
                 found[row.image] += int(value)
+                if (kind := row.labels.get("question")) is not None:
+                    of_kind = kinds.setdefault(kind, {})
+                    right_before, count = of_kind.get(metric, (0, 0))
+                    of_kind[metric] = (right_before + int(value), count + 1)
             right.setdefault(policy, {})[metric] = [found[image] for image in asked]
-        labels[policy] = _by_kind(predictions)
     return RunTally(commit=commit, seconds=seconds, questions=questions, right=right, labels=labels)
-
-
-def _by_kind(predictions: Sequence[Prediction]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Kind of question → metric → right answers and questions."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for metric in LABEL_METRICS:
-        rows = [row for row in measured(predictions, metric) if "question" in row.labels]
-        for row, value in zip(rows, values(rows, metric), strict=True):
-            of_kind = found.setdefault(row.labels["question"], {})
-            right, count = of_kind.get(metric, (0, 0))
-            of_kind[metric] = (right + int(value), count + 1)
-    return found
 
 
 def each_answer(tally: RunTally, policy: str, metric: str) -> tuple[list[float], list[str]]:

@@ -71,14 +71,27 @@ def command_of(launch: LaunchOptions, folder: str) -> list[str]:
 
 
 def _refuse_missing_deepspeed(config: Path) -> None:
-    """Refuse a configuration of accelerate that asks for DeepSpeed where it is not installed."""
-    asked = yaml.safe_load(config.read_text(encoding="utf-8"))
+    """Refuse a configuration of accelerate that asks for DeepSpeed where it is not installed, and a file that is none."""
+    try:
+        asked: object = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _no_configuration(config, f"cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(asked, dict):
+        raise _no_configuration(config, f"holds {type(asked).__name__}")
     if asked.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise StllavaError(
             f"{config} asks for DeepSpeed, which is not installed",
             expected="it, for ZeRO",
             remedy="pip install 'stllava[deepspeed]', or launch with examples/accelerate/fsdp2.yaml.",
         )
+
+
+def _no_configuration(config: Path, fault: str) -> StllavaError:
+    return StllavaError(
+        f"{config} {fault}",
+        expected="a configuration of accelerate, a YAML mapping",
+        remedy="Name one of examples/accelerate, or what `accelerate config` has written.",
+    )
 
 
 def _die_with_parent() -> None:

@@ -227,6 +227,14 @@ def sharded(folder: Path, count: int, stage: Callable[..., TrainingResult], *opt
     return ["env", *(f"{name}={value}" for name, value in settings.items()), *command[:-2], "helpers.sharded", command[-1]]
 
 
+def uneven_dpo(tiny_model: Path, phantoms: Path, lora: LoraOptions) -> tuple[DpoOptions, dict[str, Path]]:
+    """Options of dpo, and what it learns from: trees of 1 and 40 chains, and a replay of text alone."""
+    pairs, conversations = uneven(phantoms)
+    options = DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300, save_steps=0, lora=lora)
+    given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
+    return options, given
+
+
 ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
 
 
@@ -235,9 +243,7 @@ ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
 def test_processes_that_share_the_model_out_learn_what_one_does(
     tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions
 ) -> None:
-    pairs, conversations = uneven(phantoms)
-    options = DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300, save_steps=0, lora=lora)
-    given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
+    options, given = uneven_dpo(tiny_model, phantoms, lora)
     dpo(options, **given, to=tmp_path / "one")  # type: ignore[arg-type]
     subprocess.run(sharded(tmp_path / "call", 2, dpo, options, **given, to=tmp_path / "two"), check=True)
     # One that ends while it is still in the group may be aborted by a thread of the group's.

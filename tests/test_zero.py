@@ -13,13 +13,13 @@ import pytest
 import torch
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
-from stllava.config import DpoOptions, LaunchOptions, LoraOptions, SftOptions
+from stllava.config import LaunchOptions, LoraOptions, SftOptions
 from stllava.errors import StllavaError
 from stllava.launch import CALL, command_of, launched
 from stllava.stages.dpo import dpo
 from stllava.stages.sft import sft
 from stllava.training.zero import ZeroAdamW, refuse_unsupported
-from test_processes import ADAPTERS, LEARNING, RATES, assert_same_training, kill_at_a_checkpoint, uneven
+from test_processes import ADAPTERS, LEARNING, assert_same_training, kill_at_a_checkpoint, uneven, uneven_dpo
 
 SHIPPED = Path(__file__).parents[1] / "examples/accelerate"
 STAGES = [2, 3]
@@ -39,9 +39,7 @@ def zero(stage: int, *, processes: int = 2) -> LaunchOptions:
 def test_processes_under_deepspeed_learn_preferences_as_one_does(
     tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions
 ) -> None:
-    pairs, conversations = uneven(phantoms)
-    options = DpoOptions(learning_rate=RATES, epochs=2, batch_size=2, max_tokens_per_forward=300, save_steps=0, lora=lora)
-    given = {"policy": tiny_model, "preferences": pairs, "images": phantoms / "images", "conversations": conversations}
+    options, given = uneven_dpo(tiny_model, phantoms, lora)
     dpo(options, **given, to=tmp_path / "one")  # type: ignore[arg-type]
     for stage in STAGES:
         launched(zero(stage), dpo, options, **given, to=tmp_path / f"zero{stage}")  # type: ignore[arg-type]
@@ -121,3 +119,22 @@ def test_a_group_that_rests_is_left_as_torch_leaves_weights_without_a_gradient()
                     one.grad = None
             optimizer.step()
     assert all(torch.equal(one, other) for one, other in zip(ours, torchs, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b"- a list", b"a: [", b"a: \xff"], ids=["absent", "empty", "no mapping", "no YAML", "no UTF-8"]
+)
+def test_a_launch_by_what_is_no_configuration_is_refused_in_words(tmp_path: Path, text: bytes | None) -> None:
+    config = tmp_path / "launch.yaml"
+    if text is not None:
+        config.write_bytes(text)
+    with pytest.raises(StllavaError, match=rf"{config} .*expected a configuration of accelerate"):
+        launched(
+            LaunchOptions(processes=2, config=config),
+            sft,
+            SftOptions(),
+            model="small",
+            conversations=tmp_path,
+            images=tmp_path,
+            to=tmp_path,
+        )

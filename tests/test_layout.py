@@ -71,7 +71,9 @@ def test_spans_tile_a_row_and_hold_all_that_is_seen(nodes: list[Node], least: in
         reach = {*range(*span.root), *range(*span.own)}
         assert span.root[0] == span.root[1] or span.root[0] in starts
         for token in range(*span.own):
-            assert set(np.flatnonzero(layout.mask[token]).tolist()) <= reach
+            seen = set(np.flatnonzero(layout.mask[token]).tolist())
+            assert seen <= reach
+            assert not span.sees_root or seen >= {*range(*span.root)}
 
 
 def test_spans_of_questions_behind_an_image_are_as_small_as_allowed() -> None:
@@ -86,11 +88,11 @@ def test_spans_of_questions_behind_an_image_are_as_small_as_allowed() -> None:
     ]
     assert [span.own for span in spans(nodes, least=8, most=99)] == [(0, 10), (10, 24), (24, 38)]
     assert [(span.root, span.own) for span in spans(nodes, least=99, most=4)] == [
-        ((0, 0), (0, 4)),
-        ((0, 4), (4, 8)),
-        ((0, 8), (8, 10)),
+        ((0, 0), (0, 5)),
+        ((0, 5), (5, 10)),
         ((0, 10), (10, 38)),
     ]
+    assert all(span.sees_root for span in spans(nodes, least=1, most=4))
 
 
 @given(trees())

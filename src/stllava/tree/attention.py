@@ -7,13 +7,15 @@ the other questions. Each span attends to its root and itself through transforme
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+from stllava.tree.cascade import CascadeAttention, RowCalls, cascades, plan_calls
 
 NAME, COPYING = "stllava_tree", "stllava_tree_copying"
 LEAST, MOST = 96, 192
@@ -32,24 +34,35 @@ class Part:
     """[1, 1, length, root + length], added to the scores."""
 
 
-Rows = Sequence[Sequence[Part]]
-"""Of each row its parts in order, from the first token on."""
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a forward are cut into spans, for either way to attend."""
 
+    spans: Tensor
+    """[S, 6]: row, root start and end, own start and end, and whether the span sees all of its root."""
+    mask: Tensor
+    """[R, 1, N, N], added to the scores."""
 
-def parts(spans: Tensor, mask: Tensor) -> Rows:
-    """The parts of every row, of spans [S, 5] (row, root start and end, own start and end) and a mask [R, 1, N, N]."""
-    rows: list[list[Part]] = [[] for _ in mask]
-    starts: list[list[int]] = [[] for _ in mask]
-    for row, root_start, root_end, start, end in spans.tolist():
-        root = tuple(place for place, other in enumerate(starts[row]) if root_start <= other < root_end)
-        own = mask[row : row + 1, :, start:end]
-        rows[row].append(Part(end - start, root, torch.cat([own[..., root_start:root_end], own[..., start:end]], dim=-1)))
-        starts[row].append(start)
-    return rows
+    @cached_property
+    def parts(self) -> list[list[Part]]:
+        """Of each row its parts in order, from the first token on."""
+        rows: list[list[Part]] = [[] for _ in self.mask]
+        starts: list[list[int]] = [[] for _ in self.mask]
+        for row, root_start, root_end, start, end, _ in self.spans.tolist():
+            root = tuple(place for place, other in enumerate(starts[row]) if root_start <= other < root_end)
+            own = self.mask[row : row + 1, :, start:end]
+            rows[row].append(Part(end - start, root, torch.cat([own[..., root_start:root_end], own[..., start:end]], dim=-1)))
+            starts[row].append(start)
+        return rows
+
+    @cached_property
+    def calls(self) -> list[RowCalls]:
+        """How each row attends in parts that are put together."""
+        return plan_calls(self.spans, self.mask)
 
 
 @contextmanager
-def by_parts(model: PreTrainedModel, spans: Tensor | None, mask: Tensor) -> Iterator[dict[str, Rows]]:
+def by_parts(model: PreTrainedModel, spans: Tensor | None, mask: Tensor) -> Iterator[dict[str, Cut]]:
     """Let a language model that attends through SDPA attend by parts; yields what its forward needs to be told.
 
     `spans` is None where rows are not packed; `mask` is added to scores.
@@ -60,7 +73,7 @@ def by_parts(model: PreTrainedModel, spans: Tensor | None, mask: Tensor) -> Iter
         return
     config._attn_implementation = NAME
     try:
-        yield {"parts": parts(spans, mask)}
+        yield {"cut": Cut(spans, mask)}
     finally:
         config._attn_implementation = "sdpa"
 
@@ -72,20 +85,27 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    parts: Rows | None = None,
+    cut: Cut | None = None,
     copies: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """[R, N, H, D] attention of query, key and value [R, H, N, D]; without parts, with the mask over the whole row.
+    """[R, N, H, D] attention of query, key and value [R, H, N, D]; without a cut, with the mask over the whole row.
 
     `copies` lets each span save what it sees: what is computed again in the backward pass must save as autograd does.
     """
-    if parts is None:
+    if cut is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (one.to(torch.get_autocast_dtype(query.device.type)) for one in (query, key, value))
+    if cascades(query, key, value, **others):
+        groups = getattr(module, "num_key_value_groups", 1)
+        scale = others.get("scaling") or query.shape[-1] ** -0.5
+        made = CascadeAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), cut.calls, scale)  # type: ignore[no-untyped-call]
+        return made, None
     others.pop("is_causal", None)
     rows = []
     # Split once: the gradient of a slice is as large as what it was cut from.
-    for several, *row in zip(parts, *(one.split(1) for one in (query, key, value)), strict=True):
+    for several, *row in zip(cut.parts, *(one.split(1) for one in (query, key, value)), strict=True):
         lengths = [part.length for part in several]
         empty = query.shape[2] - sum(lengths)
         queries, keys, values = (one.split([*lengths, empty], dim=2) for one in row)

@@ -105,7 +105,7 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
     """One forward of all that is learned in `trees`; on a model that does not pack, every chain has its own row.
 
     Keys beside the image inputs: input_ids [R, N]; attention_mask, whether the row's token sees the column's
-    [R, 1, N, N], with position_ids [R, N] and spans [S, 5] (tree/attention.py), or, unpacked, whether there is a token
+    [R, 1, N, N], with position_ids [R, N] and spans [S, 6] (tree/attention.py), or, unpacked, whether there is a token
     [R, N]; and of each of the M learned tokens rows, columns, labels, leaf [M]: where its predictor stands, its id, and
     its node counted through the trees.
     """
@@ -144,7 +144,9 @@ def collate(policy: Policy, trees: Sequence[Tree]) -> dict[str, Tensor]:
         sees[place, 0, :length, :length] = layout.mask
         there[place, :length] = 1
     cut = [
-        (place, *span.root, *span.own) for place, row in enumerate(rows) for span in spans(row.nodes, least=LEAST, most=MOST)
+        (place, *span.root, *span.own, span.sees_root)
+        for place, row in enumerate(rows)
+        for span in spans(row.nodes, least=LEAST, most=MOST)
     ]
     packed = {"attention_mask": torch.from_numpy(sees), "position_ids": torch.from_numpy(positions), "spans": torch.tensor(cut)}
     leaf = np.concatenate([np.asarray(row.numbers)[layout.leaves] for row, layout in zip(rows, layouts, strict=True)])

@@ -98,13 +98,15 @@ class Span:
     """Where the tokens before it that it may see start and end."""
     own: tuple[int, int]
     """Where the span's tokens start and end."""
+    sees_root: bool
+    """Whether every one of them sees all of the root."""
 
 
 def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     """A packed row cut into spans, in order: the roots, and of what stands on them at least `least` tokens together.
 
     A row is cut only where nothing behind the cut sees what stands between its root and the cut; a single node of more
-    than `most` tokens is cut into spans that see those before.
+    than about `most` tokens is cut into even spans that see those before.
     """
     starts = [0]
     units: list[int] = []
@@ -124,18 +126,19 @@ def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     for first, end in pairwise(reversed(cuts)):
         own = (starts[first], starts[end])
         if nodes[first].parent == ROOT:
-            step = most if end - first == 1 else own[1] - own[0]
+            length = own[1] - own[0]
+            step = math.ceil(length / max(1, round(length / most))) if end - first == 1 else length
             blocks = [*range(own[0], own[1], step), own[1]]
-            made += [Span((own[0], start), (start, stop)) for start, stop in pairwise(blocks)]
+            made += [Span((own[0], start), (start, stop), True) for start, stop in pairwise(blocks)]
             continue
         root = roots[first]
         one_root = all(roots[index] == root for index in range(first, end))
         before = (starts[root], starts[root + 1]) if one_root else (0, own[0])
         last = made[-1]
         if last.root == before and last.own[1] - last.own[0] < least:
-            made[-1] = Span(before, (last.own[0], own[1]))
+            made[-1] = Span(before, (last.own[0], own[1]), last.sees_root and one_root)
         else:
-            made.append(Span(before, own))
+            made.append(Span(before, own, one_root))
     return made
 
 

@@ -14,6 +14,7 @@ The profile is of one more step. Writes bench/results/limit-SHAPE-DEVICE.json an
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from shared.measure import as_json, device_kind, finish_device, spread, write_re
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
+from stllava.training.lean_layers import lean_layers
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.preference_steps import PreferenceSteps
@@ -114,6 +116,8 @@ def main() -> None:
             finish_device()
             return time.perf_counter() - began
 
+        layers = ExitStack()
+        layers.enter_context(lean_layers(policy.model))
         operations = Operations(policy.model)
         step()
         linear = operations.count

@@ -41,8 +41,8 @@ def cut_of(several: list[list[Node]], *, least: int, most: int) -> Cut:
 
 def attended(cut: Cut | None, mask: Tensor, inputs: list[Tensor], weights: Tensor, groups: int) -> list[Tensor]:
     """What comes of attention, and the gradients of a weighted sum of it."""
-    learned = [one.detach().clone().requires_grad_() for one in inputs]
-    output, _ = attend(Layer(groups), *learned, mask, cut=cut, scaling=0.3)
+    learned = query, key, value = [one.detach().clone().requires_grad_() for one in inputs]
+    output, _ = attend(Layer(groups), query, key, value, mask, cut=cut, scaling=0.3)
     (output * weights).sum().backward()
     return [output.detach(), *(one.grad for one in learned if one.grad is not None)]
 

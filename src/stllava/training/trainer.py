@@ -8,7 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,6 +41,7 @@ from stllava.training.callbacks import (
     newest_whole_checkpoint,
 )
 from stllava.training.fsdp import FsdpStrategy
+from stllava.training.lean_layers import lean_layers
 from stllava.training.processes import Processes, current_processes
 from stllava.training.step_sharing import IDLE, Batch, Items, StepParts
 from stllava.training.strategy import Strategy, names_to_keep, without_weights
@@ -137,7 +138,7 @@ def fit(
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
     skeleton = without_weights(model) if trainer.strategy.shares_out else None
-    with activation_checkpointing(policy.model) if options.checkpoint_activations else nullcontext():
+    with activation_checkpointing(policy.model) if options.checkpoint_activations else lean_layers(policy.model):
         trainer.train(resume_from_checkpoint=resumed)
     if skeleton is not None:
         trained = cast(nn.Module, trainer.model)

@@ -1,0 +1,138 @@
+"""Layers of stock models that keep less for their gradients while they learn, for the same numbers.
+
+Autograd keeps every intermediate result of a gated MLP and of an RMSNorm. Here only what their products were made of is kept,
+and elementwise passes are done again or not at all, as Liger Kernel does on GPUs (Hsu et al., arXiv 2410.10989). What is
+replaced is known by its code: whoever's forward is not Llama's, statement for statement, is left as it is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+
+@contextmanager
+def lean_layers(model: nn.Module) -> Iterator[None]:
+    """Let the model's gated MLPs and RMSNorms keep less for their gradients, while this lasts."""
+    replaced: list[nn.Module] = []
+    for module in model.modules():
+        forward = lean_forward(module)
+        if forward is not None:
+            module.forward = partial(forward, module)
+            replaced.append(module)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    """What computes the same as this module's forward and keeps less; None where there is nothing of that kind."""
+    if _says(module, LlamaRMSNorm):
+        return _normed
+    if _says(module, LlamaMLP) and isinstance(module.act_fn, type(ACT2FN["silu"])):
+        return _gated
+    return None
+
+
+def _says(module: nn.Module, other: type[nn.Module]) -> bool:
+    """Whether a module computes what another class does, by the code of their forwards."""
+    ours, theirs = (cast(Any, kind.forward).__code__ for kind in (type(module), other) if hasattr(kind.forward, "__code__"))
+    return (ours.co_code, ours.co_names, ours.co_consts) == (theirs.co_code, theirs.co_names, theirs.co_consts)
+
+
+def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
+    return cast(Tensor, LeanRMSNorm.apply(hidden_states, norm.weight, norm.variance_epsilon))  # type: ignore[no-untyped-call]
+
+
+def _gated(mlp: Any, x: Tensor) -> Tensor:
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    opened = Opened(gate.detach())
+    product = cast(Tensor, LeanGate.apply(gate, up, opened))  # type: ignore[no-untyped-call]
+    with _made_again(product, opened, up.detach()):
+        return cast(Tensor, mlp.down_proj(product))
+
+
+class LeanRMSNorm(torch.autograd.Function):
+    """w · x / rms(x) over the last dimension, in float32 as Llama does it; keeps x and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """The normalised rows, each times the weight."""
+        whole = x.float()
+        scale = torch.rsqrt(torch.linalg.vecdot(whole, whole)[..., None] / x.shape[-1] + epsilon)
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (whole * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """The gradients of x and of the weight, where they are asked for."""
+        x, weight, scale = ctx.saved_tensors
+        gradient, whole, width = gradients[0].float(), x.float(), x.shape[-1]
+        product = (gradient * whole).reshape(-1, width)
+        of_weight = (product.t() @ scale.reshape(-1)).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, None
+        along = (product @ weight.float()).view_as(scale).mul_(scale * scale).div_(width)
+        of_x = (gradient * weight).addcmul_(whole, along, value=-1).mul_(scale)
+        return of_x.to(x.dtype), of_weight, None
+
+
+class Opened:
+    """silu of a gate, made again for the gradients of the product's weight and handed on to those of the gate."""
+
+    def __init__(self, gate: Tensor) -> None:
+        self.gate = gate
+        self.silu: Tensor | None = None
+
+    def look(self) -> Tensor:
+        """Make it, unless it is there."""
+        if self.silu is None:
+            self.silu = silu(self.gate)
+        return self.silu
+
+    def take(self) -> Tensor:
+        """Make it, unless it is there, and forget it."""
+        made, self.silu = self.look(), None
+        return made
+
+
+class LeanGate(torch.autograd.Function):
+    """silu(gate) · up; keeps the two and computes silu again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, opened: Opened) -> Tensor:
+        """The product, element by element."""
+        ctx.save_for_backward(gate, up)
+        ctx.opened = opened
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of gate and up."""
+        gate, up = ctx.saved_tensors
+        of_up = ctx.opened.take().mul_(gradients[0])
+        return torch.ops.aten.silu_backward(gradients[0] * up, gate), of_up, None
+
+
+@contextmanager
+def _made_again(product: Tensor, opened: Opened, up: Tensor) -> Iterator[None]:
+    """Let what is computed of the product keep what it was made of, which is kept anyway, in its place."""
+    storage, numbers = product.untyped_storage()._cdata, product.numel()
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        is_product = saved.untyped_storage()._cdata == storage and saved.numel() == numbers and saved.is_contiguous()
+        return saved.shape if is_product else saved
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else (opened.look() * up).view(packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield

@@ -1,0 +1,113 @@
+"""Layers that keep less for their gradients give the same numbers, and what is no such layer is left alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GemmaConfig, LlamaConfig, Qwen2Config
+from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+
+from stllava.training.lean_layers import lean_forward, lean_layers
+
+SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def layer(kind: str) -> nn.Module:
+    """An RMSNorm with weights of its own, or a gated MLP."""
+    torch.manual_seed(0)
+    if kind == "mlp":
+        return cast(nn.Module, LlamaMLP(LlamaConfig(**SIZES)))
+    norm = cast(nn.Module, LlamaRMSNorm(24))
+    nn.init.normal_(norm.get_parameter("weight"))
+    return norm
+
+
+def learned(module: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """What comes of a module, and the gradients of a weighted sum of it: of the inputs and of what learns."""
+    module.zero_grad()
+    given = inputs.clone().requires_grad_()
+    output = module(given)
+    draw = torch.Generator().manual_seed(2)
+    (output.float() * torch.randn(output.shape, generator=draw)).sum().backward()
+    return [output.detach(), *(one.grad for one in (given, *module.parameters()) if one.grad is not None)]
+
+
+@contextmanager
+def bytes_kept(shared: Tensor) -> Iterator[list[int]]:
+    """Collects the size of every storage that is kept for gradients, other than that of the input."""
+    storages: dict[int, int] = {}
+    total = [0]
+
+    def pack(saved: Tensor) -> Tensor:
+        storages[saved.untyped_storage()._cdata] = saved.untyped_storage().nbytes()
+        total[0] = sum(size for key, size in storages.items() if key != shared.untyped_storage()._cdata)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        yield total
+
+
+@pytest.mark.parametrize("kind", ["norm", "mlp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [False, True], ids=["in full", "frozen"])
+def test_lean_layers_compute_what_theirs_do(kind: str, dtype: torch.dtype, frozen: bool) -> None:
+    module = layer(kind).to(dtype).requires_grad_(not frozen)
+    inputs = torch.randn(2, 7, 24, dtype=dtype)
+    theirs = learned(module, inputs)
+    with lean_layers(module):
+        assert "forward" in vars(module)
+        ours = learned(module, inputs)
+    assert "forward" not in vars(module)
+    assert len(ours) == len(theirs) == (2 if frozen else 2 + len(list(module.parameters())))
+    relative, absolute = (1e-5, 1e-5) if dtype == torch.float32 else (0.02, 0.05)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=relative, atol=absolute)
+
+
+def test_a_lean_mlp_under_autocast_computes_what_theirs_does() -> None:
+    module = layer("mlp")
+    inputs = torch.randn(2, 7, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = learned(module, inputs)
+        with lean_layers(module):
+            ours = learned(module, inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.05)
+
+
+def test_gradients_of_a_lean_norm_are_those_of_differences() -> None:
+    norm = layer("norm").double()
+    forward = cast(Any, lean_forward(norm))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)
+        inputs = torch.randn(3, 24, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: forward(norm, x), (inputs,))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("norm", 0.1), ("mlp", 2.01)])
+def test_lean_layers_keep_less(kind: str, most: float) -> None:
+    """A norm keeps less than its output; an MLP what its gate and up give, and neither silu nor the product."""
+    module = layer(kind)
+    inputs = torch.randn(1, 200, 24, requires_grad=True)
+    result = 200 * (24 if kind == "norm" else 40) * 4
+    weights = sum(one.nbytes for one in module.parameters())
+    kept = []
+    for lean in (False, True):
+        with lean_layers(module if lean else nn.Identity()), bytes_kept(inputs) as total:
+            module(inputs)
+        kept.append(total[0] - weights)
+    assert kept[1] <= most * result < kept[0]
+
+
+def test_only_what_says_the_same_is_replaced() -> None:
+    assert lean_forward(cast(nn.Module, Qwen2RMSNorm(8))) is not None
+    assert lean_forward(cast(nn.Module, Qwen2MLP(Qwen2Config(**SIZES)))) is not None
+    assert lean_forward(cast(nn.Module, GemmaRMSNorm(8))) is None
+    assert lean_forward(cast(nn.Module, GemmaMLP(GemmaConfig(**SIZES)))) is None
+    assert lean_forward(nn.Linear(2, 2)) is None
+    assert lean_forward(nn.ReLU()) is None

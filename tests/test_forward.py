@@ -1,6 +1,6 @@
 """One packed forward gives what each chain gives on its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from stllava.tree.forward import (
     Tree,
     build_tree,
     collate,
-    last_mlp,
     longest_chain,
     path,
     split_into_forwards,
@@ -122,17 +121,25 @@ def test_trees_that_share_a_row_give_what_they_give_alone(policy: Policy, trees:
         torch.testing.assert_close(score(policy, [tree], packs=True)[0][0], values, atol=1e-5, rtol=1e-5)
 
 
-def test_the_last_mlp_is_computed_where_something_is_learned_only(policy: Policy, trees: list[Tree]) -> None:
-    mlp = last_mlp(policy.model)
-    assert mlp is not None
-    seen: list[int] = []
-    hook = mlp.get_submodule("down_proj").register_forward_hook(lambda *given: seen.append(given[-1].shape[1]))
+def test_of_the_last_layer_is_computed_where_something_is_learned_what_only_that_needs(
+    policy: Policy, trees: list[Tree]
+) -> None:
+    layer = list(policy.model.get_decoder().get_submodule("layers").children())[-1]
+    seen: dict[str, int] = {}
+    names = ("mlp.down_proj", "self_attn.q_proj", "self_attn.o_proj", "self_attn.k_proj")
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda *given: seen.update({name: given[1][0].shape[1]})
+
+    hooks = [layer.get_submodule(name).register_forward_hook(look(name)) for name in names]
     batch = collate(policy, trees)
     token_log_probabilities(policy.model, batch)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     places = set(zip(batch["rows"].tolist(), batch["columns"].tolist(), strict=True))
-    assert seen == [len(places)]
-    assert len(places) < batch["input_ids"].numel() / 2
+    assert seen.pop("self_attn.k_proj") == batch["input_ids"].shape[1]
+    assert seen.pop("mlp.down_proj") == len(places) < batch["input_ids"].numel() / 2
+    assert set(seen.values()) == {len(places)}
 
 
 def test_log_probabilities_and_their_gradients_are_those_of_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,33 +187,48 @@ def additive_mask(sees: Tensor, model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def logits_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Compute logits [1, M, V] at M places of the tokens only, and the last layer's MLP only where they need it."""
-    flat: Tensor | None = None
+    """Compute logits [1, M, V] at M places of the tokens only, and of the last layer what only they need only for them.
+
+    Keys and values of the last layer are seen by other tokens; its queries, what it makes of attention and its MLP are not.
+    """
+    places: Tensor | None = None
     shape: torch.Size | None = None
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][rows, columns][None],)
 
     def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal flat, shape
-        shape = inputs[0].shape
-        flat = torch.unique(rows * shape[1] + columns)
-        return (inputs[0].flatten(0, 1)[flat][None],)
+        nonlocal places, shape
+        if shape is None:
+            shape = inputs[0].shape
+            # Where every token is needed, as while answers grow, there is nothing to leave out.
+            places = torch.unique(rows * shape[1] + columns) if len(rows) < shape[0] * shape[1] else None
+        return inputs if places is None else (inputs[0].flatten(0, 1)[places][None],)
 
     def widen(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if flat is None or shape is None:
-            raise RuntimeError("the last layer's MLP was not called as a module")
-        return output.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, flat, output[0]).view(shape)
+        if places is None or shape is None:
+            return output
+        whole = output.new_zeros(shape[0] * shape[1], output.shape[-1])
+        return whole.index_copy(0, places, output[0]).view(*shape[:2], -1)
 
     hooks = [model.get_output_embeddings().register_forward_pre_hook(gather)]
-    mlp = last_mlp(model)
-    if mlp is not None:
-        hooks += [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
+    for part in read_by_few(model):
+        hooks += [part.register_forward_pre_hook(narrow), part.register_forward_hook(widen)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def read_by_few(model: PreTrainedModel) -> list[nn.Module]:
+    """What the last layer computes for the logits alone: its MLP, where it is a dense one, and two of its projections."""
+    mlp = last_mlp(model)
+    if mlp is None:
+        return []
+    layer = list(model.get_decoder().get_submodule("layers").children())[-1]
+    named = dict(layer.named_modules())
+    return [mlp, *(named[name] for name in ("self_attn.q_proj", "self_attn.o_proj") if name in named)]
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:

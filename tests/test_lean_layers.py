@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -104,7 +105,23 @@ def test_lean_layers_keep_less(kind: str, most: float) -> None:
     assert kept[1] <= most * result < kept[0]
 
 
+def test_an_mlp_of_which_the_last_layer_learns_alone_keeps_the_product() -> None:
+    module = layer("mlp").requires_grad_(False)
+    module.get_submodule("down_proj").requires_grad_(True)
+    inputs = torch.randn(1, 200, 24)
+    with lean_layers(module), bytes_kept(inputs) as total:
+        module(inputs)
+    assert total[0] == 200 * 40 * 4
+
+
+class Wrapped(nn.Module):
+    """A module whose forward is no function of Python's."""
+
+    forward = partial(torch.add, 1)
+
+
 def test_only_what_says_the_same_is_replaced() -> None:
+    assert lean_forward(Wrapped()) is None
     assert lean_forward(cast(nn.Module, Qwen2RMSNorm(8))) is not None
     assert lean_forward(cast(nn.Module, Qwen2MLP(Qwen2Config(**SIZES)))) is not None
     assert lean_forward(cast(nn.Module, GemmaRMSNorm(8))) is None

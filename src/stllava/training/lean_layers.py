@@ -44,8 +44,12 @@ def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
 
 def _says(module: nn.Module, other: type[nn.Module]) -> bool:
     """Whether a module computes what another class does, by the code of their forwards."""
-    ours, theirs = (cast(Any, kind.forward).__code__ for kind in (type(module), other) if hasattr(kind.forward, "__code__"))
-    return (ours.co_code, ours.co_names, ours.co_consts) == (theirs.co_code, theirs.co_names, theirs.co_consts)
+    ours, theirs = (getattr(kind.forward, "__code__", None) for kind in (type(module), other))
+    return ours is not None and _statements(ours) == _statements(theirs)
+
+
+def _statements(code: Any) -> tuple[object, ...]:
+    return code.co_code, code.co_names, code.co_consts
 
 
 def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
@@ -54,9 +58,11 @@ def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    opened = Opened(gate.detach())
-    product = cast(Tensor, LeanGate.apply(gate, up, opened))  # type: ignore[no-untyped-call]
-    with _made_again(product, opened, up.detach()):
+    shared = SharedSilu(gate.detach())
+    product = cast(Tensor, LeanGate.apply(gate, up, shared))  # type: ignore[no-untyped-call]
+    if not product.requires_grad:  # Then gate and up are not kept anyway.
+        return cast(Tensor, mlp.down_proj(product))
+    with _made_again(product, shared, up.detach()):
         return cast(Tensor, mlp.down_proj(product))
 
 
@@ -85,7 +91,7 @@ class LeanRMSNorm(torch.autograd.Function):
         return of_x.to(x.dtype), of_weight, None
 
 
-class Opened:
+class SharedSilu:
     """silu of a gate, made again for the gradients of the product's weight and handed on to those of the gate."""
 
     def __init__(self, gate: Tensor) -> None:
@@ -108,22 +114,22 @@ class LeanGate(torch.autograd.Function):
     """silu(gate) · up; keeps the two and computes silu again for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, opened: Opened) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, shared: SharedSilu) -> Tensor:
         """The product, element by element."""
         ctx.save_for_backward(gate, up)
-        ctx.opened = opened
+        ctx.shared = shared
         return silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """The gradients of gate and up."""
         gate, up = ctx.saved_tensors
-        of_up = ctx.opened.take().mul_(gradients[0])
+        of_up = ctx.shared.take().mul_(gradients[0])
         return torch.ops.aten.silu_backward(gradients[0] * up, gate), of_up, None
 
 
 @contextmanager
-def _made_again(product: Tensor, opened: Opened, up: Tensor) -> Iterator[None]:
+def _made_again(product: Tensor, shared: SharedSilu, up: Tensor) -> Iterator[None]:
     """Let what is computed of the product keep what it was made of, which is kept anyway, in its place."""
     storage, numbers = product.untyped_storage()._cdata, product.numel()
 
@@ -132,7 +138,7 @@ def _made_again(product: Tensor, opened: Opened, up: Tensor) -> Iterator[None]:
         return saved.shape if is_product else saved
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else (opened.look() * up).view(packed)
+        return packed if isinstance(packed, Tensor) else (shared.look() * up).view(packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()
     setting = Setting(asked.shape, asked.model, asked.images, asked.images, False)
-    with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="stllava-bench-") as folder, ExitStack() as layers:
         work = Path(folder)
         prepare(work, setting)
         policy = load_policy(work / "model")
@@ -116,7 +116,6 @@ def main() -> None:
             finish_device()
             return time.perf_counter() - began
 
-        layers = ExitStack()
         layers.enter_context(lean_layers(policy.model))
         operations = Operations(policy.model)
         step()

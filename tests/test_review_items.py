@@ -95,7 +95,8 @@ def test_the_reference_stands_beside_an_answer_and_the_rules_are_told_after_the_
     assert isinstance(task, ItemTask)
     assert (["".join(parts) for parts in shown["answers"]], shown["references"]) == ([task.answer], list(task.references))
     assert not any(word in json.dumps(shown) for word in (ROBUST, LLAVA_MED, "rules", "uncertain", "random", "verdict"))
-    told = client.post("/vote", json=named(shown, choice="wrong", struck=[["left", 0], ["right", 0]], typed=" a cyst ")).json()
+    assert client.post("/vote", json=named(shown, choice="wrong", struck=[["right", 0]])).status_code == 409
+    told = client.post("/vote", json=named(shown, choice="wrong", struck=[["left", 0]], typed=" a cyst ")).json()
     assert [rule for rule, _ in told["rules"]] == [ROBUST, LLAVA_MED]
     assert (told["state"], told["choice"], told["typed"]) == ("voted", "wrong", "a cyst")
     vote = read_votes(page.folder)["anna"][0]

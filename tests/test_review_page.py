@@ -25,11 +25,11 @@ from stllava.records import ItemKind, Judgment, ReviewTask
 from stllava.review.choices import ReviewKind
 from stllava.review.image_store import ImageStore, image_id
 from stllava.review.items import draw_items
-from stllava.review.open_task import AnyTask
+from stllava.review.open_task import AnyTask, sentences
 from stllava.review.readings import standing
 from stllava.review.security import HEADERS, MAX_BODY, Door
 from stllava.review.serve import password_of
-from stllava.review.server import PAGE_READER, review_app, sentences
+from stllava.review.server import PAGE_READER, review_app
 from stllava.review.session import ReviewSession
 from stllava.review.tasks import draw_tasks
 from stllava.review.vote_log import read_votes
@@ -456,10 +456,18 @@ def test_a_second_vote_on_the_same_task_is_refused(opened: Open) -> None:
     assert client.post("/vote", json=named(shown, choice="left")).status_code == 200
     assert client.post("/vote", json=named(shown, choice="right")).status_code == 409
     assert [vote.event for vote in read_votes(page.folder)["anna"]] == ["vote"]
-    beyond = named(shown, choice="left", struck=[["left", 99], ["right", -1]])
-    client.post("/undo", json={})
-    assert client.post("/vote", json=beyond).status_code == 200
-    assert read_votes(page.folder)["anna"][-1].struck == ()
+
+
+@pytest.mark.parametrize("beyond", [["left", 99], ["right", -1]])
+def test_a_sentence_that_is_not_there_cannot_be_struck(opened: Open, beyond: list[str | int]) -> None:
+    page = opened()
+    client = page.client()
+    shown = client.get("/task").json()
+    refused = client.post("/vote", json=named(shown, choice="left", struck=[["left", 0], beyond]))
+    assert refused.status_code == 409
+    assert "no sentence" in refused.json()["error"]
+    assert not any(read_votes(page.folder).values())
+    assert client.post("/vote", json=named(shown, choice="left", struck=[["left", 0]])).status_code == 200
 
 
 @pytest.mark.parametrize(

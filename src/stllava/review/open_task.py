@@ -1,13 +1,15 @@
 """What a reader has on screen: a task, how its answers stand there, and what a choice on the page says of it."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from stllava.records import ItemChoice, ItemTask, ReviewTask, VoteChoice
+from stllava.records import ItemChoice, ItemTask, ReviewTask, StruckSentence, VoteChoice
 from stllava.review.choices import Shown, Side, is_item_choice, is_shown_choice
 from stllava.review.readings import StandingVote
 
 AnyTask = ReviewTask | ItemTask
+_SENTENCE = re.compile(r"(?:[^.!?\n]|[.](?=\d))+[.!?]*\s*|[.!?\n]+\s*")
 
 
 class RefusedVoteError(Exception):
@@ -51,6 +53,14 @@ class OpenTask:
             return self.left
         return self.answer_at("right") if shown == "right" else shown
 
+    def strike(self, side: Side, place: int) -> StruckSentence:
+        """The sentence at a place of the answer that stands on a side, struck out; one that is not there is refused."""
+        at = ("left", "right").index(side)
+        there = sentences(self.texts[at]) if at < len(self.texts) else []
+        if not 0 <= place < len(there):
+            raise RefusedVoteError(f"The answer on the {side} has no sentence {place + 1} to strike.")
+        return StruckSentence(answer=self.answer_at(side), text=there[place].strip())
+
     def refuse_answer(self, typed: str) -> None:
         """Refuse a right answer to what has no answer."""
         if typed.strip() and not self.texts:
@@ -59,3 +69,8 @@ class OpenTask:
     def answer_at(self, side: Side) -> Literal["first", "second"]:
         """Which answer stands there."""
         return self.left if side == "left" else "second" if self.left == "first" else "first"
+
+
+def sentences(text: str) -> list[str]:
+    """A text cut behind its sentences; together they are the text, but for white space at its start."""
+    return _SENTENCE.findall(text) or [text]

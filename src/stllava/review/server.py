@@ -14,7 +14,6 @@ All but the last needs a reader's cookie (`security`). What is posted is JSON of
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -34,7 +33,7 @@ from stllava.errors import ItemError, StllavaError
 from stllava.records import ItemChoice, ItemTask
 from stllava.review.choices import BUTTONS, LONGEST_ANSWER, Shown, Side
 from stllava.review.image_store import ImageStore
-from stllava.review.open_task import OpenTask, RefusedVoteError
+from stllava.review.open_task import OpenTask, RefusedVoteError, sentences
 from stllava.review.readings import StandingVote
 from stllava.review.security import READER, Door, Gate
 from stllava.review.series_slices import shown_images
@@ -45,7 +44,6 @@ PAGE_READER = "X-Reader"
 """The header in which the page says, quoted as in an address, for whom it was opened."""
 PAGE = Path(__file__).parent / "page"
 STATIC = {"review.js": "text/javascript", "review.css": "text/css"}
-_SENTENCE = re.compile(r"(?:[^.!?\n]|[.](?=\d))+[.!?]*\s*|[.!?\n]+\s*")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -77,11 +75,6 @@ class PostedResponse(_Posted):
     typed: str = Field(default="", max_length=LONGEST_ANSWER)
 
 
-def sentences(text: str) -> list[str]:
-    """A text cut behind its sentences; together they are the text, but for white space at its start."""
-    return _SENTENCE.findall(text) or [text]
-
-
 def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title: str) -> ASGIApp:
     """The page's application, guarded."""
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
@@ -100,16 +93,12 @@ def review_app(session: ReviewSession, images: ImageStore, door: Door, *, title:
     async def take_vote(request: Request) -> Response:
         said = await _said(request, PostedVote)
 
-        def write(reader: str) -> OpenTask:
-            opened = session.open_task(reader)
-            answers = opened.texts if opened is not None else ()
-            texts = {side: sentences(text) for side, text in zip(("left", "right"), answers, strict=False)}
-            struck = [
-                (side, texts[side][place].strip()) for side, place in said.struck if 0 <= place < len(texts.get(side, ()))
-            ]
-            return session.vote(reader, said.task, said.turn, said.choice, struck=struck, typed=said.typed)
-
-        return await _done(session, images, request, write)
+        return await _done(
+            session,
+            images,
+            request,
+            lambda reader: session.vote(reader, said.task, said.turn, said.choice, struck=said.struck, typed=said.typed),
+        )
 
     async def take_response(request: Request) -> Response:
         said = await _said(request, PostedResponse)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from stllava.records import ItemChoice, ItemTask, ReviewTask, ReviewVote, StruckSentence, content_id
+from stllava.records import ItemChoice, ItemTask, ReviewTask, ReviewVote, content_id
 from stllava.review.choices import ReviewKind, Shown, Side, refuse_other_votes
 from stllava.review.open_task import AnyTask, OpenTask, RefusedVoteError
 from stllava.review.readings import StandingVote, apply
@@ -122,10 +122,10 @@ class ReviewSession:
         turn: int,
         shown: Shown | ItemChoice,
         *,
-        struck: Sequence[tuple[Side, str]] = (),
+        struck: Sequence[tuple[Side, int]] = (),
         typed: str = "",
     ) -> OpenTask:
-        """Take a vote on the open task: it is on the disk when this returns."""
+        """Take a vote on the open task: it is on the disk when this returns. `struck` are sentences by place."""
         with self._lock:
             opened = self._opened(reader, task, turn)
             if opened.vote is not None:
@@ -137,7 +137,7 @@ class ReviewSession:
                 event="vote",
                 seconds=round(monotonic() - opened.since, 3),
                 choice=opened.meant(shown),
-                struck=tuple(StruckSentence(answer=opened.answer_at(side), text=text) for side, text in struck),
+                struck=tuple(opened.strike(side, place) for side, place in struck),
                 correct_answer=typed.strip() or None,
             )
             return opened

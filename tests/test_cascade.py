@@ -71,6 +71,17 @@ def test_parts_attend_as_the_whole_row_does(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_parts_are_put_together_in_double_precision_too() -> None:
+    nodes = [Node((1,) * 10, ROOT, False), Node((1,) * 3, 0, True), Node((1,) * 4, 0, True)]
+    cut = cut_of([nodes], least=1, most=5)
+    cut = Cut(cut.spans, cut.mask.double())
+    inputs = [torch.randn(1, 2, 17, WIDTH, dtype=torch.float64) for _ in range(3)]
+    weights = torch.randn(1, 17, 2, WIDTH, dtype=torch.float64)
+    made, whole = (attended(one, cut.mask, inputs, weights, 1) for one in (cut, None))
+    for ours, theirs in zip(made, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_questions_about_an_image_look_at_it_in_one_call() -> None:
     nodes = [Node((1,) * 10, ROOT, False)]
     for _ in range(3):

@@ -76,7 +76,7 @@ class CascadeAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Sequence[RowCalls], scale: float) -> Tensor:
         """Attend call by call and put the parts together."""
         output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
-        totals = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32).transpose(1, 2)
+        totals = query.new_zeros(query.shape[0], query.shape[2], query.shape[1]).transpose(1, 2)
         for row, calls in enumerate(rows):
             q, k, v, out, total = (one[row : row + 1] for one in (query, key, value, output, totals))
             for call in calls.own:

@@ -26,7 +26,7 @@ from shared.measure import as_json, device_kind, finish_device, spread, write_re
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
-from stllava.training.lean_layers import lean_layers
+from stllava.training.lean_layers import layers_that_learn
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.preference_steps import PreferenceSteps
@@ -116,7 +116,7 @@ def main() -> None:
             finish_device()
             return time.perf_counter() - began
 
-        layers.enter_context(lean_layers(policy.model))
+        layers.enter_context(layers_that_learn(policy.model, dpo))
         operations = Operations(policy.model)
         step()
         linear = operations.count

@@ -6,15 +6,24 @@ replaced is known by its code: whoever's forward is not Llama's, statement for s
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from stllava.config import TrainingOptions
+from stllava.tree.forward import activation_checkpointing
+
+
+def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> AbstractContextManager[None]:
+    """How the layers keep what their gradients need while the model learns: as little as the options ask, or lean."""
+    return activation_checkpointing(model) if options.checkpoint_activations else lean_layers(model)
 
 
 @contextmanager

@@ -32,10 +32,10 @@ from stllava.model.device import best_device, native_bfloat16
 from stllava.model.load import Policy
 from stllava.model.processor import POLICY, load_processor
 from stllava.records import Conversation, Lineage, Message, Preference
-from stllava.training.lean_layers import lean_layers
+from stllava.training.lean_layers import layers_that_learn
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.sft_dataset import SftDataset
-from stllava.tree.forward import activation_checkpointing, collate, split_into_forwards, token_log_probabilities
+from stllava.tree.forward import collate, split_into_forwards, token_log_probabilities
 
 Batch = dict[str, Tensor]
 NF4_BYTES = 0.5 + 0.016
@@ -285,7 +285,7 @@ def _two_steps(policy: Policy, model: nn.Module, options: TrainingOptions, forwa
     half = options.precision == "bfloat16" or (options.precision == "auto" and native_bfloat16(policy.device))
     optimizer = torch.optim.AdamW(cast(Any, optimizer_groups(model, options)), fused=True)
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with activation_checkpointing(policy.model) if options.checkpoint_activations else lean_layers(policy.model):
+    with layers_that_learn(policy.model, options):
         for batches in (forwards[:1], forwards):
             for batch in batches:
                 moved = {name: value if name == "spans" else value.to(policy.device) for name, value in batch.items()}

@@ -41,12 +41,11 @@ from stllava.training.callbacks import (
     newest_whole_checkpoint,
 )
 from stllava.training.fsdp import FsdpStrategy
-from stllava.training.lean_layers import lean_layers
+from stllava.training.lean_layers import layers_that_learn
 from stllava.training.processes import Processes, current_processes
 from stllava.training.step_sharing import IDLE, Batch, Items, StepParts
 from stllava.training.strategy import Strategy, names_to_keep, without_weights
 from stllava.training.zero import ZeroStrategy, is_launched_with_deepspeed
-from stllava.tree.forward import activation_checkpointing
 
 with no_kernels_of_the_hub():
     from transformers import (
@@ -138,7 +137,7 @@ def fit(
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
     skeleton = without_weights(model) if trainer.strategy.shares_out else None
-    with activation_checkpointing(policy.model) if options.checkpoint_activations else lean_layers(policy.model):
+    with layers_that_learn(policy.model, options):
         trainer.train(resume_from_checkpoint=resumed)
     if skeleton is not None:
         trained = cast(nn.Module, trainer.model)

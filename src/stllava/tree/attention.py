@@ -1,7 +1,8 @@
 """Attention in a packed row, span by span: nobody computes scores between tokens that do not see each other.
 
 A mask over the whole row would do, but most of it is empty: a question's tokens see the image and their own chain, not
-the other questions. Each span attends to its root and itself through transformers' own SDPA function.
+the other questions. Each span attends to its root and itself through transformers' own SDPA function or, where the kernel for
+CPUs can, to its root together with the other spans that stand on it (tree/cascade.py).
 """
 
 from collections.abc import Iterator, Sequence

@@ -226,9 +226,9 @@ def read_by_few(model: PreTrainedModel) -> list[nn.Module]:
     mlp = last_mlp(model)
     if mlp is None:
         return []
-    layer = list(model.get_decoder().get_submodule("layers").children())[-1]
-    named = dict(layer.named_modules())
-    return [mlp, *(named[name] for name in ("self_attn.q_proj", "self_attn.o_proj") if name in named)]
+    attention = getattr(list(model.get_decoder().get_submodule("layers").children())[-1], "self_attn", None)
+    projections = (getattr(attention, name, None) for name in ("q_proj", "o_proj"))
+    return [mlp, *(one for one in projections if isinstance(one, nn.Module))]
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:

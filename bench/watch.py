@@ -114,6 +114,7 @@ def watch(run: Path, demo: subprocess.Popen[str], *, every: float) -> Watched:
             # The run's end is noticed at once, so that it is not measured in steps of the looks, and without waking up for it.
             select.select([ended], [], [], every)
         seen.processor = processor_seconds(server.pid)
+    os.close(ended)
     return seen
 
 

@@ -38,6 +38,11 @@ class RowCalls:
     shared: tuple[Call, ...]
     """Spans with what stands before them."""
 
+    @property
+    def end(self) -> int:
+        """The first place behind the row's last span."""
+        return self.own[-1].queries[1]
+
 
 def plan_calls(spans: Tensor, mask: Tensor) -> list[RowCalls]:
     """How every row attends, of spans [S, 6] as `collate` gives them and a mask [R, 1, N, N] to add to scores."""
@@ -75,14 +80,15 @@ class CascadeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Sequence[RowCalls], scale: float) -> Tensor:
         """Attend call by call and put the parts together."""
-        output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
-        totals = query.new_zeros(query.shape[0], query.shape[2], query.shape[1]).transpose(1, 2)
+        output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
+        totals = query.new_empty(query.shape[0], query.shape[2], query.shape[1]).transpose(1, 2)
         for row, calls in enumerate(rows):
             q, k, v, out, total = (one[row : row + 1] for one in (query, key, value, output, totals))
             for call in calls.own:
                 made, its = _attend(_at(q, call.queries), _at(k, call.keys), _at(v, call.keys), call.mask, scale)
                 _at(out, call.queries).copy_(made)
                 _at(total, call.queries).copy_(its)
+            out[:, :, calls.end :].zero_()
             for call in calls.shared:
                 made, its = _attend(_at(q, call.queries), _at(k, call.keys), _at(v, call.keys), None, scale)
                 before, whole = _at(total, call.queries), _at(out, call.queries)
@@ -98,19 +104,24 @@ class CascadeAttention(torch.autograd.Function):
         """The gradients of query, key and value, call by call."""
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         gradient = gradients[0].contiguous().transpose(1, 2)
-        found = [torch.zeros_like(one) for one in saved[:3]]
+        found = [torch.empty_like(one) for one in saved[:3]]
         for row, calls in enumerate(ctx.rows):
-            incoming, q, k, v, out, total = (one[row : row + 1] for one in (gradient, *saved))
-            dq, dk, dv = (one[row : row + 1] for one in found)
-            for call in (*calls.own, *calls.shared):
-                parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    *(_at(incoming, call.queries), _at(q, call.queries), _at(k, call.keys), _at(v, call.keys)),
-                    *(_at(out, call.queries), _at(total, call.queries), 0.0, False),
-                    attn_mask=call.mask,
-                    scale=ctx.scale,
-                )
-                for into, place, part in zip((dq, dk, dv), (call.queries, call.keys, call.keys), parts, strict=True):
-                    _at(into, place).add_(part)
+            given = [one[row : row + 1] for one in (gradient, *saved)]
+            into = dq, dk, dv = [one[row : row + 1] for one in found]
+            for call in calls.own:  # Each is the first to say anything of its queries, as of the keys that stand there.
+                of_q, *of_keys = _gradients(given, call, ctx.scale)
+                _at(dq, call.queries).copy_(of_q)
+                before = call.queries[0] - call.keys[0]
+                for whole, part in zip((dk, dv), of_keys, strict=True):
+                    _at(whole, call.queries).copy_(part[:, :, before:])
+                    _at(whole, (call.keys[0], call.queries[0])).add_(part[:, :, :before])
+            for call in calls.shared:
+                for whole, place, part in zip(
+                    into, (call.queries, call.keys, call.keys), _gradients(given, call, ctx.scale), strict=True
+                ):
+                    _at(whole, place).add_(part)
+            for whole in into:
+                whole[:, :, calls.end :].zero_()
         return found[0], found[1], found[2], None, None
 
 
@@ -120,6 +131,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
         query, key, value, 0.0, False, attn_mask=mask, scale=scale
     )
     return cast("tuple[Tensor, Tensor]", made)
+
+
+def _gradients(given: Sequence[Tensor], call: Call, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a call adds to the gradients of its queries, keys and values; `given` are the row's incoming and saved ones."""
+    incoming, query, key, value, output, total = given
+    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(_at(incoming, call.queries), _at(query, call.queries), _at(key, call.keys), _at(value, call.keys)),
+        *(_at(output, call.queries), _at(total, call.queries), 0.0, False),
+        attn_mask=call.mask,
+        scale=scale,
+    )
+    return cast("tuple[Tensor, Tensor, Tensor]", found)
 
 
 def _at(one: Tensor, place: tuple[int, int]) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GemmaConfig, LlamaConfig, Qwen2Config
+from transformers import GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3Attention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 
-from stllava.training.lean_layers import lean_forward, lean_layers
+from stllava.training.lean_layers import lean_forward, lean_layers, rotates
 
 SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -128,3 +130,36 @@ def test_only_what_says_the_same_is_replaced() -> None:
     assert lean_forward(cast(nn.Module, GemmaMLP(GemmaConfig(**SIZES)))) is None
     assert lean_forward(nn.Linear(2, 2)) is None
     assert lean_forward(nn.ReLU()) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True], ids=["as it is", "autocast"])
+def test_a_lean_rotation_turns_as_theirs_does(dtype: torch.dtype, autocast: bool) -> None:
+    """Queries and keys of other heads, in the attention's layout; under autocast they are halves and the angles are not."""
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, 5, heads, 8, generator=draw).to(dtype).transpose(1, 2) for heads in (4, 2)]
+    angles = torch.randn(2, 5, 8, generator=draw).to(torch.float32 if autocast else dtype)
+    found = []
+    attention = nn.ModuleList([LlamaAttention(LlamaConfig(**SIZES), 0)])
+    for lean in (False, True):
+        with lean_layers(attention if lean else nn.Identity()):
+            given = [one.clone().requires_grad_() for one in states]
+            turned = modeling_llama.apply_rotary_pos_emb(*given, angles.cos(), angles.sin())
+            weights = [torch.randn(one.shape, generator=torch.Generator().manual_seed(1)) for one in turned]
+            sum((one.float() * weight).sum() for one, weight in zip(turned, weights, strict=True)).backward()
+            found.append([*turned, *(one.grad for one in given)])
+    relative, absolute = (1e-6, 1e-6) if dtype == torch.float32 else (0.02, 0.05)
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=relative, atol=absolute)
+
+
+def test_rotary_positions_are_replaced_while_layers_are_lean_and_where_they_are_llamas() -> None:
+    theirs = modeling_llama.apply_rotary_pos_emb
+    attention = LlamaAttention(LlamaConfig(**SIZES), 0)
+    with lean_layers(nn.ModuleList([attention, attention])):
+        assert modeling_llama.apply_rotary_pos_emb is not theirs
+    assert modeling_llama.apply_rotary_pos_emb is theirs
+    assert rotates(Qwen2Attention(Qwen2Config(**SIZES), 0))
+    assert not rotates(Phi3Attention(Phi3Config(**SIZES), 0)), "turns a part of each head only"
+    assert not rotates(nn.Linear(2, 2))
+    assert not rotates(Wrapped())

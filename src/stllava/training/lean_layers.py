@@ -1,13 +1,15 @@
 """Layers of stock models that keep less for their gradients while they learn, for the same numbers.
 
 Autograd keeps every intermediate result of a gated MLP and of an RMSNorm. Here only what their products were made of is kept,
-and elementwise passes are done again or not at all, as Liger Kernel does on GPUs (Hsu et al., arXiv 2410.10989). What is
-replaced is known by its code: whoever's forward is not Llama's, statement for statement, is left as it is.
+and elementwise passes are done again or not at all, as Liger Kernel does on GPUs (Hsu et al., arXiv 2410.10989); rotary
+positions are two passes instead of five. What is replaced is known by its code: whoever's forward is not Llama's, statement
+for statement, is left as it is.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb, rotate_half
 
 from stllava.config import TrainingOptions
 from stllava.tree.forward import activation_checkpointing
+
+ROTATE, HALF = "apply_rotary_pos_emb", "rotate_half"
+"""What transformers' attention layers call, from their own file."""
 
 
 def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> AbstractContextManager[None]:
@@ -28,18 +33,26 @@ def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> Abstr
 
 @contextmanager
 def lean_layers(model: nn.Module) -> Iterator[None]:
-    """Let the model's gated MLPs and RMSNorms keep less for their gradients, while this lasts."""
+    """Let the model's gated MLPs, RMSNorms and rotary positions cost less for their gradients, while this lasts."""
     replaced: list[nn.Module] = []
+    rotating: dict[str, dict[str, Any]] = {}
     for module in model.modules():
         forward = lean_forward(module)
         if forward is not None:
             module.forward = partial(forward, module)
             replaced.append(module)
+        elif rotates(module):
+            rotating[type(module).__module__] = type(module).forward.__globals__
+    theirs = {name: names[ROTATE] for name, names in rotating.items()}
     try:
+        for names in rotating.values():
+            names[ROTATE] = _rotated
         yield
     finally:
         for module in replaced:
             del module.forward
+        for name, names in rotating.items():
+            names[ROTATE] = theirs[name]
 
 
 def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
@@ -51,14 +64,28 @@ def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     return None
 
 
+def rotates(module: nn.Module) -> bool:
+    """Whether this module's forward calls rotary positions that are computed as Llama's are."""
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType) or ROTATE not in forward.__code__.co_names:
+        return False
+    names = forward.__globals__
+    return _same(names.get(ROTATE), apply_rotary_pos_emb) and _same(names.get(HALF), rotate_half)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two functions compute the same, by their code."""
+    return isinstance(one, FunctionType) and isinstance(other, FunctionType) and _statements(one) == _statements(other)
+
+
 def _says(module: nn.Module, other: type[nn.Module]) -> bool:
     """Whether a module computes what another class does, by the code of their forwards."""
-    ours, theirs = (getattr(kind.forward, "__code__", None) for kind in (type(module), other))
-    return ours is not None and _statements(ours) == _statements(theirs)
+    return _same(type(module).forward, other.forward)
 
 
-def _statements(code: Any) -> tuple[object, ...]:
-    return code.co_code, code.co_names, code.co_consts
+def _statements(function: FunctionType) -> tuple[object, ...]:
+    code = function.__code__
+    return code.co_code, code.co_names, code.co_consts[1:] if function.__doc__ else code.co_consts
 
 
 def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
@@ -75,6 +102,40 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
         return cast(Tensor, mlp.down_proj(product))
 
 
+def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    turns = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    of_q, of_k = (LeanRotation.apply(one, *turns) for one in (q, k))  # type: ignore[no-untyped-call]
+    return of_q, of_k
+
+
+class LeanRotation(torch.autograd.Function):
+    """x · cos + (its halves swapped, the first negative) · sin, over the last dimension; keeps cos and sin."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Every pair of numbers of x turned by its angle."""
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        first, second = sin.chunk(2, dim=-1)
+        return _turned(x, cos, -first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of x: what comes in, turned back."""
+        cos, sin = ctx.saved_tensors
+        first, second = sin.chunk(2, dim=-1)
+        return _turned(gradients[0], cos, second, -first).to(ctx.dtype), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, of_second: Tensor, of_first: Tensor) -> Tensor:
+    """x · cos, and to its first half the second added so many times, and the other way round."""
+    turned = x * cos
+    (first, second), into = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    into[0].addcmul_(second, of_second)
+    into[1].addcmul_(first, of_first)
+    return turned
+
+
 class LeanRMSNorm(torch.autograd.Function):
     """w · x / rms(x) over the last dimension, in float32 as Llama does it; keeps x and one number a row."""
 
@@ -84,7 +145,8 @@ class LeanRMSNorm(torch.autograd.Function):
         whole = x.float()
         scale = torch.rsqrt(torch.linalg.vecdot(whole, whole)[..., None] / x.shape[-1] + epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (whole * scale).to(x.dtype)
+        made = (whole * scale).to(x.dtype)
+        return made.mul_(weight) if made.dtype == weight.dtype else made * weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -96,7 +158,7 @@ class LeanRMSNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, of_weight, None
         along = (product @ weight.float()).view_as(scale).mul_(scale * scale).div_(width)
-        of_x = (gradient * weight).addcmul_(whole, along, value=-1).mul_(scale)
+        of_x = torch.mul(gradient, weight, out=product.view_as(gradient)).addcmul_(whole, along, value=-1).mul_(scale)
         return of_x.to(x.dtype), of_weight, None
 
 
@@ -134,7 +196,8 @@ class LeanGate(torch.autograd.Function):
         """The gradients of gate and up."""
         gate, up = ctx.saved_tensors
         of_up = ctx.shared.take().mul_(gradients[0])
-        return torch.ops.aten.silu_backward(gradients[0] * up, gate), of_up, None
+        of_silu = gradients[0] * up
+        return torch.ops.aten.silu_backward.grad_input(of_silu, gate, grad_input=of_silu), of_up, None
 
 
 @contextmanager

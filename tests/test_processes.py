@@ -105,7 +105,9 @@ def assert_same_training(one: Path, other: Path) -> None:
     assert "loss" in first
     for name, curve in first.items():
         assert [step for step, _ in second[name]] == [step for step, _ in curve], name
-        assert [value for _, value in second[name]] == pytest.approx([value for _, value in curve], rel=1e-5, abs=2e-5), name
+        # Before the first step every reward is zero, and its sign that of rounding.
+        ours, theirs = ([value for _, value in one][int(name == "reward_accuracy") :] for one in (second[name], curve))
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=2e-5), name
     weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert weights.keys() == others.keys()
     assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 1e-4
@@ -239,7 +241,11 @@ ADAPTERS = LoraOptions(language=AdapterOptions(rank=4, dropout=0.0))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [LoraOptions(), ADAPTERS], ids=["in full", "adapters"])
+@pytest.mark.parametrize(
+    "lora",
+    [LoraOptions(), ADAPTERS, ADAPTERS.model_copy(update={"quantise": "4bit"})],
+    ids=["in full", "adapters", "beside 4 bits"],
+)
 def test_processes_that_share_the_model_out_learn_what_one_does(
     tiny_model: Path, phantoms: Path, tmp_path: Path, lora: LoraOptions
 ) -> None:

@@ -141,10 +141,13 @@ def fit(
         trainer.train(resume_from_checkpoint=resumed)
     if skeleton is not None:
         trained = cast(nn.Module, trainer.model)
-        state = trainer.strategy.weights(trained, trained.state_dict().keys(), keeps=processes.leads)
+        # Of weights in 4 bits only what was learned beside them is merged, into whole ones that are read anew.
+        quantised = options.lora.quantise != "none"
+        names = names_to_keep(trained) if quantised else trained.state_dict().keys()
+        state = trainer.strategy.weights(trained, names, keeps=processes.leads)
         if not processes.leads:
             return trainer.curves()
-        skeleton.load_state_dict(state, assign=True)
+        skeleton.load_state_dict(state, assign=True, strict=not quantised)
         cast(PreTrainedModel, skeleton.get_base_model() if is_adapted(skeleton) else skeleton).tie_weights()
         whole: nn.Module = skeleton
     else:

@@ -277,7 +277,7 @@ def compare(setting: Setting, vllm: str | None, repeats: int) -> dict[str, JsonV
         made = run_side(__file__, "--side", "prepare", *common)
         for _ in range(repeats):
             for name in runs:
-                runs[name].append(run_side(__file__, "--side", name, *common))
+                runs[name].append(run_side(__file__, "--side", name, *common, peer=name == "plain"))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
         if vllm is not None:
             from stllava.stages.export import export

@@ -16,6 +16,7 @@ Every file appears whole or not at all (written beside, synced, renamed), so a k
 the chunk at work.
 """
 
+from stllava.store.begun import Existing, first_difference
 from stllava.store.chunked import (
     HOPELESS,
     ChunkWork,
@@ -71,16 +72,7 @@ from stllava.store.shards import (
     not_in_shards,
     shares_out,
 )
-from stllava.store.stage import (
-    Existing,
-    Input,
-    Inputs,
-    Stage,
-    begin_shard,
-    first_difference,
-    open_stage,
-    shard_folder,
-)
+from stllava.store.stage import Input, Inputs, Stage, begin_shard, open_stage, shard_folder
 
 __all__ = [
     "AUDIT",

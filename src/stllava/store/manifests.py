@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from stllava.errors import FormatError, StllavaError
 from stllava.records import FORMAT, Manifest, Outcome, Record, content_id
-from stllava.store.disk import file_hash
+from stllava.store.disk import file_hash, write_whole
 from stllava.store.jsonl import IndexedRecords, RecordStream, damaged, read_jsonl, read_record
 from stllava.store.names import MANIFEST, PLAN
 
@@ -38,6 +38,11 @@ class Plan(Record):
     """Hash of each input by name."""
     format: int = FORMAT
     """The form in which the stage is written."""
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Say in a folder what is being made there."""
+    write_whole(folder / PLAN, plan.model_dump_json(indent=1) + "\n")
 
 
 F = TypeVar("F", Manifest, Plan, Outcome)

@@ -1,9 +1,5 @@
-"""A stage's folder from plan to manifest: begun, gone on with chunk by chunk, finished, or refused."""
+"""A stage's folder from plan to manifest: what is written there chunk by chunk, and what it says once it is whole."""
 
-import json
-import logging
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,27 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from stllava.config import Options
-from stllava.errors import ConflictError, FormatError, StllavaError
+from stllava.errors import StllavaError
 from stllava.records import Keyed, Manifest, Record
+from stllava.store.begun import Existing, take_up
 from stllava.store.chunked import ChunkWork, MappedChunks, map_chunks
 from stllava.store.disk import file_hash, write_whole
-from stllava.store.jsonl import read_record
 from stllava.store.lock import locked, refuse_reading
-from stllava.store.manifests import Plan, commit, digest_of, first_loss, read_formatted, read_manifest, versions
-from stllava.store.names import AUDIT, CALL, DRAFTS, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN, SHARDS
+from stllava.store.manifests import Plan, commit, digest_of, versions, write_plan
+from stllava.store.names import AUDIT, CALL, EXCHANGES, LOCK, MANIFEST, PARTS, PLAN, SHARDS
 from stllava.store.shards import SHARD, Shard, noted_call
 
-logger = logging.getLogger(__name__)
 I = TypeVar("I", bound=Keyed)  # noqa: E741
 O = TypeVar("O", bound=Record)  # noqa: E741
-
-Existing = Literal["resume", "replace", "error"]
-"""What to do when the output is already there, whole or in part."""
 
 
 @dataclass(frozen=True)
@@ -112,43 +104,6 @@ def begin_shard(
     return stage
 
 
-def without(config: Mapping[str, JsonValue], names: Collection[str]) -> dict[str, JsonValue]:
-    """Options without those of these names; `part.name` is the option `name` of the options `part`."""
-    kept = {name: value for name, value in config.items() if name not in names}
-    for name, value in kept.items():
-        if isinstance(value, dict):
-            kept[name] = {inner: given for inner, given in value.items() if f"{name}.{inner}" not in names}
-    return kept
-
-
-def is_paid_for(entry: Path) -> bool:
-    """Whether a file or folder holds nothing but what servers were sent and replied."""
-    if entry.name in (AUDIT, EXCHANGES):
-        return True
-    if entry.is_symlink() or not entry.is_dir():
-        return False
-    empty = True
-    with os.scandir(entry) as entries:  # Not listed whole: a folder may hold a million images, and the first one settles it.
-        for inner in entries:
-            if not is_paid_for(entry / inner.name):
-                return False
-            empty = False
-    return not empty
-
-
-def remove_unpaid(entry: Path) -> None:
-    """Remove a file or folder but for what servers were sent and replied in it."""
-    if entry.name in (AUDIT, EXCHANGES):
-        return
-    if not entry.is_dir() or entry.is_symlink():
-        entry.unlink()
-        return
-    for inner in list(entry.iterdir()):
-        remove_unpaid(inner)
-    if not any(entry.iterdir()):
-        entry.rmdir()
-
-
 class _MadeBy(TypedDict):
     """What a manifest says of the process that wrote it."""
 
@@ -184,133 +139,14 @@ class Stage:
         self.name, self.to, self._options = name, to, config
         self.config: dict[str, JsonValue] = config.model_dump(mode="json")
         self.inputs = dict(inputs)
-        self.manifest: Manifest | None = None
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
-        if existing == "replace" and ((to / PLAN).is_file() or (to / MANIFEST).is_file()):
-            self._refuse_others()
-            self._clear()
-        plan = Plan(stage=name, config=self.config, inputs=self.inputs)
-        begun, finished = self._begun()
-        if begun is not None and existing == "error":
-            raise StllavaError(f"{to} has output already", expected="a new folder", remedy="Set existing to resume or replace.")
-        holds_stages = begun is not None and any((entry / PLAN).is_file() for entry in self._entries())
-        kept = (path for path in (to / PARTS).rglob("*") if not path.name.startswith("."))
-        settled = finished is not None or any(path.is_file() for path in kept)
-        change = None
-        if begun is not None and not (holds_stages and may_change and begun.stage == name and finished is None):
-            change = self._change(begun, plan, may_change=may_change, items="" if finished is not None else items)
-        if change is not None and (settled or holds_stages):
-            raise ConflictError(
-                f"{to} holds the output of other options or inputs: {change}",
-                expected="the same work",
-                remedy="Name another folder, go back to what it was, or replace what is there (--existing replace).",
-            )
-        if change is not None:
-            self._clear()
-        self._plan = plan
-        if finished is not None and self._is_whole(finished):
-            # What is finished stays so while more is added to it.
-            self.manifest = finished if not may_change or finished.config == self.config else None
-            return
-        (to / MANIFEST).unlink(missing_ok=True)
-        for draft in to.glob(DRAFTS) if may_change else to.rglob(DRAFTS):
-            draft.unlink()
-        if plan != begun:
-            self.write_plan()
+        self._plan = Plan(stage=name, config=self.config, inputs=self.inputs)
+        self.manifest = take_up(to, config, self._plan, existing=existing, items=items, may_change=may_change)
 
     def write_plan(self) -> None:
         """Say in the folder what is being made there."""
-        write_whole(self.to / PLAN, self._plan.model_dump_json(indent=1) + "\n")
-
-    def _begun(self) -> tuple[Plan | None, Manifest | None]:
-        """What was begun in the folder and what was finished; a folder of other files is refused.
-
-        A manifest says all that a plan says, and is told when it is damaged: where there is one, the plan follows it.
-        """
-        plan: Plan | StllavaError | None = None
-        if (self.to / PLAN).is_file():
-            try:
-                plan = read_formatted(self.to / PLAN, Plan)
-            except StllavaError as error:
-                plan = error
-        if (self.to / MANIFEST).is_file():
-            finished = read_manifest(self.to)
-            made = Plan(stage=finished.stage, config=finished.config, inputs=finished.inputs)
-            if plan != made:
-                write_whole(self.to / PLAN, made.model_dump_json(indent=1) + "\n")
-            return made, finished
-        if isinstance(plan, FormatError):
-            raise plan
-        if isinstance(plan, StllavaError):
-            raise StllavaError(
-                f"{self.to / PLAN} is damaged, and nothing else says what was begun there",
-                expected="the file as stllava wrote it",
-                remedy="Restore it, name another folder, or begin again (--existing replace).",
-            ) from plan
-        if plan is None and (self.to / SHARDS).is_dir():
-            raise StllavaError(
-                f"{self.to} holds shards of a stage that nobody has gathered",
-                expected="shards that are gathered, or a new folder",
-                remedy=f"Finish them with `stllava gather {self.to}`, or name another folder.",
-            )
-        if plan is None and (other := self._entries()):
-            raise StllavaError(
-                f"{self.to} holds files that are not of stllava, such as {other[0].name}, and no {PLAN}",
-                expected="an empty or new folder, or one that this stage has begun",
-                remedy="Name another folder.",
-            )
-        return plan, None
-
-    def _refuse_others(self) -> None:
-        """Refuse to replace what another stage made: a run, or a paid judge, would be gone by a slip of the hand."""
-        kinds: tuple[tuple[type[Manifest] | type[Plan], Path], ...] = ((Manifest, self.to / MANIFEST), (Plan, self.to / PLAN))
-        for record_type, file in kinds:
-            try:
-                made = read_record(file, record_type).stage if file.is_file() else self.name
-            except StllavaError:
-                continue  # It is damaged, which is what replacing is for.
-            if made != self.name:
-                raise ConflictError(
-                    f"{self.to} holds the output of the stage {made}, not of {self.name}",
-                    expected="output of this stage to replace",
-                    remedy="Name another folder, or delete that one yourself.",
-                )
-
-    def _entries(self) -> list[Path]:
-        """What lies in the folder, but for what belongs to no output, such as the draft that a kill left."""
-        entries = self.to.iterdir() if self.to.is_dir() else ()
-        return [entry for entry in entries if not (entry.name == LOCK or is_paid_for(entry) or entry.match(DRAFTS))]
-
-    def _clear(self) -> None:
-        """Remove what was made, the plan last: without it the folder would be nobody's. What was paid for stays, for it may be
-        asked for again."""
-        for entry in sorted(self._entries(), key=lambda entry: (entry.name == PLAN, entry.name != MANIFEST)):
-            remove_unpaid(entry)
-
-    def _change(self, old: Plan, new: Plan, *, may_change: Collection[str], items: str) -> str | None:
-        """The first difference of two plans in words, but for what may differ; None where there is none."""
-        if old.stage != new.stage:
-            return f"it is of the stage {old.stage}, not of {new.stage}"
-        try:
-            options = type(self._options).model_validate(old.config).resume_key()
-        except ValidationError:
-            options = old.config
-
-        def bound(plan: Plan, config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-            kept = without(config, may_change)
-            inputs: dict[str, JsonValue] = {name: value for name, value in plan.inputs.items() if name != items}
-            return {"config": kept, "inputs": inputs}
-
-        before, now = bound(old, options), bound(new, self._options.resume_key())
-        return None if before == now else first_difference(before, now)
-
-    def _is_whole(self, manifest: Manifest) -> bool:
-        """Whether every output is there as it was written."""
-        lost = first_loss(self.to, manifest)
-        if lost is not None:
-            logger.warning("%s since %s was finished, which is therefore done again.", lost, self.name)
-        return lost is None
+        write_plan(self.to, self._plan)
 
     def map_chunks(
         self,
@@ -449,17 +285,3 @@ def _noted(image_root: Path, folder: Path) -> str:
     """An image root as the manifest in `folder` names it: a run may be moved, and is read from any working directory."""
     root, here = image_root.absolute(), folder.absolute()
     return root.relative_to(here).as_posix() if root.is_relative_to(here) else root.as_posix()
-
-
-def first_difference(old: JsonValue, new: JsonValue, path: str = "") -> str:
-    """Where two JSON values first differ, in words."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    if any(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
-        return f"its {path.replace('.', ' ', 1).replace('inputs', 'input')} {'is new' if old is None else 'has changed'}"
-    return f"{path or 'value'} was {json.dumps(old, ensure_ascii=False)}, now {json.dumps(new, ensure_ascii=False)}"
-
-
-_HASH = re.compile("[0-9a-f]{16}|[0-9a-f]{64}")

@@ -4,9 +4,9 @@
     STLLAVA_MEDVQA=… python bench/real.py --seeds 0 --arms loop "a quarter, informative" "a quarter, by chance" …
 
 The data set is medvqa_mini, the recipe `medvqa-mini.yaml`; with `--phantoms` the demo's, for what parts of the loop are worth
-where the truth is drawn. Every arm of a seed shares images, validation and test
-questions; the two arms of stage 1 alone see as many labelled images in training (`PRESENTED`), and all arms of the loop
-go on from one and the same stage 1. `--resplit N` draws the labelled 9 % of the pool anew, N deciding which.
+where the truth is drawn. Every arm of a seed shares images, validation and test questions; the two arms of stage 1 alone see
+as many labelled images in training (`PRESENTED`), and all arms of the loop go on from one and the same stage 1, or from the
+loop's stages up to the first that they change. `--resplit N` draws the labelled 9 % of the pool anew, N deciding which.
 
 Runs are single-threaded processes, `--jobs` at a time; each goes on where it was when the command is given again with the
 same --work. With `--tallies FOLDER` what every run got right is kept there, and a run that is counted there is not made
@@ -160,16 +160,27 @@ def folder_of(arm: str, seed: int, work: Path) -> Path:
 
 
 def run_arm(arm: str, seed: int, *, data: Path | None, resplit: int | None, work: Path, quick: bool) -> None:
-    """Run an arm; one of the loop goes on from the stage 1 of the first that has one."""
+    """Run an arm; one of the loop goes on from where its run would be another one than the loop's."""
     from stllava.pipeline import run
 
     options = options_of(arm, seed, data=data, resplit=resplit, work=work, quick=quick)
     to, start = folder_of(arm, seed, work), folder_of(BASE, seed, work)
-    if options.rounds and arm != BASE and (start / "sft" / "manifest.json").is_file() and not (to / "sft").is_dir():
-        for part in ("data", "model", "sft", "evaluate/sft"):
+    if options.rounds and arm != BASE and (start / "sft" / MANIFEST).is_file() and not (to / "sft").is_dir():
+        for part in shared_with_loop(arm, start):
             shutil.copytree(start / part, to / part)
         shutil.copy(start / "plan.json", to / "plan.json")
     run(options, to=to)
+
+
+def shared_with_loop(arm: str, loop: Path) -> list[str]:
+    """The stages' folders that a run of the arm would fill with the bytes that the loop's run has there."""
+    stages = ["data", "model", "sft", "evaluate/sft"]
+    if ARMS[arm].keys() <= {"final_sft"}:
+        rounds = [path.name for path in sorted(loop.glob("round-*"))]
+        stages += [*rounds, *(f"evaluate/{name}" for name in rounds)]
+    elif ARMS[arm].keys() <= {"keep_pairs", "pair", "dpo", "image_gain"}:
+        stages += [f"round-1/{stage}" for stage in ("ask", "answer", "judge")]
+    return [stage for stage in stages if (loop / stage).is_dir()]
 
 
 def tally_of(run: Path, test: str) -> RunTally:

@@ -196,6 +196,7 @@ def served(python: str, model: Path) -> Iterator[str]:
     if device_kind() == "cpu":
         command += ["--dtype", "float32", "--enforce-eager"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "4"}
+    environment["THP_MEM_ALLOC_ENABLE"] = "0"  # As where stllava is not imported.
     with (model.parent / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         try:

@@ -166,21 +166,22 @@ def run_arm(arm: str, seed: int, *, data: Path | None, resplit: int | None, work
     options = options_of(arm, seed, data=data, resplit=resplit, work=work, quick=quick)
     to, start = folder_of(arm, seed, work), folder_of(BASE, seed, work)
     if options.rounds and arm != BASE and (start / "sft" / MANIFEST).is_file() and not (to / "sft").is_dir():
-        for part in shared_with_loop(arm, start):
-            shutil.copytree(start / part, to / part)
+        to.mkdir(parents=True, exist_ok=True)
         shutil.copy(start / "plan.json", to / "plan.json")
+        for part in shared_with_loop(arm, start):
+            shutil.copytree(start / part, to / part, dirs_exist_ok=True)
     run(options, to=to)
 
 
 def shared_with_loop(arm: str, loop: Path) -> list[str]:
     """The stages' folders that a run of the arm would fill with the bytes that the loop's run has there."""
-    stages = ["data", "model", "sft", "evaluate/sft"]
+    stages = ["data", "model", "evaluate/sft"]
     if ARMS[arm].keys() <= {"final_sft"}:
         rounds = [path.name for path in sorted(loop.glob("round-*"))]
         stages += [*rounds, *(f"evaluate/{name}" for name in rounds)]
     elif ARMS[arm].keys() <= {"keep_pairs", "pair", "dpo", "image_gain"}:
         stages += [f"round-1/{stage}" for stage in ("ask", "answer", "judge")]
-    return [stage for stage in stages if (loop / stage).is_dir()]
+    return [*(stage for stage in stages if (loop / stage).is_dir()), "sft"]  # By which one sees that all of them are there.
 
 
 def tally_of(run: Path, test: str) -> RunTally:
@@ -227,7 +228,7 @@ def summarise(tallies: Mapping[tuple[str, int], RunTally]) -> dict[str, JsonValu
 
 
 def computing_seconds(run: Path) -> float:
-    """What the stages of a run took together, however often it was stopped; stage 1 too where another run's was taken."""
+    """What the stages of a run took together, however often it was stopped; those too that are another run's."""
     return sum(read_manifest(path.parent).seconds for path in run.rglob(MANIFEST) if path.parent != run)
 
 

@@ -153,11 +153,22 @@ def test_a_lean_rotation_turns_as_theirs_does(dtype: torch.dtype, autocast: bool
         torch.testing.assert_close(ours, theirs, rtol=relative, atol=absolute)
 
 
+def test_angles_that_learn_get_their_gradients() -> None:
+    cos, sin = (torch.randn(2, 5, 8, requires_grad=True) for _ in range(2))
+    with lean_layers(LlamaAttention(LlamaConfig(**SIZES), 0)):
+        sum(one.sum() for one in modeling_llama.apply_rotary_pos_emb(*torch.randn(2, 2, 4, 5, 8), cos, sin)).backward()
+    assert cos.grad is not None
+    assert sin.grad is not None
+
+
 def test_rotary_positions_are_replaced_while_layers_are_lean_and_where_they_are_llamas() -> None:
     theirs = modeling_llama.apply_rotary_pos_emb
     attention = LlamaAttention(LlamaConfig(**SIZES), 0)
     with lean_layers(nn.ModuleList([attention, attention])):
         assert modeling_llama.apply_rotary_pos_emb is not theirs
+    assert modeling_llama.apply_rotary_pos_emb is theirs
+    with lean_layers(attention), lean_layers(nn.ModuleList([attention, layer("mlp")])):
+        pass
     assert modeling_llama.apply_rotary_pos_emb is theirs
     assert rotates(Qwen2Attention(Qwen2Config(**SIZES), 0))
     assert not rotates(Phi3Attention(Phi3Config(**SIZES), 0)), "turns a part of each head only"

@@ -8,6 +8,7 @@ quick and needs no torch.
 import os
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import lazy_loader
 
@@ -15,7 +16,8 @@ import lazy_loader
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # On Linux torch then asks for large pages, which the kernel clears at once and not one by one. It reads this as it is loaded.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = version("stllava")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -136,7 +136,7 @@ class Stage:
         Of a `shard` the folder is its own.
         """
         self.shard = shard
-        self.name, self.to, self._options = name, to, config
+        self.name, self.to = name, to
         self.config: dict[str, JsonValue] = config.model_dump(mode="json")
         self.inputs = dict(inputs)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")

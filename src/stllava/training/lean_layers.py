@@ -7,7 +7,7 @@ for statement, is left as it is.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import FunctionType
 from typing import Any, cast
@@ -34,25 +34,17 @@ def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> Abstr
 @contextmanager
 def lean_layers(model: nn.Module) -> Iterator[None]:
     """Let the model's gated MLPs, RMSNorms and rotary positions cost less for their gradients, while this lasts."""
-    replaced: list[nn.Module] = []
-    rotating: dict[str, dict[str, Any]] = {}
-    for module in model.modules():
-        forward = lean_forward(module)
-        if forward is not None:
-            module.forward = partial(forward, module)
-            replaced.append(module)
-        elif rotates(module):
-            rotating[type(module).__module__] = type(module).forward.__globals__
-    theirs = {name: names[ROTATE] for name, names in rotating.items()}
-    try:
-        for names in rotating.values():
-            names[ROTATE] = _rotated
+    with ExitStack() as undo:
+        for module in model.modules():
+            forward = lean_forward(module)
+            if forward is not None:
+                module.forward = partial(forward, module)
+                undo.callback(vars(module).pop, "forward", None)
+            elif rotates(module):
+                names = type(module).forward.__globals__
+                undo.callback(names.__setitem__, ROTATE, names[ROTATE])
+                names[ROTATE] = _rotated
         yield
-    finally:
-        for module in replaced:
-            del module.forward
-        for name, names in rotating.items():
-            names[ROTATE] = theirs[name]
 
 
 def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
@@ -85,7 +77,8 @@ def _says(module: nn.Module, other: type[nn.Module]) -> bool:
 
 def _statements(function: FunctionType) -> tuple[object, ...]:
     code = function.__code__
-    return code.co_code, code.co_names, code.co_consts[1:] if function.__doc__ else code.co_consts
+    constants = code.co_consts[1:] if function.__doc__ else code.co_consts
+    return code.co_code, code.co_names, constants, code.co_varnames[: code.co_argcount], function.__defaults__
 
 
 def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
@@ -103,6 +96,8 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
 
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    if cos.requires_grad or sin.requires_grad:  # No model known learns its angles.
+        return cast("tuple[Tensor, Tensor]", apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim))
     turns = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     of_q, of_k = (LeanRotation.apply(one, *turns) for one in (q, k))  # type: ignore[no-untyped-call]
     return of_q, of_k

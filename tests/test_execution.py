@@ -7,20 +7,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from conftest import TINY
 from helpers.ending import assert_all_end
-from helpers.fatal_work import LOCAL, FatalWork, copy
+from helpers.fatal_work import IMAGES, LOCAL, FatalWork, copy
 from helpers.judging import answers_of, write_answers
 from stllava.config import DistilledOptions, JudgeOptions, LocalExpertOptions
 from stllava.config.execution import ExecutionOptions
 from stllava.errors import StllavaError
-from stllava.execution import worker_processes, working
-from stllava.execution.worker_processes import ProcessCrew
+from stllava.execution import Workforce, worker_processes, working
+from stllava.execution.worker_processes import ProcessCrew, ProcessWorker
+from stllava.execution.workforce import ChunkBench, Reply, Worker, WorkerStart
 from stllava.experts.backends import local_model
 from stllava.experts.backends.local_model import LocalBackend, LocalExpertWork
 from stllava.experts.distilled_judge import DistilledWork
@@ -28,7 +30,7 @@ from stllava.experts.model.reply_log import Exchange, JudgeRequest
 from stllava.model.small import build_small
 from stllava.pipeline import run
 from stllava.recipe import RunOptions
-from stllava.records import Answers
+from stllava.records import Answers, Image
 from stllava.stages.judge import judge
 from stllava.store import MANIFEST, PARTS, read_manifest
 
@@ -92,6 +94,81 @@ def test_an_error_that_the_user_can_put_right_ends_the_stage_in_its_words(tmp_pa
     copy(tmp_path / "two", FatalWork(tmp_path / "tries"), LOCAL)
 
 
+def copied(workforce: Workforce, work: FatalWork, chunks: int) -> list[int]:
+    """Copy so many chunks of one image; the indices of those that were not set aside."""
+    tasks = iter([(number, [image]) for number, image in enumerate(IMAGES[:chunks])])
+    return [index for index, done in workforce.map(work, tasks, record_type=Image) if "worker lost" not in done.dropped]
+
+
+def test_workers_that_died_between_two_stages_cost_no_chunk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    workforce = Workforce(ProcessCrew(ExecutionOptions(workers=4)), workers=4)
+    work = FatalWork(tmp_path)
+    try:
+        assert sorted(copied(workforce, work, 6)) == list(range(6))
+        died = [cast(ProcessWorker, worker) for worker in workforce._workers.values()]
+        for worker in died:
+            worker.process.kill()
+        assert sorted(copied(workforce, work, 2)) == [0, 1]
+    finally:
+        workforce.close()
+    assert sum("lost while it had nothing to do" in record.message for record in caplog.records) == len(died)
+
+
+class SilentPlaces:
+    """A crew whose workers beyond the first never start, as on a cluster without room for them."""
+
+    def __init__(self) -> None:
+        self.hired = 0
+
+    def hire(self, place: int) -> "AtOnce":
+        self.hired += 1
+        return AtOnce(starts=place == 0)
+
+    def wait(self, workers: Sequence[Worker]) -> list[Worker]:
+        ready = [worker for worker in workers if cast(AtOnce, worker).said is not None]
+        assert ready, "it would wait for ever"
+        return ready
+
+    def close(self) -> None:
+        pass
+
+
+class AtOnce:
+    """A worker of the crew above, which does a chunk as it is given."""
+
+    def __init__(self, *, starts: bool) -> None:
+        self.said: Reply | None = WorkerStart() if starts else None
+        self._bench = ChunkBench()
+
+    def greet(self) -> None:
+        self.said = WorkerStart()
+
+    def give(self, key: str, work: bytes, chunk: bytes) -> bool:
+        self._bench.take_up(key, work)
+        self.said = self._bench.run(chunk)
+        return True
+
+    def reply(self) -> Reply:
+        said, self.said = self.said, None
+        assert said is not None
+        return said
+
+    def rest(self) -> None:
+        pass
+
+    def dismiss(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("chunks", "hired"), [(0, 0), (1, 1), (5, 3)])
+def test_places_that_never_start_are_not_waited_for_and_no_more_are_hired_than_there_are_chunks(
+    tmp_path: Path, chunks: int, hired: int
+) -> None:
+    crew = SilentPlaces()
+    assert copied(Workforce(crew, workers=3), FatalWork(tmp_path), chunks) == list(range(chunks))
+    assert crew.hired == hired
+
+
 def test_workers_that_cannot_start_end_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_processes, "_serve", sys.exit)
     with pytest.raises(StllavaError, match="3 workers in a row ended before they began: it ended with exit code 1"):
@@ -106,14 +183,16 @@ def test_more_workers_than_gpus_are_refused_and_each_has_its_own(monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pause", "noted_in"), [(0.01, "workers.txt"), (60.0, "begun.txt")], ids=["", "in a long chunk"])
+def test_a_run_that_is_killed_leaves_no_worker_behind(tmp_path: Path, pause: float, noted_in: str) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
         "from helpers.fatal_work import LOCAL, FatalWork, copy\n"
-        "if __name__ == '__main__': copy(Path(sys.argv[1]) / 'two', FatalWork(Path(sys.argv[1]) / 'tries'), LOCAL)"
+        "if __name__ == '__main__': "
+        f"copy(Path(sys.argv[1]) / 'two', FatalWork(Path(sys.argv[1]) / 'tries', pause={pause}), LOCAL)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *sys.path], stderr=subprocess.DEVNULL) as process:
-        noted = tmp_path / "tries" / "workers.txt"
+        noted = tmp_path / "tries" / noted_in
         while process.poll() is None and not (noted.is_file() and noted.read_text().strip()):
             time.sleep(0.01)
         workers = [int(pid) for pid in noted.read_text().split()]

@@ -31,12 +31,16 @@ class FatalWork:
     """Id at which an error that is no user's is raised."""
     refuses: str = ""
     """Id at which one that is the user's is raised."""
+    pause: float = 0.01
+    """Seconds that an image takes."""
     device: str = "cpu"
     notes: tuple[str, ...] = ("copied",)
 
     def __call__(self, chunk: Sequence[Image], /) -> tuple[list[Image], Dropped]:
+        with (self.folder / "begun.txt").open("a") as file:
+            file.write(f"{os.getpid()}\n")
         for image in chunk:
-            time.sleep(0.01)
+            time.sleep(self.pause)
             if image.id == self.raises:
                 raise RuntimeError("out of memory, say")
             if image.id == self.refuses:

@@ -64,16 +64,22 @@ class RayWorker:
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self._actor = ray, actor
-        self._key, self._works = "", False
-        self.asked: Any = actor.has.remote("")
+        self._key = ""
+        self.greet()
 
-    def give(self, key: str, work: bytes, chunk: bytes) -> None:
-        """Let it work on a chunk; a work is sent once."""
+    def greet(self) -> None:
+        """Let it say that it is there."""
+        self._works = False
+        self.asked: Any = self._actor.has.remote("")
+
+    def give(self, key: str, work: bytes, chunk: bytes) -> bool:
+        """Let it work on a chunk; a work is sent once. Whether it is there is known by its reply."""
         if key != self._key:
             self._actor.take_up.remote(key, work)
             self._key = key
         self._works = True
         self.asked = self._actor.run.remote(chunk)
+        return True
 
     def reply(self) -> Reply:
         """What it has to say."""

@@ -1,11 +1,13 @@
 """Workers that are processes of this machine, each with GPUs of its own where there are any.
 
-A worker reads one message after the other from its pipe and ends with it, so none outlives the run, even after SIGKILL.
+A worker reads one message after the other from its pipe. Another pipe tells it when the run is gone, even by SIGKILL, and ends
+it in the middle of a chunk.
 """
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -42,11 +44,14 @@ class ProcessCrew:
     def hire(self, place: int) -> Worker:
         """Start a process."""
         ours, theirs = self._context.Pipe()
+        ending, held = self._context.Pipe(duplex=False)
         gpus = ",".join(self._gpus[place]) if self._gpus else None
-        process = self._context.Process(target=_serve, args=(theirs, gpus), name=f"stllava-worker-{place}", daemon=True)
+        given = (theirs, ending, gpus)
+        process = self._context.Process(target=_serve, args=given, name=f"stllava-worker-{place}", daemon=True)
         process.start()
         theirs.close()
-        return ProcessWorker(process, ours)
+        ending.close()
+        return ProcessWorker(process, ours, held)
 
     def wait(self, workers: Sequence[Worker]) -> list[Worker]:
         """Those of the workers that have something to say, or died; at least one."""
@@ -61,19 +66,28 @@ class ProcessCrew:
 class ProcessWorker:
     """A process that works on chunks."""
 
-    def __init__(self, process: ForkServerProcess, line: Connection) -> None:
-        self.process, self.line = process, line
+    def __init__(self, process: ForkServerProcess, line: Connection, held: Connection) -> None:
+        """Speak to a process by `line`; it ends when `held` is closed, whatever it is at."""
+        self.process, self.line, self._held = process, line, held
         self._key = ""
 
-    def give(self, key: str, work: bytes, chunk: bytes) -> None:
-        """Let it work on a chunk; a work is sent once."""
+    def greet(self) -> None:
+        """Let it say that it is there."""
+        try:
+            self.line.send(("greet",))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # It has died; its reply says so.
+
+    def give(self, key: str, work: bytes, chunk: bytes) -> bool:
+        """Let it work on a chunk; a work is sent once. False where it has died."""
         try:
             if key != self._key:
                 self.line.send(("open", key, work))
                 self._key = key
             self.line.send(("run", chunk))
         except (BrokenPipeError, ConnectionResetError):
-            return  # It has died; its reply says so.
+            return False
+        return True
 
     def reply(self) -> Reply:
         """What it has to say."""
@@ -95,6 +109,7 @@ class ProcessWorker:
     def dismiss(self) -> None:
         """End it at once."""
         self.line.close()
+        self._held.close()
         self.process.kill()
         self.process.join()
 
@@ -106,8 +121,15 @@ def _ending(exitcode: int | None) -> str:
     return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"it ended with exit code {exitcode}"
 
 
-def _serve(line: Connection, gpus: str | None) -> None:
+def _end_with(ending: Connection) -> None:
+    """End this process, in the middle of whatever it does, once nobody holds the pipe's other end."""
+    wait([ending])
+    os._exit(1)
+
+
+def _serve(line: Connection, ending: Connection, gpus: str | None) -> None:
     """A worker's life: messages in, replies out, until the pipe is closed."""
+    threading.Thread(target=_end_with, args=(ending,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if gpus is not None:
         os.environ[VISIBLE] = gpus
@@ -120,6 +142,8 @@ def _serve(line: Connection, gpus: str | None) -> None:
                     bench.take_up(key, work)
                 case ("run", chunk):
                     line.send(bench.run(chunk))
+                case ("greet",):
+                    line.send(WorkerStart())
                 case _:
                     bench.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):

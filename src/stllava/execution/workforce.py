@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Protocol, TypeVar, cast
 
 from stllava.errors import StllavaError
@@ -54,8 +55,14 @@ Reply = WorkerStart | WorkerFailure | UserError | FinishedChunk[Any]
 class Worker(Protocol):
     """A process or actor, of which one thing at a time is asked."""
 
-    def give(self, key: str, work: bytes, chunk: bytes) -> None:
-        """Let it work on a chunk; `key` tells one work from another, and each is sent once."""
+    def greet(self) -> None:
+        """Let it say anew that it has started; one that died since says that."""
+
+    def give(self, key: str, work: bytes, chunk: bytes) -> bool:
+        """Let it work on a chunk; `key` tells one work from another, and each is sent once.
+
+        False where it is known not to be there any more, so that it never had the chunk.
+        """
 
     def reply(self) -> Reply:
         """What it has to say, once `Crew.wait` named it."""
@@ -128,7 +135,7 @@ class Workforce:
     """An executor (`store.Executor`) of several workers, which stay between the stages of a run."""
 
     def __init__(self, crew: Crew, *, workers: int) -> None:
-        """Hire up to so many workers, when there is work for them."""
+        """Hire up to so many workers, and no more than there are chunks for."""
         self._crew, self._places = crew, workers
         self._workers: dict[int, Worker] = {}
         self._failed_starts = 0
@@ -139,42 +146,54 @@ class Workforce:
         """What comes of every chunk with its index, as soon as it is there."""
         pickled = pickle.dumps(work)
         key = sha256(pickled).hexdigest()
-        waiting, again = iter(chunks), deque[tuple[int, Sequence[N]]]()
+        waiting, tasks = iter(chunks), deque[tuple[int, Sequence[N]]]()
         busy: dict[int, tuple[int, Sequence[N]] | None] = {}
         losses: Counter[int] = Counter()
+
+        def holds(count: int) -> bool:
+            """Whether so many chunks are to be done that nobody is at; they are read as they are needed."""
+            tasks.extend(islice(waiting, max(0, count - len(tasks))))
+            return len(tasks) >= count
+
         try:
+            # A chunk must cost nobody who died before.
+            greeted = set(self._workers) if holds(1) else set()
+            for place in greeted:
+                self._workers[place].greet()
+                busy[place] = None
             while True:
+                for place in sorted(self._workers.keys() - busy.keys()):
+                    if holds(1) and self._workers[place].give(key, pickled, pickle.dumps(tasks[0][1])):
+                        busy[place] = tasks.popleft()
+                    elif tasks:
+                        self._workers.pop(place).dismiss()
                 for place in range(self._places):
-                    if place in busy:
-                        continue
-                    task = again.popleft() if again else next(waiting, None)
-                    if task is None:
+                    if not holds(1 + sum(task is None for task in busy.values())):
                         break
-                    if place in self._workers:
-                        self._workers[place].give(key, pickled, pickle.dumps(task[1]))
-                        busy[place] = task
-                    else:
+                    if place not in self._workers:
                         self._workers[place] = self._crew.hire(place)
                         busy[place] = None
-                        again.appendleft(task)
-                if not busy:
-                    return
+                if not tasks and not any(task is not None for task in busy.values()):
+                    return  # Whoever has not started yet is not needed any more.
                 for place, reply in self._replies(busy):
                     task = busy.pop(place)
                     if isinstance(reply, UserError):
                         raise reply.error
                     if isinstance(reply, WorkerFailure):
                         self._workers.pop(place).dismiss()
-                        if task is None:
+                        if place in greeted:
+                            logger.warning("A worker was lost while it had nothing to do (%s).", reply.detail)
+                        elif task is None:
                             self._count_failed_start(reply)
                         elif (done := self._lost(work, task, reply, losses)) is None:
-                            again.append(task)
+                            tasks.append(task)
                         else:
                             yield task[0], done
                     elif isinstance(reply, WorkerStart):
                         self._failed_starts = 0
                     elif task is not None:
                         yield task[0], cast(FinishedChunk[O], reply)
+                    greeted.discard(place)
         finally:
             for place in busy:  # What they are at is of no use to anyone.
                 self._workers.pop(place).dismiss()

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,30 @@ def test_an_error_in_launched_processes_is_the_stages_own(tiny_model: Path, phan
             images=phantoms / "images",
             to=tmp_path / "sft",
         )
+
+
+def test_an_error_of_any_process_is_the_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose own share of the images is gone may be the only one to end in an error."""
+    code = """
+import os, sys
+from pathlib import Path
+from stllava import launch
+os.environ["RANK"] = "1"
+def stage(**_):
+    raise launch.StllavaError("an image is gone", expected="it", remedy="Bring it back.")
+launch.pickle.loads = lambda _: (stage, (), {})
+launch.main(Path(sys.argv[1]))
+"""
+    monkeypatch.setattr("stllava.launch.command_of", lambda launch, folder: [sys.executable, "-c", code, folder])
+    with pytest.raises(StllavaError, match="an image is gone"):
+        launched(TWO, sft, LEARNING, model="none", conversations=tmp_path, images=tmp_path, to=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a: 2026-13-45", "[" * 3000], ids=["no date", "too deep"])
+def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(StllavaError, match="cannot be read"):
+        launched(LaunchOptions(processes=2, config=tmp_path / "odd.yaml"), sft, LEARNING, model="none", to=tmp_path)  # type: ignore[call-arg]
 
 
 def sharded(folder: Path, count: int, stage: Callable[..., TrainingResult], *options: object, **given: object) -> list[str]:

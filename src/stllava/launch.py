@@ -1,7 +1,7 @@
 """A training stage in several processes of this machine, one a device, started and awaited by the one that asks for it.
 
-The call is handed over in a file, so that the processes run the same function with the same arguments. An error of the
-leading process is raised here as it was there.
+The call is handed over in a file, so that the processes run the same function with the same arguments. An error of any
+of them is raised here as it was there, the leading one's first.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from stllava.errors import StllavaError
 from stllava.stages.results import TrainingResult
 
 P = ParamSpec("P")
-CALL, ERROR = "call.pickle", "error.pickle"
+CALL, ERROR = "call.pickle", "error"
 DIE_WITH_PARENT = 1
 """Linux's PR_SET_PDEATHSIG."""
 
@@ -51,8 +51,8 @@ def launched(
         done = subprocess.run(command_of(launch, folder), check=False, preexec_fn=_die_with_parent)
         if done.returncode == 0:
             return stage(*arguments, **options)  # It is finished: what it wrote is read.
-        if (Path(folder) / ERROR).is_file():
-            error: StllavaError = pickle.loads((Path(folder) / ERROR).read_bytes())
+        if told := sorted(Path(folder).glob(f"{ERROR}-*"), key=_rank):
+            error: StllavaError = pickle.loads(told[0].read_bytes())
             raise error
     raise StllavaError(
         f"one of {launch.processes} training processes ended with {done.returncode}",
@@ -74,7 +74,7 @@ def _refuse_missing_deepspeed(config: Path) -> None:
     """Refuse a configuration of accelerate that asks for DeepSpeed where it is not installed, and a file that is none."""
     try:
         asked: object = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's dates may be none, its brackets many.
         raise _no_configuration(config, f"cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(asked, dict):
         raise _no_configuration(config, f"holds {type(asked).__name__}")
@@ -106,9 +106,16 @@ def main(folder: Path) -> None:
     try:
         stage(*arguments, **options)
     except StllavaError as error:
-        if os.environ.get("RANK") == "0":
-            (folder / ERROR).write_bytes(pickle.dumps(error))
+        told = folder / f"{ERROR}-{os.environ.get('RANK', '0')}"
+        draft = told.with_name(f"writing-{told.name}")  # The others are ended as soon as one of them has ended.
+        draft.write_bytes(pickle.dumps(error))
+        draft.rename(told)
         sys.exit(2)
+
+
+def _rank(told: Path) -> int:
+    """Which process wrote an error."""
+    return int(told.name.rpartition("-")[2])
 
 
 if __name__ == "__main__":

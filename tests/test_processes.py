@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from conftest import TINY
 from helpers.sharded import SETTINGS
 from stllava.config import DpoOptions, GroupRates, LaunchOptions, LoraOptions, SftOptions
 from stllava.config.training import AdapterOptions
@@ -167,6 +168,14 @@ def test_two_processes_learn_what_one_does(tiny_model: Path, phantoms: Path, tmp
         )
     assert_same_training(tmp_path / "one/sft", tmp_path / "two/sft")
     assert_same_training(tmp_path / "one/dpo", tmp_path / "two/dpo")
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_small_model_of_one(phantoms: Path, tmp_path: Path) -> None:
+    given = {"model": "small", "small": TINY, "conversations": phantoms / "conversations.jsonl", "images": phantoms / "images"}
+    for name, launch in (("one", LaunchOptions()), ("two", TWO)):
+        launched(launch, sft, LEARNING, **given, to=tmp_path / name)  # type: ignore[arg-type]
+    assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
 def kill_at_a_checkpoint(command: list[str], to: Path, *, named_by: Path) -> None:

@@ -48,7 +48,7 @@ def sft(
     """
     from stllava.model.adapters import load_learner
     from stllava.model.load import fingerprint
-    from stllava.training.processes import TrainedPolicy, run_training
+    from stllava.training.processes import TrainedPolicy, current_processes, run_training
     from stllava.training.sft_dataset import SftDataset, fit_conversations
     from stllava.tree.guard import check_packing
 
@@ -62,11 +62,17 @@ def sft(
         for lost in (dropped, missing):
             lost.refuse_faults(items=total, unit="conversations", max_bad=options.max_bad)
         with TemporaryDirectory() as spare:
+            read_from = model
             if model == "small":
                 from stllava.model.small import build_small
 
-                build_small(small, conversations=conversations, to=Path(spare), seed=seed)
-            policy = load_learner(spare if model == "small" else model, options)
+                processes = current_processes()
+                if processes.leads:
+                    build_small(small, conversations=conversations, to=Path(spare), seed=seed)
+                read_from = processes.share(spare)
+            policy = load_learner(read_from, options)
+            if model == "small":
+                processes.gather([])  # Nobody goes on, and removes it, before all have read it.
         device = str(policy.device)
         policy.packs = options.pack
         most = min(policy.context, options.max_tokens_per_forward)

@@ -16,6 +16,7 @@ manifests of a finished run and the user's prices it prints what as many images 
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from dpo import options
 from shared.llava import SHAPES, build, noise, text
 from shared.measure import Figures, device_kind, finish_device, forget_peak, peak_memory, report_side, run_side, write_result
 from shared.plan import Prices, plan
+from stllava.errors import StllavaError
 
 TOKENS = 8
 
@@ -125,7 +127,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.plan is not None:
         prices = Prices(asked.gpu_hour, asked.input_price, asked.output_price, asked.batch_share, asked.training_efficiency)
-        print(plan(asked.plan, asked.images, prices))
+        try:
+            print(plan(asked.plan, asked.images, prices))
+        except StllavaError as error:
+            sys.exit(str(error))
         return
     if asked.size is not None:
         report_side(side(Size(**json.loads(asked.size)), asked.model))

@@ -10,11 +10,13 @@ here=$(dirname "$0")
 job() {  # job NAME COUNT GPUS words of step.sh…
   name=$1 count=$2 gpus=$3
   shift 3
+  # A job of this name may have ended in an earlier round; what it finished is not done again.
+  kubectl delete job "stllava-$name" --ignore-not-found
   sed -e "s|WORDS|$*|; s|NAME|$name|; s|COUNT|$count|g; s|IMAGE|$IMAGE|; s|GPUS|$gpus|" "$here/kubernetes.yaml" | kubectl apply -f -
   while :; do
     case $(kubectl get job "stllava-$name" -o 'jsonpath={.status.conditions[?(@.status=="True")].type}') in
     *Complete*) return ;;
-    *Failed*) echo "kubernetes.sh: stllava-$name failed; delete that job and give the command again" >&2; exit 1 ;;
+    *Failed*) echo "kubernetes.sh: stllava-$name failed; put right what its log says and give the command again" >&2; exit 1 ;;
     esac
     sleep 5
   done

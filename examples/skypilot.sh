@@ -5,7 +5,8 @@
 set -eu
 here=$(dirname "$0")
 cluster=${CLUSTER:-stllava}
-sky launch --yes --cluster "$cluster" --env STEP=ask "$here/skypilot.yaml"
+# Where a step fails the nodes stay for half an hour, in which the same command goes on.
+sky launch --yes --cluster "$cluster" --idle-minutes-to-autostop 30 --down --env STEP=ask "$here/skypilot.yaml"
 for step in 'gather ask' answer 'gather answer' judge 'gather judge' pair dpo evaluate 'gather evaluate'; do
   sky exec --cluster "$cluster" --env STEP="$step" "$here/skypilot.yaml"
 done

@@ -15,7 +15,8 @@ submit() {  # submit flags… -- words of step.sh
   while [ "$1" != -- ]; do flags="$flags $1"; shift; done
   shift
   after=$(sbatch --parsable --export=ALL --requeue ${SBATCH_FLAGS:-} $flags ${after:+--dependency=afterok:$after} \
-    --wrap "sh '$here/step.sh' $*")
+    --kill-on-invalid-dep=yes --wrap "sh '$here/step.sh' $*")
+  after=${after%%;*}  # On a federation it says the cluster too.
   echo "$after: $*"
 }
 

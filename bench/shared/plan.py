@@ -77,6 +77,8 @@ class MeasuredStage:
 
 def measured(run: Path) -> tuple[int, str, list[MeasuredStage]]:
     """The images that a run asked about in a round, the device it ran on, and its stages."""
+    if not run.is_dir():
+        raise StllavaError(f"{run} is no folder", expected="a finished run", remedy="Name another one.")
     manifests = [(path.parent, read_manifest(path.parent)) for path in sorted(run.rglob(MANIFEST)) if path.parent != run]
     images = [int(made.measures["images"]) for _, made in manifests if made.stage == "ask" and "images" in made.measures]
     if not images:
@@ -146,6 +148,7 @@ def assumptions(prices: Prices) -> list[str]:
         f"- {', '.join(sorted(SHARED_OUT))} divide evenly over all GPUs (shards or execution.workers).",
         f"- Each of several GPUs trains at {prices.training_efficiency:.0%} of one alone.",
         "- Judging, pairs and data run once, beside idle GPUs that are paid for; no time is lost to queues or restarts.",
+        "- One worker computed the run, on one GPU: its seconds count as that GPU's.",
         "- A stage of the run that was resumed counts the seconds after its last start alone: measure on a run that was not.",
         f"- A GPU costs ${prices.gpu_hour:g} an hour; the expert ${prices.input_tokens:g} a million tokens in and "
         f"${prices.output_tokens:g} out, {prices.batch_share:.0%} of that by the batch API.",

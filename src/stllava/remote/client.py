@@ -55,15 +55,19 @@ class Fault:
     """In words."""
     status: int | None = None
     """The status that it should have had, where it reports an error."""
+    refusal: Refusal | None = None
+    """What it means; None where the server's words say it, in which a model's own words must not stand."""
 
 
 class NoReplyError(Exception):
     """No usable reply came of a request; the text says why, without the key."""
 
-    def __init__(self, failure: str, *, attempts: int, status: int | None, refusal: Refusal) -> None:
+    def __init__(self, failure: str, *, attempts: int, status: int | None, refusal: Refusal, where: str) -> None:
         super().__init__(failure)
         self.attempts = attempts
-        """Times it was sent."""
+        """Times it was sent; 0 where it was stopped before, or where no server could be reached any more."""
+        self.where = where
+        """The address that the failure is of."""
         self.status = status
         """Status of the last attempt; None where there was no reply."""
         self.refusal = refusal
@@ -189,7 +193,7 @@ class Client:
         allowed = self._options.timeout if seconds is None else seconds
         stop = stop if stop is not None else Event()
         failure, status, attempts = "it was stopped before it was sent", None, 0
-        refusal = refusal_of(None, "")
+        refusal, where = refusal_of(None, ""), str(request.url)
         while self._limiter.wait(tokens, stop=stop):
             sending()
             self._note(images)
@@ -202,31 +206,31 @@ class Client:
                 failure, status = self._broken(error, allowed), None
                 refusal = refusal_of(None, failure)
                 if not refusal.again:
-                    raise NoReplyError(failure, attempts=attempts, status=None, refusal=refusal) from None
+                    raise NoReplyError(failure, attempts=attempts, status=None, refusal=refusal, where=where) from None
             else:
+                found = None
                 if status == 200 and body is not None:
                     found = fault(body)
                     if found is None:
                         return ServerReply(body, attempts, time.monotonic() - began)
-                    failure, meant = f"{found.problem}: {self._words(body)}", found.status
+                    failure, meant = f"{self._shown(found.problem)}: {self._words(body)}".rstrip(": "), found.status
                 elif body is None:
-                    raise NoReplyError(
-                        f"the reply is larger than {max_bytes >> 20} MiB", attempts=attempts, status=status, refusal=TOO_LARGE
-                    )
+                    large = f"the reply is larger than {max_bytes >> 20} MiB"
+                    raise NoReplyError(large, attempts=attempts, status=status, refusal=TOO_LARGE, where=where)
                 else:
                     target = (
                         f"it redirects to {self._shown(headers.get('Location', 'nowhere'))}: " if 300 <= status < 400 else ""
                     )
                     failure, meant = f"status {status}: {target}{self._words(body)}".rstrip(": "), status
-                refusal = refusal_of(meant, failure)
+                refusal = found.refusal if found is not None and found.refusal is not None else refusal_of(meant, failure)
                 if not refusal.again:
-                    raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
+                    raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal, where=where)
                 asked = asked_pause(headers.get("Retry-After"))
                 if asked is not None:
                     self._limiter.hold(pause(0, asked, share=0.0))
             if attempts > limit or stop.wait(pause(attempts - 1, asked, share=random.random())):
                 break
-        raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal)
+        raise NoReplyError(failure, attempts=attempts, status=status, refusal=refusal, where=where)
 
     def _exchange(self, request: httpx2.Request, seconds: float, max_bytes: int) -> tuple[int, httpx2.Headers, bytes | None]:
         """Status, headers and body of a response; None for a body of more than `max_bytes` bytes. Errors are cut instead."""

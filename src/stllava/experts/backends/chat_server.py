@@ -238,7 +238,9 @@ class ChatBackend:
             exchange = self._answered_by(request, reply, attempts=sent - kept)
             cost = exchange.cost
         except NoReplyError as error:
-            return (self._unanswered(request, error, attempts=sent - kept), error.refusal) if error.attempts else (None, None)
+            if not error.attempts and stop.is_set():
+                return None, None
+            return self._unanswered(request, error, attempts=sent - kept), error.refusal
         except LimitError:
             if sent > kept and self.server.reply_log is not None:
                 failure = "a limit was reached before it was answered"

@@ -24,7 +24,7 @@ from stllava.generation import endpoint, local_sampler
 from stllava.generation.endpoint import EndpointSampler
 from stllava.generation.sampler import Completion, Prompt, RefusedPromptsError, Sampler, complete_usable, usable
 from stllava.records import Message, Sample
-from stllava.remote import png, rate_limiter
+from stllava.remote import png, rate_limiter, server_pool
 from stllava.stages.ask import ask
 from stllava.stages.evaluate import evaluate
 from stllava.stages.predict import Reply, predict
@@ -246,18 +246,141 @@ def test_a_refusal_does_not_wait_for_requests_that_wait_for_their_next_attempt(
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        pytest.param(lambda: said(None), id="no text"),
-        pytest.param(lambda: said("half an ans", finish="abort"), id="broken off"),
-        pytest.param(lambda: httpx2.Response(200, text="<html>welcome</html>"), id="not JSON"),
-        pytest.param(lambda: httpx2.Response(200, json={"choices": []}), id="no choice"),
-    ],
-)
-def test_a_reply_without_a_finished_text_is_an_error(root: Path, reply: Callable[[], httpx2.Response]) -> None:
-    with pytest.raises(StllavaError, match="expected one choice with a text that came to an end"):
-        sampler(Server(reply), root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+CHUNKS = b'data: {"choices": [{"index": 0, "delta": {"content": "a nod"}}]}\n\n'
+END = b'data: {"choices": [{"index": 0, "delta": {"content": "ule"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+ABORTED: JsonValue = {"type": "abort", "message": "out of memory"}
+NO_PARSER = r"(?!.*parsers)"
+
+
+def apart(**fields: JsonValue) -> Callable[[], httpx2.Response]:
+    """A reply without a text, whose words a parser of the server's put into other fields."""
+    message: dict[str, JsonValue] = {"role": "assistant", "content": None, **fields}
+    return lambda: httpx2.Response(200, json={"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
+UNUSABLE = [
+    pytest.param(lambda: said(None), NO_PARSER + r".*a reply without a text: .*See the server's log", id="no text"),
+    pytest.param(
+        apart(reasoning_content="hm"), r".*a reply without a text: .*without reasoning and tool parsers", id="reasoning"
+    ),
+    pytest.param(
+        apart(tool_calls=[{"id": "x"}]), r".*a reply without a text: .*without reasoning and tool parsers", id="tool calls"
+    ),
+    pytest.param(
+        lambda: said("half an ans", finish="abort"), NO_PARSER + r".*ended by abort: .*why it gave the request up", id="abort"
+    ),
+    pytest.param(
+        lambda: httpx2.Response(200, json={"choices": [{"message": {"content": "half"}, "finish_reason": ABORTED}]}),
+        NO_PARSER + r".*ended by abort: .*why it gave the request up",
+        id="abort as SGLang says it",
+    ),
+    pytest.param(
+        lambda: httpx2.Response(200, text="<html>welcome</html>"),
+        NO_PARSER + r".*a page in place of a completion: <html>welcome</html>.*Check url",
+        id="HTML",
+    ),
+    pytest.param(lambda: httpx2.Response(200), NO_PARSER + r".*an empty reply.*See the server's log", id="empty"),
+    pytest.param(
+        lambda: httpx2.Response(200, content=said("the context length is 8 tokens").content[:-9]),
+        NO_PARSER + r".*no whole JSON: .*cuts replies off",
+        id="cut, in words that servers refuse in",
+    ),
+    pytest.param(
+        lambda: httpx2.Response(200, content=CHUNKS),
+        NO_PARSER + r".*ended by the stream broke off: .*See the server's log",
+        id="stream without an end",
+    ),
+    pytest.param(
+        lambda: httpx2.Response(200, json={"choices": []}), NO_PARSER + r".*a reply without a choice: ", id="no choice"
+    ),
+    pytest.param(lambda: httpx2.Response(200, json=[1]), NO_PARSER + r".*no chat completion", id="another object"),
+]
+
+
+@pytest.mark.parametrize(("reply", "told"), UNUSABLE)
+def test_a_reply_without_a_finished_text_is_asked_again(root: Path, reply: Callable[[], httpx2.Response], told: str) -> None:
+    server, sound = Server(reply, reply), Server()
+    assert sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1) == sampler(sound, root).complete(
+        asked("a"), k=1, sampling=WARM, seed=1
+    )
+    assert len(server.bodies) == 3
+    assert len({json.dumps(body) for body in server.bodies}) == 1
+
+
+@pytest.mark.parametrize(("reply", "told"), UNUSABLE)
+def test_replies_that_stay_unusable_are_told_with_the_server_and_what_helps(
+    root: Path, reply: Callable[[], httpx2.Response], told: str
+) -> None:
+    server = Server(*[reply] * 4)
+    with pytest.raises(StllavaError, match="^" + told) as caught:
+        sampler(server, root).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    assert str(caught.value).startswith("http://localhost:8000/v1/chat/completions gave no completion in 4 attempts, the last")
+    assert "expected one choice with a text that came to an end" in str(caught.value)
+    assert "finished chunks are kept" in str(caught.value)
+    assert len(server.bodies) == 4
+
+
+BOTH = ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1")
+
+
+def both(root: Path, first: Callable[[httpx2.Request], httpx2.Response], second: Server, **changed: int) -> Sampler:
+    """A sampler that asks two servers."""
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, json={"data": []})
+        return first(request) if request.url.port == 8000 else second(request)
+
+    options = EndpointOptions.model_validate({"url": BOTH, "model": "policy", "concurrency": 1} | changed)
+    return EndpointSampler(options, root=root, transport=httpx2.MockTransport(handle))
+
+
+@pytest.mark.parametrize(("reply", "told"), UNUSABLE)
+def test_a_reply_without_a_finished_text_is_asked_of_another_server_at_once(
+    root: Path, reply: Callable[[], httpx2.Response], told: str
+) -> None:
+    bad, good = Server(*[reply] * 99), Server()
+    prompts = asked(*"abcdef")
+    told_by_one = sampler(Server(), root).complete(prompts, k=2, sampling=WARM, seed=1)
+    assert both(root, bad, good).complete(prompts, k=2, sampling=WARM, seed=1) == told_by_one
+    assert len(good.bodies) == 12
+    assert bad.bodies[0] == good.bodies[0]
+    assert len({json.dumps(body) for body in bad.bodies}) == len(bad.bodies)
+
+
+def test_of_two_servers_the_one_with_the_last_unusable_reply_is_named(root: Path) -> None:
+    page = Server(*[lambda: httpx2.Response(200, text="<html>welcome</html>")] * 9)
+    empty = Server(*[lambda: httpx2.Response(200)] * 9)
+    with pytest.raises(StllavaError) as caught:
+        both(root, page, empty, retries=0).complete(asked("a"), k=1, sampling=WARM, seed=1)
+    where = [f"{url}/chat/completions" for url in BOTH]
+    assert str(caught.value).startswith(
+        f"{where[0]} and {where[1]} gave no completion in 3 attempts, the last, at {where[0]}, ended with a page"
+    )
+    assert (len(page.bodies), len(empty.bodies)) == (2, 1)
+
+
+def test_a_reply_that_a_filter_held_back_is_its_prompts_own_affair(root: Path) -> None:
+    server = Server(lambda: said("", finish="content_filter"))
+    with pytest.raises(RefusedPromptsError) as caught:
+        sampler(server, root, concurrency=1).complete(asked("a", "b"), k=1, sampling=WARM, seed=1)
+    assert [error.cause for error in caught.value.refused.values()] == ["held back by the server's filter"]
+    assert len(server.bodies) == 2
+
+
+def test_two_servers_that_cannot_be_reached_are_waited_for_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_pool, "LOOK_SECONDS", 0.02)
+
+    def nobody(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("connection refused")
+
+    options = EndpointOptions(url=BOTH, model="policy", timeout=0.3)
+    speaks = EndpointSampler(options, root=root, transport=httpx2.MockTransport(nobody))
+    began = time.monotonic()
+    with pytest.raises(StllavaError, match=r"8000/v1.* and .*8001/v1.*connection refused.*Start the server") as caught:
+        speaks.complete(asked(*"abcdef"), k=2, sampling=WARM, seed=1)
+    assert time.monotonic() - began < 0.9
+    assert "finished chunks are kept" in str(caught.value)
 
 
 def test_images_are_sent_only_when_allowed(root: Path) -> None:
@@ -364,10 +487,6 @@ def test_fields_that_shape_what_is_said_bind_a_stage_and_keys_do_not() -> None:
     assert plain.model_copy(update={"header_variables": {"api-key": "X"}}).resume_key() == plain.resume_key()
 
 
-CHUNKS = b'data: {"choices": [{"index": 0, "delta": {"content": "a nod"}}]}\n\n'
-END = b'data: {"choices": [{"index": 0, "delta": {"content": "ule"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
-
-
 @pytest.mark.parametrize(
     "reply",
     [
@@ -384,9 +503,6 @@ def test_a_completion_is_read_in_every_form_it_comes_in(root: Path, reply: Calla
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        pytest.param(
-            lambda: httpx2.Response(200, content=CHUNKS), r"came to an end \(it ended with the stream broke off\)", id="cut"
-        ),
         pytest.param(
             lambda: httpx2.Response(200, json={"error": {"code": 404, "message": "no such model"}}),
             "refuses with",

@@ -21,13 +21,13 @@ from stllava.model.turn_layout import layout_of, parts_of
 from stllava.records import Role, content_id
 from stllava.remote.address import Address, reach
 from stllava.remote.audit import Audit
-from stllava.remote.client import CUT_SERVERS_WORDS, Client, Fault, NoReplyError
-from stllava.remote.completion import CUT_OFF, ENDED, ChatCompletion, error_in, token_log_probabilities
+from stllava.remote.client import Client, Fault, NoReplyError
+from stllava.remote.completion import CUT_OFF, ENDED, FILTERED, ChatCompletion, error_in, token_log_probabilities
 from stllava.remote.concurrency import for_each
 from stllava.remote.png import PngEncoder, PngImage
+from stllava.remote.refusals import Refusal, refusal_of
 from stllava.remote.server_pool import PoolMember, ServerPool
 from stllava.remote.transport import HttpTransport
-from stllava.text import printable
 
 SEEDS = 2**31
 """Servers differ in the seeds they take; all take these."""
@@ -48,6 +48,15 @@ _FAULTS: dict[str, tuple[str, type[ItemError]]] = {
     "reply size": ("answered at no end", TextError),
 }
 """What is counted of a prompt that is refused for its own sake."""
+
+
+UNUSABLE = "unusable"
+"""The refusal of a reply that is no completion."""
+_LOOK = "See the server's log."
+_CUT = "See the server's log, and whether a proxy before it cuts replies off."
+_GIVEN_UP = "See in the server's log why it gave the request up, and lower concurrency if its memory ran out."
+_CHECK_URL = "Check url, and whether a proxy before the server replies in its place."
+"""What helps where replies are no completions."""
 
 
 class EndpointSampler:
@@ -163,11 +172,11 @@ class EndpointSampler:
                 "/chat/completions",
                 self._body(prompt, pictures, sampling, 0) | {"logprobs": True},
                 images=pictures,
-                fault=_error,
+                fault=_fault,
             )
         except NoReplyError as error:
-            raise self._unanswered(error) from None
-        return self._read(reply.body), token_log_probabilities(reply.body)
+            raise self._unanswered(error, [client.address]) from None
+        return _completion(reply.body), token_log_probabilities(reply.body)
 
     def _ask(
         self, client: Client | ServerPool, prompt: Prompt, sampling: SamplingOptions, seed: int, stop: Event
@@ -183,54 +192,37 @@ class EndpointSampler:
                 self._body(prompt, pictures, sampling, seed),
                 images=pictures,
                 stop=stop,
-                fault=_error,
+                fault=_fault,
             )
         except NoReplyError as error:
             if error.refusal.name in _FAULTS:
                 cause, kind = _FAULTS[error.refusal.name]
                 told = _REMEDIES.get(error.refusal.name, error.refusal.remedy).rstrip(".")
-                raise kind(cause, f"{self._where} refuses with {error} – {told}") from None
-            raise self._unanswered(error) from None
-        return self._read(reply.body)
+                raise kind(cause, f"{error.where} refuses with {error} – {told}") from None
+            members = self._pool.members if self._pool is not None else ()
+            raise self._unanswered(error, [member.client.address for member in members] or self._addresses) from None
+        return _completion(reply.body)
 
-    @property
-    def _where(self) -> str:
-        """The address that completions are asked of, or all of them."""
-        return " and ".join(str(address.at("/chat/completions")) for address in self._addresses) or "the server"
-
-    def _unanswered(self, error: NoReplyError) -> StllavaError:
-        """The error of a server that gives no completion."""
-        where = self._where
+    def _unanswered(self, error: NoReplyError, asked: Sequence[Address]) -> StllavaError:
+        """The error of the servers that were asked and give no completion."""
         help_first = _REMEDIES.get(error.refusal.name, error.refusal.remedy)
         if error.refused:
             return StllavaError(
-                f"{where} refuses with {error}",
+                f"{error.where} refuses with {error}",
                 expected="a completion",
                 remedy=(help_first or "See docs/serving.md for how the server must be started.") + " Finished chunks are kept.",
             )
+        where = [str(address.at("/chat/completions")) for address in asked]
+        last = f"the last, at {error.where}, ended" if len(where) > 1 else "the last ended"
+        if not error.attempts:
+            last = f"the last of others, at {error.where}, ended"
         return StllavaError(
-            f"{where} gave no completion in {error.attempts} attempts, the last ended with {error}",
-            expected="a server that answers",
+            f"{' and '.join(where)} gave no completion in {error.attempts} attempts, {last} with {error}",
+            expected="one choice with a text that came to an end"
+            if error.refusal.name == UNUSABLE
+            else "a server that answers",
             remedy=f"{help_first or 'Start or repair it.'} Then give the same command again: finished chunks are kept.",
         )
-
-    def _read(self, body: bytes) -> Completion:
-        try:
-            choice = ChatCompletion.read(body).choices[0]
-            if choice.end not in ENDED | CUT_OFF or choice.message.content is None:
-                raise ValueError(f"it ended with {choice.finish_reason}")
-        except (ValidationError, ValueError, IndexError) as error:
-            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            words = body.decode(errors="replace")
-            for address in self._addresses:
-                words = address.redact(words)
-            said = " ".join(words.split())
-            raise StllavaError(
-                f"{self._where} replied {printable(said)[:CUT_SERVERS_WORDS]!r}",
-                expected=f"one choice with a text that came to an end ({printable(problem)[:CUT_SERVERS_WORDS]})",
-                remedy="Start the server without reasoning and tool parsers; finished chunks are kept.",
-            ) from None
-        return Completion(choice.message.content.strip(), finished=choice.end in ENDED)
 
     def _body(self, prompt: Prompt, pictures: Sequence[PngImage], sampling: SamplingOptions, seed: int) -> dict[str, JsonValue]:
         left = iter(pictures)
@@ -269,10 +261,52 @@ class EndpointSampler:
         return self._virtual if role == "virtual_user" else role
 
 
-def _error(body: bytes) -> Fault | None:
-    """An error that the server reports in a response that says that all is well."""
+def _fault(body: bytes) -> Fault | None:
+    """What makes a reply unusable, so that it is asked again; None for a completion."""
     error = error_in(body)
-    return Fault("the server reports an error and sends it as a reply", status=error.status) if error is not None else None
+    if error is not None:
+        return Fault("the server reports an error and sends it as a reply", status=error.status)
+    try:
+        _completion(body)
+    except _UnusableError as problem:
+        return problem.fault
+    return None
+
+
+class _UnusableError(Exception):
+    """A reply that is no completion."""
+
+    def __init__(self, problem: str, remedy: str | Refusal) -> None:
+        super().__init__(problem)
+        meant = Refusal(UNUSABLE, "unknown", again=True, remedy=remedy) if isinstance(remedy, str) else remedy
+        self.fault = Fault(problem, refusal=meant)
+
+
+def _completion(body: bytes) -> Completion:
+    """The completion that a reply holds; raises _UnusableError."""
+    try:
+        choices = ChatCompletion.read(body).choices
+    except ValidationError as error:
+        if not body.strip():
+            raise _UnusableError("an empty reply", _LOOK) from None
+        if body.lstrip().startswith(b"<"):
+            raise _UnusableError("a page in place of a completion", _CHECK_URL) from None
+        problem = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            raise _UnusableError("a reply that is no whole JSON", _CUT) from None
+        raise _UnusableError(f"a reply that is no chat completion ({problem['msg']})", _CHECK_URL) from None
+    if not choices:
+        raise _UnusableError("a reply without a choice", _LOOK)
+    text, end = choices[0].message.content, choices[0].end
+    if end in FILTERED:
+        raise _UnusableError("a reply that the server's filter held back", refusal_of(None, "content_filter"))
+    if not text and choices[0].message.apart and (text is None or end not in ENDED | CUT_OFF):
+        raise _UnusableError("a reply without a text", "Start the server without reasoning and tool parsers.")
+    if end not in ENDED | CUT_OFF:
+        raise _UnusableError(f"a reply that was ended by {end}", _GIVEN_UP if end.startswith("abort") else _LOOK)
+    if text is None:
+        raise _UnusableError("a reply without a text", _LOOK)
+    return Completion(text.strip(), finished=end in ENDED)
 
 
 def request_seed(prompt: Prompt, *, number: int, seed: int) -> int:

@@ -33,6 +33,8 @@ MOST_TOKENS = 1_000_000_000
 _STREAM = ("data:", "event:", "id:", "retry:", ":")
 """How the first line of an event stream begins; a colon alone is a comment, sent to keep a connection open."""
 _ERROR_STATUSES = range(400, 600)
+_APART = ("reasoning", "reasoning_content", "tool_calls")
+"""Fields of a message into which parsers of servers put what is no text."""
 
 
 class ChatMessage(BaseModel):
@@ -40,6 +42,14 @@ class ChatMessage(BaseModel):
 
     content: str | None = None
     refusal: str | None = None
+    reasoning: object = None
+    reasoning_content: object = None
+    tool_calls: object = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether a parser of the server's put words elsewhere, as thoughts or calls of tools."""
+        return bool(self.reasoning or self.reasoning_content or self.tool_calls)
 
     @model_validator(mode="before")
     @classmethod
@@ -172,6 +182,7 @@ def _from_stream(text: str) -> dict[str, JsonValue]:
     whole: dict[str, JsonValue] | None = None
     said: list[str] = []
     refused: list[str] = []
+    apart: dict[str, JsonValue] = {}
     end: JsonValue = None
     usage: JsonValue = None
     begun = False
@@ -190,6 +201,7 @@ def _from_stream(text: str) -> dict[str, JsonValue]:
             if isinstance(delta, dict):
                 said += _texts(delta.get("content"))
                 refused += _texts(delta.get("refusal"))
+                apart |= {name: delta[name] for name in _APART if delta.get(name)}
             end = choice.get("finish_reason") or end
     if whole is not None:
         return whole
@@ -197,7 +209,7 @@ def _from_stream(text: str) -> dict[str, JsonValue]:
         return {"choices": [], "usage": usage}
     if end is None and not text.endswith(DONE):
         end = BROKEN_OFF
-    message: JsonValue = {"content": "".join(said) if said else None, "refusal": "".join(refused) or None}
+    message: JsonValue = {"content": "".join(said) if said else None, "refusal": "".join(refused) or None, **apart}
     return {"choices": [{"message": message, "finish_reason": end}], "usage": usage}
 
 

@@ -7,17 +7,21 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from helpers.intake_parts import FAST, import_folder
 from helpers.judging import many_answers, write_answers
 from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, IntakeOptions, JudgeOptions, SamplingOptions
 from stllava.config.experts import ItselfOptions, ScriptedOptions
 from stllava.errors import ConflictError, StllavaError
 from stllava.gathering import gather
-from stllava.intake.run import import_images
+from stllava.intake.deidentify.pseudonyms import open_salt
+from stllava.intake.run import SharedLists, import_images, private_lists, take_private_lists
 from stllava.records import Manifest, Question, Sampling
 from stllava.stages.answer import answer
 from stllava.stages.ask import ask
@@ -30,6 +34,7 @@ from stllava.store import SHARDS, Shard, Stage, read_manifest
 SHORT = SamplingOptions(temperature=1.2, top_k=0, top_p=1.0, max_new_tokens=6)
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=6)
 PANEL = JudgeOptions(expert="scripted", scripted=ScriptedOptions(prefer=("nodule", "mass")), chunk=3)
+QUICK = FAST.model_copy(update={"chunk": 1, "seconds": 60})
 STAGES = ("ask", "answer", "judge", "judge within a budget", "judge by votes", "evaluate", "predict", "import images")
 WHEN = {"started", "seconds", "digest"}
 """What a manifest says of when the work was done."""
@@ -84,6 +89,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_model:
         pixels = np.random.default_rng(number % 9).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Picture.fromarray(pixels).save(folder / "scans" / f"{number:02d}.png")
     return folder
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """A folder of so many pictures of noise."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Picture.fromarray(pixels).save(folder / f"{number}.png")
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -276,3 +289,60 @@ def test_a_budget_of_money_takes_no_shard(inputs: Path, tmp_path: Path) -> None:
 
 def test_every_chunk_is_of_one_shard() -> None:
     assert all(sum(Shard(number, 5).owns(index) for number in range(1, 6)) == 1 for index in range(23))
+
+
+def private_names(keys: Path) -> dict[str, list[str]]:
+    """What the private lists beside a salt name: of those of files their names, of those of details the causes."""
+    lists: dict[str, list[str]] = {"files": [], "details": []}
+    for path in sorted(keys.glob("salt.*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lists[path.name.split(".")[2]] += [Path(row[1]).name if isinstance(row, list) else row["row"]["cause"] for row in rows]
+    return lists
+
+
+@pytest.mark.parametrize("frames", ["all", "middle"])
+def test_private_lists_of_an_earlier_import_into_that_folder_give_way_to_those_of_the_shards(
+    frames: Literal["all", "middle"], tmp_path: Path
+) -> None:
+    options = QUICK.model_copy(update={"frames": frames})
+    salt = tmp_path / "keys" / "salt"
+    files, details = private_lists(open_salt(salt, output=tmp_path / "data"), salt, to=tmp_path / "data", shard=None)
+    files.write_text(f"{json.dumps([0, str(tmp_path / 'in' / 'old.png'), 5, 1, None])}\n")
+    details.write_text('{"row": {"cause": "old"}}\n')
+    write_pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for shard in ("1/2", "2/2"):
+        import_folder(tmp_path, options, shard=shard)
+    gather(tmp_path / "data")
+    names = ["0.png", "1.png", "2.png", "3.png"]
+    assert private_names(tmp_path / "keys") == {"files": names, "details": ["truncated"]}
+
+
+def test_private_lists_are_joined_again_by_a_gather_that_did_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "in", 3)
+    (tmp_path / "in" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for shard in ("1/2", "2/2"):
+        import_folder(tmp_path, QUICK, shard=shard)
+    with monkeypatch.context() as patch:
+        patch.setattr("stllava.intake.run.write_card", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gather(tmp_path / "data")
+    gather(tmp_path / "data")
+    assert private_names(tmp_path / "keys") == {"files": ["0.png", "1.png", "2.png"], "details": ["truncated"]}
+
+
+def test_lists_of_shards_that_ran_elsewhere_are_missed_and_those_of_another_tree_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = open_salt(tmp_path / "salt", output=tmp_path / "data")
+    shards = [Shard(1, 2), Shard(2, 2)]
+    whole = private_lists(secret, tmp_path / "salt", to=tmp_path / "data", shard=None)
+    stale = private_lists(secret, tmp_path / "salt", to=tmp_path / "data", shard=shards[0])
+    for files, details in (whole, stale):
+        files.write_text('[0, "in/old.png", 5, 1, null]\n')
+        details.write_text('{"old": 1}\n')
+    take = partial(take_private_lists, shards, source=tmp_path / "in", to=tmp_path / "data", salt=tmp_path / "salt")
+    assert take(fingerprint="0" * 16) == SharedLists()
+    assert whole[1].read_text() == ""
+    assert stale[1].read_text() == '{"old": 1}\n'
+    assert "stands where it ran" in caplog.text

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from stllava.config import Options
 from stllava.data.image_set import DEEP_FOLDER
 from stllava.errors import ConflictError, StllavaError
-from stllava.intake.run import take_private_lists
+from stllava.intake.run import SharedLists, take_private_lists
 from stllava.records import Manifest
 from stllava.stages.results import StageResult
 from stllava.store import (
@@ -94,21 +94,27 @@ def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
     function = _function(found[0].plan.stage)
     plan = _same_work(found, function)
     _require_all(found)
-    call = read_record(found[0].path / CALL, StageCall)
-    arguments = call.read(function)
+    arguments = read_record(found[0].path / CALL, StageCall).read(function)
+    noted = SharedLists()
     with locked(to):
         _begin(to, plan, function)
         taken = [pair for one in found for pair in _take(one.path, to)]
         for name in (AUDIT, *sorted({f"{EXCHANGES}/{log.name}" for one in found for log in (one.path / EXCHANGES).glob("*")})):
             _join_logs([one.path / name for one in found], to / name)
-        if isinstance(salt := arguments.get("salt"), Path):
-            take_private_lists([one.shard for one in found], to=to, salt=salt)
+        salt, source = arguments.get("salt"), arguments.get("source")
+        if isinstance(salt, Path) and isinstance(source, Path):
+            of = [one.shard for one in found]
+            noted = take_private_lists(of, source=source, to=to, salt=salt, fingerprint=plan.inputs["files"])
     try:
-        with from_shards(Gathered(measures=read_manifest(found[0].path).measures)):
+        with from_shards(Gathered(measures=read_manifest(found[0].path).measures, listed=noted.joined)):
             made = function(**arguments, to=to)
     except StllavaError:
         _return_faulty(taken)
         raise
+    if not shards:
+        # Not before: a gather that is killed and given again finds them.
+        for path in noted.spare:
+            path.unlink(missing_ok=True)
     remove_folder(to / SHARDS)
     if isinstance(made, StageResult):
         return made.manifest

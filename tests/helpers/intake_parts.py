@@ -155,6 +155,7 @@ def import_folder(
     to: str = "data",
     make: MakeToolbox = toolbox,
     refused: Path | None = None,
+    shard: str | None = None,
 ) -> Manifest:
     return import_images(
         options,
@@ -163,6 +164,7 @@ def import_folder(
         salt=folder / "keys" / "salt",
         refused=refused,
         existing="resume",
+        shard=shard,
         make=make,
     )
 

@@ -14,7 +14,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
@@ -35,7 +37,7 @@ from stllava.intake.finalise import SEEN_BY_READER, ImageSet, finalise
 from stllava.intake.pages.dataset_card import SetStatistics, write_card
 from stllava.intake.pages.review import Change, write_sheets
 from stllava.intake.series import choose_slices, header_reader
-from stllava.intake.walk import walk
+from stllava.intake.walk import NO_PERMISSION, walk
 from stllava.intake.workers import work_through
 from stllava.progress import Progress
 from stllava.records import Manifest
@@ -47,6 +49,7 @@ from stllava.store import (
     Stage,
     begin_shard,
     file_hash,
+    gathered_now,
     locked,
     read_jsonl,
     read_manifest,
@@ -110,8 +113,9 @@ def import_images(
             listed.unlink()
             raise
         workers, memory = options.workers or len(os.sched_getaffinity(0)), int(options.memory * _GIB)
-        resumed = (folder / PARTS).is_dir()
-        if options.frames != "all" and files.is_file() and (resumed or stage.manifest is not None):
+        resumed, gathered = (folder / PARTS).is_dir(), gathered_now()
+        chosen_here = (resumed or stage.manifest is not None) and (gathered is None or gathered.listed)
+        if options.frames != "all" and files.is_file() and chosen_here:
             # What is kept was made by the choice of the list that is there.
             listed.unlink()
         else:
@@ -167,25 +171,75 @@ def private_lists(secret: bytes, salt: Path, *, to: Path, shard: Shard | None) -
     return files, details
 
 
-def take_private_lists(shards: Sequence[Shard], *, to: Path, salt: Path) -> None:
-    """Join what the shards of an import noted beside the salt, for the whole of it."""
+@dataclass(frozen=True)
+class SharedLists:
+    """What the shards of an import noted beside the salt."""
+
+    spare: tuple[Path, ...] = ()
+    """Their lists, once those of the whole are there."""
+    joined: bool = False
+    """Whether the whole's list of files is theirs."""
+
+
+def take_private_lists(shards: Sequence[Shard], *, source: Path, to: Path, salt: Path, fingerprint: str) -> SharedLists:
+    """Join what the shards of an import noted beside the salt, for the whole of it.
+
+    Lists of another tree than the one with this `fingerprint` are of an earlier import into that folder, and are not taken.
+    """
     secret = open_salt(salt, output=to)
     lists = [private_lists(secret, salt, to=to, shard=shard) for shard in shards]
     files, details = private_lists(secret, salt, to=to, shard=None)
-    if not files.is_file() and lists[0][0].is_file():
-        lists[0][0].replace(files)  # Every shard lists all files.
-    if not details.is_file():
-        lost = [noted for _, noted in lists if not noted.is_file()]
-        if lost:
-            logger.warning("%s is not here: what was wrong with files of that shard stands where it ran.", lost[0])
-        draft = details.with_name(f".{details.name}.draft")
-        with _private(draft, "w") as whole:
-            for _, noted in lists:
-                whole.write(noted.read_text(encoding="utf-8") if noted.is_file() else "")
-        draft.replace(details)
-    for listed, noted in lists:
-        listed.unlink(missing_ok=True)
-        noted.unlink(missing_ok=True)
+    theirs = [pair for pair in lists if _lists_tree(pair[0], source, secret, fingerprint)]
+    if not theirs and details.is_file() and _lists_tree(files, source, secret, fingerprint):
+        return SharedLists()  # They were joined before, and those of the shards removed.
+    lost = [noted for listed, noted in lists if (listed, noted) not in theirs or not noted.is_file()]
+    if lost:
+        logger.warning("%s is not here: what was wrong with files of that shard stands where it ran.", lost[0])
+    _join([noted for _, noted in theirs if noted.is_file()], details)
+    if theirs:
+        _join([theirs[0][0]], files)  # Every shard lists all files.
+    return SharedLists(tuple(path for pair in theirs for path in pair), joined=bool(theirs))
+
+
+def _join(lists: Sequence[Path], to: Path) -> None:
+    """Write the lines of private lists one behind the other; the lists stay."""
+    draft = to.with_name(f".{to.name}.draft")
+    with _private(draft, "w") as whole:
+        for noted in lists:
+            with noted.open(encoding="utf-8") as lines:
+                shutil.copyfileobj(lines, whole)
+    draft.replace(to)
+
+
+def _lists_tree(files: Path, source: Path, secret: bytes, fingerprint: str) -> bool:
+    """Whether a private list of files is there, and of the tree with that fingerprint."""
+    if not files.is_file():
+        return False
+    tree = _Fingerprint(source)
+    with files.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            try:
+                _, path, size, changed, cause, *_ = json.loads(line)
+                # What was chosen of a series, and what its choice met with, was noted where no cause had been found.
+                tree.add(path, size, changed, cause if size == 0 or cause == NO_PERMISSION else None)
+            except (ValueError, TypeError):
+                return False  # Torn by a disk that failed: it is no list of anything.
+    return tree.hidden(secret) == fingerprint
+
+
+class _Fingerprint:
+    """A hidden id of the names, sizes and times of all files of a tree."""
+
+    def __init__(self, source: Path) -> None:
+        self._source, self._hash = source, hashlib.sha256()
+
+    def add(self, path: str | Path, size: int, changed: int, cause: str | None) -> None:
+        """Take one more file."""
+        self._hash.update(json.dumps([os.path.relpath(path, self._source), size, changed, cause]).encode())
+
+    def hidden(self, secret: bytes) -> str:
+        """The id under that salt."""
+        return hidden_id(secret, "files", self._hash.hexdigest())
 
 
 def _refuse_nested(source: Path, to: Path, salt: Path) -> None:
@@ -212,16 +266,15 @@ def _private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 def _list(source: Path, to: Path, secret: bytes, *, outside: bool) -> tuple[int, str]:
     """Write what the tree holds, one line a file; returns how many and a hidden id of all names, sizes and times."""
-    count, hashed = 0, hashlib.sha256()
+    count, tree = 0, _Fingerprint(source)
     with _private(to, "w") as file:
         for entry in walk(source, outside=outside):
             # Names that are not UTF-8 are surrogates in Python, and escaped in ASCII JSON.
             line = json.dumps([count, str(entry.path), entry.size, entry.changed, entry.cause])
             file.write(line + "\n")
-            name = os.path.relpath(entry.path, source)
-            hashed.update(json.dumps([name, entry.size, entry.changed, entry.cause]).encode())
+            tree.add(entry.path, entry.size, entry.changed, entry.cause)
             count += 1
-    return count, hidden_id(secret, "files", hashed.hexdigest())
+    return count, tree.hidden(secret)
 
 
 def _finish(

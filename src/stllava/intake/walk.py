@@ -12,8 +12,8 @@ from pathlib import Path
 
 from stllava.errors import StllavaError
 
-OUTSIDE = "link-out-of-folder"
-CAUSES = (OUTSIDE, "linked-twice", "broken-link", "not-a-file", "no-permission", "empty", "unreachable")
+OUTSIDE, NO_PERMISSION = "link-out-of-folder", "no-permission"
+CAUSES = (OUTSIDE, "linked-twice", "broken-link", "not-a-file", NO_PERMISSION, "empty", "unreachable")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _link(link: Path, seen: set[tuple[int, int]], links: list[Path], *, within: 
         state = link.stat()
     except OSError as error:
         # A link to itself is a loop (ELOOP), one to nothing is broken; neither can be opened by whatever name.
-        yield _unusable(link, "no-permission" if isinstance(error, PermissionError) else "broken-link")
+        yield _unusable(link, NO_PERMISSION if isinstance(error, PermissionError) else "broken-link")
         return
     if within is not None and not Path(os.path.realpath(link)).is_relative_to(within):
         yield _unusable(link, OUTSIDE)
@@ -102,11 +102,11 @@ def _file(path: Path, state: os.stat_result) -> TreeEntry:
     if state.st_size == 0:
         return TreeEntry(path, 0, state.st_mtime_ns, "empty")
     readable = os.access(path, os.R_OK)
-    return TreeEntry(path, state.st_size, state.st_mtime_ns, None if readable else "no-permission")
+    return TreeEntry(path, state.st_size, state.st_mtime_ns, None if readable else NO_PERMISSION)
 
 
 def _cause(error: OSError) -> str:
-    return "no-permission" if isinstance(error, PermissionError) else "unreachable"
+    return NO_PERMISSION if isinstance(error, PermissionError) else "unreachable"
 
 
 def _unusable(path: Path, cause: str) -> TreeEntry:

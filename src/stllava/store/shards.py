@@ -146,6 +146,8 @@ class Gathered:
 
     measures: Mapping[str, float]
     """Figures that each of them found alike."""
+    listed: bool = False
+    """Of an import: whether the private list of files is theirs."""
 
 
 _GATHERED: ContextVar[Gathered | None] = ContextVar("gathered", default=None)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -13,6 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from pydantic import JsonValue
 
 from helpers.intake_parts import FAST, import_folder
 from helpers.judging import many_answers, write_answers
@@ -245,6 +247,78 @@ def test_shards_of_several_machines_are_gathered_from_where_they_were_copied_and
     assert all((shard / "manifest.json").is_file() for shard in shards)
     with pytest.raises(StllavaError, match="is no shard, but the whole of a stage"):
         gather(tmp_path / "again", shards=[tmp_path / "out", *shards])
+
+
+def rewrite(file: Path, *keys: str, value: JsonValue) -> None:
+    """Set a value deep in a JSON file."""
+    said = inner = json.loads(file.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    file.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("gone", "is gone"),
+        ("empty", "it is damaged"),
+        ("argument", "'colour' is no argument of it"),
+        ("option", r"orders: Input should be"),
+    ],
+)
+def test_the_call_of_a_finished_shard_that_is_gone_or_damaged_is_written_by_its_command(
+    how: str, words: str, inputs: Path, tmp_path: Path
+) -> None:
+    cut(inputs, tmp_path, "1/1")
+    called = tmp_path / SHARDS / "1-of-1" / "call.json"
+    match how:
+        case "gone":
+            called.unlink()
+        case "empty":
+            called.write_text("")
+        case "argument":
+            rewrite(called, "arguments", "colour", value=1)
+        case _:
+            rewrite(called, "arguments", "options", "orders", value="x")
+    with pytest.raises(StllavaError, match=rf"call\.json .*{words}.*Give that command again"):
+        gather(tmp_path)
+    made = (called.parent / "manifest.json").stat().st_mtime_ns
+    cut(inputs, tmp_path, "1/1")
+    assert (called.parent / "manifest.json").stat().st_mtime_ns == made
+    assert gather(tmp_path).counts_out == 20
+
+
+def test_options_of_another_version_are_named(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/1")
+    rewrite(tmp_path / SHARDS / "1-of-1" / "plan.json", "config", "novel", value=1)
+    with pytest.raises(StllavaError, match=r"shard 1/1 .* has options that are none of this version: novel: .*Gather it with"):
+        gather(tmp_path)
+
+
+def test_a_shard_that_is_only_starting_is_waited_for(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/2")
+    (tmp_path / SHARDS / "2-of-2").mkdir()
+    (tmp_path / SHARDS / "2-of-2" / "lock").touch()
+    with pytest.raises(StllavaError, match=r"2-of-2 has not begun, or is only starting.*Wait for its command"):
+        gather(tmp_path)
+
+
+def test_a_draft_of_a_killed_gather_of_the_same_number_is_in_nobodys_way(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path, "1/1")
+    (tmp_path / "parts").mkdir()
+    for part in (tmp_path / SHARDS / "1-of-1" / "parts").glob("*.jsonl"):
+        (tmp_path / "parts" / f".{part.name}.{os.getpid()}.draft").hardlink_to(part)
+    assert gather(tmp_path).counts_out == 20
+
+
+def test_shards_behind_a_link_are_gathered_and_left_there(inputs: Path, tmp_path: Path) -> None:
+    cut(inputs, tmp_path / "out", "1/1")
+    (tmp_path / "out" / SHARDS).rename(tmp_path / "disk")
+    (tmp_path / "out" / SHARDS).symlink_to(tmp_path / "disk")
+    assert gather(tmp_path / "out").counts_out == 20
+    assert not (tmp_path / "out" / SHARDS).is_symlink()
+    assert (tmp_path / "disk" / "1-of-1" / "manifest.json").is_file()
 
 
 def test_an_input_that_changed_after_the_shards_is_found_out(inputs: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from stllava.config import Options
 from stllava.data.image_set import DEEP_FOLDER
@@ -27,6 +27,7 @@ from stllava.store import (
     AUDIT,
     CALL,
     EXCHANGES,
+    LOCK,
     MANIFEST,
     PARTS,
     PLAN,
@@ -83,7 +84,7 @@ def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
     Args:
         to: Folder of the stage, as its shards were given it.
         shards: Folders of the shards, where they do not lie in `to`; these are left as they are, while those that lie there
-            are removed at the end.
+            are removed at the end. Of a folder `shards` that is a link, the link alone is removed.
 
     Raises:
         StllavaError: Where a shard is missing, unfinished, damaged, there twice, or of other work; it is named.
@@ -94,7 +95,7 @@ def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
     function = _function(found[0].plan.stage)
     plan = _same_work(found, function)
     _require_all(found)
-    arguments = read_record(found[0].path / CALL, StageCall).read(function)
+    arguments = _arguments(found[0], function)
     noted = SharedLists()
     with locked(to):
         _begin(to, plan, function)
@@ -111,11 +112,14 @@ def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
     except StllavaError:
         _return_faulty(taken)
         raise
-    if not shards:
+    if not (shards or (to / SHARDS).is_symlink()):
         # Not before: a gather that is killed and given again finds them.
         for path in noted.spare:
             path.unlink(missing_ok=True)
-    remove_folder(to / SHARDS)
+    if (to / SHARDS).is_symlink():
+        (to / SHARDS).unlink()  # The shards lie elsewhere, and are left there.
+    else:
+        remove_folder(to / SHARDS)
     if isinstance(made, StageResult):
         return made.manifest
     return read_manifest(to)
@@ -126,6 +130,12 @@ def read_shards(to: Path, shards: Sequence[Path]) -> list[ShardFolder]:
     folders = shards or (sorted((to / SHARDS).iterdir()) if (to / SHARDS).is_dir() else [])
     found: list[ShardFolder] = []
     for folder in folders:
+        if not (folder / PLAN).is_file() and (folder / LOCK).is_file():
+            raise StllavaError(
+                f"the shard in {folder} has not begun, or is only starting",
+                expected="a shard that is done",
+                remedy="Wait for its command to end, or give it again.",
+            )
         if not (folder / PLAN).is_file():
             raise StllavaError(
                 f"{folder} has no {PLAN}", expected="the folder of a shard", remedy="Remove it from there, or name another."
@@ -146,6 +156,31 @@ def read_shards(to: Path, shards: Sequence[Path]) -> list[ShardFolder]:
     return sorted(found, key=lambda one: one.shard.number)
 
 
+def _arguments(shard: ShardFolder, function: Callable[..., object]) -> dict[str, object]:
+    """How the stage of a shard was called."""
+    path = shard.path / CALL
+    if not path.is_file():
+        found = "is gone"
+    else:
+        try:
+            return read_record(path, StageCall).read(function)
+        except (StllavaError, ValidationError, LookupError) as error:
+            found = f"does not say how {function.__name__} is called: {_said(error)}"
+    raise StllavaError(
+        f"{path} {found}",
+        expected=f"the file as the command of {shard.name} wrote it",
+        remedy="Give that command again: it writes the file, and does again what is lost alone.",
+    )
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error.args[0]!r} is no argument of it" if isinstance(error, LookupError) else "it is damaged"
+
+
 def _function(stage: str) -> Callable[..., object]:
     """The function that makes a stage."""
     if stage not in STAGES:
@@ -155,10 +190,17 @@ def _function(stage: str) -> Callable[..., object]:
     return function
 
 
-def _bound(plan: Plan, function: Callable[..., object]) -> dict[str, JsonValue]:
-    """All that decides what comes of a plan."""
+def _bound(plan: Plan, function: Callable[..., object], *, of: str) -> dict[str, JsonValue]:
+    """All that decides what comes of a plan, which is `of` a shard or of a folder."""
     kind = inspect.signature(function, eval_str=True).parameters["options"].annotation
-    options = kind.model_validate(plan.config)
+    try:
+        options = kind.model_validate(plan.config)
+    except ValidationError as error:
+        raise StllavaError(
+            f"{of} has options that are none of this version: {_said(error)}",
+            expected=f"the options of {plan.stage}",
+            remedy="Gather it with the version of stllava that began it, or give its command again (with --existing replace).",
+        ) from None
     if not isinstance(options, Options):
         raise TypeError(f"the options of {plan.stage} are {kind}")
     return {"stage": plan.stage, "config": options.resume_key(), "inputs": dict(plan.inputs)}
@@ -166,7 +208,10 @@ def _bound(plan: Plan, function: Callable[..., object]) -> dict[str, JsonValue]:
 
 def _same_work(found: Sequence[ShardFolder], function: Callable[..., object]) -> Plan:
     """The plan that all shards are of; one that is of another is named, with what is different about it."""
-    works = [(one.shard.count, _bound(one.plan, function) if one.plan.stage == found[0].plan.stage else None) for one in found]
+    works = [
+        (one.shard.count, _bound(one.plan, function, of=one.name) if one.plan.stage == found[0].plan.stage else None)
+        for one in found
+    ]
     votes = Counter(map(repr, works))
     usual = max(range(len(found)), key=lambda index: votes[repr(works[index])])
     for one, (count, work) in zip(found, works, strict=True):
@@ -224,7 +269,14 @@ def _require_all(found: Sequence[ShardFolder]) -> None:
 def _begin(to: Path, plan: Plan, function: Callable[..., object]) -> None:
     """Say in the folder what is made there, if nobody has."""
     if (to / PLAN).is_file():
-        before, now = (_bound(each, function) for each in (read_formatted(to / PLAN, Plan), plan))
+        begun = read_formatted(to / PLAN, Plan)
+        if begun.stage != plan.stage:
+            raise ConflictError(
+                f"{to} was begun as the stage {begun.stage}, and its shards are of {plan.stage}",
+                expected="the same work",
+                remedy="Name another folder, or delete what was begun there.",
+            )
+        before, now = (_bound(each, function, of=str(to)) for each in (begun, plan))
         if before != now:
             raise ConflictError(
                 f"{to} was begun with other options or inputs than its shards: {first_difference(before, now)}",
@@ -246,6 +298,7 @@ def _take(shard: Path, to: Path) -> Iterator[tuple[Path, Path]]:
         if not (place.is_file() and place.samefile(path)):
             place.parent.mkdir(parents=True, exist_ok=True)
             draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
+            draft.unlink(missing_ok=True)  # In a container, the gather that was killed may have had the same number.
             try:
                 draft.hardlink_to(path)
             except OSError:  # The shard lies on another disk, or on one that knows no links.

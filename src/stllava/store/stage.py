@@ -99,8 +99,9 @@ def begin_shard(
         return Stage(name, to, options, inputs=inputs, existing=existing, items=items)
     folder, plan = to / SHARDS / shard.folder, {**inputs, SHARD: str(shard)}
     stage = Stage(name, folder, options, inputs=plan, existing=existing, items=items, shard=shard)
-    if stage.manifest is None:
-        write_whole(folder / CALL, noted_call().model_dump_json(indent=1) + "\n")
+    called = (noted_call().model_dump_json(indent=1) + "\n").encode()
+    if not (folder / CALL).is_file() or (folder / CALL).read_bytes() != called:
+        write_whole(folder / CALL, called)  # Of a finished shard too: it may have been lost or damaged since.
     return stage
 
 

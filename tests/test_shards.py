@@ -249,6 +249,33 @@ def test_shards_of_several_machines_are_gathered_from_where_they_were_copied_and
         gather(tmp_path / "again", shards=[tmp_path / "out", *shards])
 
 
+@pytest.mark.parametrize("how", ["options", "input", "stage"])
+def test_shards_of_other_work_than_what_is_finished_are_refused_and_those_of_it_change_nothing(
+    how: str, inputs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    cut(inputs, tmp_path / "node", "1/2", "2/2")
+    shards = sorted((tmp_path / "node" / SHARDS).iterdir())
+    done = gather(tmp_path / "out", shards=shards)
+    assert gather(tmp_path / "out", shards=shards) == done
+    match how:
+        case "options":
+            cut(inputs, tmp_path / "other", "1/1", options=PANEL.model_copy(update={"orders": 1}))
+            words = r"config\.orders was 2, now 1"
+        case "input":
+            write_answers(tmp_path / "others", many_answers(5))
+            cut(tmp_path, tmp_path / "other", "1/1", answers="others")
+            words = "its input answers has changed"
+        case _:
+            call("predict", inputs, tiny_model, tmp_path / "other", shard="1/1")
+            words = "it is of the stage predict, not of judge"
+    with pytest.raises(ConflictError, match=rf"out is finished, and shard 1/1 .* is of other work: {words}"):
+        gather(tmp_path / "out", shards=[tmp_path / "other" / SHARDS / "1-of-1"])
+    shutil.copytree(tmp_path / "other" / SHARDS, tmp_path / "out" / SHARDS)
+    with pytest.raises(ConflictError, match=words):
+        gather(tmp_path / "out")
+    assert read_manifest(tmp_path / "out") == done
+
+
 def rewrite(file: Path, *keys: str, value: JsonValue) -> None:
     """Set a value deep in a JSON file."""
     said = inner = json.loads(file.read_text())

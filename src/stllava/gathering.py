@@ -87,10 +87,11 @@ def gather(to: Path, *, shards: Sequence[Path] = ()) -> Manifest:
             are removed at the end. Of a folder `shards` that is a link, the link alone is removed.
 
     Raises:
-        StllavaError: Where a shard is missing, unfinished, damaged, there twice, or of other work; it is named.
+        StllavaError: Where a shard is missing, unfinished, damaged, there twice, or of other work; it is named. Of shards that
+            are of other work than what is finished in `to`, it is a ConflictError.
     """
     if (to / MANIFEST).is_file():
-        return read_manifest(to)
+        return _finished(to, shards)
     found = read_shards(to, shards)
     function = _function(found[0].plan.stage)
     plan = _same_work(found, function)
@@ -154,6 +155,30 @@ def read_shards(to: Path, shards: Sequence[Path]) -> list[ShardFolder]:
             remedy="Check the path, or name the shards' folders with --shards.",
         )
     return sorted(found, key=lambda one: one.shard.number)
+
+
+def _finished(to: Path, shards: Sequence[Path]) -> Manifest:
+    """The manifest of a stage that is whole already, once the shards that are given, or lie there, are known to be of it."""
+    manifest = read_manifest(to)
+    begun = shards or [folder for folder in (to / SHARDS).glob("*") if (folder / PLAN).is_file()]
+    if not begun:
+        return manifest
+    made = Plan(stage=manifest.stage, config=manifest.config, inputs=manifest.inputs)
+    for one in read_shards(to, begun):
+        if one.plan.stage != made.stage:
+            how = f"it is of the stage {one.plan.stage}, not of {made.stage}"
+        else:
+            function = _function(made.stage)
+            before, now = _bound(made, function, of=str(to)), _bound(one.plan, function, of=one.name)
+            if before == now:
+                continue
+            how = first_difference(before, now)
+        raise ConflictError(
+            f"{to} is finished, and {one.name} is of other work: {how}",
+            expected="shards of what is finished there",
+            remedy="Name another folder to gather them in, or remove those shards.",
+        )
+    return manifest
 
 
 def _arguments(shard: ShardFolder, function: Callable[..., object]) -> dict[str, object]:

@@ -22,6 +22,7 @@ from stllava.config import AnswerOptions, AskOptions, EvaluateOptions, IntakeOpt
 from stllava.config.experts import ItselfOptions, ScriptedOptions
 from stllava.errors import ConflictError, StllavaError
 from stllava.gathering import gather
+from stllava.intake.convert import default_toolbox
 from stllava.intake.deidentify.pseudonyms import open_salt
 from stllava.intake.run import SharedLists, import_images, private_lists, take_private_lists
 from stllava.records import Manifest, Question, Sampling
@@ -447,3 +448,30 @@ def test_lists_of_shards_that_ran_elsewhere_are_missed_and_those_of_another_tree
     assert whole[1].read_text() == ""
     assert stale[1].read_text() == '{"old": 1}\n'
     assert "stands where it ran" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_picture_of_a_shard_whose_end_is_lost_is_made_again(kind: Literal["png", "jpeg"], tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    options = QUICK.model_copy(update={"format": kind, "look_for_text": "rules"})
+    import_folder(tmp_path, options, shard="1/1", make=default_toolbox)
+    picture = next(path for path in (tmp_path / "data" / SHARDS / "1-of-1" / "images").rglob("*.*"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:1000] + bytes(len(whole) - 1000))
+    gather(tmp_path / "data")
+    assert (tmp_path / "data" / "images" / picture.parent.name / picture.name).read_bytes() == whole
+
+
+def test_a_picture_of_a_shard_that_is_damaged_within_is_named(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 1)
+    options = QUICK.model_copy(update={"look_for_text": "rules"})
+    import_folder(tmp_path, options, shard="1/1", make=default_toolbox)
+    picture = next((tmp_path / "data" / SHARDS).rglob("*.png"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:60] + bytes(1000) + whole[1060:])
+    for _ in range(2):
+        with pytest.raises(StllavaError, match=rf"{picture.name} is damaged: .*Delete {picture.name}"):
+            gather(tmp_path / "data")
+    for path in (tmp_path / "data").rglob(picture.name):
+        path.unlink()
+    assert gather(tmp_path / "data").counts_out == 1

@@ -2,8 +2,8 @@
 
 Reads the private list of files, in which `series.py` has noted its choice of slices; writes `parts/<chunk>.jsonl`,
 a line for each picture (`+` and a `WrittenImage`) or file left out (`-` and a `LeftOut`). A part counts as done when every
-picture it names is there in its size. Until then `parts/findings/<chunk>.jsonl` holds a `FrameFindings` for every picture that
-was looked at, so that looking, which costs seconds, is not done again after a kill.
+picture it names is there in its size, to its end. Until then `parts/findings/<chunk>.jsonl` holds a `FrameFindings` for every
+picture that was looked at, so that looking, which costs seconds, is not done again after a kill.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from os import SEEK_END
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +26,8 @@ from stllava.store import PARTS, Log, Shard, write_whole
 NOT_CHOSEN, PROJECTED = "not-chosen", "projected"
 """What the list says of a file that is not read for itself: another of its stack was chosen, or it is part of a projection."""
 _WRITTEN, _SKIPPED = "+", "-"
+ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
+"""The last bytes of a picture by its suffix."""
 _WRITTEN_BEGINS = '{"row":{"id":'
 
 
@@ -190,11 +193,17 @@ def read_listed(line: str) -> tuple[Job, str | None]:
 
 
 def _is_whole(to: Path, image: WrittenImage) -> bool:
-    """Whether a picture's file is there in its size, and that of its 16-bit pixels where they were kept."""
+    """Whether a picture's file is there in its size and to its end, and that of its 16-bit pixels where they were kept."""
     deep = image.row.deep
-    kept = deep is None or image.deep_size is None or _has_size(to / deep.path, image.deep_size)
-    return kept and _has_size(to / image.row.path, image.size)
+    kept = deep is None or image.deep_size is None or _has_end(to / deep.path, image.deep_size)
+    return kept and _has_end(to / image.row.path, image.size)
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _has_end(path: Path, size: int) -> bool:
+    """Whether a file has its size and ends as its format does: zeros at the end are what a power cut or a torn copy leaves."""
+    end = ENDS[path.suffix]
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-min(size, len(end)), SEEK_END)
+        return file.read() == end

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
-from PIL import Image
 
 from stllava.config import IntakeOptions
 from stllava.data.image_set import DEEP_FOLDER, STAGE, Imported, LeftOut, RefusedPicture
@@ -35,6 +34,7 @@ from stllava.intake.deidentify.deep_text import even_view
 from stllava.intake.deidentify.pseudonyms import hidden_id, open_salt
 from stllava.intake.finalise import SEEN_BY_READER, ImageSet, finalise
 from stllava.intake.pages.dataset_card import SetStatistics, write_card
+from stllava.intake.pages.pictures import written_picture
 from stllava.intake.pages.review import Change, write_sheets
 from stllava.intake.series import choose_slices, header_reader
 from stllava.intake.walk import NO_PERMISSION, walk
@@ -347,8 +347,8 @@ def _changes(image_set: ImageSet, to: Path) -> Iterator[Change]:
     for row in image_set.rows():
         if row.masked:
             boxes = tuple(Box(*box) for box in row.masked)
-            with Image.open(to / row.path) as image:
-                yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, np.asarray(image))
+            pixels = np.asarray(written_picture(to, row.path))
+            yield Change(row.id, "masked", f"text found in {len(boxes)} places", boxes, pixels)
         if row.deep is not None and row.deep.masked:
             boxes = tuple(Box(*box) for box in row.deep.masked)
             reason = f"text found in {len(boxes)} places of its 16-bit pixels alone, shown with dark ones raised"

@@ -16,6 +16,7 @@ from stllava.config import IntakeOptions
 from stllava.data.image_set import DEEP_FOLDER, Imported, LeftOut
 from stllava.data.images import jpeg_uri
 from stllava.intake.deidentify.pseudonyms import IDENTIFIED_BY, IdentifiedBy
+from stllava.intake.pages.pictures import written_picture
 from stllava.intake.patients import Patients
 from stllava.intake.splits import UnionFind
 from stllava.intake.walk import OUTSIDE
@@ -231,9 +232,8 @@ def _contact(to: Path, paths: Sequence[str]) -> Image.Image:
     rows = -(-len(paths) // ACROSS)
     sheet = Image.new("RGB", (ACROSS * SIDE, rows * SIDE))
     for index, path in enumerate(paths):
-        with Image.open(to / path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((SIDE - 4, SIDE - 4))
+        small = written_picture(to, path).convert("RGB")
+        small.thumbnail((SIDE - 4, SIDE - 4))
         row, column = divmod(index, ACROSS)
         sheet.paste(small, (column * SIDE + 2, row * SIDE + 2))
     return sheet

@@ -140,6 +140,18 @@ def test_a_server_that_cannot_start_is_told_by_its_log(tiny_model: Path, phantom
     assert_all_end(processes(engine), seconds=20)
 
 
+def test_a_python_that_cannot_be_run_is_told_before_anything_is_started(
+    tiny_model: Path, phantoms: Path, engine: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "python").write_text("no program")
+    for path in (tmp_path / "none", tmp_path / "python"):
+        served = sampler(tiny_model, phantoms, engine, python=path)
+        with pytest.raises(StllavaError, match=r"endpoint\.python .* is no program that can be run"):
+            served.complete(asked(), k=1, sampling=GREEDY, seed=0)
+        served.close()
+    assert not (engine / "pids.txt").exists()
+
+
 def test_a_server_that_starts_too_slowly_is_ended(tiny_model: Path, phantoms: Path, engine: Path) -> None:
     fail(engine, slow=60)
     served = sampler(tiny_model, phantoms, engine, start_seconds=1)

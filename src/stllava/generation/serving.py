@@ -6,6 +6,7 @@ when we do, however we end. Nothing of what a server writes is read but the last
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,6 +62,13 @@ class VllmServer:
 
     def start(self) -> None:
         """Start it and wait until it is ready; one that ends before is started again, on another port."""
+        python, part = self._options.python, self._options.part
+        if python is not None and shutil.which(python) is None:
+            raise StllavaError(
+                f"{part}.python {python} is no program that can be run",
+                expected="the Python of an environment in which vLLM is installed",
+                remedy=f"Correct {part}.python.",
+            )
         with self._lock:
             for attempt in range(STARTS):
                 self._end()
@@ -69,7 +77,6 @@ class VllmServer:
                 if self._is_ready():
                     return
                 logger.warning("A server of %s ended before it was ready: %s", self._weights, self._last_words()[-300:])
-            part = self._options.part
             raise StllavaError(
                 f"the server of {self._weights} ended {STARTS} times before it was ready: {self._last_words()}",
                 expected="a server that starts",

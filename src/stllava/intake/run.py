@@ -34,8 +34,8 @@ from stllava.intake.deidentify.deep_text import even_view
 from stllava.intake.deidentify.pseudonyms import hidden_id, open_salt
 from stllava.intake.finalise import SEEN_BY_READER, ImageSet, finalise
 from stllava.intake.pages.dataset_card import SetStatistics, write_card
-from stllava.intake.pages.pictures import written_picture
 from stllava.intake.pages.review import Change, write_sheets
+from stllava.intake.pages.written_pictures import written_picture
 from stllava.intake.series import choose_slices, header_reader
 from stllava.intake.walk import NO_PERMISSION, walk
 from stllava.intake.workers import work_through

@@ -16,7 +16,7 @@ from stllava.config import IntakeOptions
 from stllava.data.image_set import DEEP_FOLDER, Imported, LeftOut
 from stllava.data.images import jpeg_uri
 from stllava.intake.deidentify.pseudonyms import IDENTIFIED_BY, IdentifiedBy
-from stllava.intake.pages.pictures import written_picture
+from stllava.intake.pages.written_pictures import written_picture
 from stllava.intake.patients import Patients
 from stllava.intake.splits import UnionFind
 from stllava.intake.walk import OUTSIDE

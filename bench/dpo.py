@@ -12,7 +12,7 @@ Our reference costs what it costs in a run: the policy gave the answers itself a
 so that a sample of them is checked. `anew` is our side where nothing was noted and every tree is computed once before
 training. TRL runs the reference in every step.
 
-A side is a process of its own, and the sides take turns. stllava asks for memory in large pages, TRL does not. TRL runs with
+A side is a process of its own, and the sides take turns. TRL runs with
 every `--trl-batch` (pairs a forward; smaller ones are accumulated to the same optimizer step) and the one with the best median
 is its figure. TRL's own default of recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
 
@@ -253,7 +253,7 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
         made = run_side(__file__, "--side", "prepare", *common)
         for repeat in range(repeats):
             for name in sides if repeat % 2 == 0 else sides[::-1]:
-                runs[name].append(run_side(__file__, "--side", name, *common, peer=name not in OURS))
+                runs[name].append(run_side(__file__, "--side", name, *common))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
     rates = {name: spread([run["pairs_per_second"] for run in runs[name]]) for name in sides}
     peer = max(sides[len(OURS) :], key=lambda name: rates[name].median)

@@ -196,7 +196,6 @@ def served(python: str, model: Path) -> Iterator[str]:
     if device_kind() == "cpu":
         command += ["--dtype", "float32", "--enforce-eager"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "4"}
-    environment["THP_MEM_ALLOC_ENABLE"] = "0"  # As where stllava is not imported.
     with (model.parent / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         try:
@@ -278,7 +277,7 @@ def compare(setting: Setting, vllm: str | None, repeats: int) -> dict[str, JsonV
         made = run_side(__file__, "--side", "prepare", *common)
         for _ in range(repeats):
             for name in runs:
-                runs[name].append(run_side(__file__, "--side", name, *common, peer=name == "plain"))
+                runs[name].append(run_side(__file__, "--side", name, *common))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
         if vllm is not None:
             from stllava.stages.export import export

@@ -1,6 +1,5 @@
 """The public Python API as its users meet it: typed, complete, and quick to import."""
 
-import os
 import re
 import subprocess
 import sys
@@ -111,27 +110,3 @@ def test_strict_types_accept_the_readmes_example_and_every_verb_and_refuse_a_mis
     refused = strictly("import stllava\nstllava.ask(stllava.AskOptions(), policy=3)\n", tmp_path)
     assert "incompatible type" in refused.stdout
     assert "Missing named argument" in refused.stdout
-
-
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not LARGE_PAGES.is_file() or "[madvise]" not in LARGE_PAGES.read_text(),
-    reason="this kernel gives large pages to everybody or to nobody, whatever is asked",
-)
-def test_memory_comes_in_large_pages_unless_one_says_otherwise() -> None:
-    """Sixty-four megabytes are some thirty pages then, or sixteen thousand where the user has switched it off."""
-    code = """
-import resource, stllava, torch
-torch.ones(1 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(16 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    asked = [
-        int(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout)
-        for env in (plain, plain | {"THP_MEM_ALLOC_ENABLE": "0"})
-    ]
-    assert asked[0] < asked[1] / 4

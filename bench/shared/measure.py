@@ -45,14 +45,9 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def run_side(script: str, *arguments: str, peer: bool = False) -> Figures:
-    """Run `python script arguments` offline in a process of its own and return the figures it reported; exit where it fails.
-
-    A peer gets memory as it does where stllava, which asks for large pages as it is imported, is not.
-    """
+def run_side(script: str, *arguments: str) -> Figures:
+    """Run `python script arguments` offline in a process of its own and return the figures it reported; exit where it fails."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if peer:
-        environment["THP_MEM_ALLOC_ENABLE"] = "0"
     answer = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment, check=False)
     if answer.returncode != 0:
         sys.exit(f"{script} {' '.join(arguments)} ended with {answer.returncode}:\n{answer.stderr[-3000:]}")

@@ -5,19 +5,13 @@ The Python API has the command line's verbs and nouns: `stllava.ask(AskOptions(.
 quick and needs no torch.
 """
 
-import os
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 
 import lazy_loader
 
 # tqdm, which transformers brings, says so in every notebook without ipywidgets; none of its bars are shown here.
 warnings.filterwarnings("ignore", message="IProgress not found")
-
-# On Linux torch then asks for large pages, which the kernel clears at once and not one by one. It reads this as it is loaded.
-if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = version("stllava")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

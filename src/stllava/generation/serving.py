@@ -37,7 +37,7 @@ LOOK_SECONDS = 0.25
 END_SECONDS = 15.0
 LOG_CHARACTERS = 1500
 """Of the end of a server's log, in an error."""
-NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "THP_MEM_ALLOC_ENABLE")
+NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME")
 """What is of this environment, and not of the server's."""
 GIVEN: Mapping[str, str] = {
     "generation-config": "vllm",

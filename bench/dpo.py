@@ -12,9 +12,9 @@ Our reference costs what it costs in a run: the policy gave the answers itself a
 so that a sample of them is checked. `anew` is our side where nothing was noted and every tree is computed once before
 training. TRL runs the reference in every step.
 
-A side is a process of its own, and the sides take turns. TRL runs with
-every `--trl-batch` (pairs a forward; smaller ones are accumulated to the same optimizer step) and the one with the best median
-is its figure. TRL's own default of recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
+A side is a process of its own, and the sides take turns. TRL runs with every `--trl-batch` (pairs a forward; smaller ones
+are accumulated to the same optimizer step) and the one with the best median is its figure. TRL's own default of
+recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
 
 Writes bench/results/dpo-SHAPE-DEVICE.json (dpo-SHAPE-MODEL-DEVICE.json for models other than base) and prints a table.
 """

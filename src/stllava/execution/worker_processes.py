@@ -72,19 +72,20 @@ class ProcessWorker:
         self._key = ""
 
     def greet(self) -> None:
-        """Let it say that it is there."""
-        try:
-            self.line.send(("greet",))
-        except (BrokenPipeError, ConnectionResetError):
-            return  # It has died; its reply says so.
+        """Let it say that it is there; where it has died, its reply says so."""
+        self._tell("greet")
 
     def give(self, key: str, work: bytes, chunk: bytes) -> bool:
         """Let it work on a chunk; a work is sent once. False where it has died."""
+        if key != self._key and not self._tell("open", key, work):
+            return False
+        self._key = key
+        return self._tell("run", chunk)
+
+    def _tell(self, *message: object) -> bool:
+        """Send a message; False where it has died."""
         try:
-            if key != self._key:
-                self.line.send(("open", key, work))
-                self._key = key
-            self.line.send(("run", chunk))
+            self.line.send(message)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -99,12 +100,9 @@ class ProcessWorker:
         return reply
 
     def rest(self) -> None:
-        """Let it drop what it holds."""
+        """Let it drop what it holds; where it has died, whoever greets it is told."""
         self._key = ""
-        try:
-            self.line.send(("close",))
-        except (BrokenPipeError, ConnectionResetError):
-            return  # It has died; whoever gives it a chunk is told.
+        self._tell("close")
 
     def dismiss(self) -> None:
         """End it at once."""

@@ -242,7 +242,7 @@ def real() -> str:
     for one in read("real-*.json"):
         seeds = f"seed{'s' if len(one['seeds']) > 1 else ''} {', '.join(map(str, one['seeds']))}"
         drawn = f"; labelled images drawn anew ({one['resplit']})" if one["resplit"] is not None else ""
-        runs = "".join(f", {commit[:7]}" for commit in one.get("commits", ()))
+        runs = ", ".join(commit[:7] for commit in one.get("commits", ()))
         body = []
         for name, arm in one["arms"].items():
             drawing = (name, f"{one['data']} {one['resplit']} {one['seeds']} {runs}")
@@ -260,7 +260,7 @@ def real() -> str:
             spent = [seconds for task, seconds in one["seconds"].items() if task.partition(" ")[2] == name]
             minutes = f"{sum(spent) / len(spent) / 60:.0f}" if spent else ""
             body.append([*cells, " / ".join(blind), minutes])
-        made = f"; runs of {runs.removeprefix(', ')}" if runs else ""
+        made = f"; runs of {runs}" if runs else ""
         groups.append((f"{one['data']}, {seeds}{drawn}; {where(one)}{made}", body))
     gain = "the loop's gain over it"
     head = ("", "open exact match", gain, "closed accuracy", gain, "black images, open / closed", "minutes")

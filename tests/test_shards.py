@@ -214,23 +214,29 @@ def test_a_doubled_shard_is_named(inputs: Path, tmp_path: Path) -> None:
         gather(tmp_path)
 
 
+def cut_other_work(how: str, inputs: Path, to: Path, shard: str) -> str:
+    """Make a shard of judge with other options or another input; returns in which words that is told."""
+    if how == "options":
+        cut(inputs, to, shard, options=PANEL.model_copy(update={"orders": 1}))
+        return r"config\.orders was 2, now 1"
+    assert how == "input"
+    write_answers(to.parent / "others", many_answers(5))
+    cut(to.parent, to, shard, answers="others")
+    return "its input answers has changed"
+
+
 @pytest.mark.parametrize("how", ["options", "input", "count", "stage"])
 def test_a_foreign_shard_is_named_with_what_is_different(how: str, inputs: Path, tiny_model: Path, tmp_path: Path) -> None:
     cut(inputs, tmp_path / "a", "1/3", "3/3")
     match how:
-        case "options":
-            cut(inputs, tmp_path / "b", "2/3", options=PANEL.model_copy(update={"orders": 1}))
-            words = r"config\.orders was 2, now 1"
-        case "input":
-            write_answers(tmp_path / "others", many_answers(5))
-            cut(tmp_path, tmp_path / "b", "2/3", answers="others")
-            words = "its input answers has changed"
         case "count":
             cut(inputs, tmp_path / "b", "2/4")
             words = "it is one of 4, and others are of 3"
-        case _:
+        case "stage":
             call("predict", inputs, tiny_model, tmp_path / "b", shard="2/3")
             words = "it is of the stage predict, and others are of judge"
+        case _:
+            words = cut_other_work(how, inputs, tmp_path / "b", "2/3")
     shutil.copytree(next((tmp_path / "b" / SHARDS).iterdir()), tmp_path / "a" / SHARDS / "other")
     with pytest.raises(ConflictError, match=rf"shard 2/. \(.*other\) is of other work than shard ./3 .*{words}"):
         gather(tmp_path / "a")
@@ -259,16 +265,11 @@ def test_shards_of_other_work_than_what_is_finished_are_refused_and_those_of_it_
     done = gather(tmp_path / "out", shards=shards)
     assert gather(tmp_path / "out", shards=shards) == done
     match how:
-        case "options":
-            cut(inputs, tmp_path / "other", "1/1", options=PANEL.model_copy(update={"orders": 1}))
-            words = r"config\.orders was 2, now 1"
-        case "input":
-            write_answers(tmp_path / "others", many_answers(5))
-            cut(tmp_path, tmp_path / "other", "1/1", answers="others")
-            words = "its input answers has changed"
-        case _:
+        case "stage":
             call("predict", inputs, tiny_model, tmp_path / "other", shard="1/1")
             words = "it is of the stage predict, not of judge"
+        case _:
+            words = cut_other_work(how, inputs, tmp_path / "other", "1/1")
     with pytest.raises(ConflictError, match=rf"out is finished, and shard 1/1 .* is of other work: {words}"):
         gather(tmp_path / "out", shards=[tmp_path / "other" / SHARDS / "1-of-1"])
     shutil.copytree(tmp_path / "other" / SHARDS, tmp_path / "out" / SHARDS)

@@ -28,7 +28,7 @@ from stllava.stages.dpo import dpo
 from stllava.stages.results import TrainingResult
 from stllava.stages.sft import sft
 from stllava.store import PARTS, Stage, locked, read_manifest
-from stllava.training.processes import Processes
+from stllava.training.processes import Processes, current_processes
 from stllava.training.sft_dataset import SftDataset
 from stllava.training.step_sharing import Forward, share_evenly, share_step
 from stllava.tree.forward import Tree, build_tree, computed_tokens
@@ -211,7 +211,7 @@ def test_two_processes_that_were_killed_go_on_in_one(tiny_model: Path, phantoms:
     longer = LEARNING.model_copy(update={"epochs": 20})
     given = {"model": str(tiny_model), "conversations": phantoms / "conversations.jsonl", "images": phantoms / "images"}
     killed = tmp_path / "killed"
-    (tmp_path / CALL).write_bytes(pickle.dumps((sft, (longer,), {**given, "to": killed})))
+    (tmp_path / CALL).write_bytes(pickle.dumps((TWO, sft, (longer,), {**given, "to": killed})))
     kill_at_a_checkpoint(command_of(TWO, str(tmp_path)), killed, named_by=tmp_path)
     for to in (killed, tmp_path / "whole"):
         sft(longer, **given, to=to)  # type: ignore[arg-type]
@@ -239,10 +239,10 @@ def test_an_error_of_any_process_is_the_stages_own(tmp_path: Path, monkeypatch: 
 import os, sys
 from pathlib import Path
 from stllava import launch
-os.environ["RANK"] = "1"
+os.environ |= {"RANK": "1", "WORLD_SIZE": "2"}
 def stage(**_):
     raise launch.StllavaError("an image is gone", expected="it", remedy="Bring it back.")
-launch.pickle.loads = lambda _: (stage, (), {})
+launch.pickle.loads = lambda _: (launch.LaunchOptions(processes=2), stage, (), {})
 launch.main(Path(sys.argv[1]))
 """
     monkeypatch.setattr("stllava.launch.command_of", lambda launch, folder: [sys.executable, "-c", code, folder])
@@ -257,10 +257,38 @@ def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path, text: str) 
         launched(LaunchOptions(processes=2, config=tmp_path / "odd.yaml"), sft, LEARNING, model="none", to=tmp_path)  # type: ignore[call-arg]
 
 
+def test_another_number_of_processes_than_was_asked_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With distributed_type NO, which is its default, accelerate starts one process however many it is asked for."""
+    code = "import sys; from pathlib import Path; from stllava import launch; launch.main(Path(sys.argv[1]))"
+    monkeypatch.setattr("stllava.launch.command_of", lambda launch, folder: [sys.executable, "-c", code, folder])
+    with pytest.raises(StllavaError, match="2 training processes were asked for and 1 started"):
+        launched(TWO, sft, LEARNING, model="none", conversations=tmp_path, images=tmp_path, to=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "two", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "2"},
+        {"WORLD_SIZE": "", "RANK": "0"},
+    ],
+    ids=str,
+)
+def test_an_environment_that_names_no_process_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert current_processes.__wrapped__() == Processes(0, 1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StllavaError, match=r"WORLD_SIZE is .* name no process of a training"):
+        current_processes.__wrapped__()
+
+
 def sharded(folder: Path, count: int, stage: Callable[..., TrainingResult], *options: object, **given: object) -> list[str]:
     """Hand a call over to `count` processes that share the model out; returns the command that runs it."""
     folder.mkdir(exist_ok=True)
-    (folder / CALL).write_bytes(pickle.dumps((stage, options, given)))
+    (folder / CALL).write_bytes(pickle.dumps((LaunchOptions(processes=count), stage, options, given)))
     command = command_of(LaunchOptions(processes=count), str(folder))
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     settings = SETTINGS | {"PYTHONPATH": paths}

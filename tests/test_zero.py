@@ -60,7 +60,7 @@ def test_a_training_under_deepspeed_that_was_killed_goes_on_in_one_process_and_u
     options: SftOptions = LEARNING.model_copy(update={"epochs": 10, "batch_size": 1})
     given: dict[str, Any] = {"model": str(tiny_model), "conversations": both, "images": phantoms / "images"}
     killed = tmp_path / "killed"
-    (tmp_path / CALL).write_bytes(pickle.dumps((sft, (options,), {**given, "to": killed})))
+    (tmp_path / CALL).write_bytes(pickle.dumps((zero(stage), sft, (options,), {**given, "to": killed})))
     kill_at_a_checkpoint(command_of(zero(stage), str(tmp_path)), killed, named_by=tmp_path)
     shutil.copytree(killed, tmp_path / "alone")
     launched(zero(5 - stage, processes=3), sft, options, **given, to=killed)

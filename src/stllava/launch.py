@@ -20,6 +20,7 @@ import yaml
 
 from stllava.config import LaunchOptions
 from stllava.errors import StllavaError
+from stllava.progress import place_among_processes
 from stllava.stages.results import TrainingResult
 
 P = ParamSpec("P")
@@ -47,7 +48,7 @@ def launched(
     if launch.config is not None:
         _refuse_missing_deepspeed(launch.config)
     with TemporaryDirectory(prefix="stllava-launch-") as folder:
-        (Path(folder) / CALL).write_bytes(pickle.dumps((stage, arguments, options)))
+        (Path(folder) / CALL).write_bytes(pickle.dumps((launch, stage, arguments, options)))
         done = subprocess.run(command_of(launch, folder), check=False, preexec_fn=_die_with_parent)
         if done.returncode == 0:
             return stage(*arguments, **options)  # It is finished: what it wrote is read.
@@ -94,6 +95,18 @@ def _no_configuration(config: Path, fault: str) -> StllavaError:
     )
 
 
+def _refuse_other_count(launch: LaunchOptions) -> None:
+    """Refuse to train in another number of processes than was asked for: accelerate starts one where it is told of no kind."""
+    _, count = place_among_processes()
+    if count != launch.processes:
+        raise StllavaError(
+            f"{launch.processes} training processes were asked for and {count} started by {launch.config or 'torchrun'}",
+            expected="as many as launch.processes says",
+            remedy="Set distributed_type in launch.config to MULTI_GPU, FSDP or DEEPSPEED; without GPUs, or under MPI, "
+            "leave launch.config out.",
+        )
+
+
 def _die_with_parent() -> None:
     """Let the started process end when this one is killed, which could not stop it any more."""
     if sys.platform == "linux":
@@ -102,8 +115,9 @@ def _die_with_parent() -> None:
 
 def main(folder: Path) -> None:
     """Run the call that `launched` wrote to `folder`, in one of its processes."""
-    stage, arguments, options = pickle.loads((folder / CALL).read_bytes())
+    launch, stage, arguments, options = pickle.loads((folder / CALL).read_bytes())
     try:
+        _refuse_other_count(launch)
         stage(*arguments, **options)
     except StllavaError as error:
         told = folder / f"{ERROR}-{os.environ.get('RANK', '0')}"

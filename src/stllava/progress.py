@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 LIVE_SECONDS, CELL_SECONDS = 0.2, 1.0
 LOG_SECONDS = 30.0
+RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 LOG_FORM, LOUDNESS = "STLLAVA_LOG", "STLLAVA_LOUDNESS"
 """Variables of the environment: text or json; quiet, normal or verbose."""
 
@@ -30,8 +31,14 @@ def clock(seconds: float) -> str:
 
 
 def place_among_processes() -> tuple[int, int]:
-    """Which of the processes that a launcher of trainings started this is, from 0, and how many there are."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Which of the processes that a launcher of trainings started this is, from 0, and how many there are.
+
+    One alone where the environment does not say both in numbers: other programs set such variables too.
+    """
+    rank, count = os.environ.get(RANK, ""), os.environ.get(WORLD_SIZE, "")
+    if rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    return 0, 1
 
 
 def is_plain() -> bool:

@@ -17,8 +17,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from stllava.dropped import Dropped
+from stllava.errors import StllavaError
 from stllava.model.device import best_device
 from stllava.model.load import Policy
+from stllava.progress import RANK, WORLD_SIZE, place_among_processes
 from stllava.records import Manifest, Record
 from stllava.store import Stage
 
@@ -65,8 +67,20 @@ ALONE = Processes(0, 1)
 
 @lru_cache(maxsize=1)
 def current_processes() -> Processes:
-    """The processes that were launched together, joined; one where none were launched."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The processes that were launched together, joined; one where none were launched.
+
+    Raises:
+        StllavaError: Where the environment names a number of processes, and not which of them this is.
+    """
+    _, count = place_among_processes()
+    named = {name: os.environ.get(name) for name in (WORLD_SIZE, RANK)}
+    if named[WORLD_SIZE] not in (None, str(count)):
+        raise StllavaError(
+            f"{WORLD_SIZE} is {named[WORLD_SIZE]!r} and {RANK} {named[RANK]!r}, which name no process of a training",
+            expected="both as torchrun or accelerate launch set them, or neither",
+            remedy=f"Launch with one of these, or unset {WORLD_SIZE} and {RANK}.",
+        )
+    if count == 1:
         return ALONE
     state = PartialState(cpu=best_device().type == "cpu")
     return Processes(state.process_index, state.num_processes)

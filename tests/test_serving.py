@@ -373,6 +373,15 @@ def test_options_of_servers_that_do_not_fit_are_refused() -> None:
         EndpointOptions(serve="vllm", python=Path("python"), url="http://127.0.0.1:1/v1")
     with pytest.raises(ValueError, match="python with serve"):
         EndpointOptions(serve="vllm")
+    for unused in (
+        {"replicas": 8},
+        {"python": "python"},
+        {"arguments": {"seed": 1}},
+        {"start_seconds": 9.0},
+        {"restart_every": 3},
+    ):
+        with pytest.raises(ValueError, match=f"no {next(iter(unused))} with url"):
+            EndpointOptions.model_validate({"url": "http://127.0.0.1:1/v1", **unused})
     with pytest.raises(ValueError, match="serve and weights"):
         ChatOptions(serve="vllm", python=Path("python"))
     with pytest.raises(ValueError, match="serve and weights"):

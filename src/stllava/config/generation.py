@@ -59,6 +59,10 @@ class ServerOptions(Options):
         return (self.url,) if isinstance(self.url, str) else self.url
 
 
+STARTED_WITH = ("python", "replicas", "arguments", "start_seconds", "restart_every")
+"""Options that say how servers are started here."""
+
+
 class ServeOptions(ServerOptions):
     """A server that is there, or that stllava starts here (docs/serving.md)."""
 
@@ -78,6 +82,17 @@ class ServeOptions(ServerOptions):
     """With serve: flags of vLLM without their dashes, such as {max-model-len: 4096}; True is a flag that stands alone."""
     start_seconds: PositiveFloat = 600.0
     """With serve: seconds that a server may take until it is ready."""
+
+    @model_validator(mode="after")
+    def _only_what_is_started_is_configured(self) -> "ServeOptions":
+        if self.url and not self.serve:
+            fields = {name: type(self).model_fields.get(name) for name in STARTED_WITH}
+            unused = [
+                name for name, field in fields.items() if field is not None and getattr(self, name) != field.get_default()
+            ]
+            if unused:
+                raise ValueError(f"no {', '.join(unused)} with url, but with serve: they are about servers that stllava starts")
+        return self
 
     @model_validator(mode="after")
     def _served_here_or_there(self) -> "ServeOptions":

@@ -5,17 +5,20 @@
 Nothing is trained or asked: the references of the run's data are the truth, and an expert made of them is wrong on purpose.
 Questions about one half of the images are the labelled ones, those about the other half are measured. Prints three tables: how
 often the winner is right by agreement; what the expert `itself` judges at several precisions; and how many chosen answers are
-wrong under an expert with errors, with and without `pair.min_confidence` as an audit of 400 labelled questions sets it.
+wrong under an expert with errors, with and without `pair.min_confidence` as an audit of 400 labelled questions sets it, and
+with and without the verdicts in other wordings of a question (`pair.pool_paraphrases`).
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from stllava.config import ItselfOptions, PairOptions, SimulatedOptions
 from stllava.data.benchmarks.own import read_samples
 from stllava.experts.answer_pairs import pairs_of
+from stllava.experts.confidence import paraphrases_among
 from stllava.experts.expert import Verdict
 from stllava.experts.rules.fallible import FallibleJudge
 from stllava.experts.rules.itself import ItselfJudge, is_right, labelled_votes, thresholds_of, winner_of
@@ -64,14 +67,18 @@ def chosen_answers(labelled: Sequence[Known], known: Sequence[Known], samples: S
         judge = FallibleJudge(faults, samples)
         told = [(answers, judged(judge, answers), truth.scores or ()) for answers, truth in labelled[:LABELLED]]
         audit = audit_of([row for row in told if row[1].scores is not None], options=PairOptions(), expert=judge.name)
-        for confidence in (0.0, 0.7, 0.8, 0.9):
-            options = with_errors(PairOptions(min_confidence=confidence), audit.wrong, audit.kinds)
+        verdicts = [(answers, judged(judge, answers)) for answers, _ in known]
+        for confidence, pooled in ((0.0, False), *product((0.7, 0.8, 0.9), (False, True))):
+            options = PairOptions(min_confidence=confidence, pool_paraphrases=pooled)
+            options = with_errors(options, audit.wrong, audit.kinds)
+            paraphrases = paraphrases_among(verdicts, options=options)
             wrong: list[bool] = []
-            for answers, truth in known:
+            for (answers, truth), (_, verdict) in zip(known, verdicts, strict=True):
                 scores = dict(zip(answers.completions, truth.scores or (), strict=True))
-                pairs = pairs_of(answers, judged(judge, answers), options=options)
+                pairs = pairs_of(answers, verdict, options=options, paraphrases=paraphrases)
                 wrong += [scores[pair.chosen] < 0.5 for pair in ([] if isinstance(pairs, str) else pairs)]
-            yield f"| {judge.name} | {confidence} | {len(wrong)} | {sum(wrong) / max(1, len(wrong)):.1%} |"
+            share = sum(wrong) / max(1, len(wrong))
+            yield f"| {judge.name} | {confidence} | {'yes' if pooled else 'no'} | {len(wrong)} | {share:.1%} |"
 
 
 def judged(judge: FallibleJudge, answers: Answers) -> Judgment:
@@ -94,7 +101,8 @@ def main() -> None:
     samples = read_samples(folder.data / "references.jsonl")[0]
     labels = ReferenceJudge(samples)
     given = read_records(folder.stage(round_name(options.round), "answer"), "answers", Answers)
-    sampled = sorted(given, key=lambda answers: content_id("votes", answers.id))[: options.questions]
+    # All that was asked about some of the images: what one question was told counts for others about the same image.
+    sampled = sorted(given, key=lambda answers: content_id("votes", list(answers.images)))[: options.questions]
     known = [row for row in ((answers, labels.judge(answers)) for answers in sampled) if row[1].scores is not None]
     halves: tuple[list[Known], list[Known]] = ([], [])
     for row in known:
@@ -103,7 +111,7 @@ def main() -> None:
     print("\n".join(agreements(known)))
     print("\n| min_precision | judged | of these wrong | judged, answers differ | of these wrong |\n|---|---|---|---|---|")
     print("\n".join(verdicts_of_itself(halves[0][:LABELLED], halves[1], labels)))
-    print("\n| expert | min_confidence | pairs | chosen answer wrong |\n|---|---|---|---|")
+    print("\n| expert | min_confidence | pooled | pairs | chosen answer wrong |\n|---|---|---|---|---|")
     print("\n".join(chosen_answers(*halves, samples)))
 
 

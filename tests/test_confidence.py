@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -16,7 +17,7 @@ from helpers.judging import answers_of, judgment_on, write_answers, write_judgme
 from stllava.config import DpoOptions, JudgeOptions, PairOptions
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
-from stllava.experts.confidence import may_be_chosen, posterior
+from stllava.experts.confidence import WordingVerdict, posterior, reckon, verdict_odds
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.recipe import RunOptions
 from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Rate, Sample
@@ -35,6 +36,20 @@ def judged(answers: Answers, *scores: float) -> Judgment:
     )
 
 
+def chances(votes: Sequence[int], called: Sequence[bool], *, answers: int, error: float) -> list[float]:
+    """How likely each answer is the right one, by the votes and one verdict on each."""
+    prior = [count / (answers + 1) for count in votes]
+    odds = [
+        verdict_odds([WordingVerdict(right, error=error, fresh=error)], prior=chance)
+        for right, chance in zip(called, prior, strict=True)
+    ]
+    return posterior(prior, odds)
+
+
+def may_be_chosen(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[bool]:
+    return reckon(answers, judgment, options=options).sure
+
+
 @given(VERDICTS, st.integers(0, 4), st.floats(0.01, 0.49))
 def test_the_posterior_is_what_bayes_rule_says_of_every_hypothesis(
     verdicts: list[tuple[int, bool]], others: int, error: float
@@ -50,19 +65,19 @@ def test_the_posterior_is_what_bayes_rule_says_of_every_hypothesis(
 
     joint = [count / (answers + 1) * likelihood(place) for place, count in enumerate(votes)]
     total = sum(joint) + (1 - sum(votes) / (answers + 1)) * likelihood(None)
-    assert posterior(votes, called, answers=answers, error=error) == pytest.approx([part / total for part in joint])
+    assert chances(votes, called, answers=answers, error=error) == pytest.approx([part / total for part in joint])
 
 
 def test_an_expert_that_never_errs_is_believed_and_one_that_guesses_leaves_the_votes() -> None:
-    assert posterior([1, 7], [True, False], answers=8, error=0.0) == [1.0, 0.0]
-    assert posterior([1, 7], [False, False], answers=8, error=0.0) == [0.0, 0.0]
-    assert posterior([1, 7], [True, False], answers=8, error=0.5) == pytest.approx([1 / 9, 7 / 9])
+    assert chances([1, 7], [True, False], answers=8, error=0.0) == pytest.approx([1.0, 0.0], abs=1e-4)
+    assert chances([1, 7], [False, False], answers=8, error=0.0) == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert chances([1, 7], [True, False], answers=8, error=0.4999999) == pytest.approx([1 / 9, 7 / 9], abs=1e-6)
 
 
 def test_votes_for_an_answer_and_silence_on_others_make_it_surer() -> None:
-    one, many = (posterior([votes], [True], answers=8, error=0.15)[0] for votes in (1, 5))
-    rivalled = posterior([5, 3], [True, True], answers=8, error=0.15)[0]
-    denied = posterior([5, 3], [True, False], answers=8, error=0.15)[0]
+    one, many = (chances([votes], [True], answers=8, error=0.15)[0] for votes in (1, 5))
+    rivalled = chances([5, 3], [True, True], answers=8, error=0.15)[0]
+    denied = chances([5, 3], [True, False], answers=8, error=0.15)[0]
     assert one < many
     assert rivalled < denied
 
@@ -77,7 +92,7 @@ def test_confidence_is_the_share_of_right_answers_among_those_called_so_in_a_wor
         texts = sorted(votes)
         right = draw.choices([*texts, ""], weights=[*(votes[text] for text in texts), 1])[0]
         called = [(text == right) != (draw.random() < 0.15) for text in texts]
-        found = posterior([votes[text] for text in texts], called, answers=8, error=0.15)
+        found = chances([votes[text] for text in texts], called, answers=8, error=0.15)
         for text, chance in zip(texts, found, strict=True):
             if chance >= 0.8:
                 counts[text == right] += 1

@@ -573,3 +573,14 @@ def test_the_gallery_shows_the_experts_correction_as_what_was_chosen(made: Made)
     cards = self_asked(dataclasses.replace(files, rounds=(shown,)))
     [card] = [card for card in cards if "became a pair" in card.head]
     assert (card.said[0].label, card.said[0].text, card.said[0].mark) == ("expert", "a hernia", "chosen")
+
+
+def test_the_gallery_says_where_other_wordings_overruled_a_verdict(made: Made) -> None:
+    files = read_run_files(made.run)
+    part = files.rounds[0]
+    pair = part.preferences[0]
+    swapped = pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
+    for shown, overruled in ((pair, False), (swapped, True)):
+        rounds = (dataclasses.replace(part, preferences=(shown,)),)
+        [card] = [card for card in self_asked(dataclasses.replace(files, rounds=rounds)) if "became a pair" in card.head]
+        assert card.verdict.startswith("Overruled") == overruled

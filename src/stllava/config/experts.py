@@ -314,6 +314,9 @@ class PairOptions(Options):
     min_confidence: Share = 0.0
     """Choose an answer only where it is right with this probability, given the expert's errors and how many of the policy's
     answers say the same; 0 believes the expert. Above 0.5, one answer to a question can be chosen at most."""
+    pool_paraphrases: bool = True
+    """With min_confidence, let a verdict on an answer count for the same answer to every question about the same images that
+    asks the same in other words, as the answers show; false where questions only seem to be alike."""
     expert_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of the expert's verdicts on single answers that are wrong, for min_confidence; in a run with judge.audit, 0 stands
     for what the audit finds."""

@@ -8,7 +8,8 @@ from statistics import mean
 from typing import Literal
 
 from stllava.config import PairOptions
-from stllava.experts.confidence import may_be_chosen
+from stllava.experts.confidence import ReckonedJudgment, reckon
+from stllava.experts.paraphrases import NO_PARAPHRASES, Paraphrases
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment, Lineage, Message, Preference, Reference, VerdictCause, content_id
 
@@ -44,24 +45,28 @@ class ScoredPair:
     """Difference of their scores, above 0."""
 
 
-def pairs_of(answers: Answers, judgment: Judgment, *, options: PairOptions) -> list[Preference] | PairCause:
+def pairs_of(
+    answers: Answers, judgment: Judgment, *, options: PairOptions, paraphrases: Paraphrases = NO_PARAPHRASES
+) -> list[Preference] | PairCause:
     """The pairs that a judgment makes of its answers, those that differ most first, or the cause why there is none.
 
     Two texts make one pair at most, however often they were given. Final answers are compared, behind thoughts. One that
     was cut off is never chosen: how it would have gone on is not known.
     """
-    scores = judgment.scores
-    if scores is None:
+    if judgment.scores is None:
         return judgment.cause or "failed"
-    if len(scores) != len(answers.completions):
+    if len(judgment.scores) != len(answers.completions):
         return "wrong number of scores"
+    reckoned = reckon(answers, judgment, options=options, paraphrases=paraphrases)
+    judgment = reckoned.judgment
+    scores = judgment.scores or ()
     undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}
     corrected = [_corrected(answers, judgment, right)] if (right := correction_of(answers, judgment)) is not None else []
     if corrected and options.pairs == "extremes":
         return corrected
     marks = _mean_scores(answers.final_answers, scores) if options.pairs == "group" else scores
     ranked = scored_pairs(answers.final_answers, marks, undecided=undecided)
-    given = _pairs_of_given(answers, judgment, ranked, scores=marks, options=options)
+    given = _pairs_of_given(answers, reckoned, ranked, scores=marks, options=options)
     if isinstance(given, str):
         return corrected or given
     return [*corrected, *given][: options.max_pairs_per_question]
@@ -152,17 +157,16 @@ def _corrected(answers: Answers, judgment: Judgment, right: str) -> Preference:
 
 
 def _pairs_of_given(
-    answers: Answers, judgment: Judgment, ranked: list[ScoredPair], *, scores: Sequence[float], options: PairOptions
+    answers: Answers, reckoned: ReckonedJudgment, ranked: list[ScoredPair], *, scores: Sequence[float], options: PairOptions
 ) -> list[Preference] | PairCause:
     """The pairs among answers that the policy gave, which have these scores."""
-    texts, ended = answers.final_answers, answers.ended
+    texts, ended, judgment = answers.final_answers, answers.ended, reckoned.judgment
     if not ranked:
         return "tie"
     ranked = [pair for pair in ranked if ended[pair.chosen]]
     if not ranked:
         return "chosen answer cut off"
-    sure = may_be_chosen(answers, judgment, options=options)
-    ranked = [pair for pair in ranked if sure[pair.chosen]]
+    ranked = [pair for pair in ranked if reckoned.sure[pair.chosen]]
     if not ranked:
         return "chosen answer not sure enough"
     if options.pairs == "group":

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable
 from stllava.config import PairOptions
 from stllava.data.borrowing import bare
 from stllava.experts.answer_pairs import is_nearly_the_same
-from stllava.experts.confidence import may_be_chosen
+from stllava.experts.confidence import reckon
 from stllava.experts.judged_answers import JudgedAnswers
+from stllava.experts.paraphrases import NO_PARAPHRASES, Paraphrases
 from stllava.experts.selection import vote
 from stllava.records import Answers, Judgment
 
@@ -21,7 +22,11 @@ Places = tuple[str, int, int]
 
 
 def counter_pairs(
-    judged: Iterable[JudgedAnswers], *, known: Collection[tuple[str, str, str]], options: PairOptions
+    judged: Iterable[JudgedAnswers],
+    *,
+    known: Collection[tuple[str, str, str]],
+    options: PairOptions,
+    paraphrases: Paraphrases = NO_PARAPHRASES,
 ) -> list[Places]:
     """At most one counter-pair for each set of answers.
 
@@ -29,13 +34,15 @@ def counter_pairs(
         judged: Answers with verdicts, and those without, which make none.
         known: The ids of answers with the chosen and the rejected text of the pairs that there are already.
         options: How good a chosen answer has to be, and by how much better than the rejected one.
+        paraphrases: Which questions ask the same in other words.
     """
     asked: dict[str, list[tuple[Answers, Judgment, int]]] = {}
-    for answers, judgment in judged:
-        scores, ended = judgment.scores, answers.ended
-        if scores is None or len(scores) != len(answers.completions):
+    for answers, verdict in judged:
+        if verdict.scores is None or len(verdict.scores) != len(answers.completions):
             continue
-        sure = may_be_chosen(answers, judgment, options=options)
+        reckoned = reckon(answers, verdict, options=options, paraphrases=paraphrases)
+        judgment, sure = reckoned.judgment, reckoned.sure
+        scores, ended = judgment.scores or (), answers.ended
         said = [vote(text) for text in answers.final_answers]
         fit = [(-score, place) for place, score in enumerate(scores) if ended[place] and sure[place] and said[place]]
         _, best = min(fit, default=(0.0, 0))

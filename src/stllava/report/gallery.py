@@ -116,6 +116,9 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
     scores = judgment.scores or (0.0,) * len(answers.completions)
     rows = Counter(zip(scores, answers.completions, strict=True))
     own = [] if judgment.correction is None else [judgment.correction]
+    reason = judgment.reason or ("No reason was given." if judgment.scores else "No verdict.")
+    if pair is not None and is_overruled(pair, answers, judgment):
+        reason = f"Overruled by what the expert said of the same question in other words. {reason}"
     return Card(
         image=thumbnail(run.images, answers.images[0]),
         head=f"{policy_label(name)} · " + ("became a pair" if pair else plain(judgment.cause or "no pair").lower()),
@@ -133,8 +136,16 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
                 for (score, text), times in sorted(rows.items(), key=lambda row: -row[0][0])
             ),
         ),
-        verdict=shorten(judgment.reason or ("No reason was given." if judgment.scores else "No verdict."), 280),
+        verdict=shorten(reason, 280),
     )
+
+
+def is_overruled(pair: Preference, answers: Answers, judgment: Judgment) -> bool:
+    """Whether a pair's chosen answer has no better score than its rejected one: verdicts in other words made it (`pair`)."""
+    scores = dict(zip(answers.completions, judgment.scores or (), strict=False))
+    if pair.lineage.readers or pair.chosen not in scores or pair.rejected not in scores:
+        return False
+    return scores[pair.chosen] <= scores[pair.rejected]
 
 
 def tally(run: RunFiles, benchmark: str, after: str) -> PairedTally | None:

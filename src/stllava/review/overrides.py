@@ -71,6 +71,10 @@ class Decisions:
         """What readers said of these answers; None where none of them could tell, or was asked."""
         return self._by_answers.get(answers.id)
 
+    def speaks_of(self, answers: Answers) -> bool:
+        """Whether readers said anything of these answers or of an image of theirs."""
+        return self.refuses(answers) or self.of(answers) is not None
+
     def refuses(self, answers: Answers) -> bool:
         """Whether readers hold an image of these answers to be no good."""
         return not self._bad_images.isdisjoint(answers.images)

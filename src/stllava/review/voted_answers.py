@@ -38,6 +38,8 @@ class VotedAnswers:
     """Questions that nothing is learned of, whatever an expert says: they, or their images, are no good."""
     overruled: dict[str, OverruleCause] = field(default_factory=dict)
     """By the id of answers, why the expert's verdict on them is not believed."""
+    decided: set[str] = field(default_factory=set)
+    """Ids of the answers on which readers decided, whether they confirm the expert's verdict or not."""
     wrong: dict[Asked, set[str]] = field(default_factory=dict)
     """Words that readers voted against, as `normalise` writes them."""
 
@@ -69,6 +71,8 @@ def voted_answers(decided: Sequence[Decisions], judged: Iterable[JudgedAnswers])
         if any(one.refuses(answers) for one in decided):
             found.refused[question] = "readers: bad image"
         decision = next((said for one in decided if (said := one.of(answers)) is not None), None)
+        if decision is not None:
+            found.decided.add(answers.id)
         if decision is None or (decision.choice in ("equal", decision.verdict) and decision.correct_answer is None):
             continue
         voted = voted_pair(answers, decision)

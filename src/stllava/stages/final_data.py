@@ -16,10 +16,11 @@ from stllava.config import PairOptions
 from stllava.data.balance import TaughtAnswer, surplus_of_denials, surplus_of_yes_or_no
 from stllava.data.conversations import conversation, read_conversations
 from stllava.experts.answer_pairs import correction_of
-from stllava.experts.confidence import may_be_chosen, refuse_unknown_errors
+from stllava.experts.confidence import ReckonedJudgment, paraphrases_among, reckon, refuse_unknown_errors
 from stllava.experts.judged_answers import asked, questions_judged, read_judged_answers
+from stllava.experts.paraphrases import NO_PARAPHRASES
 from stllava.metrics.robust import normalise
-from stllava.records import Answers, Conversation, ConversationLineage, Judgment, Message
+from stllava.records import Answers, Conversation, ConversationLineage, Message
 from stllava.review.overrides import votes_hash
 from stllava.review.voted_answers import VotedAnswers, read_voted_answers
 from stllava.stages.results import FinalDataResult
@@ -111,8 +112,13 @@ def _found_right(
     """What the expert found right of each question that readers have not answered; counts what is left out."""
     right: Right = {}
     judged = cache(lambda: questions_judged(rounds))  # Gone through for own votes alone.
+    undecided = (row for folders in rounds for row in read_judged_answers(*folders) if row[0].id not in voted.decided)
+    paraphrases = paraphrases_among(undecided, options=options)
     for answers, judgments in rounds:
-        for answered, judgment in read_judged_answers(answers, judgments):
+        for answered, verdict in read_judged_answers(answers, judgments):
+            told = NO_PARAPHRASES if answered.id in voted.decided else paraphrases
+            reckoned = reckon(answered, verdict, options=options, paraphrases=told)
+            judgment = reckoned.judgment
             key, question = (answered.images, answered.question), asked(answered.images, answered.question)
             if question in voted.learned or (judgment.is_own_vote and question in judged()):
                 continue
@@ -124,7 +130,7 @@ def _found_right(
                 else:
                     right[key] = _learned(answered, correction)
             elif judgment.scores is not None and max(judgment.scores) >= max(options.min_chosen_score, options.margin):
-                best, cause = (None, overruled) if overruled else _best(answered, judgment, voted, options=options)
+                best, cause = (None, overruled) if overruled else _best(answered, reckoned, voted)
                 if best is None:
                     left_out[str(cause)] += 1
                     continue
@@ -149,13 +155,12 @@ def _follow_readers(right: Right, voted: VotedAnswers, left_out: Counter[str]) -
     return lineage
 
 
-def _best(answers: Answers, judgment: Judgment, voted: VotedAnswers, *, options: PairOptions) -> tuple[str | None, Cause]:
+def _best(answers: Answers, reckoned: ReckonedJudgment, voted: VotedAnswers) -> tuple[str | None, Cause]:
     """The first of the best answers that says something, ended, is sure enough and no reader refuses; or None and why not."""
-    scores, said = judgment.scores or (), answers.final_answers
-    sure = may_be_chosen(answers, judgment, options=options)
+    scores, said = reckoned.judgment.scores or (), answers.final_answers
     ended = [place for place, end in enumerate(answers.ended) if end and scores[place] == max(scores)]
     fit = [place for place in ended if normalise(said[place])]
-    good = [answers.completions[place] for place in fit if sure[place]]
+    good = [answers.completions[place] for place in fit if reckoned.sure[place]]
     best = next((text for text in good if not voted.refuses(answers, text)), None)
     if good:
         return best, "readers: wrong answer"

@@ -20,10 +20,11 @@ from stllava.config import PairOptions
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import PairCause, pairs_of, preference_of
-from stllava.experts.confidence import refuse_unknown_errors
+from stllava.experts.confidence import ReckonedJudgment, paraphrases_among, reckon, refuse_unknown_errors
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
 from stllava.experts.pair_balance import PairBalance
+from stllava.experts.paraphrases import NO_PARAPHRASES, Paraphrases
 from stllava.experts.question_pairs import question_pairs
 from stllava.records import (
     Answers,
@@ -119,28 +120,31 @@ def pair(
             return PairResult(to, stage.manifest)
         judged = read_judged_answers(answers, judgments)
         decided = read_decisions(votes) if votes is not None else None
+        undecided = judged if decided is None else (row for row in judged if not decided.speaks_of(row[0]))
+        rule = PairRule(options, paraphrases_among(undecided, options=options), decided)
         dropped, balance, counted = Dropped(), PairBalance(options), 0
         missed: dict[str, str] = {}
         for answered, judgment in judged:
             counted += 1
-            result = _decided(answered, judgment, decided, options=options)
+            result = rule.pairs(answered, judgment)
             if isinstance(result, str):
-                dropped.drop(result, f"{answered.question!r} with scores {judgment.scores} {judgment.reason}")
+                scores = rule.reckoned(answered, judgment).judgment.scores
+                dropped.drop(result, f"{answered.question!r} with scores {scores} {judgment.reason}")
                 missed |= {judgment.id: result} if options.counter_pairs else {}
                 continue
             for made in result:
                 balance.note(made)
         counter: list[Preference] = []
         if options.counter_pairs:
-            believed = [row for row in judged if decided is None or not (decided.refuses(row[0]) or decided.of(row[0]))]
-            counter = _counter_pairs(believed, _pairs(judged, decided, options), options=options)
+            believed = [row for row in judged if decided is None or not decided.speaks_of(row[0])]
+            counter = _counter_pairs(believed, rule.all_pairs(judged), rule)
             for made in counter:
                 balance.note(made)
                 if (cause := missed.pop(made.lineage.judgment_id, None)) is not None:
                     dropped[cause] -= 1  # It made a pair after all.
 
         def all_pairs() -> Iterator[Preference]:
-            return chain(_pairs(judged, decided, options), counter)
+            return chain(rule.all_pairs(judged), counter)
 
         dropped.update(balance.settle(all_pairs))
         if balance.is_empty:
@@ -151,35 +155,60 @@ def pair(
             kept = weighed(list(kept), given, read_records(gains, "gains", ImageGain), strength=options.gain_weight)
         asking: list[Preference] = []
         if questions is not None:
-            asking = _question_pairs(judged, balance.judgments, questions, options=options)
+            believed_so = ((answered, rule.reckoned(answered, judgment).judgment) for answered, judgment in judged)
+            asking = _question_pairs(believed_so, balance.judgments, questions, options=options)
         figures = PairFigures()
         stage.write_records("preferences", chain(figures.count(kept), asking))
         measures = figures.measures(judged=counted, surplus=balance.surplus)
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
+        measures |= rule.measures(judged)
         made_in_all = len(figures.margins) + len(asking)
         manifest = stage.finish(counts_in=counted, counts_out=made_in_all, dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
 
 
-def _decided(
-    answered: Answers, judgment: Judgment, decided: Decisions | None, *, options: PairOptions
-) -> list[Preference] | PairCause | OverruleCause:
-    """The pairs of a judgment, or of what readers have decided about its answers; or the cause why there is none."""
-    result = pairs_of(answered, judgment, options=options)
-    if decided is None:
-        return result
-    if decided.refuses(answered):
-        return "readers: bad image"
-    decision = decided.of(answered)
-    return result if decision is None else pairs_by_votes(answered, judgment, result, decision)
+@dataclass(frozen=True)
+class PairRule:
+    """What makes pairs of a judgment."""
 
+    options: PairOptions
+    paraphrases: Paraphrases
+    """Which questions ask the same in other words."""
+    decided: Decisions | None
+    """What readers have decided, where they were asked."""
 
-def _pairs(judged: Iterable[JudgedAnswers], decided: Decisions | None, options: PairOptions) -> Iterator[Preference]:
-    """All pairs of all judgments, made once more: they are a pure rule, and too many to be held."""
-    for answered, judgment in judged:
-        result = _decided(answered, judgment, decided, options=options)
-        if not isinstance(result, str):
-            yield from result
+    def pairs(self, answered: Answers, judgment: Judgment) -> list[Preference] | PairCause | OverruleCause:
+        """The pairs of a judgment, or of what readers have decided about its answers; or the cause why there is none."""
+        result = pairs_of(answered, judgment, options=self.options, paraphrases=self._paraphrases_of(answered))
+        if self.decided is None:
+            return result
+        if self.decided.refuses(answered):
+            return "readers: bad image"
+        decision = self.decided.of(answered)
+        return result if decision is None else pairs_by_votes(answered, judgment, result, decision)
+
+    def all_pairs(self, judged: Iterable[JudgedAnswers]) -> Iterator[Preference]:
+        """All pairs of all judgments, made once more: they are a pure rule, and too many to be held."""
+        for answered, judgment in judged:
+            result = self.pairs(answered, judgment)
+            if not isinstance(result, str):
+                yield from result
+
+    def reckoned(self, answered: Answers, judgment: Judgment) -> ReckonedJudgment:
+        """A judgment as it is believed."""
+        return reckon(answered, judgment, options=self.options, paraphrases=self._paraphrases_of(answered))
+
+    def _paraphrases_of(self, answered: Answers) -> Paraphrases:
+        """Where readers decided, no other wording overrules what they said."""
+        spoken = self.decided is not None and self.decided.speaks_of(answered)
+        return NO_PARAPHRASES if spoken else self.paraphrases
+
+    def measures(self, judged: Iterable[JudgedAnswers]) -> dict[str, float]:
+        """How many questions ask the same as another, and how many judgments other wordings overrule; nothing where none do."""
+        if not self.paraphrases.reliability:
+            return {}
+        overruled = sum(self.reckoned(*row).is_overruled for row in judged)
+        return {"paraphrases": len(self.paraphrases.reliability) / 2, "overruled_judgments": float(overruled)}
 
 
 def weighed(
@@ -204,14 +233,14 @@ def weighed(
     return [pair.model_copy(update={"weight": weight}) for pair, weight in zip(pairs, weights, strict=True)]
 
 
-def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Iterable[Preference], *, options: PairOptions) -> list[Preference]:
+def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Iterable[Preference], rule: PairRule) -> list[Preference]:
     """The counter-pairs of all judgments, beside the pairs there are."""
     known = {(pair.lineage.answers_id, final_answer(pair.chosen), final_answer(pair.rejected)) for pair in pairs}
     by_id = {answers.id: (answers, judgment) for answers, judgment in judged}
     made = []
-    for key, chosen, rejected in counter_pairs(by_id.values(), known=known, options=options):
+    for key, chosen, rejected in counter_pairs(by_id.values(), known=known, options=rule.options, paraphrases=rule.paraphrases):
         answers, judgment = by_id[key]
-        scores, text = judgment.scores or (), answers.completions[chosen]
+        scores, text = rule.reckoned(answers, judgment).judgment.scores or (), answers.completions[chosen]
         margin = scores[chosen] - scores[rejected]
         made.append(preference_of(answers, judgment, chosen=text, rejected=rejected, margin=margin))
     return made

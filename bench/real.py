@@ -87,6 +87,7 @@ ARMS: dict[str, Overrides] = {
     },
     "15 % wrong": erring(wrong=0.15),
     "15 % wrong, audited": erring(wrong=0.15) | {"pair": DEFENCE},
+    "15 % wrong, each wording alone": erring(wrong=0.15) | {"pair": DEFENCE | {"pool_paraphrases": False}},
     "15 % wrong, trained longer": erring(wrong=0.15) | {"pair": DEFENCE} | LONGER,
     "two tumours mixed up": erring(**TUMOURS),
     "two tumours mixed up, audited": erring(**TUMOURS) | {"pair": DEFENCE},

@@ -327,3 +327,14 @@ def test_labels_are_smoothed_with_every_loss_that_takes_a_smoothing_and_refused_
         RunOptions.model_validate(values | {"dpo": {"loss": loss}})
         with pytest.raises(ValidationError, match=r"dpo.label_smoothing 0 with judge.smooth_labels"):
             RunOptions.model_validate(values | {"dpo": {"loss": loss, "label_smoothing": 0.1}})
+
+
+@pytest.mark.parametrize("key", ["What type of", "what type of tumour", "what  type of", "", " what"])
+def test_a_kind_of_question_is_its_first_words_in_small_letters(key: str) -> None:
+    with pytest.raises(ValidationError, match="first three words of questions, in small letters"):
+        PairOptions(min_confidence=0.75, expert_error=0.1, expert_errors={key: 0.3})
+
+
+def test_what_min_confidence_alone_takes_is_refused_without_it() -> None:
+    with pytest.raises(ValidationError, match="min_confidence above 0 with pool_paraphrases"):
+        PairOptions(pool_paraphrases=False)

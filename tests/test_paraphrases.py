@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers
 from stllava.experts.paraphrases import MAX_WORDINGS, MIN_IMAGES, MIN_KAPPA, Paraphrases, is_one_sided, kappa_bound, share_alike
 from stllava.metrics.agreement import cohen_kappa
-from stllava.records import Conversation, Preference, Question
+from stllava.records import Conversation, Preference, Question, QuestionParaphrase
 from stllava.review.overrides import Decision, Decisions
 from stllava.review.voted_answers import voted_answers
 from stllava.stages.final_data import final_data
@@ -273,9 +273,12 @@ def test_what_is_called_right_in_most_wordings_is_chosen_in_all(tmp_path: Path) 
     made = pair(SURE, answers=answers, judgments=judgments, to=tmp_path / "pair")
     assert made.manifest.measures["paraphrases"] == 3
     assert made.manifest.measures["overruled_judgments"] >= 1
+    same = read_records(tmp_path / "pair", "paraphrases", QuestionParaphrase)
+    assert {row.questions for row in same} == set(combinations(sorted(text.lower() for text in ALIKE), 2))
     pairs = {(row.images[0], row.prompt[0].content): row for row in read_records(tmp_path / "pair", "preferences", Preference)}
     kept = [pairs["more.png", question] for question in ALIKE]
     assert [(row.chosen, row.rejected, row.margin) for row in kept] == [("cyst", "glioma", 1.0)] * 3
+    assert [row.lineage.overruled for row in kept] == [True, False, False]
 
 
 def test_an_answer_that_most_wordings_call_wrong_is_not_chosen_where_it_is_called_right() -> None:

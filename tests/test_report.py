@@ -579,8 +579,8 @@ def test_the_gallery_says_where_other_wordings_overruled_a_verdict(made: Made) -
     files = read_run_files(made.run)
     part = files.rounds[0]
     pair = part.preferences[0]
-    swapped = pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
-    for shown, overruled in ((pair, False), (swapped, True)):
+    for overruled in (False, True):
+        shown = pair.model_copy(update={"lineage": pair.lineage.model_copy(update={"overruled": overruled})})
         rounds = (dataclasses.replace(part, preferences=(shown,)),)
         [card] = [card for card in self_asked(dataclasses.replace(files, rounds=rounds)) if "became a pair" in card.head]
         assert card.verdict.startswith("Overruled") == overruled

@@ -12,6 +12,10 @@ SERVED_WITH = frozenset({"serve", "arguments", "weights"})
 """Options of a server that is started here which shape its replies."""
 
 
+WORDS_OF_KIND = 3
+"""Words at the beginning of a question that say what kind it is."""
+
+
 class ChatOptions(ServeOptions):
     """A vision-language model behind an OpenAI-compatible server, as an expert (docs/expert.md)."""
 
@@ -330,6 +334,11 @@ class PairOptions(Options):
     def _errors_are_reckoned_with(self) -> "PairOptions":
         if (self.expert_error or self.expert_errors) and not self.min_confidence:
             raise ValueError("min_confidence above 0 with expert_error or expert_errors, which nothing else takes")
+        if not self.pool_paraphrases and not self.min_confidence:
+            raise ValueError("min_confidence above 0 with pool_paraphrases: without it no wording counts for another")
+        odd = [opening for opening in self.expert_errors if not _is_opening(opening)]
+        if odd:
+            raise ValueError(f"the first three words of questions, in small letters, as keys of expert_errors, not {odd[0]!r}")
         return self
 
     @model_validator(mode="after")
@@ -342,3 +351,9 @@ class PairOptions(Options):
                 "weights are the advantages within the whole group"
             )
         return self
+
+
+def _is_opening(text: str) -> bool:
+    """Whether a question can begin with these words, by which its kind is told: three, or fewer where it has no more."""
+    words = text.lower().split()
+    return text == " ".join(words) and 1 <= len(words) <= WORDS_OF_KIND

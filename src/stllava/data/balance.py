@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from stllava.config.experts import WORDS_OF_KIND
 from stllava.metrics.robust import is_yes_no, normalise, yes_no
-
-OPENING = 3
-"""Words at the beginning of a question that say what kind it is."""
 
 
 class TaughtAnswer(NamedTuple):
@@ -20,7 +18,7 @@ class TaughtAnswer(NamedTuple):
 
 def opening_words(question: str) -> str:
     """The first words of a question, by which its kind is told."""
-    return " ".join(question.lower().split()[:OPENING])
+    return " ".join(question.lower().split()[:WORDS_OF_KIND])
 
 
 def surplus_of_yes_or_no(taught: Iterable[TaughtAnswer]) -> set[str]:

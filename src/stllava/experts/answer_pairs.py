@@ -58,6 +58,17 @@ def pairs_of(
     if len(judgment.scores) != len(answers.completions):
         return "wrong number of scores"
     reckoned = reckon(answers, judgment, options=options, paraphrases=paraphrases)
+    made = _pairs_of_reckoned(answers, reckoned, options=options)
+    return made if isinstance(made, str) or not reckoned.is_overruled else [as_overruled(preference) for preference in made]
+
+
+def as_overruled(preference: Preference) -> Preference:
+    """A pair with a note that verdicts in other words had a say in it."""
+    return preference.model_copy(update={"lineage": preference.lineage.model_copy(update={"overruled": True})})
+
+
+def _pairs_of_reckoned(answers: Answers, reckoned: ReckonedJudgment, *, options: PairOptions) -> list[Preference] | PairCause:
+    """The pairs of a judgment as it is believed, or the cause why there is none."""
     judgment = reckoned.judgment
     scores = judgment.scores or ()
     undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}

@@ -115,7 +115,7 @@ def refuse_unknown_errors(options: PairOptions) -> None:
         raise StllavaError(
             f"min_confidence is {options.min_confidence:g}, and how often the expert errs is not known",
             expected="the share of its verdicts on single answers that are wrong",
-            remedy="Give it as expert_error (a run finds it with judge.audit, people with `stllava judge-check`), or set "
+            remedy="Give it as expert_error (a run finds it with judge.audit: `expert-audit/result/expert-audit.json`), or set "
             "min_confidence to 0.",
         )
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from stllava.data.balance import opening_words
 from stllava.data.borrowing import bare
+from stllava.records import QuestionParaphrase, content_id
 
 MIN_IMAGES = 10
 """Images that must have been asked two questions before these are compared."""
@@ -77,6 +78,14 @@ class Paraphrases:
             if (reliability := self.reliability.get((text, other))) is not None
         ]
         return sorted(found, key=lambda paraphrase: (-paraphrase.reliability, paraphrase.question))[:MAX_WORDINGS]
+
+    def records(self) -> list[QuestionParaphrase]:
+        """Every two questions that ask the same."""
+        return [
+            QuestionParaphrase(id=content_id("paraphrase", *both), questions=both, reliability=reliability)
+            for both, reliability in sorted(self.reliability.items())
+            if both[0] < both[1]
+        ]
 
     def fresh_error(self, question: str, error: float) -> float:
         """The share of verdicts that is wrong in one wording and not in every one, of an expert with this share of errors.

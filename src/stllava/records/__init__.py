@@ -14,7 +14,7 @@ from stllava.records.dialogue import Conversation, Image, Message, Role
 from stllava.records.gain import ImageGain
 from stllava.records.outcome import Manifest, Outcome, asked_about
 from stllava.records.overlaps import FingerprintRow, Match, MatchKind, Overlap
-from stllava.records.preference import ConversationLineage, Lineage, Preference, Reference
+from stllava.records.preference import ConversationLineage, Lineage, Preference, QuestionParaphrase, Reference
 from stllava.records.question import Answers, Question, Sampling
 from stllava.records.reader_votes import (
     ItemChoice,
@@ -80,6 +80,7 @@ __all__ = [
     "Preferred",
     "Question",
     "QuestionKind",
+    "QuestionParaphrase",
     "Rate",
     "ReaderSpeed",
     "Record",

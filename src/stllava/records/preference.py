@@ -18,6 +18,8 @@ class Lineage(Record):
     """Who decided which answer is better, where people did; empty where the expert did."""
     own_vote: bool = Field(default=False, exclude_if=lambda voted: not voted)
     """Whether the policy's own vote decided which answer is better (the expert `itself`)."""
+    overruled: bool = Field(default=False, exclude_if=lambda overruled: not overruled)
+    """Whether verdicts on the same question in other words changed what the expert's own says of the answers."""
 
 
 class ConversationLineage(Keyed):
@@ -27,6 +29,17 @@ class ConversationLineage(Keyed):
     """The conversation's id."""
     lineage: Lineage
     """Question, answers and judgment behind it, and whose votes."""
+
+
+class QuestionParaphrase(Keyed):
+    """Two questions that ask the same in other words, as the answers to them show."""
+
+    id: str
+    """Of the two."""
+    questions: tuple[str, str]
+    """In small letters and without what stands around the words, in alphabetical order."""
+    reliability: float
+    """In what share of images an answer is right to both or to neither, less one standard error."""
 
 
 class Reference(Keyed):

@@ -117,7 +117,7 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
     rows = Counter(zip(scores, answers.completions, strict=True))
     own = [] if judgment.correction is None else [judgment.correction]
     reason = judgment.reason or ("No reason was given." if judgment.scores else "No verdict.")
-    if pair is not None and is_overruled(pair, answers, judgment):
+    if pair is not None and pair.lineage.overruled:
         reason = f"Overruled by what the expert said of the same question in other words. {reason}"
     return Card(
         image=thumbnail(run.images, answers.images[0]),
@@ -138,14 +138,6 @@ def _judged(run: RunFiles, name: str, answers: Answers, judgment: Judgment, pair
         ),
         verdict=shorten(reason, 280),
     )
-
-
-def is_overruled(pair: Preference, answers: Answers, judgment: Judgment) -> bool:
-    """Whether a pair's chosen answer has no better score than its rejected one: verdicts in other words made it (`pair`)."""
-    scores = dict(zip(answers.completions, judgment.scores or (), strict=False))
-    if pair.lineage.readers or pair.chosen not in scores or pair.rejected not in scores:
-        return False
-    return scores[pair.chosen] <= scores[pair.rejected]
 
 
 def tally(run: RunFiles, benchmark: str, after: str) -> PairedTally | None:

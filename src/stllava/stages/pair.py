@@ -1,6 +1,7 @@
 """Better answers against worse ones: from judgments to preferences, a pure rule that can be redone in seconds.
 
-Reads answers and judgments; writes `preferences.jsonl`. What has no verdict, ties, or differs by less than the
+Reads answers and judgments; writes `preferences.jsonl`, and with `min_confidence` `paraphrases.jsonl`: which questions were
+held to ask the same, so that a verdict on one counted for the other. What has no verdict, ties, or differs by less than the
 margin never becomes a pair, nor do two answers that the expert itself could not decide between, or that say nearly
 the same. Where the expert found no answer right and said which one is (`judge.correct`), that is the chosen answer, against
 the best of the wrong ones. Where people have voted (`stllava review`), their word counts instead of the expert's. Where yes is
@@ -19,7 +20,7 @@ from pathlib import Path
 from stllava.config import PairOptions
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
-from stllava.experts.answer_pairs import PairCause, pairs_of, preference_of
+from stllava.experts.answer_pairs import PairCause, as_overruled, pairs_of, preference_of
 from stllava.experts.confidence import ReckonedJudgment, paraphrases_among, reckon, refuse_unknown_errors
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
@@ -161,7 +162,9 @@ def pair(
         stage.write_records("preferences", chain(figures.count(kept), asking))
         measures = figures.measures(judged=counted, surplus=balance.surplus)
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
-        measures |= rule.measures(judged)
+        if options.pool_paraphrases and options.min_confidence:
+            stage.write_records("paraphrases", rule.paraphrases.records())
+            measures |= rule.measures(judged)
         made_in_all = len(figures.margins) + len(asking)
         manifest = stage.finish(counts_in=counted, counts_out=made_in_all, dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
@@ -204,9 +207,7 @@ class PairRule:
         return NO_PARAPHRASES if spoken else self.paraphrases
 
     def measures(self, judged: Iterable[JudgedAnswers]) -> dict[str, float]:
-        """How many questions ask the same as another, and how many judgments other wordings overrule; nothing where none do."""
-        if not self.paraphrases.reliability:
-            return {}
+        """How many pairs of questions ask the same, and how many judgments other wordings overrule."""
         overruled = sum(self.reckoned(*row).is_overruled for row in judged)
         return {"paraphrases": len(self.paraphrases.reliability) / 2, "overruled_judgments": float(overruled)}
 
@@ -240,9 +241,11 @@ def _counter_pairs(judged: Sequence[JudgedAnswers], pairs: Iterable[Preference],
     made = []
     for key, chosen, rejected in counter_pairs(by_id.values(), known=known, options=rule.options, paraphrases=rule.paraphrases):
         answers, judgment = by_id[key]
-        scores, text = rule.reckoned(answers, judgment).judgment.scores or (), answers.completions[chosen]
+        reckoned, text = rule.reckoned(answers, judgment), answers.completions[chosen]
+        scores = reckoned.judgment.scores or ()
         margin = scores[chosen] - scores[rejected]
-        made.append(preference_of(answers, judgment, chosen=text, rejected=rejected, margin=margin))
+        preference = preference_of(answers, judgment, chosen=text, rejected=rejected, margin=margin)
+        made.append(as_overruled(preference) if reckoned.is_overruled else preference)
     return made
 
 

@@ -66,7 +66,7 @@ def chosen(judged: Sequence[JudgedAnswers], truth: dict[str, str], *, options: P
 
 def says(*right: bool, error: float, fresh: float, reliability: float = 1.0) -> list[WordingVerdict]:
     """Verdicts on an answer in so many wordings."""
-    return [WordingVerdict(called, reliability, error, fresh) for called in right]
+    return [WordingVerdict(called, error, fresh, reliability) for called in right]
 
 
 @given(
@@ -74,8 +74,8 @@ def says(*right: bool, error: float, fresh: float, reliability: float = 1.0) -> 
 )
 def test_the_odds_are_what_bayes_rule_says_of_every_case(others: list[tuple[float, bool, float, float]], prior: float) -> None:
     """All cases in turn: how far the wordings are the same here, whether the answer is right there, and what is believed."""
-    own = WordingVerdict(True, 1.0, 0.2, 0.1)
-    rest = [WordingVerdict(right, reliability, error, error * share) for reliability, right, error, share in others]
+    own = WordingVerdict(True, 0.2, 0.1)
+    rest = [WordingVerdict(right, error, error * share, reliability) for reliability, right, error, share in others]
     ranked = sorted(rest, key=lambda verdict: -verdict.reliability)
 
     def likelihood(verdicts: Sequence[WordingVerdict], *, right: bool) -> float:

@@ -1,6 +1,6 @@
 """How sure it is that an answer is right, by an expert that errs and by the policy's own votes together. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -45,12 +45,12 @@ class WordingVerdict(NamedTuple):
     """What the expert says of an answer in one wording of a question."""
 
     called_right: bool
+    error: float
+    """Share of its verdicts on answers to that wording that are wrong, e, below one half."""
+    fresh: float
+    """What of it comes anew with every wording, f, from 0 to e."""
     reliability: float = 1.0
     """How probably the answer is right here where it is right there."""
-    error: float = 0.5
-    """Share of its verdicts on answers to that wording that are wrong, e, below one half."""
-    fresh: float = 0.5
-    """What of it comes anew with every wording, f, from 0 to e."""
 
 
 def verdict_odds(verdicts: Sequence[WordingVerdict], *, prior: float) -> float:
@@ -152,19 +152,15 @@ def reckon(
         (error := error_about(wording.question, options), paraphrases.fresh_error(wording.question, error))
         for wording in wordings
     ]
-    prior = {text: count / (own.given + 1) for text, count in own.votes.items()}
-    odds = {
-        text: verdict_odds(
-            [
-                WordingVerdict(wording.verdicts.called_right[text], wording.reliability, *error)
-                for wording, error in zip(wordings, errors, strict=True)
-                if text in wording.verdicts.called_right
-            ],
-            prior=chance,
-        )
-        for text, chance in prior.items()
-    }
-    chances = dict(zip(prior, posterior([*prior.values()], [*odds.values()]), strict=True))
+
+    def said_of(text: str) -> list[WordingVerdict]:
+        return [
+            WordingVerdict(wording.verdicts.called_right[text], *error, wording.reliability)
+            for wording, error in zip(wordings, errors, strict=True)
+            if text in wording.verdicts.called_right
+        ]
+
+    odds, chances = _beliefs(own, said_of)
     said = [vote(text) for text in answers.final_answers]
     sure = [chances.get(text, 0.0) >= options.min_confidence for text in said]
     right = {text: ratio > 1 for text, ratio in odds.items()} if elsewhere else own.called_right
@@ -185,12 +181,7 @@ def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) 
 
     def likeliest(question: str, verdicts: AnswerVerdicts) -> str | None:
         error = error_about(question, options)
-        prior = {text: count / (verdicts.given + 1) for text, count in verdicts.votes.items()}
-        odds = [
-            verdict_odds([WordingVerdict(verdicts.called_right[text], error=error, fresh=error)], prior=chance)
-            for text, chance in prior.items()
-        ]
-        chances = dict(zip(prior, posterior([*prior.values()], odds), strict=True))
+        _, chances = _beliefs(verdicts, lambda text: [WordingVerdict(verdicts.called_right[text], error, error)])
         best = max(chances, key=lambda text: chances[text], default=None)
         return best if best is not None and chances[best] >= LIKELY else None
 
@@ -200,6 +191,15 @@ def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) 
         if judgment.scores and len(judgment.scores) == len(answers.completions) and not judgment.is_own_vote
     )
     return find_paraphrases(told, likeliest=likeliest, error=lambda question: error_about(question, options))
+
+
+def _beliefs(
+    own: AnswerVerdicts, said_of: Callable[[str], Sequence[WordingVerdict]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of every answer that was given the likelihood ratio of the verdicts on it, and the probability that it is right."""
+    prior = {text: count / (own.given + 1) for text, count in own.votes.items()}
+    odds = {text: verdict_odds(said_of(text), prior=chance) for text, chance in prior.items()}
+    return odds, dict(zip(prior, posterior([*prior.values()], [*odds.values()]), strict=True))
 
 
 def answer_verdicts(answers: Answers, judgment: Judgment, *, options: PairOptions) -> AnswerVerdicts:

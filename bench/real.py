@@ -91,6 +91,7 @@ ARMS: dict[str, Overrides] = {
     "15 % wrong, trained longer": erring(wrong=0.15) | {"pair": DEFENCE} | LONGER,
     "two tumours mixed up": erring(**TUMOURS),
     "two tumours mixed up, audited": erring(**TUMOURS) | {"pair": DEFENCE},
+    "two tumours mixed up, each wording alone": erring(**TUMOURS) | {"pair": DEFENCE | {"pool_paraphrases": False}},
     "30 % wrong": erring(wrong=0.3),
     "30 % wrong, audited": erring(wrong=0.3) | {"pair": DEFENCE},
     "no expert": judged(expert="itself", itself={"min_precision": 0.8}),

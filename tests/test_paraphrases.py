@@ -382,6 +382,7 @@ def test_answers_without_scores_or_with_too_few_of_them_say_nothing() -> None:
         others = [each for each in judged if each[0].id != answers.id]
         found = paraphrases_among([*others, (answers, row)], options=SURE)
         assert "what is seen?" not in found.verdicts[answers.images]
+        assert reckon(answers, row, options=SURE, paraphrases=found).judgment is row
 
 
 def test_a_question_in_other_letters_is_no_paraphrase_of_itself() -> None:

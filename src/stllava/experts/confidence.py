@@ -135,7 +135,7 @@ class ReckonedJudgment:
 def reckon(
     answers: Answers, judgment: Judgment, *, options: PairOptions, paraphrases: Paraphrases = NO_PARAPHRASES
 ) -> ReckonedJudgment:
-    """How far a judgment is believed; wholly without `min_confidence`, and where it has no scores.
+    """How far a judgment is believed; wholly without `min_confidence`, and where it has no score for each answer.
 
     Answers that say the same are one answer, and the expert calls it right where their mean score reaches
     `min_chosen_score`. One that is empty or was cut off votes for nothing. Before the expert speaks, an answer with k of K
@@ -143,7 +143,7 @@ def reckon(
     themselves say nothing beyond them, and are believed as they are.
     """
     scores = judgment.scores or ()
-    if not options.min_confidence or judgment.is_own_vote or not scores:
+    if not options.min_confidence or judgment.is_own_vote or len(scores) != len(answers.completions):
         return ReckonedJudgment(judgment, [True] * len(scores))
     own = answer_verdicts(answers, judgment, options=options)
     elsewhere = paraphrases.of(answers.images, answers.question)

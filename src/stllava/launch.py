@@ -125,6 +125,9 @@ def main(folder: Path) -> None:
         draft.write_bytes(pickle.dumps(error))
         draft.rename(told)
         sys.exit(2)
+    from stllava.training.processes import leave_and_end
+
+    leave_and_end()
 
 
 def _rank(told: Path) -> int:

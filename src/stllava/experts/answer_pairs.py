@@ -53,12 +53,17 @@ def pairs_of(
     Two texts make one pair at most, however often they were given. Final answers are compared, behind thoughts. One that
     was cut off is never chosen: how it would have gone on is not known.
     """
-    if judgment.scores is None:
-        return judgment.cause or "failed"
-    if len(judgment.scores) != len(answers.completions):
+    return pairs_of_reckoned(answers, reckon(answers, judgment, options=options, paraphrases=paraphrases), options=options)
+
+
+def pairs_of_reckoned(answers: Answers, reckoned: ReckonedJudgment, *, options: PairOptions) -> list[Preference] | PairCause:
+    """The pairs of a judgment as it is believed, as `pairs_of` makes them, or the cause why there is none."""
+    scores = reckoned.judgment.scores
+    if scores is None:
+        return reckoned.judgment.cause or "failed"
+    if len(scores) != len(answers.completions):
         return "wrong number of scores"
-    reckoned = reckon(answers, judgment, options=options, paraphrases=paraphrases)
-    made = _pairs_of_reckoned(answers, reckoned, options=options)
+    made = _pairs_of_scores(answers, reckoned, scores, options=options)
     return made if isinstance(made, str) or not reckoned.is_overruled else [as_overruled(preference) for preference in made]
 
 
@@ -67,10 +72,11 @@ def as_overruled(preference: Preference) -> Preference:
     return preference.model_copy(update={"lineage": preference.lineage.model_copy(update={"overruled": True})})
 
 
-def _pairs_of_reckoned(answers: Answers, reckoned: ReckonedJudgment, *, options: PairOptions) -> list[Preference] | PairCause:
-    """The pairs of a judgment as it is believed, or the cause why there is none."""
+def _pairs_of_scores(
+    answers: Answers, reckoned: ReckonedJudgment, scores: Sequence[float], *, options: PairOptions
+) -> list[Preference] | PairCause:
+    """The pairs of answers that have these scores, or the cause why there is none."""
     judgment = reckoned.judgment
-    scores = judgment.scores or ()
     undecided = {(row.first, row.second) for row in judgment.comparisons if row.winner is None}
     corrected = [_corrected(answers, judgment, right)] if (right := correction_of(answers, judgment)) is not None else []
     if corrected and options.pairs == "extremes":

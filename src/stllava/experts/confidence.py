@@ -15,7 +15,6 @@ from stllava.experts.selection import vote
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment
 
-HALF = 0.5
 LIKELY = 0.5
 """Probability from which on an answer is taken for the right one, where questions are compared by their answers."""
 SMALLEST_ERROR = 1e-6
@@ -87,7 +86,7 @@ def _said_of_belief(verdicts: Sequence[WordingVerdict]) -> list[tuple[float, flo
     ratios: list[tuple[float, float]] = []
     for verdict in verdicts:
         fresh = max(verdict.fresh, SMALLEST_ERROR)
-        steady = max(0.0, (verdict.error - fresh) / (1 - 2 * fresh)) if fresh < HALF else 0.0
+        steady = max(0.0, (verdict.error - fresh) / (1 - 2 * fresh))
         ratios.append((steady, (1 - fresh) / fresh if verdict.called_right else fresh / (1 - fresh)))
     right, wrong = [0.0] * (len(ratios) + 1), [0.0] * (len(ratios) + 1)
     # The belief is wrong in the wordings whose s is above a number drawn from 0 to 1.

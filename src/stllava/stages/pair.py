@@ -20,7 +20,7 @@ from pathlib import Path
 from stllava.config import PairOptions
 from stllava.dropped import Dropped
 from stllava.errors import StllavaError
-from stllava.experts.answer_pairs import PairCause, as_overruled, pairs_of, preference_of
+from stllava.experts.answer_pairs import PairCause, as_overruled, pairs_of_reckoned, preference_of
 from stllava.experts.confidence import ReckonedJudgment, paraphrases_among, reckon, refuse_unknown_errors
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers, read_judged_answers
@@ -123,14 +123,15 @@ def pair(
         decided = read_decisions(votes) if votes is not None else None
         undecided = judged if decided is None else (row for row in judged if not decided.speaks_of(row[0]))
         rule = PairRule(options, paraphrases_among(undecided, options=options), decided)
-        dropped, balance, counted = Dropped(), PairBalance(options), 0
+        dropped, balance, counted, overruled = Dropped(), PairBalance(options), 0, 0
         missed: dict[str, str] = {}
         for answered, judgment in judged:
             counted += 1
-            result = rule.pairs(answered, judgment)
+            reckoned = rule.reckoned(answered, judgment)
+            overruled += reckoned.is_overruled
+            result = rule.pairs(answered, reckoned)
             if isinstance(result, str):
-                scores = rule.reckoned(answered, judgment).judgment.scores
-                dropped.drop(result, f"{answered.question!r} with scores {scores} {judgment.reason}")
+                dropped.drop(result, f"{answered.question!r} with scores {reckoned.judgment.scores} {judgment.reason}")
                 missed |= {judgment.id: result} if options.counter_pairs else {}
                 continue
             for made in result:
@@ -163,8 +164,9 @@ def pair(
         measures = figures.measures(judged=counted, surplus=balance.surplus)
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
         if options.pool_paraphrases and options.min_confidence:
-            stage.write_records("paraphrases", rule.paraphrases.records())
-            measures |= rule.measures(judged)
+            same = rule.paraphrases.records()
+            stage.write_records("paraphrases", same)
+            measures |= {"paraphrases": float(len(same)), "overruled_judgments": float(overruled)}
         made_in_all = len(figures.margins) + len(asking)
         manifest = stage.finish(counts_in=counted, counts_out=made_in_all, dropped=+dropped, measures=measures)
         return PairResult(to, manifest)
@@ -180,36 +182,28 @@ class PairRule:
     decided: Decisions | None
     """What readers have decided, where they were asked."""
 
-    def pairs(self, answered: Answers, judgment: Judgment) -> list[Preference] | PairCause | OverruleCause:
+    def pairs(self, answered: Answers, reckoned: ReckonedJudgment) -> list[Preference] | PairCause | OverruleCause:
         """The pairs of a judgment, or of what readers have decided about its answers; or the cause why there is none."""
-        result = pairs_of(answered, judgment, options=self.options, paraphrases=self._paraphrases_of(answered))
+        result = pairs_of_reckoned(answered, reckoned, options=self.options)
         if self.decided is None:
             return result
         if self.decided.refuses(answered):
             return "readers: bad image"
         decision = self.decided.of(answered)
-        return result if decision is None else pairs_by_votes(answered, judgment, result, decision)
+        return result if decision is None else pairs_by_votes(answered, reckoned.judgment, result, decision)
 
     def all_pairs(self, judged: Iterable[JudgedAnswers]) -> Iterator[Preference]:
         """All pairs of all judgments, made once more: they are a pure rule, and too many to be held."""
         for answered, judgment in judged:
-            result = self.pairs(answered, judgment)
+            result = self.pairs(answered, self.reckoned(answered, judgment))
             if not isinstance(result, str):
                 yield from result
 
     def reckoned(self, answered: Answers, judgment: Judgment) -> ReckonedJudgment:
-        """A judgment as it is believed."""
-        return reckon(answered, judgment, options=self.options, paraphrases=self._paraphrases_of(answered))
-
-    def _paraphrases_of(self, answered: Answers) -> Paraphrases:
-        """Where readers decided, no other wording overrules what they said."""
+        """A judgment as it is believed; where readers decided, no other wording overrules what they said."""
         spoken = self.decided is not None and self.decided.speaks_of(answered)
-        return NO_PARAPHRASES if spoken else self.paraphrases
-
-    def measures(self, judged: Iterable[JudgedAnswers]) -> dict[str, float]:
-        """How many pairs of questions ask the same, and how many judgments other wordings overrule."""
-        overruled = sum(self.reckoned(*row).is_overruled for row in judged)
-        return {"paraphrases": len(self.paraphrases.reliability) / 2, "overruled_judgments": float(overruled)}
+        paraphrases = NO_PARAPHRASES if spoken else self.paraphrases
+        return reckon(answered, judgment, options=self.options, paraphrases=paraphrases)
 
 
 def weighed(

@@ -9,7 +9,7 @@ differ also shows which of its errors come anew with every wording, and which it
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import NamedTuple
@@ -134,13 +134,7 @@ def find_paraphrases(
     }
     # One question after another, so that no more is held than what is compared with one.
     for text in sorted(common):
-        tables: dict[str, Counter[tuple[str, str]]] = {}
-        for images in where[text]:
-            answer = likely[images, text]
-            for other in about[images]:
-                if other > text and other in common and answer is not None and (said := likely[images, other]) is not None:
-                    tables.setdefault(other, Counter())[answer, said] += 1
-        for other, table in tables.items():
+        for other, table in _likely_together(text, where[text], about, likely).items():
             if table.total() < MIN_IMAGES or kappa_bound(table) < MIN_KAPPA or is_one_sided(table):
                 continue
             both = [(about[images][text], about[images][other]) for images in where[text] if other in about[images]]
@@ -164,6 +158,25 @@ def find_paraphrases(
         {kind: differing[kind] / count for kind, count in compared.items() if count >= MIN_COMPARISONS},
         differing_in_all / in_all if in_all else 0.5,
     )
+
+
+def _likely_together(
+    text: str,
+    where: Sequence[tuple[str, ...]],
+    about: Mapping[tuple[str, ...], Mapping[str, AnswerVerdicts]],
+    likely: Mapping[tuple[tuple[str, ...], str], str | None],
+) -> dict[str, Counter[tuple[str, str]]]:
+    """For every question behind this one in the alphabet, how often each two answers are the likeliest ones of one image."""
+    tables: dict[str, Counter[tuple[str, str]]] = {}
+    for images in where:
+        answer = likely[images, text]
+        if answer is None:
+            continue
+        for other in about[images]:
+            said = likely.get((images, other))
+            if other > text and said is not None:
+                tables.setdefault(other, Counter())[answer, said] += 1
+    return tables
 
 
 def kappa_bound(table: Mapping[tuple[str, str], int]) -> float:

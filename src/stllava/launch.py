@@ -125,9 +125,6 @@ def main(folder: Path) -> None:
         draft.write_bytes(pickle.dumps(error))
         draft.rename(told)
         sys.exit(2)
-    from stllava.training.processes import leave_and_end
-
-    leave_and_end()
 
 
 def _rank(told: Path) -> int:
@@ -137,3 +134,6 @@ def _rank(told: Path) -> int:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    from stllava.training.processes import leave_and_end
+
+    leave_and_end()

@@ -70,7 +70,7 @@ def chosen_answers(labelled: Sequence[Known], known: Sequence[Known], samples: S
         verdicts = [(answers, judged(judge, answers)) for answers, _ in known]
         for confidence, pooled in ((0.0, False), *product((0.7, 0.8, 0.9), (False, True))):
             options = PairOptions(min_confidence=confidence, pool_paraphrases=pooled)
-            options = with_errors(options, audit.wrong, audit.kinds)
+            options = with_errors(options, audit)
             paraphrases = paraphrases_among(verdicts, options=options)
             wrong: list[bool] = []
             for (answers, truth), (_, verdict) in zip(known, verdicts, strict=True):

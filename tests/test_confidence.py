@@ -19,6 +19,7 @@ from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.confidence import WordingVerdict, posterior, reckon, verdict_odds
 from stllava.experts.counter_pairs import counter_pairs
+from stllava.experts.paraphrases import AnswerErrors
 from stllava.recipe import RunOptions
 from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Rate, Sample
 from stllava.stages.calibrate import audit_expert, audit_of, audit_warnings, error_of, with_errors
@@ -40,7 +41,7 @@ def chances(votes: Sequence[int], called: Sequence[bool], *, answers: int, error
     """How likely each answer is the right one, by the votes and one verdict on each."""
     prior = [count / (answers + 1) for count in votes]
     odds = [
-        verdict_odds([WordingVerdict(right, error=error, fresh=error)], prior=chance)
+        verdict_odds([WordingVerdict(right, AnswerErrors(error, error), fresh=error)], prior=chance)
         for right, chance in zip(called, prior, strict=True)
     ]
     return posterior(prior, odds)
@@ -145,17 +146,20 @@ def test_an_audit_finds_how_often_an_expert_is_wrong_and_about_what() -> None:
     for number in range(100):
         for question, wrong in (("Is it a cyst?", number < 40), ("Is there a mass?", number < 4)):
             answers = answers_of(question, ("yes", "no", "yes"), image=f"{number}.png")
-            says = (0.0, 0.0, 0.0) if wrong else (1.0, 0.0, 1.0)
+            says = (0.0, 1.0, 0.0) if wrong else (1.0, 0.0, 1.0)
             known.append((answers, judged(answers, *says), (1.0, 0.0, 1.0)))
     found = audit_of(known, options=PairOptions(), expert="e")
     assert found.wrong is not None
     assert found.misses is not None
     assert found.false_alarms is not None
-    assert (found.questions, found.wrong.n, found.wrong.value) == (200, 400, 44 / 400)
-    assert (found.misses.value, found.false_alarms.value) == (44 / 200, 0)
-    assert found.wrong.low < 44 / 400 < found.wrong.high
-    assert {kind.opening: kind.wrong.value for kind in found.kinds} == {"is it a": 0.2, "is there a": 0.02}
-    assert "more than elsewhere about “is it a …” 20.0%" in found.sentences[-1]
+    assert (found.questions, found.wrong.n, found.wrong.value) == (200, 400, 88 / 400)
+    assert (found.misses.value, found.false_alarms.value) == (44 / 200, 44 / 200)
+    assert found.wrong.low < 88 / 400 < found.wrong.high
+    assert [(topic.word, topic.wrong.value, topic.wrong.n) for topic in found.topics] == [("cyst", 0.4, 200)]
+    assert found.elsewhere is not None
+    assert (found.elsewhere.value, found.elsewhere.n) == (0.04, 200)
+    assert {kind.opening: kind.wrong.value for kind in found.kinds} == {"is there a": 0.04}
+    assert re.search(r"errs more about “cyst” 40.0% .* than elsewhere \(4.0% ", found.sentences[-1])
 
 
 def test_an_audit_counts_the_pairs_that_are_the_wrong_way_round() -> None:
@@ -185,21 +189,29 @@ def test_a_rate_to_reckon_with_is_never_nothing_nor_one_half() -> None:
     assert error_of(Rate(value=1.0, low=0, high=1, n=50)) == 0.45
 
 
+def an_audit(wrong: Rate | None, *, kinds: tuple[AuditedKind, ...] = (), pairs: Rate | None = None) -> ExpertAudit:
+    return ExpertAudit(
+        expert="e",
+        questions=400,
+        wrong=wrong,
+        misses=None,
+        false_alarms=None,
+        wrong_pairs=pairs,
+        wrong_chosen=None,
+        kinds=kinds,
+    )
+
+
 def audited(*, wrong: float | None, pairs: float | None = 0.1, kind: float = 0.1) -> ExpertAudit:
     """An audit that found these shares of errors."""
 
     def found(value: float) -> Rate:
         return Rate(value=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05), n=400)
 
-    return ExpertAudit(
-        expert="e",
-        questions=400,
-        wrong=None if wrong is None else found(wrong),
-        misses=None,
-        false_alarms=None,
-        wrong_pairs=None if pairs is None else found(pairs),
-        wrong_chosen=None,
+    return an_audit(
+        None if wrong is None else found(wrong),
         kinds=(AuditedKind(opening="what type of", wrong=found(kind)),),
+        pairs=None if pairs is None else found(pairs),
     )
 
 
@@ -249,7 +261,7 @@ def test_a_kind_of_question_about_which_the_expert_errs_more_needs_more_votes() 
     wrong = Rate(value=0.1, low=0, high=1, n=400)
     kind = AuditedKind(opening="what type of", wrong=Rate(value=0.9, low=0.5, high=1, n=50))
     like = AuditedKind(opening="what is it?", wrong=Rate(value=0.3, low=0.05, high=0.5, n=30))
-    options = with_errors(PairOptions(min_confidence=0.8), wrong, (kind, like))
+    options = with_errors(PairOptions(min_confidence=0.8), an_audit(wrong, kinds=(kind, like)))
     assert (options.expert_error, options.expert_errors) == (41 / 402, {"what type of": 0.45})
     assert not any(may_be_chosen(answers, verdict, options=options))
     other = answers.model_copy(update={"question": "What is it?"})
@@ -259,8 +271,8 @@ def test_a_kind_of_question_about_which_the_expert_errs_more_needs_more_votes() 
 def test_errors_that_are_given_or_that_do_not_matter_are_left_as_they_are() -> None:
     wrong = Rate(value=0.1, low=0, high=1, n=400)
     for options in (PairOptions(), PairOptions(min_confidence=0.8, expert_error=0.2)):
-        assert with_errors(options, wrong, ()) == options
-    assert with_errors(PairOptions(min_confidence=0.8), None, ()).expert_error == 0
+        assert with_errors(options, an_audit(wrong)) == options
+    assert with_errors(PairOptions(min_confidence=0.8), an_audit(None)).expert_error == 0
 
 
 def test_the_audit_of_a_simulated_expert_finds_the_errors_it_was_given(tmp_path: Path) -> None:

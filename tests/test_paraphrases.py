@@ -18,7 +18,17 @@ from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.confidence import WordingVerdict, paraphrases_among, reckon, verdict_odds
 from stllava.experts.counter_pairs import counter_pairs
 from stllava.experts.judged_answers import JudgedAnswers
-from stllava.experts.paraphrases import MAX_WORDINGS, MIN_IMAGES, MIN_KAPPA, Paraphrases, is_one_sided, kappa_bound, share_alike
+from stllava.experts.paraphrases import (
+    MAX_WORDINGS,
+    MIN_IMAGES,
+    MIN_KAPPA,
+    AnswerErrors,
+    Paraphrases,
+    differ_by_error,
+    is_one_sided,
+    kappa_bound,
+    share_alike,
+)
 from stllava.metrics.agreement import cohen_kappa
 from stllava.records import Conversation, Preference, Question, QuestionParaphrase
 from stllava.review.overrides import Decision, Decisions
@@ -66,20 +76,29 @@ def chosen(judged: Sequence[JudgedAnswers], truth: dict[str, str], *, options: P
 
 def says(*right: bool, error: float, fresh: float, reliability: float = 1.0) -> list[WordingVerdict]:
     """Verdicts on an answer in so many wordings."""
-    return [WordingVerdict(called, error, fresh, reliability) for called in right]
+    return [WordingVerdict(called, AnswerErrors(error, error), fresh, reliability) for called in right]
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0.02, 0.45), st.floats(0.02, 1)), max_size=5), st.floats(0, 1)
+    st.lists(
+        st.tuples(st.floats(0, 1), st.booleans(), st.floats(0.02, 0.9), st.floats(0.02, 0.45), st.floats(0.02, 1)), max_size=5
+    ),
+    st.floats(0, 1),
 )
-def test_the_odds_are_what_bayes_rule_says_of_every_case(others: list[tuple[float, bool, float, float]], prior: float) -> None:
+def test_the_odds_are_what_bayes_rule_says_of_every_case(
+    others: list[tuple[float, bool, float, float, float]], prior: float
+) -> None:
     """All cases in turn: how far the wordings are the same here, whether the answer is right there, and what is believed."""
-    own = WordingVerdict(True, 0.2, 0.1)
-    rest = [WordingVerdict(right, error, error * share, reliability) for reliability, right, error, share in others]
+    own = WordingVerdict(True, AnswerErrors(0.2, 0.2), 0.1)
+    rest = [
+        WordingVerdict(right, AnswerErrors(misses, alarms), AnswerErrors(misses, alarms).most_fresh * share, reliability)
+        for reliability, right, misses, alarms, share in others
+    ]
     ranked = sorted(rest, key=lambda verdict: -verdict.reliability)
 
     def likelihood(verdicts: Sequence[WordingVerdict], *, right: bool) -> float:
-        steady = [(each.error - each.fresh) / (1 - 2 * each.fresh) for each in verdicts]
+        errors = [each.errors.misses if right else each.errors.false_alarms for each in verdicts]
+        steady = [min(1.0, (error - each.fresh) / (1 - 2 * each.fresh)) for each, error in zip(verdicts, errors, strict=True)]
         ends = sorted({0.0, 1.0, *steady})
         total = 0.0
         for low, high in pairwise(ends):
@@ -166,9 +185,10 @@ def test_the_share_of_images_on_which_two_questions_are_the_same_is_found(same: 
     for _ in range(count):
         alike, wrong, other = draw.random() < same, draw.random() < 0.15, draw.random() < 0.3
         differing += (wrong != other) if alike else (wrong == other)
-    found = share_alike(differing, count, errors=(0.15, 0.3))
+    by_error = differ_by_error(AnswerErrors(0.15, 0.15), AnswerErrors(0.3, 0.3))
+    found = share_alike(differing, count, by_error=by_error)
     assert same - 0.08 < found <= min(1.0, same + 0.02)
-    assert share_alike(0, 0, errors=(0.15, 0.15)) < 0.75
+    assert share_alike(0, 0, by_error=2 * 0.15 * 0.85) < 0.75
 
 
 def implied(*, images: int) -> tuple[list[JudgedAnswers], dict[str, str]]:
@@ -239,19 +259,23 @@ def test_more_answers_are_chosen_and_fewer_of_them_wrong_where_wordings_are_pool
 def test_an_expert_that_errs_alike_in_every_wording_is_believed_no_more_for_repeating_itself() -> None:
     judged, truth = verdicts(images=400, wrong=0.01, steady=0.15)
     found = paraphrases_among(judged, options=SURE)
-    assert found.fresh_error(ALIKE[0], 0.15) < 0.03
+    assert found.fresh_error(ALIKE[0], AnswerErrors(0.15, 0.15)) < 0.03
     alone, pooled = chosen(judged, truth, options=ALONE), chosen(judged, truth, options=SURE)
     share, shares = (counts[False] / counts.total() for counts in (alone, pooled))
     assert shares <= share + 0.005
     # As an expert whose errors are new in every wording it would be believed, and more wrong answers be chosen.
     fooled = Paraphrases(found.verdicts, found.reliability)
-    assert found.fresh_error(ALIKE[0], 0.15) < fooled.fresh_error(ALIKE[0], 0.15) == 0.15
+    assert (
+        found.fresh_error(ALIKE[0], AnswerErrors(0.15, 0.15)) < fooled.fresh_error(ALIKE[0], AnswerErrors(0.15, 0.15)) == 0.15
+    )
 
 
 def test_errors_that_come_anew_with_every_wording_are_found_to_do_so() -> None:
     judged, _ = verdicts(images=400, wrong=0.1)
-    assert paraphrases_among(judged, options=SURE).fresh_error(ALIKE[0], 0.45) == pytest.approx(0.1, abs=0.02)
-    assert Paraphrases().fresh_error(ALIKE[0], 0.2) == 0.2
+    assert paraphrases_among(judged, options=SURE).fresh_error(ALIKE[0], AnswerErrors(0.45, 0.45)) == pytest.approx(
+        0.1, abs=0.02
+    )
+    assert Paraphrases().fresh_error(ALIKE[0], AnswerErrors(0.2, 0.2)) == 0.2
 
 
 def asked_alike(scores: Sequence[Sequence[float]]) -> tuple[list[JudgedAnswers], list[JudgedAnswers]]:

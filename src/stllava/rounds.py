@@ -250,7 +250,7 @@ class Rounds:
         self.sentences += [*found.sentences, *warnings]
         for warning in warnings:
             logger.warning("%s", warning)
-        self.pairing = with_errors(options.pair, found.wrong, found.kinds)
+        self.pairing = with_errors(options.pair, found)
         if found.wrong_pairs is not None and options.judge.smooth_labels:
             smoothing = error_of(found.wrong_pairs)
             self.learning = options.dpo.model_copy(update={"label_smoothing": smoothing})

@@ -14,6 +14,7 @@ from stllava.config.experts import (
     PairOptions,
     ScriptedOptions,
     SimulatedOptions,
+    TopicErrors,
 )
 from stllava.config.generation import (
     DESCRIBE,
@@ -80,6 +81,7 @@ __all__ = [
     "Share",
     "SimulatedOptions",
     "SmallModel",
+    "TopicErrors",
     "TrainingOptions",
     "TrainingPlaceOptions",
     "validate",

@@ -279,6 +279,20 @@ class JudgeOptions(Options):
         return self.expert in ("chat", "local", "panel")
 
 
+class TopicErrors(Options):
+    """How often an expert is wrong about answers that name something."""
+
+    misses: Annotated[float, Field(gt=0, lt=1)]
+    """Share of right answers that it calls wrong."""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)]
+    """Share of wrong answers that it calls right."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it calls wrong answers right as often as right ones, or more often."""
+        return self.misses + self.false_alarms >= 1
+
+
 class PairOptions(Options):
     """Which answers to a question become pairs; ties and abstentions never do."""
 
@@ -327,13 +341,16 @@ class PairOptions(Options):
     expert_errors: dict[str, Annotated[float, Field(ge=0, lt=0.5)]] = Field(default={})
     """The same of questions that begin with these three words, where it errs more or less than elsewhere: {what type of: 0.4};
     in a run with judge.audit, what that finds of kinds that stand out."""
+    expert_errors_about: dict[str, TopicErrors] = Field(default={})
+    """The same of answers that name this, and of all answers to questions that do, whatever words they begin with; of several
+    what it errs about most: {glioma: {misses: 0.4, false_alarms: 0.2}}. In a run with judge.audit, what that finds."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 
     @model_validator(mode="after")
     def _errors_are_reckoned_with(self) -> "PairOptions":
-        if (self.expert_error or self.expert_errors) and not self.min_confidence:
-            raise ValueError("min_confidence above 0 with expert_error or expert_errors, which nothing else takes")
+        if (self.expert_error or self.expert_errors or self.expert_errors_about) and not self.min_confidence:
+            raise ValueError("min_confidence above 0 with expert_error and what it is of, which nothing else takes")
         if not self.pool_paraphrases and not self.min_confidence:
             raise ValueError("min_confidence above 0 with pool_paraphrases: without it no wording counts for another")
         odd = [opening for opening in self.expert_errors if not _is_opening(opening)]

@@ -9,8 +9,9 @@ from stllava.config import PairOptions
 from stllava.data.balance import opening_words
 from stllava.data.borrowing import bare
 from stllava.errors import StllavaError
+from stllava.experts.error_topics import words_named
 from stllava.experts.judged_answers import JudgedAnswers
-from stllava.experts.paraphrases import NO_PARAPHRASES, AnswerVerdicts, Paraphrase, Paraphrases, find_paraphrases
+from stllava.experts.paraphrases import NO_PARAPHRASES, AnswerErrors, AnswerVerdicts, Paraphrase, Paraphrases, find_paraphrases
 from stllava.experts.selection import vote
 from stllava.metrics.robust import normalise
 from stllava.records import Answers, Judgment
@@ -18,7 +19,7 @@ from stllava.records import Answers, Judgment
 LIKELY = 0.5
 """Probability from which on an answer is taken for the right one, where questions are compared by their answers."""
 SMALLEST_ERROR = 1e-6
-"""An error that is reckoned with where none was found: odds stay finite."""
+"""An error that is reckoned with where none was found."""
 
 
 def posterior(prior: Sequence[float], odds: Sequence[float]) -> list[float]:
@@ -44,10 +45,10 @@ class WordingVerdict(NamedTuple):
     """What the expert says of an answer in one wording of a question."""
 
     called_right: bool
-    error: float
-    """Share of its verdicts on answers to that wording that are wrong, e, below one half."""
+    errors: AnswerErrors
+    """How often it calls right answers to that wording wrong, m, and wrong ones right, a."""
     fresh: float
-    """What of it comes anew with every wording, f, from 0 to e."""
+    """What of either comes anew with every wording, f, below one half."""
     reliability: float = 1.0
     """How probably the answer is right here where it is right there."""
 
@@ -56,14 +57,14 @@ def verdict_odds(verdicts: Sequence[WordingVerdict], *, prior: float) -> float:
     """How much likelier the verdicts on an answer in several wordings are if it is right than if it is wrong.
 
     The expert has a belief about the answer, which is wrong with probability s whatever the words, and says something else than
-    it believes with probability f, in every wording anew: e = s (1 - f) + (1 - s) f. Where kinds of question have another s, it
-    believes wrongly in the one with the larger s wherever it does in the other. A wording is the same question with its
-    reliability, and one that is less reliable is the same only where the more reliable ones are: what makes a question
-    another one on an image makes its wordings so together. What is said in wordings that are another question here is
-    as likely as `prior` makes it, whether the answer is right here or not.
+    it believes with probability f, in every wording anew: m = s (1 - f) + (1 - s) f of a right answer, and the same of a
+    wrong one with a. Where kinds of question have another s, it believes wrongly in the one with the larger s wherever it does
+    in the other. A wording is the same question with its reliability, and one that is less reliable is the same only where the
+    more reliable ones are: what makes a question another one on an image makes its wordings so together. What is said in
+    wordings that are another question here is as likely as `prior` makes it, whether the answer is right here or not.
 
-    For one verdict of reliability 1 this is (1 - e) / e or its inverse. However many wordings say the same, the odds go no
-    further than their s and their reliability allow.
+    One verdict of reliability 1 that calls an answer right has the odds (1 - m) / a, and one that calls it wrong m / (1 - a).
+    However many wordings say the same, the odds go no further than their s and their reliability allow.
 
     Args:
         verdicts: The verdict in every wording in which the answer was judged.
@@ -83,29 +84,35 @@ def verdict_odds(verdicts: Sequence[WordingVerdict], *, prior: float) -> float:
 
 def _said_of_belief(verdicts: Sequence[WordingVerdict]) -> list[tuple[float, float]]:
     """How likely the first 0, 1, … verdicts on one fact are if the answer is right and if it is wrong, but for a factor."""
-    ratios: list[tuple[float, float]] = []
-    for verdict in verdicts:
-        fresh = max(verdict.fresh, SMALLEST_ERROR)
-        steady = max(0.0, (verdict.error - fresh) / (1 - 2 * fresh))
-        ratios.append((steady, (1 - fresh) / fresh if verdict.called_right else fresh / (1 - fresh)))
-    right, wrong = [0.0] * (len(ratios) + 1), [0.0] * (len(ratios) + 1)
-    # The belief is wrong in the wordings whose s is above a number drawn from 0 to 1.
-    for low, high in pairwise(sorted({0.0, 1.0, *(steady for steady, _ in ratios)})):
-        if_right = if_wrong = high - low
-        right[0] += if_right
-        wrong[0] += if_wrong
-        for count, (steady, ratio) in enumerate(ratios, 1):
-            if steady <= low:
-                if_right *= ratio
-            else:
-                if_wrong *= ratio
-            right[count] += if_right
-            wrong[count] += if_wrong
+    right = _said_of_answer(verdicts, [verdict.errors.misses for verdict in verdicts], is_right=True)
+    wrong = _said_of_answer(verdicts, [verdict.errors.false_alarms for verdict in verdicts], is_right=False)
     return list(zip(right, wrong, strict=True))
 
 
+def _said_of_answer(verdicts: Sequence[WordingVerdict], errors: Sequence[float], *, is_right: bool) -> list[float]:
+    """How likely the first 0, 1, … verdicts are of an answer that is right, or wrong, where so many of them are errors.
+
+    A verdict's factor is its likelihood where the expert believes the answer to be wrong.
+    """
+    steady, ratios = list[float](), list[float]()
+    for verdict, error in zip(verdicts, errors, strict=True):
+        fresh = min(max(verdict.fresh, SMALLEST_ERROR), 0.5 - SMALLEST_ERROR)  # Odds stay finite.
+        steady.append(min(1.0, max(0.0, (error - fresh) / (1 - 2 * fresh))))
+        ratios.append((1 - fresh) / fresh if verdict.called_right else fresh / (1 - fresh))
+    likelihoods = [0.0] * (len(verdicts) + 1)
+    # The belief is wrong in the wordings whose s is above a number drawn from 0 to 1.
+    for low, high in pairwise(sorted({0.0, 1.0, *steady})):
+        likelihood = high - low
+        likelihoods[0] += likelihood
+        for count, (share, ratio) in enumerate(zip(steady, ratios, strict=True), 1):
+            if (share <= low) == is_right:
+                likelihood *= ratio
+            likelihoods[count] += likelihood
+    return likelihoods
+
+
 def refuse_unknown_errors(options: PairOptions) -> None:
-    """Refuse `min_confidence` without a rate of errors, which would believe the expert in everything.
+    """Refuse `min_confidence` without a rate of errors, which would believe the expert in everything, and topics of no word.
 
     Raises:
         StllavaError: Where that is so.
@@ -116,6 +123,13 @@ def refuse_unknown_errors(options: PairOptions) -> None:
             expected="the share of its verdicts on single answers that are wrong",
             remedy="Give it as expert_error (a run finds it with judge.audit: `expert-audit/result/expert-audit.json`), or set "
             "min_confidence to 0.",
+        )
+    empty = [topic for topic in options.expert_errors_about if not words_named(topic)]
+    if empty:
+        raise StllavaError(
+            f"expert_errors_about names {empty[0]!r}, which is no word that counts",
+            expected="what answers or questions name, as glioma",
+            remedy="Take it out.",
         )
 
 
@@ -147,22 +161,26 @@ def reckon(
     own = answer_verdicts(answers, judgment, options=options)
     elsewhere = paraphrases.of(answers.images, answers.question)
     wordings = [Paraphrase(1.0, bare(answers.question), own), *elsewhere]
-    errors = [
-        (error := error_about(wording.question, options), paraphrases.fresh_error(wording.question, error))
-        for wording in wordings
-    ]
 
     def said_of(text: str) -> list[WordingVerdict]:
+        said = [wording for wording in wordings if text in wording.verdicts.called_right]
+        errors = [errors_about(wording.question, text, options) for wording in said]
         return [
-            WordingVerdict(wording.verdicts.called_right[text], *error, wording.reliability)
-            for wording, error in zip(wordings, errors, strict=True)
-            if text in wording.verdicts.called_right
+            WordingVerdict(
+                wording.verdicts.called_right[text],
+                errors=of_wording,
+                fresh=paraphrases.fresh_error(wording.question, of_wording),
+                reliability=wording.reliability,
+            )
+            for wording, of_wording in zip(said, errors, strict=True)
         ]
 
     odds, chances = _beliefs(own, said_of)
     said = [vote(text) for text in answers.final_answers]
     sure = [chances.get(text, 0.0) >= options.min_confidence for text in said]
-    right = {text: ratio > 1 for text, ratio in odds.items()} if elsewhere else own.called_right
+    called = {text for wording in wordings for text, is_right in wording.verdicts.called_right.items() if is_right}
+    # Where an expert errs more often than not, a verdict speaks for its contrary; none is turned into it.
+    right = {text: ratio > 1 and text in called for text, ratio in odds.items()} if elsewhere else own.called_right
     overruled = {text for text, called in right.items() if called != own.called_right[text]}
     if not overruled:
         return ReckonedJudgment(judgment, sure)
@@ -179,8 +197,11 @@ def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) 
         return NO_PARAPHRASES
 
     def likeliest(question: str, verdicts: AnswerVerdicts) -> str | None:
-        error = error_about(question, options)
-        _, chances = _beliefs(verdicts, lambda text: [WordingVerdict(verdicts.called_right[text], error, error)])
+        def said_of(text: str) -> list[WordingVerdict]:
+            errors = errors_about(question, text, options)
+            return [WordingVerdict(verdicts.called_right[text], errors, fresh=errors.most_fresh)]
+
+        _, chances = _beliefs(verdicts, said_of)
         best = max(chances, key=lambda text: chances[text], default=None)
         return best if best is not None and chances[best] >= LIKELY else None
 
@@ -189,7 +210,7 @@ def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) 
         for answers, judgment in judged
         if judgment.scores and len(judgment.scores) == len(answers.completions) and not judgment.is_own_vote
     )
-    return find_paraphrases(told, likeliest=likeliest, error=lambda question: error_about(question, options))
+    return find_paraphrases(told, likeliest=likeliest, errors=lambda question, answer: errors_about(question, answer, options))
 
 
 def _beliefs(
@@ -211,6 +232,17 @@ def answer_verdicts(answers: Answers, judgment: Judgment, *, options: PairOption
     return AnswerVerdicts({text: len(marks) for text, marks in said.items()}, called, len(answers.completions))
 
 
-def error_about(question: str, options: PairOptions) -> float:
-    """The share of the expert's verdicts on answers to a question that are wrong, as far as it is known."""
-    return options.expert_errors.get(opening_words(question), options.expert_error)
+def errors_about(question: str, answer: str, options: PairOptions) -> AnswerErrors:
+    """How often the expert is wrong about such an answer to a question, as far as it is known.
+
+    What the question or the answer names goes before how the question begins; of several topics that about which the expert
+    errs most.
+    """
+    if options.expert_errors_about:
+        named = words_named(question) | words_named(answer)
+        found = [errors for topic, errors in options.expert_errors_about.items() if words_named(topic) <= named]
+        if found:
+            worst = max(found, key=lambda errors: errors.misses + errors.false_alarms)
+            return AnswerErrors(worst.misses, worst.false_alarms)
+    error = options.expert_errors.get(opening_words(question), options.expert_error)
+    return AnswerErrors(error, error)

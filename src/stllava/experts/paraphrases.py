@@ -43,6 +43,20 @@ class AnswerVerdicts(NamedTuple):
     """How many answers were given, those that say nothing included."""
 
 
+class AnswerErrors(NamedTuple):
+    """How often an expert is wrong about an answer, above 0 and below 1."""
+
+    misses: float
+    """Where the answer is right: share of verdicts that call it wrong."""
+    false_alarms: float
+    """Where it is wrong: share of verdicts that call it right."""
+
+    @property
+    def most_fresh(self) -> float:
+        """The largest share that can come anew with every wording: what comes anew turns true beliefs round, and wrong ones."""
+        return min(min(error, 1 - error) for error in self)
+
+
 class Paraphrase(NamedTuple):
     """The same asked of the same image in other words."""
 
@@ -87,14 +101,14 @@ class Paraphrases:
             if both[0] < both[1]
         ]
 
-    def fresh_error(self, question: str, error: float) -> float:
-        """The share of verdicts that is wrong in one wording and not in every one, of an expert with this share of errors.
+    def fresh_error(self, question: str, errors: AnswerErrors) -> float:
+        """The share of verdicts that is wrong in one wording and not in every one, of an expert with these errors.
 
         Verdicts that are wrong independently with probability f differ between two wordings with d = 2 f (1 - f); what is
-        wrong in all wordings adds nothing to d. Questions that are not quite the same make d larger, so f is `error` at most.
+        wrong in all wordings adds nothing to d. Questions that are not quite the same make d larger: f is `most_fresh` at most.
         """
         differing = min(self.differing.get(opening_words(question), self.differing_overall), 0.5)
-        return min((1 - sqrt(1 - 2 * differing)) / 2, error)
+        return min((1 - sqrt(1 - 2 * differing)) / 2, errors.most_fresh)
 
 
 NO_PARAPHRASES = Paraphrases()
@@ -102,7 +116,10 @@ NO_PARAPHRASES = Paraphrases()
 
 
 def find_paraphrases(
-    judged: Iterable[tuple[tuple[str, ...], str, AnswerVerdicts]], *, likeliest: Likeliest, error: Callable[[str], float]
+    judged: Iterable[tuple[tuple[str, ...], str, AnswerVerdicts]],
+    *,
+    likeliest: Likeliest,
+    errors: Callable[[str, str], AnswerErrors],
 ) -> Paraphrases:
     """Which questions ask the same, by the answers to them.
 
@@ -110,7 +127,7 @@ def find_paraphrases(
         judged: Images, question and what was said of its answers; of the same question about the same images the last votes
             count, and the last verdict on each answer.
         likeliest: Which answer to a question is taken for its right one.
-        error: The share of the expert's verdicts on the answers to a question that are wrong.
+        errors: How often the expert is wrong about such an answer to a question.
     """
     about: dict[tuple[str, ...], dict[str, AnswerVerdicts]] = {}
     for images, question, verdicts in judged:
@@ -139,12 +156,13 @@ def find_paraphrases(
                 continue
             both = [(about[images][text], about[images][other]) for images in where[text] if other in about[images]]
             compares = [
-                first.called_right[answer] == second.called_right[answer]
+                (first.called_right[answer] != second.called_right[answer], errors(text, answer), errors(other, answer))
                 for first, second in both
-                for answer in first.called_right.keys() & second.called_right.keys()
+                for answer in sorted(first.called_right.keys() & second.called_right.keys())
             ]
-            unequal = compares.count(False)
-            same = share_alike(unequal, len(compares), errors=(error(text), error(other)))
+            unequal = sum(differ for differ, *_ in compares)
+            by_error = sum(differ_by_error(*told) for _, *told in compares) / max(1, len(compares))
+            same = share_alike(unequal, len(compares), by_error=by_error)
             if same < MIN_SHARE_ALIKE:
                 continue
             reliability[text, other] = reliability[other, text] = same
@@ -206,19 +224,23 @@ def is_one_sided(table: Mapping[tuple[str, str], int]) -> bool:
     return False
 
 
-def share_alike(differing: int, compared: int, *, errors: tuple[float, float]) -> float:
+def differ_by_error(one: AnswerErrors, other: AnswerErrors) -> float:
+    """How often two verdicts on the same fact differ whose errors come each by itself, one fact in two being right."""
+    each = [first * (1 - second) + (1 - first) * second for first, second in zip(one, other, strict=True)]
+    return sum(each) / len(each)
+
+
+def share_alike(differing: int, compared: int, *, by_error: float) -> float:
     """The share of images in which an answer is right to both of two questions or to neither, less one standard error.
 
-    An expert that errs with e and e' differs from itself in a share d = e (1 - e') + (1 - e) e' of its verdicts on the same
-    answer, where all of its errors come anew with every wording, and in 1 - d where the answer is right to one question alone.
+    An expert all of whose errors come anew with every wording differs from itself in a share d of its verdicts on the same
+    answer, and in 1 - d where the answer is right to one question alone.
 
     Args:
         differing: Verdicts that differ.
         compared: Verdicts on the same answer to both questions, one more of each kind being reckoned with.
-        errors: The shares of the expert's verdicts on either question that are wrong.
+        by_error: Of these the share that differs by error alone, d: the mean of `differ_by_error`.
     """
-    one, other = errors
-    by_error = one * (1 - other) + (1 - one) * other
     share = (differing + 1) / (compared + 2)
     unlike = (share + sqrt(share * (1 - share) / (compared + 2)) - by_error) / (1 - 2 * by_error)
     return 1 - min(1.0, max(0.0, unlike))

@@ -33,6 +33,7 @@ from stllava.records.review_items import ItemKind, ItemsCheck, ItemTask, RuleAgr
 from stllava.records.scores import MAX_CHOICES, Difference, Prediction, QuestionKind, Sample, Score
 from stllava.records.verdict import (
     AuditedKind,
+    AuditedTopic,
     Comparison,
     Context,
     DistilledCheck,
@@ -50,6 +51,7 @@ __all__ = [
     "MAX_CHOICES",
     "Answers",
     "AuditedKind",
+    "AuditedTopic",
     "Comparison",
     "Context",
     "Conversation",

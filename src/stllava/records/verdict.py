@@ -157,6 +157,19 @@ class AuditedKind(Record):
     """Verdicts on single answers that are wrong."""
 
 
+class AuditedTopic(Record):
+    """How often an expert errs about something it errs about more than elsewhere."""
+
+    word: str
+    """What the question or the answer names, in the one form of its spellings."""
+    wrong: Rate
+    """Of verdicts on single answers that name it and no topic before it, those that are wrong."""
+    misses: Rate | None
+    """Of the right ones among these answers, those that are called wrong."""
+    false_alarms: Rate | None
+    """Of the wrong ones, those that are called right."""
+
+
 class ExpertAudit(Record):
     """How often an expert errs, by its verdicts on answers to questions with known answers.
 
@@ -180,7 +193,11 @@ class ExpertAudit(Record):
     wrong_chosen: Rate | None
     """Of the same pairs, those whose chosen answer is wrong."""
     kinds: tuple[AuditedKind, ...] = ()
-    """The same of questions that begin alike, where there are 30 verdicts or more."""
+    """The same of questions that begin alike, where there are 30 verdicts or more that name no topic."""
+    topics: tuple[AuditedTopic, ...] = ()
+    """What it errs about more than elsewhere, the clearest first."""
+    elsewhere: Rate | None = None
+    """Of verdicts that name no topic, those that are wrong; None without a topic, where it is `wrong`."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -196,10 +213,14 @@ class ExpertAudit(Record):
                 f"Of the pairs that come of it, {_share(self.wrong_pairs)} are the wrong way round, and "
                 f"{_share(self.wrong_chosen)} choose a wrong answer."
             )
-        worst = sorted((kind for kind in self.kinds if kind.wrong.low > self.wrong.value), key=lambda kind: -kind.wrong.value)
-        if worst:
-            kinds = ", ".join(f"“{kind.opening} …” {_share(kind.wrong)}" for kind in worst[:3])
-            sentences.append(f"It errs more than elsewhere about {kinds}.")
+        rest = self.elsewhere or self.wrong
+        worst = sorted((kind for kind in self.kinds if kind.wrong.low > rest.value), key=lambda kind: -kind.wrong.value)
+        about = [
+            *(f"“{topic.word}” {_share(topic.wrong)}" for topic in self.topics[:5]),
+            *(f"“{kind.opening} …” {_share(kind.wrong)}" for kind in worst[:3]),
+        ]
+        if about:
+            sentences.append(f"It errs more about {', '.join(about)} than elsewhere ({_share(rest)}).")
         return tuple(sentences)
 
 

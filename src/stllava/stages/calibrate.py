@@ -5,21 +5,21 @@ asked. `audit_expert` reads the answers, an expert's judgments of them and the l
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from stllava.config import JudgeOptions, PairOptions
+from stllava.config import JudgeOptions, PairOptions, TopicErrors
 from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.calibration import Outcomes, image_of
+from stllava.experts.error_topics import KnownVerdict, find_error_topics, words_named
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.agreement import rate
-from stllava.records import Answers, AuditedKind, ExpertAudit, Judgment, Question, Rate, Sampling, content_id
+from stllava.records import Answers, AuditedKind, AuditedTopic, ExpertAudit, Judgment, Question, Rate, Sampling, content_id
 from stllava.stages.results import AskResult
 from stllava.store import (
     AUDITED,
@@ -129,19 +129,32 @@ def audit_expert(
 
 def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> ExpertAudit:
     """The audit of verdicts whose truth is known."""
-    errors, kinds = Errors(), dict[str, Errors]()
-    for answers, judgment, truth in known:
-        kind = kinds.setdefault(opening_words(answers.question), Errors())
-        for right, called in verdicts_of(answers, judgment, truth, min_score=options.min_chosen_score):
-            for counted in (errors, kind):
-                counted.add(right, called, image_of(answers))
-    wrong = rate(errors.wrong.hits, errors.wrong.images)
-    audited = tuple(
-        AuditedKind(opening=opening, wrong=found)
-        for opening, kind in sorted(kinds.items())
-        if len(kind.wrong.hits) >= ENOUGH and (found := rate(kind.wrong.hits, kind.wrong.images)) is not None
+    verdicts = [
+        KnownVerdict(
+            words_named(answers.question) | words_named(text), right, called, opening_words(answers.question), image_of(answers)
+        )
+        for answers, judgment, truth in known
+        for text, right, called in verdicts_of(answers, judgment, truth, min_score=options.min_chosen_score)
+    ]
+    topics, others = find_error_topics(verdicts)
+    kinds: dict[str, list[KnownVerdict]] = {}
+    for verdict in others:
+        kinds.setdefault(verdict.opening, []).append(verdict)
+    found = ExpertAudit(
+        expert=expert,
+        questions=len(known),
+        **_errors_in(verdicts),
+        wrong_pairs=None,
+        wrong_chosen=None,
+        kinds=tuple(
+            AuditedKind(opening=opening, wrong=wrong)
+            for opening, kind in sorted(kinds.items())
+            if len(kind) >= ENOUGH and (wrong := _errors_in(kind)["wrong"]) is not None
+        ),
+        topics=tuple(AuditedTopic.model_validate({"word": word, **_errors_in(naming)}) for word, naming in topics.items()),
+        elsewhere=_errors_in(others)["wrong"] if topics else None,
     )
-    options = with_errors(options, wrong, audited)
+    options = with_errors(options, found)
     pairs, chosen = Outcomes(), Outcomes()
     for answers, judgment, truth in known:
         scores = dict(zip(answers.completions, truth, strict=True))
@@ -151,60 +164,70 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
                 pairs.add(scores[pair.chosen] < scores[pair.rejected], image_of(answers))
             if pair.chosen in scores:
                 chosen.add(scores[pair.chosen] < HALF, image_of(answers))
-    return ExpertAudit(
-        expert=expert,
-        questions=len(known),
-        wrong=wrong,
-        misses=rate(errors.misses.hits, errors.misses.images),
-        false_alarms=rate(errors.false_alarms.hits, errors.false_alarms.images),
-        wrong_pairs=rate(pairs.hits, pairs.images),
-        wrong_chosen=rate(chosen.hits, chosen.images),
-        kinds=audited,
+    return found.model_copy(
+        update={"wrong_pairs": rate(pairs.hits, pairs.images), "wrong_chosen": rate(chosen.hits, chosen.images)}
     )
 
 
-@dataclass
-class Errors:
-    """Verdicts on single answers, by what is wrong with them."""
-
-    wrong: Outcomes = field(default_factory=Outcomes)
-    """Whether the verdict is wrong."""
-    misses: Outcomes = field(default_factory=Outcomes)
-    """Of right answers, whether it is called wrong."""
-    false_alarms: Outcomes = field(default_factory=Outcomes)
-    """Of wrong answers, whether it is called right."""
-
-    def add(self, right: bool, called: bool, image: str) -> None:
-        """Note a verdict."""
-        self.wrong.add(right != called, image)
-        (self.misses if right else self.false_alarms).add(right != called, image)
+def _errors_in(verdicts: Sequence[KnownVerdict]) -> dict[str, Rate | None]:
+    """How many verdicts are wrong: of all, of those on right answers, and of those on wrong ones."""
+    among = {
+        "wrong": verdicts,
+        "misses": [verdict for verdict in verdicts if verdict.is_right],
+        "false_alarms": [verdict for verdict in verdicts if not verdict.is_right],
+    }
+    return {
+        name: rate([verdict.is_wrong for verdict in some], [verdict.image for verdict in some]) for name, some in among.items()
+    }
 
 
 def verdicts_of(
     answers: Answers, judgment: Judgment, truth: Sequence[float], *, min_score: float
-) -> Iterator[tuple[bool, bool]]:
-    """Whether each different answer is right and whether the expert calls it right; those that are neither are left out."""
+) -> Iterator[tuple[str, bool, bool]]:
+    """Each different answer, whether it is right and whether the expert calls it right; those that are neither are left out."""
     seen: set[str] = set()
     for text, score, known in zip(answers.final_answers, judgment.scores or (), truth, strict=True):
         if text not in seen and (known == 1 or known < HALF):
             seen.add(text)
-            yield known == 1, score >= min_score
+            yield text, known == 1, score >= min_score
 
 
-def with_errors(options: PairOptions, wrong: Rate | None, kinds: Sequence[AuditedKind]) -> PairOptions:
+def with_errors(options: PairOptions, found: ExpertAudit) -> PairOptions:
     """The options with an expert's errors as an audit found them, where they matter and none are given.
 
-    A kind of question has a rate of its own where its interval does not hold the rate of all: the rest is chance.
+    A kind of question has a rate of its own where its interval does not hold the rate of all that name no topic: the rest is
+    chance.
     """
-    if wrong is None or not options.min_confidence or options.expert_error:
+    overall = found.elsewhere or found.wrong
+    if overall is None or not options.min_confidence or options.expert_error:
         return options
-    errors = {kind.opening: error_of(kind.wrong) for kind in kinds if not kind.wrong.low <= wrong.value <= kind.wrong.high}
-    return options.model_copy(update={"expert_error": error_of(wrong), "expert_errors": errors | options.expert_errors})
+    kinds = {
+        kind.opening: error_of(kind.wrong) for kind in found.kinds if not kind.wrong.low <= overall.value <= kind.wrong.high
+    }
+    topics = {topic.word: errors_about_topic(topic) for topic in found.topics}
+    return options.model_copy(
+        update={
+            "expert_error": error_of(overall),
+            "expert_errors": kinds | options.expert_errors,
+            "expert_errors_about": topics | options.expert_errors_about,
+        }
+    )
 
 
 def error_of(found: Rate) -> float:
     """A rate of errors to reckon with: as if one more of two more verdicts had been wrong, and `MAX_ERROR` at most."""
     return min(_expected_error(found), MAX_ERROR)
+
+
+def errors_about_topic(topic: AuditedTopic) -> TopicErrors:
+    """Rates of errors about a topic to reckon with, as if of two more verdicts on right and on wrong answers each as many had
+    been wrong as of all that name it: often the policy got it right too seldom to tell."""
+    overall = _expected_error(topic.wrong)
+
+    def expected(found: Rate | None) -> float:
+        return (2 * overall + (found.value * found.n if found is not None else 0)) / (2 + (found.n if found is not None else 0))
+
+    return TopicErrors(misses=expected(topic.misses), false_alarms=expected(topic.false_alarms))
 
 
 def _expected_error(found: Rate) -> float:
@@ -227,11 +250,21 @@ def audit_warnings(found: ExpertAudit, *, options: PairOptions, smooth_labels: b
             f"{found.expert} is wrong about {found.wrong.value:.1%} of single answers: what is learned from its verdicts is no "
             f"better than chance{instead}. Choose another expert."
         )
-    used = with_errors(options, found.wrong, found.kinds).expert_errors if reckons else {}
-    many = [kind for kind in found.kinds if kind.opening in used and _expected_error(kind.wrong) > MAX_ERROR]
+    used = with_errors(options, found) if reckons else PairOptions()
+    many = [kind for kind in found.kinds if kind.opening in used.expert_errors and _expected_error(kind.wrong) > MAX_ERROR]
     if many and not warnings:
         kinds = ", ".join(f"“{kind.opening} …” ({kind.wrong.value:.1%})" for kind in many)
         warnings.append(f"About {kinds} {found.expert} is wrong so often that a verdict says nothing{instead}.")
+    mixed = [
+        f"“{topic.word}” ({topic.wrong.value:.1%})"
+        for topic in found.topics
+        if topic.word in used.expert_errors_about and used.expert_errors_about[topic.word].says_nothing
+    ]
+    if mixed:
+        warnings.append(
+            f"About {', '.join(mixed)} {found.expert} is wrong so often that its verdicts say nothing or the contrary: few "
+            "answers that name this are chosen, and only labels or another expert can teach it."
+        )
     if smooth_labels and found.wrong_pairs is None:
         warnings.append(
             "No pair of the audit could be compared with the labels, so judge.smooth_labels has no effect: pairs are learned "

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.judging import answers_of, judgment_on
-from stllava.config import PairOptions, TopicErrors
+from stllava.config import PairOptions
 from stllava.errors import StllavaError
 from stllava.experts.confidence import (
     ReckonedJudgment,
@@ -76,9 +76,9 @@ def test_an_audit_names_the_classes_that_an_expert_mixes_up_and_nothing_else() -
         assert "errs more about “" in found.sentences[-1]
         options = with_errors(CONFIDENT, found)
         assert options.expert_error < 0.08
-        for errors in options.expert_errors_about.values():
-            assert errors.misses > 0.7
-            assert errors.false_alarms > 0.2
+        for misses, false_alarms in options.expert_errors_about.values():
+            assert misses > 0.7
+            assert false_alarms > 0.2
 
 
 @pytest.mark.parametrize("by_image", [False, True])
@@ -116,7 +116,7 @@ def test_no_verdicts_have_no_topics() -> None:
 
 
 def test_a_topic_is_named_by_question_or_answer_in_any_spelling_and_goes_before_the_opening() -> None:
-    about = {"tumors": TopicErrors(misses=0.3, false_alarms=0.2), "glioma": TopicErrors(misses=0.6, false_alarms=0.4)}
+    about = {"tumors": (0.3, 0.2), "glioma": (0.6, 0.4)}
     options = PairOptions(
         min_confidence=0.75, expert_error=0.1, expert_errors={"what is seen?": 0.05}, expert_errors_about=about
     )
@@ -157,9 +157,7 @@ def test_what_an_expert_mixes_up_is_hardly_chosen_and_the_rest_as_before(pooled:
 
 def test_an_expert_that_is_wrong_more_often_than_right_is_not_turned_round() -> None:
     """Its no may speak for an answer, but what it called wrong in every wording is not chosen."""
-    options = CONFIDENT.model_copy(
-        update={"expert_error": 0.1, "expert_errors_about": {"glioma": TopicErrors(misses=0.9, false_alarms=0.5)}}
-    )
+    options = CONFIDENT.model_copy(update={"expert_error": 0.1, "expert_errors_about": {"glioma": (0.9, 0.5)}})
     rows: list[JudgedAnswers] = []
     for number in range(40):
         for question in WORDINGS:
@@ -176,9 +174,7 @@ def test_an_expert_that_is_wrong_more_often_than_right_is_not_turned_round() -> 
 
 
 def test_a_verdict_that_calls_right_what_it_mostly_calls_so_wrongly_speaks_against_the_answer() -> None:
-    options = CONFIDENT.model_copy(
-        update={"expert_error": 0.1, "expert_errors_about": {"glioma": TopicErrors(misses=0.85, false_alarms=0.4)}}
-    )
+    options = CONFIDENT.model_copy(update={"expert_error": 0.1, "expert_errors_about": {"glioma": (0.85, 0.4)}})
     answers = answers_of("What is it?", ("glioma",) * 7 + ("cyst",))
     called_right = judgment_on(answers, [1.0] * 7 + [0.0])
     assert posterior([7 / 9, 1 / 9], [0.15 / 0.4, 0.1 / 0.9])[0] < 0.75
@@ -196,7 +192,7 @@ def test_a_run_is_told_of_what_an_expert_is_mostly_wrong_about() -> None:
 
 
 def test_topics_need_a_confidence_and_a_word() -> None:
-    about = {"?!": TopicErrors(misses=0.3, false_alarms=0.2)}
+    about = {"?!": (0.3, 0.2)}
     with pytest.raises(ValidationError, match="min_confidence above 0 with expert_error"):
         PairOptions(expert_errors_about=about)
     with pytest.raises(StllavaError, match=r"'\?!', which is no word that counts"):

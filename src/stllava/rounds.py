@@ -246,6 +246,11 @@ class Rounds:
         judged = judge(everything, answers=answers, truth=labels, root=root, to=judgments, seed=seed, may_abstain=True)
         self.budget.spend(judged.asked, judged.manifest.measures.get("cost", 0.0))
         found = audit_expert(options.pair, answers=answers, judgments=judgments, labels=labels, to=self.folder.expert_audit)
+        asked = judged.manifest.counts_in
+        if asked < options.judge.audit:
+            self.sentences.append(
+                f"The audit is of {asked} questions, not {options.judge.audit}: validation has no more that fit."
+            )
         warnings = audit_warnings(found, options=options.pair, smooth_labels=options.judge.smooth_labels)
         self.sentences += [*found.sentences, *warnings]
         for warning in warnings:

@@ -14,7 +14,6 @@ from stllava.config.experts import (
     PairOptions,
     ScriptedOptions,
     SimulatedOptions,
-    TopicErrors,
 )
 from stllava.config.generation import (
     DESCRIBE,
@@ -81,7 +80,6 @@ __all__ = [
     "Share",
     "SimulatedOptions",
     "SmallModel",
-    "TopicErrors",
     "TrainingOptions",
     "TrainingPlaceOptions",
     "validate",

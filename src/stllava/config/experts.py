@@ -279,18 +279,7 @@ class JudgeOptions(Options):
         return self.expert in ("chat", "local", "panel")
 
 
-class TopicErrors(Options):
-    """How often an expert is wrong about answers that name something."""
-
-    misses: Annotated[float, Field(gt=0, lt=1)]
-    """Share of right answers that it calls wrong."""
-    false_alarms: Annotated[float, Field(gt=0, lt=1)]
-    """Share of wrong answers that it calls right."""
-
-    @property
-    def says_nothing(self) -> bool:
-        """Whether it calls wrong answers right as often as right ones, or more often."""
-        return self.misses + self.false_alarms >= 1
+ErrorShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PairOptions(Options):
@@ -341,9 +330,10 @@ class PairOptions(Options):
     expert_errors: dict[str, Annotated[float, Field(ge=0, lt=0.5)]] = Field(default={})
     """The same of questions that begin with these three words, where it errs more or less than elsewhere: {what type of: 0.4};
     in a run with judge.audit, what that finds of kinds that stand out."""
-    expert_errors_about: dict[str, TopicErrors] = Field(default={})
-    """The same of answers that name this, and of all answers to questions that do, whatever words they begin with; of several
-    what it errs about most: {glioma: {misses: 0.4, false_alarms: 0.2}}. In a run with judge.audit, what that finds."""
+    expert_errors_about: dict[str, tuple[ErrorShare, ErrorShare]] = Field(default={})
+    """How often it is wrong about answers that name this, and all answers to questions that do, whatever words they begin
+    with: the share of right ones that it calls wrong, and of wrong ones that it calls right: {glioma: [0.4, 0.2]}; of several
+    what it errs about most. In a run with judge.audit, what that finds."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 

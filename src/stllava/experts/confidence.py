@@ -240,9 +240,8 @@ def errors_about(question: str, answer: str, options: PairOptions) -> AnswerErro
     """
     if options.expert_errors_about:
         named = words_named(question) | words_named(answer)
-        found = [errors for topic, errors in options.expert_errors_about.items() if words_named(topic) <= named]
+        found = [AnswerErrors(*errors) for topic, errors in options.expert_errors_about.items() if words_named(topic) <= named]
         if found:
-            worst = max(found, key=lambda errors: errors.misses + errors.false_alarms)
-            return AnswerErrors(worst.misses, worst.false_alarms)
+            return max(found, key=lambda errors: errors.misses + errors.false_alarms)
     error = options.expert_errors.get(opening_words(question), options.expert_error)
     return AnswerErrors(error, error)

@@ -52,6 +52,11 @@ class AnswerErrors(NamedTuple):
     """Where it is wrong: share of verdicts that call it right."""
 
     @property
+    def say_nothing(self) -> bool:
+        """Whether it calls wrong answers right as often as right ones, or more often."""
+        return self.misses + self.false_alarms >= 1
+
+    @property
     def most_fresh(self) -> float:
         """The largest share that can come anew with every wording: what comes anew turns true beliefs round, and wrong ones."""
         return min(min(error, 1 - error) for error in self)

@@ -7,7 +7,7 @@ asked. `audit_expert` reads the answers, an expert's judgments of them and the l
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stllava.config import JudgeOptions, PairOptions, TopicErrors
+from stllava.config import JudgeOptions, PairOptions
 from stllava.data.balance import opening_words
 from stllava.data.benchmarks.own import read_samples
 from stllava.data.borrowing import bare
@@ -16,6 +16,7 @@ from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.calibration import Outcomes, image_of
 from stllava.experts.error_topics import KnownVerdict, find_error_topics, words_named
 from stllava.experts.judged_answers import read_judged_answers
+from stllava.experts.paraphrases import AnswerErrors
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
 from stllava.metrics.agreement import rate
@@ -204,7 +205,7 @@ def with_errors(options: PairOptions, found: ExpertAudit) -> PairOptions:
     kinds = {
         kind.opening: error_of(kind.wrong) for kind in found.kinds if not kind.wrong.low <= overall.value <= kind.wrong.high
     }
-    topics = {topic.word: errors_about_topic(topic) for topic in found.topics}
+    topics = {topic.word: _errors_about(topic) for topic in found.topics}
     return options.model_copy(
         update={
             "expert_error": error_of(overall),
@@ -219,15 +220,14 @@ def error_of(found: Rate) -> float:
     return min(_expected_error(found), MAX_ERROR)
 
 
-def errors_about_topic(topic: AuditedTopic) -> TopicErrors:
-    """Rates of errors about a topic to reckon with, as if of two more verdicts on right and on wrong answers each as many had
-    been wrong as of all that name it: often the policy got it right too seldom to tell."""
+def _errors_about(topic: AuditedTopic) -> AnswerErrors:
+    """Rates of errors about a topic to reckon with: seldom are there enough right answers among those that name it.
+
+    Each is taken as if of two more verdicts as many had been wrong as of all on the topic.
+    """
     overall = _expected_error(topic.wrong)
-
-    def expected(found: Rate | None) -> float:
-        return (2 * overall + (found.value * found.n if found is not None else 0)) / (2 + (found.n if found is not None else 0))
-
-    return TopicErrors(misses=expected(topic.misses), false_alarms=expected(topic.false_alarms))
+    among = [(found.n, found.value) if found is not None else (0, 0.0) for found in (topic.misses, topic.false_alarms)]
+    return AnswerErrors(*((count * share + 2 * overall) / (count + 2) for count, share in among))
 
 
 def _expected_error(found: Rate) -> float:
@@ -258,7 +258,7 @@ def audit_warnings(found: ExpertAudit, *, options: PairOptions, smooth_labels: b
     mixed = [
         f"“{topic.word}” ({topic.wrong.value:.1%})"
         for topic in found.topics
-        if topic.word in used.expert_errors_about and used.expert_errors_about[topic.word].says_nothing
+        if topic.word in used.expert_errors_about and AnswerErrors(*used.expert_errors_about[topic.word]).say_nothing
     ]
     if mixed:
         warnings.append(

@@ -183,6 +183,15 @@ def test_a_verdict_that_calls_right_what_it_mostly_calls_so_wrongly_speaks_again
     assert reckon(answers, called_right, options=plain).sure[0]
 
 
+def test_a_correction_that_names_what_an_expert_is_mostly_wrong_about_is_not_learned() -> None:
+    options = CONFIDENT.model_copy(update={"expert_error": 0.1, "expert_errors_about": {"glioma": (0.7, 0.4)}})
+    answers = answers_of("What is it?", ("cyst",) * 8)
+    for correction, learned in (("a glioma", None), ("a meningioma", "a meningioma")):
+        judgment = judgment_on(answers, [0.0] * 8).model_copy(update={"correction": correction})
+        assert reckon(answers, judgment, options=options).judgment.correction == learned
+        assert reckon(answers, judgment, options=PairOptions()).judgment is judgment
+
+
 def test_a_run_is_told_of_what_an_expert_is_mostly_wrong_about() -> None:
     found = audited(mixed_up(images=60, wrong=0.05, seed=2), options=PairOptions())
     (warning,) = audit_warnings(found, options=CONFIDENT, smooth_labels=False)

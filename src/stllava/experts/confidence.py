@@ -138,7 +138,8 @@ class ReckonedJudgment:
     """A judgment as it is believed once the expert's errors are reckoned with."""
 
     judgment: Judgment
-    """With scores of 1 or 0 for answers on which all wordings together say otherwise than this one."""
+    """With scores of 1 or 0 for answers on which all wordings together say otherwise than this one, and without a correction
+    that names what the expert is mostly wrong about."""
     sure: list[bool]
     """Of every completion, whether it may be chosen."""
     is_overruled: bool = False
@@ -182,13 +183,20 @@ def reckon(
     # Where an expert errs more often than not, a verdict speaks for its contrary; none is turned into it.
     right = {text: ratio > 1 and text in called for text, ratio in odds.items()} if elsewhere else own.called_right
     overruled = {text for text, called in right.items() if called != own.called_right[text]}
-    if not overruled:
+    # Where the expert found no answer right and the other wordings do, its own answer is not needed.
+    needed = not any(right[text] and chances[text] >= options.min_confidence for text in overruled)
+    correction = judgment.correction if needed and _may_correct(answers, judgment, options=options) else None
+    if not overruled and correction == judgment.correction:
         return ReckonedJudgment(judgment, sure)
     scores = tuple(float(right[text]) if text in overruled else score for text, score in zip(said, scores, strict=True))
-    # Where the expert found no answer right and the other wordings do, its own answer is not needed.
-    found = any(right[text] and chances[text] >= options.min_confidence for text in overruled)
-    corrected = judgment.model_copy(update={"scores": scores, "correction": None if found else judgment.correction})
-    return ReckonedJudgment(corrected, sure, is_overruled=True)
+    corrected = judgment.model_copy(update={"scores": scores, "correction": correction})
+    return ReckonedJudgment(corrected, sure, is_overruled=bool(overruled))
+
+
+def _may_correct(answers: Answers, judgment: Judgment, *, options: PairOptions) -> bool:
+    """Whether the expert's own answer may be learned: not where its verdicts on such an answer say nothing."""
+    correction = judgment.correction
+    return correction is None or not errors_about(answers.question, correction, options).say_nothing
 
 
 def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) -> Paraphrases:

@@ -331,9 +331,9 @@ class PairOptions(Options):
     """The same of questions that begin with these three words, where it errs more or less than elsewhere: {what type of: 0.4};
     in a run with judge.audit, what that finds of kinds that stand out."""
     expert_errors_about: dict[str, tuple[ErrorShare, ErrorShare]] = Field(default={})
-    """How often it is wrong about answers that name this, and all answers to questions that do, whatever words they begin
-    with: the share of right ones that it calls wrong, and of wrong ones that it calls right: {glioma: [0.4, 0.2]}; of several
-    what it errs about most. In a run with judge.audit, what that finds."""
+    """How often it is wrong about answers that name this, and about all answers to questions that do, behind their first
+    three words: the share of right ones that it calls wrong, and of wrong ones that it calls right: {glioma: [0.4, 0.2]}; of
+    several the first counts. In a run with judge.audit, what that finds comes after."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 

@@ -9,7 +9,7 @@ from stllava.config import PairOptions
 from stllava.data.balance import opening_words
 from stllava.data.borrowing import bare
 from stllava.errors import StllavaError
-from stllava.experts.error_topics import words_named
+from stllava.experts.error_topics import words_named, words_of
 from stllava.experts.judged_answers import JudgedAnswers
 from stllava.experts.paraphrases import NO_PARAPHRASES, AnswerErrors, AnswerVerdicts, Paraphrase, Paraphrases, find_paraphrases
 from stllava.experts.selection import vote
@@ -196,7 +196,7 @@ def reckon(
 def _may_correct(answers: Answers, judgment: Judgment, *, options: PairOptions) -> bool:
     """Whether the expert's own answer may be learned: not where its verdicts on such an answer say nothing."""
     correction = judgment.correction
-    return correction is None or not errors_about(answers.question, correction, options).say_nothing
+    return correction is None or not errors_about(bare(answers.question), vote(correction), options).say_nothing
 
 
 def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) -> Paraphrases:
@@ -243,13 +243,13 @@ def answer_verdicts(answers: Answers, judgment: Judgment, *, options: PairOption
 def errors_about(question: str, answer: str, options: PairOptions) -> AnswerErrors:
     """How often the expert is wrong about such an answer to a question, as far as it is known.
 
-    What the question or the answer names goes before how the question begins; of several topics that about which the expert
-    errs most.
+    What the question or the answer names goes before how the question begins, and of several topics the first, as they are
+    counted in an audit.
     """
     if options.expert_errors_about:
-        named = words_named(question) | words_named(answer)
-        found = [AnswerErrors(*errors) for topic, errors in options.expert_errors_about.items() if words_named(topic) <= named]
-        if found:
-            return max(found, key=lambda errors: errors.misses + errors.false_alarms)
+        named = words_of(question, answer)
+        for topic, errors in options.expert_errors_about.items():
+            if words_named(topic) <= named:
+                return AnswerErrors(*errors)
     error = options.expert_errors.get(opening_words(question), options.expert_error)
     return AnswerErrors(error, error)

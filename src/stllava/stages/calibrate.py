@@ -14,11 +14,12 @@ from stllava.data.borrowing import bare
 from stllava.errors import StllavaError
 from stllava.experts.answer_pairs import pairs_of
 from stllava.experts.calibration import Outcomes, image_of
-from stllava.experts.error_topics import KnownVerdict, find_error_topics, words_named
+from stllava.experts.error_topics import KnownVerdict, find_error_topics, words_of
 from stllava.experts.judged_answers import read_judged_answers
 from stllava.experts.paraphrases import AnswerErrors
 from stllava.experts.rules.itself import ENOUGH
 from stllava.experts.rules.reference import ReferenceJudge
+from stllava.experts.selection import vote
 from stllava.metrics.agreement import rate
 from stllava.records import Answers, AuditedKind, AuditedTopic, ExpertAudit, Judgment, Question, Rate, Sampling, content_id
 from stllava.stages.results import AskResult
@@ -132,7 +133,7 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
     """The audit of verdicts whose truth is known."""
     verdicts = [
         KnownVerdict(
-            words_named(answers.question) | words_named(text), right, called, opening_words(answers.question), image_of(answers)
+            words_of(bare(answers.question), vote(text)), right, called, opening_words(answers.question), image_of(answers)
         )
         for answers, judgment, truth in known
         for text, right, called in verdicts_of(answers, judgment, truth, min_score=options.min_chosen_score)
@@ -196,10 +197,11 @@ def verdicts_of(
 def with_errors(options: PairOptions, found: ExpertAudit) -> PairOptions:
     """The options with an expert's errors as an audit found them, where they matter and none are given.
 
-    A kind of question has a rate of its own where its interval does not hold the rate of all that name no topic: the rest is
-    chance.
+    A kind of question has a rate of its own where its interval does not hold the rate of all: the rest is chance. The fewer
+    errors in verdicts that name no topic are not reckoned with: a policy asks what labels do not, and no word may show there
+    what the expert mixes up.
     """
-    overall = found.elsewhere or found.wrong
+    overall = found.wrong
     if overall is None or not options.min_confidence or options.expert_error:
         return options
     kinds = {
@@ -210,7 +212,7 @@ def with_errors(options: PairOptions, found: ExpertAudit) -> PairOptions:
         update={
             "expert_error": error_of(overall),
             "expert_errors": kinds | options.expert_errors,
-            "expert_errors_about": topics | options.expert_errors_about,
+            "expert_errors_about": {**options.expert_errors_about, **topics, **options.expert_errors_about},
         }
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -97,10 +97,14 @@ def leave_at_exit() -> None:
         atexit.register(PartialState().destroy_process_group)
 
 
-def leave_and_end() -> NoReturn:
-    """Leave the others and end this process at once: threads of gloo that are left abort one that ends in the usual way."""
-    if current_processes().count > 1:
-        PartialState().destroy_process_group()
+def leave_and_end() -> None:
+    """Leave the others and end this process at once, all being done; where it has not joined others, go on.
+
+    Threads of gloo that are left can abort a process that ends in the usual way.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    PartialState().destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -12,6 +12,9 @@ Our reference costs what it costs in a run: the policy gave the answers itself a
 so that a sample of them is checked. `anew` is our side where nothing was noted and every tree is computed once before
 training. TRL runs the reference in every step.
 
+The operations of each side's products and attention are counted in the warm-up step, the reference's among them where it
+is computed in training. Two sides that are as near to the machine's rate as each other take time in their ratio.
+
 A side is a process of its own, and the sides take turns. TRL runs with every `--trl-batch` (pairs a forward; smaller ones
 are accumulated to the same optimizer step) and the one with the best median is its figure. TRL's own default of
 recomputing activations is off, unless `--trl-recompute`: it saves memory and costs time.
@@ -27,12 +30,15 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import JsonValue
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from shared.llava import ANSWER_TOKENS, MODELS, PATCH, QUESTION_TOKENS, SHAPES, build, noise, preferences
 from shared.measure import (
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
 
 LEARNING_RATE, BETA, LORA_RANK = 1e-5, 0.1, 128
 WEIGHTS = "as prepared"
+Counts = AbstractContextManager[object]
 OURS = ("ours", "anew")
 
 
@@ -126,7 +133,21 @@ def options(setting: Setting) -> "DpoOptions":
     )
 
 
-def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
+def counted() -> FlopCounterMode:
+    """Counts the operations of products, convolutions and attention; torch itself knows no attention of a CPU."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def forwards(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backwards(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    return FlopCounterMode(display=False, custom_mapping={attention: forwards, backward: backwards})
+
+
+def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str, counts: Counts) -> Figures:
     """One epoch of stllava: the reference, as noted or computed anew, then training."""
     from stllava.training.preference_dataset import PreferenceDataset
     from stllava.training.preference_steps import PreferenceSteps, fit_preferences
@@ -143,7 +164,8 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
     references = measure_reference(dataset, policy, weights=WEIGHTS if name == "ours" else "other weights")
     finish_device()
     referred = time.perf_counter()
-    curves = fit_preferences(PreferenceSteps(policy, dataset, references, None, dpo, 0), work / "ours")
+    with counts:
+        curves = fit_preferences(PreferenceSteps(policy, dataset, references, None, dpo, 0), work / "ours")
     finish_device()
     ended = time.perf_counter()
     return {
@@ -156,7 +178,7 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
     }
 
 
-def theirs(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str) -> Figures:
+def theirs(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str, counts: Counts) -> Figures:
     """One epoch of TRL's DPOTrainer, whose reference runs in every step; `name` ends in the pairs a forward."""
     a_forward = int(name.rpartition("-")[2])
     peft, datasets, trl = import_module("peft"), import_module("datasets"), import_module("trl")
@@ -204,7 +226,8 @@ def theirs(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Set
     )
     finish_device()
     began = time.perf_counter()
-    trainer.train()
+    with counts:
+        trainer.train()
     finish_device()
     return {
         "seconds": time.perf_counter() - began,
@@ -227,11 +250,12 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     )
     for module in used:
         import_module(module)
-    for learned in (pairs[: setting.pairs_a_step], pairs):
+    epoch, counter = ours if name in OURS else theirs, counted()
+    for learned, counts in ((pairs[: setting.pairs_a_step], counter), (pairs, nullcontext())):
         gc.collect()
         policy = load_policy(work / "model")
         before = forget_peak()
-        figures = ours(work, policy, learned, setting, name) if name in OURS else theirs(work, policy, learned, setting, name)
+        figures = epoch(work, policy, learned, setting, name, counts)
         del policy
     peak = peak_memory()
     assert figures["pairs"] == len(pairs), f"{name} learned {figures['pairs']:.0f} of {len(pairs)} pairs"
@@ -241,6 +265,7 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
         "pairs_per_second": len(pairs) / figures["seconds"],
         "peak_bytes": float(peak),
         "added_bytes": float(peak - before),
+        "operations_a_step": float(counter.get_total_flops()),
     }
 
 
@@ -266,6 +291,8 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
         peak, added = (statistics.median(run[key] for run in runs[name]) / 1e9 for key in ("peak_bytes", "added_bytes"))
         print(f"{name:<8}{rates[name]!s:>24}{peak:>10.2f}{added:>10.2f}")
     print(f"{peer} takes {ratio} times as long as ours, {anew} times as long as ours with its reference computed anew")
+    operations = runs[peer][0]["operations_a_step"] / runs["ours"][0]["operations_a_step"]
+    print(f"and computes {operations:.2f} times as many operations")
     check = spread([run["check_seconds"] for run in runs["ours"]])
     print(f"not in it: {check} s in which ours checks, once a stage, that the model can be packed")
     return {
@@ -275,6 +302,7 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
         "peer": peer,
         "seconds_of_peer_over_ours": as_json(ratio),
         "seconds_of_peer_over_anew": as_json(anew),
+        "operations_of_peer_over_ours": operations,
         "pairs_per_second": {name: as_json(rate) for name, rate in rates.items()},
         "runs": {name: [dict(run) for run in found] for name, found in runs.items()},
     }

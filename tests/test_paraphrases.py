@@ -331,13 +331,16 @@ def test_the_last_training_pools_the_wordings_of_all_rounds(tmp_path: Path) -> N
     labels = tmp_path / "conversations.json"
     turns = [{"from": "human", "value": "<image>\nIs it big?"}, {"from": "gpt", "value": "no"}]
     labels.write_text(json.dumps([{"id": "label", "image": "label.png", "conversations": turns}]))
-    learned = []
+    learned, overruled = [], []
     for options, to in ((SURE, tmp_path / "pooled"), (ALONE, tmp_path / "alone")):
-        final_data(options, conversations=labels, rounds=rounds, to=to)
+        made = final_data(options, conversations=labels, rounds=rounds, to=to)
+        overruled.append(made.manifest.measures.get("overruled_judgments"))
         said = read_records(to, "conversations", Conversation)
         learned.append({row.messages[0].content: row.messages[1].content for row in said if row.images == ("more.png",)})
     assert learned[0] == dict.fromkeys(ALIKE, "cyst")
     assert ALIKE[0] not in learned[1]
+    assert overruled[0]
+    assert overruled[1] is None
 
 
 def write_round(folder: Path, judged: Sequence[JudgedAnswers]) -> tuple[Path, Path]:

@@ -75,7 +75,7 @@ def final_data(
         known = {_said(row) for row in labels}
         voted = read_voted_answers(votes, (row for folders in rounds if votes for row in read_judged_answers(*folders)))
         left_out: Counter[str] = Counter({"answer cut off": 0})
-        right = _found_right(rounds, voted, left_out, options=options)
+        right, overruled = _found_right(rounds, voted, left_out, options=options)
         lineage = _follow_readers(right, voted, left_out)
         for key in [key for key, row in right.items() if _said(row) in known]:
             del right[key]  # Labelled images were asked about too.
@@ -90,6 +90,8 @@ def final_data(
         read = len(right) + left_out.total()
         dropped = {**left_out, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)}
         measures = {"labelled": float(len(labels)), "right": float(len(kept))}
+        if options.pool_paraphrases and options.min_confidence:
+            measures["overruled_judgments"] = float(overruled)
         if votes:
             learned = {row.id for row in kept}
             told = [row for row in lineage if row.id in learned]
@@ -108,9 +110,11 @@ def has_seen(to: Path, votes: Sequence[Path]) -> bool:
 
 def _found_right(
     rounds: Sequence[tuple[Path, Path]], voted: VotedAnswers, left_out: Counter[str], *, options: PairOptions
-) -> Right:
-    """What the expert found right of each question that readers have not answered; counts what is left out."""
+) -> tuple[Right, int]:
+    """What the expert found right of each question that readers have not answered, and how many of its judgments other
+    wordings overruled; counts what is left out."""
     right: Right = {}
+    overruled_judgments = 0
     judged = cache(lambda: questions_judged(rounds))  # Gone through for own votes alone.
     undecided = (row for folders in rounds for row in read_judged_answers(*folders) if row[0].id not in voted.decided)
     paraphrases = paraphrases_among(undecided, options=options)
@@ -118,6 +122,7 @@ def _found_right(
         for answered, verdict in read_judged_answers(answers, judgments):
             told = NO_PARAPHRASES if answered.id in voted.decided else paraphrases
             reckoned = reckon(answered, verdict, options=options, paraphrases=told)
+            overruled_judgments += reckoned.is_overruled
             judgment = reckoned.judgment
             key, question = (answered.images, answered.question), asked(answered.images, answered.question)
             if question in voted.learned or (judgment.is_own_vote and question in judged()):
@@ -135,7 +140,7 @@ def _found_right(
                     left_out[str(cause)] += 1
                     continue
                 right[key] = _learned(answered, best)
-    return right
+    return right, overruled_judgments
 
 
 def _follow_readers(right: Right, voted: VotedAnswers, left_out: Counter[str]) -> list[ConversationLineage]:

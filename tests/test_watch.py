@@ -2,6 +2,7 @@
 
 import fcntl
 import multiprocessing
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.pages import SIZES, browsing, picture, serving
+from stllava.commands.running import status
 from stllava.config import JudgeOptions
 from stllava.errors import StllavaError
 from stllava.pipeline import run
@@ -22,7 +24,7 @@ from stllava.review.image_store import image_id
 from stllava.review.security import Door
 from stllava.review.watch import RunReader, StageView, cost_of, warnings_of
 from stllava.review.watch_page import watch_app
-from stllava.store import CURVES, LOCK, OUTLOOK, PARTS, CurvePoint, Outlook, Stage, read_manifest, remove_folder
+from stllava.store import CURVES, LOCK, OUTLOOK, PARTS, SHARD, SHARDS, CurvePoint, Outlook, Stage, read_manifest, remove_folder
 from test_report import EVIL, build
 from test_run import TAUGHT
 from test_run import options as tiny
@@ -125,6 +127,30 @@ def test_what_speaks_against_a_run_is_said_early() -> None:
     said = ("wrong about 14%", "40%", "90%", "60%", "fell from -2 to -9")
     assert [part in one for part, one in zip(said, told, strict=True)] == [True] * 5
     assert list(warnings_of([stage({"flip_share": 0.1})])) == []
+
+
+def test_the_shards_of_a_stage_are_told_with_those_that_have_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shard(number: int, count: int = 3) -> Stage:
+        folder = tmp_path / SHARDS / f"{number}-of-{count}"
+        return Stage("answer", folder, JudgeOptions(), inputs={SHARD: f"{number}/{count}"}, existing="resume")
+
+    shard(3).finish(counts_in=5, counts_out=4)
+    begun = shard(1).to / PARTS
+    begun.mkdir(exist_ok=True)
+    (begun / OUTLOOK).write_text(Outlook(unit="questions", items=25, chunk=10).model_dump_json())
+    (begun / "a.jsonl").write_text("{}\n")
+    status(tmp_path)
+    told = capsys.readouterr().out
+    assert re.search(r"1/3 +stopped +10 of 25 questions", told)
+    assert re.search(r"3/3 +done +5 in, 4 out", told)
+    assert "1 of 3 shards" in told
+    assert "Not begun: 2/3" in told
+    for number in (1, 2):
+        shard(number).finish(counts_in=5, counts_out=5)
+    status(tmp_path)
+    assert f"are done: stllava gather {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """`stllava run` and `demo`: the whole loop and its table."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -12,8 +13,11 @@ from stllava.records import Outcome, Score
 from stllava.report.wording import CHIEF
 from stllava.rundir import RunDir
 from stllava.stages.results import StageResult
-from stllava.store import Existing
+from stllava.store import SHARDS, Existing, Shard
 from stllava.text import aligned, show
+
+if TYPE_CHECKING:
+    from stllava.review.watch import StageView
 
 
 def run_recipe(options: RunOptions, *, to: Path | None = None, existing: Existing = "resume") -> None:
@@ -64,26 +68,50 @@ def status(run: Positional[Path]) -> None:
     """Say how far a run is: done, at work or stopped, stage by stage; `stllava watch` shows more, on a page.
 
     Args:
-        run: The run directory, of a run that is done, at work, or was stopped.
+        run: The run directory, of a run that is done, at work, or was stopped; or the folder of a stage in shards.
     """
     from stllava.review.watch import RunReader
 
+    if (run / SHARDS).is_dir():
+        show(*_told_of_shards(run))
+        return
     view = RunReader(run).read()
-    rows = [("stage", "state", "done", "took or left")]
-    for stage in view.stages:
-        if stage.manifest is not None:
-            done, spent = f"{stage.manifest.counts_in} in, {stage.manifest.counts_out} out", clock(stage.manifest.seconds)
-        else:
-            done = f"{stage.done} of {stage.items or '?'} {stage.unit}".rstrip()
-            spent = "" if stage.seconds_left is None else f"{clock(stage.seconds_left)} left"
-        rows.append((stage.name, stage.status, done, spent))
     if view.at_work:
         told = "is at work."
     elif view.outcome is not None and view.current is None:
         told = f"is done: {RunDir(run).page}"
     else:
         told = "is stopped. The command that began it goes on where it was."
-    show(*aligned(rows), "", *view.warnings, f"{run} {told}")
+    show(*_stage_rows("stage", view.stages), "", *view.warnings, f"{run} {told}")
+
+
+def _told_of_shards(stage: Path) -> list[str]:
+    """How far the shards of a stage are, and what is to be done next."""
+    from stllava.review.watch import shards_of
+
+    shards = shards_of(stage)
+    begun = {view.name for view in shards}
+    count = max((Shard.parse(name).count for name in begun), default=0)
+    missing = [str(Shard(number, count)) for number in range(1, count + 1) if str(Shard(number, count)) not in begun]
+    done = sum(view.status == "done" for view in shards)
+    lines = [*_stage_rows("shard", shards), ""]
+    if count and done == count:
+        return [*lines, f"All {count} shards of {stage} are done: stllava gather {stage}"]
+    lines.append(f"{done} of {count or '?'} shards of {stage} are done. A command that was stopped goes on where it was.")
+    return [*lines, f"Not begun: {', '.join(missing)}"] if missing else lines
+
+
+def _stage_rows(first: str, stages: "Sequence[StageView]") -> list[str]:
+    """A table of stages."""
+    rows = [(first, "state", "done", "took or left")]
+    for stage in stages:
+        if stage.manifest is not None:
+            done, spent = f"{stage.manifest.counts_in} in, {stage.manifest.counts_out} out", clock(stage.manifest.seconds)
+        else:
+            done = f"{stage.done} of {stage.items or '?'} {stage.unit}".rstrip()
+            spent = "" if stage.seconds_left is None else f"{clock(stage.seconds_left)} left"
+        rows.append((stage.name, stage.status, done, spent))
+    return aligned(rows)
 
 
 def start(options: RunOptions, *, to: Path | None, existing: Existing) -> None:

@@ -7,7 +7,7 @@ process is at work is told by the kernel's list of locks; where there is none, b
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -26,10 +26,12 @@ from stllava.store import (
     OUTLOOK,
     PARTS,
     PLAN,
+    SHARD,
     SHARDS,
     CurvePoint,
     Outlook,
     Plan,
+    Shard,
     read_chunk,
     read_manifest,
     read_plan,
@@ -199,17 +201,8 @@ class RunReader:
 
     def _stage(self, folder: Path, locked: frozenset[int] | None) -> StageView:
         """One stage as it is now."""
-        name = self.run.name_of(folder)
-        manifest = self._manifest(folder)
-        if manifest is not None:
-            curves = {curve: tuple(points) for curve, points in manifest.curves.items()}
-            return StageView(name, manifest.stage, "done", _birth(folder), manifest, curves=curves)
-        plan = folder / PLAN
-        changed = max((path.stat().st_mtime for path in (plan, *_parts_of(folder)) if path.exists()), default=0.0)
-        at_work = _is_locked(folder, locked) if locked is not None else time.time() - changed < LATELY
-        begun = StageView(name, folder.name, "at work" if at_work else "stopped", _birth(folder), changed=changed)
-        points = self._points(folder / PARTS / CURVES)
-        return _with_points(begun, points) if points else _with_chunks(begun, folder)
+        name, manifest = self.run.name_of(folder), self._manifest(folder)
+        return _stage_view(name, folder, manifest, locked, points=lambda: self._points(folder / PARTS / CURVES))
 
     def _points(self, path: Path) -> list[CurvePoint]:
         """The points of a training so far; of a step that was done again the last one."""
@@ -327,6 +320,38 @@ def _shown(answers: Answers, judgment: Judgment | None) -> ShownVerdict:
     ranked = sorted(said.items(), key=lambda row: -(row[1] or 0.0))
     reason = "" if judgment is None else judgment.reason if judgment.scores is not None else f"no verdict: {judgment.cause}"
     return ShownVerdict(next(iter(answers.images), None), answers.question, tuple(ranked[:4]), reason)
+
+
+def shards_of(stage: Path) -> list[StageView]:
+    """The shards of a stage that have begun, as far as they are, in the order of their numbers; each is named i/n."""
+    locked = locked_inodes()
+    found: dict[int, StageView] = {}
+    for folder in (stage / SHARDS).iterdir():
+        if (folder / PLAN).is_file():
+            shard = Shard.parse(read_record(folder / PLAN, Plan).inputs[SHARD])
+            manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+            found[shard.number] = _stage_view(str(shard), folder, manifest, locked, points=tuple)
+    return [found[number] for number in sorted(found)]
+
+
+def _stage_view(
+    name: str,
+    folder: Path,
+    manifest: Manifest | None,
+    locked: frozenset[int] | None,
+    *,
+    points: Callable[[], Sequence[CurvePoint]],
+) -> StageView:
+    """A stage as it is now, of whose curves `points` reads those so far."""
+    if manifest is not None:
+        curves = {curve: tuple(made) for curve, made in manifest.curves.items()}
+        return StageView(name, manifest.stage, "done", _birth(folder), manifest, curves=curves)
+    plan = folder / PLAN
+    changed = max((path.stat().st_mtime for path in (plan, *_parts_of(folder)) if path.exists()), default=0.0)
+    at_work = _is_locked(folder, locked) if locked is not None else time.time() - changed < LATELY
+    begun = StageView(name, folder.name, "at work" if at_work else "stopped", _birth(folder), changed=changed)
+    so_far = points()
+    return _with_points(begun, so_far) if so_far else _with_chunks(begun, folder)
 
 
 def _with_chunks(stage: StageView, folder: Path) -> StageView:

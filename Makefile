@@ -97,8 +97,8 @@ bench: setup ## race the peers, measure limits, kill and resume runs (some hours
 	$(BIN)/python bench/real.py --seeds 3 --resplit 3 --name real-resplit
 	$(BIN)/python bench/real.py --name real-verdicts --arms loop "a quarter of the verdicts" "a quarter, trained longer" "a tenth of the verdicts" "a tenth, trained longer"
 	$(BIN)/python bench/real.py --seeds 0 1 --name real-chance --arms loop "a quarter, by chance" "a tenth, by chance"
-	$(BIN)/python bench/real.py --name real-erring-15 --tallies bench/results/tallies/erring --arms loop "15 % wrong, audited"
-	$(BIN)/python bench/real.py --seeds 0 --name real-erring --tallies bench/results/tallies/erring --arms loop "15 % wrong, each wording alone" "two tumours mixed up, audited" "two tumours mixed up, each wording alone" "30 % wrong, audited"
+	$(BIN)/python bench/real.py --name real-erring --tallies bench/results/tallies/erring --arms loop "15 % wrong, audited" "two tumours mixed up, audited" "30 % wrong, audited"
+	$(BIN)/python bench/real.py --seeds 0 --name real-erring-alone --tallies bench/results/tallies/erring --arms loop "15 % wrong, each wording alone"
 	$(BIN)/python bench/real.py --name real-parts-images --tallies bench/results/tallies/medvqa_mini --arms loop "without borrowing" "without earlier pairs" counter-pairs image-conditional group-relative "image-gain weights"
 	$(BIN)/python bench/real.py --phantoms --name real-parts --tallies bench/results/tallies/phantoms --arms loop "without borrowing" "without earlier pairs" counter-pairs image-conditional group-relative "image-gain weights" "pairs of questions"
 	$(BIN)/python bench/real.py --seeds 0 --name real-own-judge --arms loop "a tenth of the verdicts" "a tenth, then its own judge"

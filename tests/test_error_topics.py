@@ -245,7 +245,7 @@ def test_a_run_is_told_of_what_an_expert_is_mostly_wrong_about() -> None:
 
 def test_topics_need_a_confidence_and_a_word() -> None:
     about = {"?!": (0.3, 0.2)}
-    with pytest.raises(ValidationError, match="min_confidence above 0 with expert_error"):
+    with pytest.raises(ValidationError, match="min_confidence above 0, which alone takes expert_error"):
         PairOptions(expert_errors_about=about)
     with pytest.raises(StllavaError, match=r"'\?!', which is no word that counts"):
         refuse_unknown_errors(PairOptions(min_confidence=0.75, expert_error=0.1, expert_errors_about=about))

@@ -84,7 +84,9 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "compose": Command(f"{_HERE}.composing:compose", "Build a LLaVA from a vision tower and a language model."),
     "export": Command(f"{_HERE}.talking:export", "Write a policy as a plain transformers folder with a model card."),
-    "status": Command(f"{_HERE}.running:status", "Say how far a run is: done, at work or stopped, stage by stage; or a stage in shards."),
+    "status": Command(
+        f"{_HERE}.running:status", "Say how far a run is: done, at work or stopped, stage by stage; or a stage in shards."
+    ),
     "track": Command(f"{_HERE}.measuring:track", "Send the figures of a run to trackio, W&B, TensorBoard or MLflow."),
     "report": Command(f"{_HERE}.measuring:report", "Write a run's report.html and summary.json again."),
     "chat": Command(f"{_HERE}.talking:chat", "Talk with a policy about an image."),

@@ -331,16 +331,16 @@ class PairOptions(Options):
     """The same of questions that begin with these three words, where it errs more or less than elsewhere: {what type of: 0.4};
     in a run with judge.audit, what that finds of kinds that stand out."""
     expert_errors_about: dict[str, tuple[ErrorShare, ErrorShare]] = Field(default={})
-    """How often it is wrong about answers that name this, and about all answers to questions that do, behind their first
-    three words: the share of right ones that it calls wrong, and of wrong ones that it calls right: {glioma: [0.4, 0.2]}; of
-    several the first counts. In a run with judge.audit, what that finds comes after."""
+    """The same of all that names something, in the answer or in the question behind its first three words: two shares above
+    0, of right answers that it calls wrong and of wrong ones that it calls right. {glioma: [0.4, 0.2]} in a recipe; where
+    several words are named, the first of this list counts. In a run with judge.audit, what that finds is added."""
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 
     @model_validator(mode="after")
     def _errors_are_reckoned_with(self) -> "PairOptions":
         if (self.expert_error or self.expert_errors or self.expert_errors_about) and not self.min_confidence:
-            raise ValueError("min_confidence above 0 with expert_error and what it is of, which nothing else takes")
+            raise ValueError("min_confidence above 0, which alone takes expert_error, expert_errors and expert_errors_about")
         if not self.pool_paraphrases and not self.min_confidence:
             raise ValueError("min_confidence above 0 with pool_paraphrases: without it no wording counts for another")
         odd = [opening for opening in self.expert_errors if not _is_opening(opening)]

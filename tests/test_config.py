@@ -88,7 +88,10 @@ def test_every_shipped_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (MINIMAL + "judge: {expert: distilled, correct: true}", "correct false with the expert distilled"),
         (MINIMAL + "judge: {expert: simulated, correct: true}", "correct false with the expert simulated of the oracle"),
-        (MINIMAL + "pair: {expert_error: 0.1}", "options of pair do not fit.*min_confidence above 0, which alone takes expert_error"),
+        (
+            MINIMAL + "pair: {expert_error: 0.1}",
+            "options of pair do not fit.*min_confidence above 0, which alone takes expert_error",
+        ),
         (
             MINIMAL + "judge: {expert: itself}\npair: {min_confidence: 0.8, expert_error: 0.1}",
             "min_confidence 0 with the expert itself",

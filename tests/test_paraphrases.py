@@ -189,6 +189,7 @@ def test_the_share_of_images_on_which_two_questions_are_the_same_is_found(same: 
     found = share_alike(differing, count, by_error=by_error)
     assert same - 0.08 < found <= min(1.0, same + 0.02)
     assert share_alike(0, 0, by_error=2 * 0.15 * 0.85) < 0.75
+    assert share_alike(0, 100, by_error=0.5) == share_alike(0, 100, by_error=0.8) == 0.0
 
 
 def implied(*, images: int) -> tuple[list[JudgedAnswers], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""`stllava run` and `demo`: the whole loop and its table."""
+"""`stllava run` and `demo`: the whole loop and its table; `status` and `gather`: how far it is, and what shards come to."""
 
 import re
 from collections.abc import Sequence

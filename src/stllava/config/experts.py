@@ -280,6 +280,7 @@ class JudgeOptions(Options):
 
 
 ErrorShare = Annotated[float, Field(gt=0, lt=1)]
+"""A share of verdicts that are wrong: of an expert that never is, or always, nothing could be reckoned."""
 
 
 class PairOptions(Options):

@@ -244,8 +244,11 @@ def share_alike(differing: int, compared: int, *, by_error: float) -> float:
     Args:
         differing: Verdicts that differ.
         compared: Verdicts on the same answer to both questions, one more of each kind being reckoned with.
-        by_error: Of these the share that differs by error alone, d: the mean of `differ_by_error`.
+        by_error: Of these the share that differs by error alone, d: the mean of `differ_by_error`. From one half on verdicts
+            tell nothing of the questions, and the share is 0.
     """
+    if by_error >= 0.5:
+        return 0.0
     share = (differing + 1) / (compared + 2)
     unlike = (share + sqrt(share * (1 - share) / (compared + 2)) - by_error) / (1 - 2 * by_error)
     return 1 - min(1.0, max(0.0, unlike))

@@ -12,6 +12,9 @@ Our reference costs what it costs in a run: the policy gave the answers itself a
 so that a sample of them is checked. `anew` is our side where nothing was noted and every tree is computed once before
 training. TRL runs the reference in every step.
 
+With `--large-pages` a further side, `large`, is ours in a process whose memory torch asks for in large pages on a CPU
+(`LARGE_PAGES`), and `trl-N-large` the same of TRL.
+
 The operations of each side's products and attention are counted in the warm-up step, the reference's among them where it
 is computed in training. Two sides that are as near to the machine's rate as each other take time in their ratio.
 
@@ -62,7 +65,9 @@ if TYPE_CHECKING:
 LEARNING_RATE, BETA, LORA_RANK = 1e-5, 0.1, 128
 WEIGHTS = "as prepared"
 Counts = AbstractContextManager[object]
-OURS = ("ours", "anew")
+OURS = ("ours", "anew", "large")
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""What lets torch ask Linux for large pages where it allocates a tensor of 2 MB or more."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
     if fault := check_packing(policy, dataset.trees):
         sys.exit(fault)
     checked = time.perf_counter()
-    references = measure_reference(dataset, policy, weights=WEIGHTS if name == "ours" else "other weights")
+    references = measure_reference(dataset, policy, weights="other weights" if name == "anew" else WEIGHTS)
     finish_device()
     referred = time.perf_counter()
     with counts:
@@ -179,8 +184,8 @@ def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setti
 
 
 def theirs(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str, counts: Counts) -> Figures:
-    """One epoch of TRL's DPOTrainer, whose reference runs in every step; `name` ends in the pairs a forward."""
-    a_forward = int(name.rpartition("-")[2])
+    """One epoch of TRL's DPOTrainer, whose reference runs in every step; `name` says the pairs a forward."""
+    a_forward = int(name.split("-")[1])
     peft, datasets, trl = import_module("peft"), import_module("datasets"), import_module("trl")
     cuda = policy.device.type == "cuda"
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
@@ -269,28 +274,36 @@ def side(name: str, setting: Setting, work: Path) -> Figures:
     }
 
 
-def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str, JsonValue]:
+def compare(setting: Setting, trl_batches: list[int], repeats: int, *, large_pages: bool) -> dict[str, JsonValue]:
     """Run all sides in turn, `repeats` times, and say how many times as long TRL takes at its best."""
-    sides = [*OURS, *(f"trl-{pairs}" for pairs in trl_batches)]
+    own = OURS if large_pages else OURS[:2]
+    peers = [f"trl-{pairs}" for pairs in trl_batches]
+    sides = [*own, *peers, *(f"{peer}-large" for peer in peers if large_pages)]
     runs: dict[str, list[Figures]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory(prefix="stllava-bench-") as work:
         common = ["--work", work, "--setting", json.dumps(asdict(setting))]
         made = run_side(__file__, "--side", "prepare", *common)
         for repeat in range(repeats):
             for name in sides if repeat % 2 == 0 else sides[::-1]:
-                runs[name].append(run_side(__file__, "--side", name, *common))
+                settings = LARGE_PAGES if name.endswith("large") else {}
+                runs[name].append(run_side(__file__, "--side", name, *common, settings=settings))
                 print(f"{name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr)
     rates = {name: spread([run["pairs_per_second"] for run in runs[name]]) for name in sides}
-    peer = max(sides[len(OURS) :], key=lambda name: rates[name].median)
-    ratio, anew = (
-        spread([other["seconds"] / own["seconds"] for own, other in zip(runs[name], runs[peer], strict=True)]) for name in OURS
-    )
+    peer = max(sides[len(own) :], key=lambda name: rates[name].median)
+    ratios = {
+        name: spread([other["seconds"] / run["seconds"] for run, other in zip(runs[name], runs[peer], strict=True)])
+        for name in own
+    }
     print(f"{setting.shape}, {setting.model}: {made['pairs']:.0f} pairs about {setting.images} images, {repeats} repeats")
-    print(f"{'':<8}{'pairs a second':>24}{'peak GB':>10}{'added GB':>10}")
+    print(f"{'':<14}{'pairs a second':>24}{'peak GB':>10}{'added GB':>10}")
     for name in sides:
         peak, added = (statistics.median(run[key] for run in runs[name]) / 1e9 for key in ("peak_bytes", "added_bytes"))
-        print(f"{name:<8}{rates[name]!s:>24}{peak:>10.2f}{added:>10.2f}")
-    print(f"{peer} takes {ratio} times as long as ours, {anew} times as long as ours with its reference computed anew")
+        print(f"{name:<14}{rates[name]!s:>24}{peak:>10.2f}{added:>10.2f}")
+    print(
+        f"{peer} takes {ratios['ours']} times as long as ours, {ratios['anew']} times as long as ours with its reference anew"
+    )
+    if large_pages:
+        print(f"and {ratios['large']} times as long as ours in large pages")
     operations = runs[peer][0]["operations_a_step"] / runs["ours"][0]["operations_a_step"]
     print(f"and computes {operations:.2f} times as many operations")
     check = spread([run["check_seconds"] for run in runs["ours"]])
@@ -300,8 +313,7 @@ def compare(setting: Setting, trl_batches: list[int], repeats: int) -> dict[str,
         "setting": asdict(setting),
         "made": dict(made),
         "peer": peer,
-        "seconds_of_peer_over_ours": as_json(ratio),
-        "seconds_of_peer_over_anew": as_json(anew),
+        **{f"seconds_of_peer_over_{name}": as_json(ratio) for name, ratio in ratios.items()},
         "operations_of_peer_over_ours": operations,
         "pairs_per_second": {name: as_json(rate) for name, rate in rates.items()},
         "runs": {name: [dict(run) for run in found] for name, found in runs.items()},
@@ -318,6 +330,7 @@ def main() -> None:
     parser.add_argument("--trl-batch", type=int, nargs="+", default=[2], help="pairs a forward of TRL: all are tried")
     parser.add_argument("--tokens", type=int, default=2048, help="most tokens of a forward of ours, as --trl-batch is TRL's")
     parser.add_argument("--trl-recompute", action="store_true", help="TRL recomputes activations, as is its default")
+    parser.add_argument("--large-pages", action="store_true", help="also with memory in large pages, on both sides")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -332,7 +345,7 @@ def main() -> None:
         parser.error(f"--images {asked.images} is no multiple of --batch {asked.batch}: the last step would be a smaller one")
     if uneven := [pairs for pairs in asked.trl_batch if setting.pairs_a_step % pairs]:
         parser.error(f"--trl-batch {uneven} does not divide the {setting.pairs_a_step} pairs of an optimizer step")
-    figures = compare(setting, asked.trl_batch, asked.repeats)
+    figures = compare(setting, asked.trl_batch, asked.repeats, large_pages=asked.large_pages)
     name = "-".join(["dpo", asked.shape, *([asked.model] if asked.model != "base" else []), device_kind()])
     print(write_result(name, figures))
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import JsonValue
 
@@ -45,9 +46,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def run_side(script: str, *arguments: str) -> Figures:
-    """Run `python script arguments` offline in a process of its own and return the figures it reported; exit where it fails."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def run_side(script: str, *arguments: str, settings: Mapping[str, str] = MappingProxyType({})) -> Figures:
+    """Run `python script arguments` offline in a process of its own and return the figures it reported; exit where it fails.
+
+    `settings` are environment variables of that process alone.
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(settings)
     answer = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment, check=False)
     if answer.returncode != 0:
         sys.exit(f"{script} {' '.join(arguments)} ended with {answer.returncode}:\n{answer.stderr[-3000:]}")

@@ -108,7 +108,10 @@ def test_a_users_error_is_one_sentence_and_exit_code_2(
         (["judge", "--answers", "a", "--to", "b", "--consensus"], "budget or budget_cost with consensus"),
         (["judge", "--answers", "a", "--to", "b", "--selection", "random"], "budget or budget_cost with selection random"),
         (["pair", "--answers", "a", "--judgments", "j", "--to", "b", "--min-confidence", "0.8"], "how often the expert errs"),
-        (["pair", "--answers", "a", "--judgments", "j", "--to", "b", "--expert-error", "0.1"], "min_confidence above 0 with"),
+        (
+            ["pair", "--answers", "a", "--judgments", "j", "--to", "b", "--expert-error", "0.1"],
+            "min_confidence above 0, which alone",
+        ),
         (["pair", "--answers", "a", "--judgments", "j", "--to", "b", "--gains", "g"], "gains are named, and gain_weight is 0"),
         (["pair", "--answers", "a", "--judgments", "j", "--to", "b", "--questions", "q"], "question_pairs is 0"),
         (["judge", "--answers", "a", "--to", "b", "--dry-run", "--check"], "--check beside --dry-run"),

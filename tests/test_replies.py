@@ -268,10 +268,11 @@ def test_no_hostile_reply_is_a_verdict_or_takes_long(read: Callable[[str], Parse
         began = thread_time()
         found = read(text)
         spent = thread_time() - began
-        if spent > CHEAP:  # A collection of garbage may have come between.
-            began = thread_time()
-            read(text)
-            spent = thread_time() - began
+        for _ in range(3):  # A collection of garbage, or others' work on the same caches, may have come between.
+            if spent > CHEAP:
+                began = thread_time()
+                read(text)
+                spent = min(spent, thread_time() - began)
         assert found.scores is None, kind
         assert found.cause in ("unparsed", "abstained", "refused"), kind
         assert spent <= CHEAP, f"{kind}: {spent:.3f} s"

@@ -92,7 +92,7 @@ def _told_of_shards(stage: Path) -> list[str]:
     shards = shards_of(stage)
     begun = {view.name for view in shards}
     count = max((Shard.parse(name).count for name in begun), default=0)
-    missing = [str(Shard(number, count)) for number in range(1, count + 1) if str(Shard(number, count)) not in begun]
+    missing = [name for number in range(1, count + 1) if (name := str(Shard(number, count))) not in begun]
     done = sum(view.status == "done" for view in shards)
     lines = [*_stage_rows("shard", shards), ""]
     if count and done == count:

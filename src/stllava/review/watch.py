@@ -7,7 +7,7 @@ process is at work is told by the kernel's list of locks; where there is none, b
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -201,8 +201,9 @@ class RunReader:
 
     def _stage(self, folder: Path, locked: frozenset[int] | None) -> StageView:
         """One stage as it is now."""
-        name, manifest = self.run.name_of(folder), self._manifest(folder)
-        return _stage_view(name, folder, manifest, locked, points=lambda: self._points(folder / PARTS / CURVES))
+        view = _stage_view(self.run.name_of(folder), folder, self._manifest(folder), locked)
+        points = self._points(folder / PARTS / CURVES) if view.manifest is None else []
+        return _with_points(view, points) if points else view
 
     def _points(self, path: Path) -> list[CurvePoint]:
         """The points of a training so far; of a step that was done again the last one."""
@@ -330,19 +331,12 @@ def shards_of(stage: Path) -> list[StageView]:
         if (folder / PLAN).is_file():
             shard = Shard.parse(read_record(folder / PLAN, Plan).inputs[SHARD])
             manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-            found[shard.number] = _stage_view(str(shard), folder, manifest, locked, points=tuple)
+            found[shard.number] = _stage_view(str(shard), folder, manifest, locked)
     return [found[number] for number in sorted(found)]
 
 
-def _stage_view(
-    name: str,
-    folder: Path,
-    manifest: Manifest | None,
-    locked: frozenset[int] | None,
-    *,
-    points: Callable[[], Sequence[CurvePoint]],
-) -> StageView:
-    """A stage as it is now, of whose curves `points` reads those so far."""
+def _stage_view(name: str, folder: Path, manifest: Manifest | None, locked: frozenset[int] | None) -> StageView:
+    """A stage as it is now, but for the curves of a training that is not done."""
     if manifest is not None:
         curves = {curve: tuple(made) for curve, made in manifest.curves.items()}
         return StageView(name, manifest.stage, "done", _birth(folder), manifest, curves=curves)
@@ -350,8 +344,7 @@ def _stage_view(
     changed = max((path.stat().st_mtime for path in (plan, *_parts_of(folder)) if path.exists()), default=0.0)
     at_work = _is_locked(folder, locked) if locked is not None else time.time() - changed < LATELY
     begun = StageView(name, folder.name, "at work" if at_work else "stopped", _birth(folder), changed=changed)
-    so_far = points()
-    return _with_points(begun, so_far) if so_far else _with_chunks(begun, folder)
+    return _with_chunks(begun, folder)
 
 
 def _with_chunks(stage: StageView, folder: Path) -> StageView:

@@ -338,6 +338,11 @@ class PairOptions(Options):
     max_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Drop pairs whose texts are so similar or more: 1 only equal ones, 0.9 those that share nine tenths of their words."""
 
+    @property
+    def pools_wordings(self) -> bool:
+        """Whether verdicts count for the same answer in other words too."""
+        return self.pool_paraphrases and self.min_confidence > 0
+
     @model_validator(mode="after")
     def _errors_are_reckoned_with(self) -> "PairOptions":
         if (self.expert_error or self.expert_errors or self.expert_errors_about) and not self.min_confidence:

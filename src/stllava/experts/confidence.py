@@ -84,22 +84,24 @@ def verdict_odds(verdicts: Sequence[WordingVerdict], *, prior: float) -> float:
 
 def _said_of_belief(verdicts: Sequence[WordingVerdict]) -> list[tuple[float, float]]:
     """How likely the first 0, 1, … verdicts on one fact are if the answer is right and if it is wrong, but for a factor."""
-    right = _said_of_answer(verdicts, [verdict.errors.misses for verdict in verdicts], is_right=True)
-    wrong = _said_of_answer(verdicts, [verdict.errors.false_alarms for verdict in verdicts], is_right=False)
+    ratios: list[float] = []
+    misses, false_alarms = list[float](), list[float]()
+    for verdict in verdicts:
+        fresh = min(max(verdict.fresh, SMALLEST_ERROR), 0.5 - SMALLEST_ERROR)  # Odds stay finite.
+        ratios.append((1 - fresh) / fresh if verdict.called_right else fresh / (1 - fresh))
+        for steady, error in zip((misses, false_alarms), verdict.errors, strict=True):
+            steady.append(min(1.0, max(0.0, (error - fresh) / (1 - 2 * fresh))))
+    right = _said_of_answer(misses, ratios, is_right=True)
+    wrong = _said_of_answer(false_alarms, ratios, is_right=False)
     return list(zip(right, wrong, strict=True))
 
 
-def _said_of_answer(verdicts: Sequence[WordingVerdict], errors: Sequence[float], *, is_right: bool) -> list[float]:
-    """How likely the first 0, 1, … verdicts are of an answer that is right, or wrong, where so many of them are errors.
+def _said_of_answer(steady: Sequence[float], ratios: Sequence[float], *, is_right: bool) -> list[float]:
+    """How likely the first 0, 1, … verdicts are of an answer that is right, or wrong, where so many beliefs are wrong.
 
     A verdict's factor is its likelihood where the expert believes the answer to be wrong.
     """
-    steady, ratios = list[float](), list[float]()
-    for verdict, error in zip(verdicts, errors, strict=True):
-        fresh = min(max(verdict.fresh, SMALLEST_ERROR), 0.5 - SMALLEST_ERROR)  # Odds stay finite.
-        steady.append(min(1.0, max(0.0, (error - fresh) / (1 - 2 * fresh))))
-        ratios.append((1 - fresh) / fresh if verdict.called_right else fresh / (1 - fresh))
-    likelihoods = [0.0] * (len(verdicts) + 1)
+    likelihoods = [0.0] * (len(ratios) + 1)
     # The belief is wrong in the wordings whose s is above a number drawn from 0 to 1.
     for low, high in pairwise(sorted({0.0, 1.0, *steady})):
         likelihood = high - low
@@ -164,24 +166,23 @@ def reckon(
     wordings = [Paraphrase(1.0, bare(answers.question), own), *elsewhere]
 
     def said_of(text: str) -> list[WordingVerdict]:
-        said = [wording for wording in wordings if text in wording.verdicts.called_right]
-        errors = [errors_about(wording.question, text, options) for wording in said]
         return [
             WordingVerdict(
                 wording.verdicts.called_right[text],
-                errors=of_wording,
-                fresh=paraphrases.fresh_error(wording.question, of_wording),
-                reliability=wording.reliability,
+                errors := errors_about(wording.question, text, options),
+                paraphrases.fresh_error(wording.question, errors),
+                wording.reliability,
             )
-            for wording, of_wording in zip(said, errors, strict=True)
+            for wording in wordings
+            if text in wording.verdicts.called_right
         ]
 
     odds, chances = _beliefs(own, said_of)
     said = [vote(text) for text in answers.final_answers]
     sure = [chances.get(text, 0.0) >= options.min_confidence for text in said]
-    called = {text for wording in wordings for text, is_right in wording.verdicts.called_right.items() if is_right}
+    called_somewhere = {text for wording in wordings for text, is_right in wording.verdicts.called_right.items() if is_right}
     # Where an expert errs more often than not, a verdict speaks for its contrary; none is turned into it.
-    right = {text: ratio > 1 and text in called for text, ratio in odds.items()} if elsewhere else own.called_right
+    right = {text: ratio > 1 and text in called_somewhere for text, ratio in odds.items()} if elsewhere else own.called_right
     overruled = {text for text, called in right.items() if called != own.called_right[text]}
     # Where the expert found no answer right and the other wordings do, its own answer is not needed.
     needed = not any(right[text] and chances[text] >= options.min_confidence for text in overruled)
@@ -201,7 +202,7 @@ def _may_correct(answers: Answers, judgment: Judgment, *, options: PairOptions) 
 
 def paraphrases_among(judged: Iterable[JudgedAnswers], *, options: PairOptions) -> Paraphrases:
     """Which of the questions ask the same in other words; none where `pool_paraphrases` or `min_confidence` is not set."""
-    if not options.min_confidence or not options.pool_paraphrases:
+    if not options.pools_wordings:
         return NO_PARAPHRASES
 
     def likeliest(question: str, verdicts: AnswerVerdicts) -> str | None:

@@ -75,24 +75,29 @@ def find_error_topics(verdicts: Sequence[KnownVerdict]) -> ErrorTopics:
     """
     topics: dict[str, list[KnownVerdict]] = {}
     others = list(verdicts)
-    level: float | None = None
-    while True:
-        naming: dict[str, list[KnownVerdict]] = {}
-        for verdict in others:
-            for word in verdict.words:
-                naming.setdefault(word, []).append(verdict)
-        tested = {word: named for word, named in naming.items() if len({verdict.image for verdict in named}) >= MIN_IMAGES}
-        if level is None:
-            level = LEVEL / max(1, len(tested))
+    tested = _named_often(others)
+    level = LEVEL / max(1, len(tested))
+    while tested:
         chances = {
             word: _chance_of_errors(named, [verdict for verdict in others if word not in verdict.words])
             for word, named in tested.items()
         }
-        topic = min(chances, key=lambda word: (chances[word], word), default=None)
-        if topic is None or chances[topic] > level:
-            return ErrorTopics(topics, others)
+        topic = min(chances, key=lambda word: (chances[word], word))
+        if chances[topic] > level:
+            break
         topics[topic] = tested[topic]
         others = [verdict for verdict in others if topic not in verdict.words]
+        tested = _named_often(others)
+    return ErrorTopics(topics, others)
+
+
+def _named_often(verdicts: Sequence[KnownVerdict]) -> dict[str, list[KnownVerdict]]:
+    """The verdicts that name a word, of every word that is named in enough images."""
+    naming: dict[str, list[KnownVerdict]] = {}
+    for verdict in verdicts:
+        for word in verdict.words:
+            naming.setdefault(word, []).append(verdict)
+    return {word: named for word, named in naming.items() if len({verdict.image for verdict in named}) >= MIN_IMAGES}
 
 
 def _chance_of_errors(named: Sequence[KnownVerdict], others: Sequence[KnownVerdict]) -> float:

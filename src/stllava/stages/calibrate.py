@@ -151,10 +151,10 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
         kinds=tuple(
             AuditedKind(opening=opening, wrong=wrong)
             for opening, kind in sorted(kinds.items())
-            if len(kind) >= ENOUGH and (wrong := _errors_in(kind)["wrong"]) is not None
+            if len(kind) >= ENOUGH and (wrong := _wrong_of(kind)) is not None
         ),
         topics=tuple(AuditedTopic.model_validate({"word": word, **_errors_in(naming)}) for word, naming in topics.items()),
-        elsewhere=_errors_in(others)["wrong"] if topics else None,
+        elsewhere=_wrong_of(others) if topics else None,
     )
     options = with_errors(options, found)
     pairs, chosen = Outcomes(), Outcomes()
@@ -173,14 +173,15 @@ def audit_of(known: Sequence[Known], *, options: PairOptions, expert: str) -> Ex
 
 def _errors_in(verdicts: Sequence[KnownVerdict]) -> dict[str, Rate | None]:
     """How many verdicts are wrong: of all, of those on right answers, and of those on wrong ones."""
-    among = {
-        "wrong": verdicts,
-        "misses": [verdict for verdict in verdicts if verdict.is_right],
-        "false_alarms": [verdict for verdict in verdicts if not verdict.is_right],
-    }
     return {
-        name: rate([verdict.is_wrong for verdict in some], [verdict.image for verdict in some]) for name, some in among.items()
+        "wrong": _wrong_of(verdicts),
+        "misses": _wrong_of([verdict for verdict in verdicts if verdict.is_right]),
+        "false_alarms": _wrong_of([verdict for verdict in verdicts if not verdict.is_right]),
     }
+
+
+def _wrong_of(verdicts: Sequence[KnownVerdict]) -> Rate | None:
+    return rate([verdict.is_wrong for verdict in verdicts], [verdict.image for verdict in verdicts])
 
 
 def verdicts_of(
@@ -207,12 +208,13 @@ def with_errors(options: PairOptions, found: ExpertAudit) -> PairOptions:
     kinds = {
         kind.opening: error_of(kind.wrong) for kind in found.kinds if not kind.wrong.low <= overall.value <= kind.wrong.high
     }
-    topics = {topic.word: _errors_about(topic) for topic in found.topics}
+    given = options.expert_errors_about
+    topics = {topic.word: _errors_about(topic) for topic in found.topics if topic.word not in given}
     return options.model_copy(
         update={
             "expert_error": error_of(overall),
             "expert_errors": kinds | options.expert_errors,
-            "expert_errors_about": {**options.expert_errors_about, **topics, **options.expert_errors_about},
+            "expert_errors_about": given | topics,
         }
     )
 

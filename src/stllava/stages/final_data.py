@@ -90,7 +90,7 @@ def final_data(
         read = len(right) + left_out.total()
         dropped = {**left_out, "surplus of yes or no": len(surplus), "surplus of denials": len(denied)}
         measures = {"labelled": float(len(labels)), "right": float(len(kept))}
-        if options.pool_paraphrases and options.min_confidence:
+        if options.pools_wordings:
             measures["overruled_judgments"] = float(overruled)
         if votes:
             learned = {row.id for row in kept}

@@ -163,7 +163,7 @@ def pair(
         stage.write_records("preferences", chain(figures.count(kept), asking))
         measures = figures.measures(judged=counted, surplus=balance.surplus)
         measures |= {"question_pairs": float(len(asking))} if questions is not None else {}
-        if options.pool_paraphrases and options.min_confidence:
+        if options.pools_wordings:
             same = rule.paraphrases.records()
             stage.write_records("paraphrases", same)
             measures |= {"paraphrases": float(len(same)), "overruled_judgments": float(overruled)}

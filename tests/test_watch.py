@@ -153,6 +153,12 @@ def test_the_shards_of_a_stage_are_told_with_those_that_have_not_begun(
     assert f"are done: stllava gather {tmp_path}" in capsys.readouterr().out
 
 
+def test_a_folder_among_shards_that_is_none_is_named(tmp_path: Path) -> None:
+    Stage("answer", tmp_path / SHARDS / "whole", JudgeOptions(), inputs={}, existing="resume")
+    with pytest.raises(StllavaError, match="whole is no shard, but the whole of a stage"):
+        status(tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StllavaError, match="has no plan"):
         RunReader(tmp_path)

@@ -41,6 +41,7 @@ from stllava.store import (
     first_loss,
     from_shards,
     locked,
+    planned_shard,
     read_formatted,
     read_manifest,
     read_record,
@@ -142,12 +143,9 @@ def read_shards(to: Path, shards: Sequence[Path]) -> list[ShardFolder]:
                 f"{folder} has no {PLAN}", expected="the folder of a shard", remedy="Remove it from there, or name another."
             )
         plan = read_formatted(folder / PLAN, Plan)
-        if SHARD not in plan.inputs:
-            raise StllavaError(
-                f"{folder} is no shard, but the whole of a stage", expected="the folder of a shard", remedy="Do not name it."
-            )
+        shard = planned_shard(folder, plan.inputs)
         whole = {name: value for name, value in plan.inputs.items() if name != SHARD}
-        found.append(ShardFolder(folder, Shard.parse(plan.inputs[SHARD]), plan.model_copy(update={"inputs": whole})))
+        found.append(ShardFolder(folder, shard, plan.model_copy(update={"inputs": whole})))
     if not found:
         raise StllavaError(
             f"no shards in {to / SHARDS}",

@@ -26,12 +26,11 @@ from stllava.store import (
     OUTLOOK,
     PARTS,
     PLAN,
-    SHARD,
     SHARDS,
     CurvePoint,
     Outlook,
     Plan,
-    Shard,
+    planned_shard,
     read_chunk,
     read_manifest,
     read_plan,
@@ -329,7 +328,7 @@ def shards_of(stage: Path) -> list[StageView]:
     found: dict[int, StageView] = {}
     for folder in (stage / SHARDS).iterdir():
         if (folder / PLAN).is_file():
-            shard = Shard.parse(read_record(folder / PLAN, Plan).inputs[SHARD])
+            shard = planned_shard(folder, read_record(folder / PLAN, Plan).inputs)
             manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
             found[shard.number] = _stage_view(str(shard), folder, manifest, locked)
     return [found[number] for number in sorted(found)]

@@ -70,6 +70,7 @@ from stllava.store.shards import (
     gathered_now,
     in_chunks,
     not_in_shards,
+    planned_shard,
     shares_out,
 )
 from stllava.store.stage import Input, Inputs, Stage, begin_shard, open_stage, shard_folder
@@ -132,6 +133,7 @@ __all__ = [
     "nothing_left",
     "open_stage",
     "output_hash",
+    "planned_shard",
     "read_chunk",
     "read_formatted",
     "read_jsonl",

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pydantic import JsonValue, TypeAdapter
@@ -67,6 +68,19 @@ class Shard:
     def owns(self, index: int) -> bool:
         """Whether the chunk of that index, from 0, is made by this shard."""
         return index % self.count == self.number - 1
+
+
+def planned_shard(folder: Path, inputs: Mapping[str, str]) -> Shard:
+    """The shard that a folder is of, by the inputs in its plan.
+
+    Raises:
+        StllavaError: Where it is of none.
+    """
+    if SHARD not in inputs:
+        raise StllavaError(
+            f"{folder} is no shard, but the whole of a stage", expected="the folder of a shard", remedy="Do not name it."
+        )
+    return Shard.parse(inputs[SHARD])
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,8 @@ def logits_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator
     shape: torch.Size | None = None
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][rows, columns][None],)
+        whole = inputs[0]
+        return (whole.flatten(0, 1).index_select(0, rows * whole.shape[1] + columns)[None],)
 
     def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal places, shape
@@ -203,7 +204,7 @@ def logits_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator
             shape = inputs[0].shape
             # Where every token is needed, as while answers grow, there is nothing to leave out.
             places = torch.unique(rows * shape[1] + columns) if len(rows) < shape[0] * shape[1] else None
-        return inputs if places is None else (inputs[0].flatten(0, 1)[places][None],)
+        return inputs if places is None else (inputs[0].flatten(0, 1).index_select(0, places)[None],)
 
     def widen(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if places is None or shape is None:

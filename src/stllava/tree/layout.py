@@ -76,17 +76,19 @@ def pack(nodes: Sequence[Node]) -> Layout:
             predictors.append(np.concatenate([[last[node.parent]], np.arange(start, start + length - 1)]))
             leaves.append(np.full(length, index))
         start += length
-    owners = np.repeat(np.arange(len(nodes)), [len(node.ids) for node in nodes])
+    lengths = [len(node.ids) for node in nodes]
+    mask = np.repeat(np.repeat(sees, lengths, axis=1), lengths, axis=0)
+    mask &= np.tri(start, dtype=bool)
     none = np.zeros(0, dtype=np.int64)
     targets = [np.asarray(node.ids, dtype=np.int64) for node in nodes if node.learn]
     return Layout(
         ids=np.concatenate([np.asarray(node.ids, dtype=np.int64) for node in nodes]),
         positions=np.concatenate(positions),
-        owners=owners,
+        owners=np.repeat(np.arange(len(nodes)), lengths),
         predictors=np.concatenate([none, *predictors]),
         targets=np.concatenate([none, *targets]),
         leaves=np.concatenate([none, *leaves]),
-        mask=sees[owners][:, owners] & np.tri(start, dtype=bool),
+        mask=mask,
     )
 
 
@@ -105,8 +107,8 @@ class Span:
 def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     """A packed row cut into spans, in order: the roots, and of what stands on them at least `least` tokens together.
 
-    A row is cut only where nothing behind the cut sees what stands between its root and the cut; a single node of more
-    than about `most` tokens is cut into even spans that see those before.
+    A row is cut only where nothing behind the cut sees what stands between its root and the cut; a root that is one node
+    is cut into spans of `most` tokens that see those before, and the last of them takes a rest of up to half as many.
     """
     starts = [0]
     units: list[int] = []
@@ -126,9 +128,8 @@ def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     for first, end in pairwise(reversed(cuts)):
         own = (starts[first], starts[end])
         if nodes[first].parent == ROOT:
-            length = own[1] - own[0]
-            step = math.ceil(length / max(1, round(length / most))) if end - first == 1 else length
-            blocks = [*range(own[0], own[1], step), own[1]]
+            step = most if end - first == 1 else own[1] - own[0]
+            blocks = [*range(own[0], max(own[0] + 1, own[1] - step // 2), step), own[1]]
             made += [Span((own[0], start), (start, stop), True) for start, stop in pairwise(blocks)]
             continue
         root = roots[first]

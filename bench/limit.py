@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from shared.measure import as_json, device_kind, finish_device, spread, write_re
 from stllava.model.adapters import optimizer_groups, prepare_model
 from stllava.model.load import Policy, load_policy
 from stllava.records import Preference
+from stllava.training.host_memory import freed_memory_kept
 from stllava.training.lean_layers import layers_that_learn
 from stllava.training.objective import counts_of
 from stllava.training.preference_dataset import PreferenceDataset
@@ -42,13 +44,20 @@ GROUPS = {
 
 
 class Operations:
-    """Counts what linear layers must compute, forwards and backwards, by hooks."""
+    """Counts what linear layers must compute, forwards and backwards, by hooks that last as long as the `with` block."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.count = 0.0
-        for module in model.modules():
+        self.model, self.count = model, 0.0
+        self.hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        for module in self.model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                module.register_forward_hook(self.add)
+                self.hooks.callback(module.register_forward_hook(self.add).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.close()
 
     def add(self, module: nn.Module, _: object, output: Tensor) -> None:
         """A layer's products: forwards, for its input and, where it learns, for its weight."""
@@ -116,9 +125,10 @@ def main() -> None:
             finish_device()
             return time.perf_counter() - began
 
+        layers.enter_context(freed_memory_kept(policy.device))
         layers.enter_context(layers_that_learn(policy.model, dpo))
-        operations = Operations(policy.model)
-        step()
+        with Operations(policy.model) as operations:
+            step()
         linear = operations.count
         batches = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
         needed = linear + sum(attended(policy, batch) for batch in batches)

@@ -21,10 +21,13 @@ SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_attent
 
 
 def layer(kind: str) -> nn.Module:
-    """An RMSNorm with weights of its own, or a gated MLP."""
+    """An RMSNorm with weights of its own, or a gated MLP, of plain layers or of such as do something else besides."""
     torch.manual_seed(0)
-    if kind == "mlp":
-        return cast(nn.Module, LlamaMLP(LlamaConfig(**SIZES)))
+    if kind.startswith("mlp"):
+        mlp = cast(nn.Module, LlamaMLP(LlamaConfig(**SIZES, mlp_bias=kind == "mlp with a bias")))
+        if kind == "mlp with a hook":
+            mlp.get_submodule("up_proj").register_forward_hook(lambda _, __, output: 2 * output)
+        return mlp
     norm = cast(nn.Module, LlamaRMSNorm(24))
     nn.init.normal_(norm.get_parameter("weight"))
     return norm
@@ -55,7 +58,7 @@ def bytes_kept(shared: Tensor) -> Iterator[list[int]]:
         yield total
 
 
-@pytest.mark.parametrize("kind", ["norm", "mlp"])
+@pytest.mark.parametrize("kind", ["norm", "mlp", "mlp with a bias", "mlp with a hook"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frozen", [False, True], ids=["in full", "frozen"])
 def test_lean_layers_compute_what_theirs_do(kind: str, dtype: torch.dtype, frozen: bool) -> None:
@@ -92,7 +95,7 @@ def test_gradients_of_a_lean_norm_are_those_of_differences() -> None:
         assert torch.autograd.gradcheck(lambda x: forward(norm, x), (inputs,))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("norm", 0.1), ("mlp", 2.01)])
+@pytest.mark.parametrize(("kind", "most"), [("norm", 0.1), ("mlp", 2.01), ("mlp with a bias", 2.01)])
 def test_lean_layers_keep_less(kind: str, most: float) -> None:
     """A norm keeps less than its output; an MLP what its gate and up give, and neither silu nor the product."""
     module = layer(kind)

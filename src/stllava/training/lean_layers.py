@@ -86,6 +86,9 @@ def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:
+    layers = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    if all(_is_plain(one, x) for one in layers) and len({one.weight.requires_grad for one in layers}) == 1:
+        return cast(Tensor, LeanMLP.apply(x, *(one.weight for one in layers)))  # type: ignore[no-untyped-call]
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
     shared = SharedSilu(gate.detach())
     product = cast(Tensor, LeanGate.apply(gate, up, shared))  # type: ignore[no-untyped-call]
@@ -93,6 +96,17 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
         return cast(Tensor, mlp.down_proj(product))
     with _made_again(product, shared, up.detach()):
         return cast(Tensor, mlp.down_proj(product))
+
+
+def _is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is a product with its weight and nothing else, in one precision: no adapter, no hook, no autocast."""
+    return (
+        type(layer) is nn.Linear
+        and cast("Tensor | None", layer.bias) is None
+        and layer.weight.dtype == x.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+        and not (layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
+    )
 
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -155,6 +169,36 @@ class LeanRMSNorm(torch.autograd.Function):
         along = (product @ weight.float()).view_as(scale).mul_(scale * scale).div_(width)
         of_x = torch.mul(gradient, weight, out=product.view_as(gradient)).addcmul_(whole, along, value=-1).mul_(scale)
         return of_x.to(x.dtype), of_weight, None
+
+
+class LeanMLP(torch.autograd.Function):
+    """down(silu(gate(x)) · up(x)) of three weights; keeps x and what gate and up give, and computes silu and product again.
+
+    Each of the wide results on the way back is written over what was needed for it last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
+        """What a gated MLP gives of x [..., H]."""
+        gate, up = x @ gate_weight.t(), x @ up_weight.t()
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
+        return silu(gate).mul_(up) @ down_weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of x and of the weights, where they are asked for."""
+        whole, *wide, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        x, gate, up, gradient = (one.reshape(-1, one.shape[-1]) for one in (whole, *wide, gradients[0]))
+        asked_x, asked_gate, asked_up, asked_down = ctx.needs_input_grad
+        opened = silu(gate)
+        product = opened * up
+        of_down = gradient.t() @ product if asked_down else None
+        of_product = torch.mm(gradient, down_weight, out=product)
+        of_up = opened.mul_(of_product)
+        of_opened = of_product.mul_(up)
+        of_gate = torch.ops.aten.silu_backward.grad_input(of_opened, gate, grad_input=of_opened)
+        of_x = (of_gate @ gate_weight).addmm_(of_up, up_weight).view_as(whole) if asked_x else None
+        return of_x, of_gate.t() @ x if asked_gate else None, of_up.t() @ x if asked_up else None, of_down
 
 
 class SharedSilu:

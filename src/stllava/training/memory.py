@@ -32,6 +32,7 @@ from stllava.model.device import best_device, native_bfloat16
 from stllava.model.load import Policy
 from stllava.model.processor import POLICY, load_processor
 from stllava.records import Conversation, Lineage, Message, Preference
+from stllava.training.host_memory import M_MMAP_THRESHOLD
 from stllava.training.lean_layers import layers_that_learn
 from stllava.training.preference_dataset import PreferenceDataset
 from stllava.training.sft_dataset import SftDataset
@@ -43,8 +44,6 @@ NF4_BYTES = 0.5 + 0.016
 WORDS = 64
 """Of which the length of a word in tokens is taken."""
 CLEAR_REFS = Path("/proc/self/clear_refs")
-M_MMAP_THRESHOLD = -3
-"""glibc's number of the size from which a block is given back to the system when it is freed."""
 ADAM_MOMENTS = 2
 """Tensors that AdamW keeps of each weight that learns, in its precision."""
 

@@ -41,6 +41,7 @@ from stllava.training.callbacks import (
     newest_whole_checkpoint,
 )
 from stllava.training.fsdp import FsdpStrategy
+from stllava.training.host_memory import freed_memory_kept
 from stllava.training.lean_layers import layers_that_learn
 from stllava.training.processes import Processes, current_processes
 from stllava.training.step_sharing import IDLE, Batch, Items, StepParts
@@ -137,7 +138,7 @@ def fit(
         # A loader that skips what was learned before a kill does not tell its data set the epoch.
         items.set_epoch(int(json.loads((Path(resumed) / "trainer_state.json").read_bytes())["epoch"]))
     skeleton = without_weights(model) if trainer.strategy.shares_out else None
-    with layers_that_learn(policy.model, options):
+    with freed_memory_kept(device), layers_that_learn(policy.model, options):
         trainer.train(resume_from_checkpoint=resumed)
     if skeleton is not None:
         trained = cast(nn.Module, trainer.model)

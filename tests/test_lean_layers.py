@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
+from transformers.activations import QuickGELUActivation
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
@@ -21,8 +22,10 @@ SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_attent
 
 
 def layer(kind: str) -> nn.Module:
-    """An RMSNorm with weights of its own, or a gated MLP, of plain layers or of such as do something else besides."""
+    """CLIP's activation, an RMSNorm with weights of its own, or a gated MLP, of plain layers or with something besides."""
     torch.manual_seed(0)
+    if kind == "quick gelu":
+        return cast(nn.Module, QuickGELUActivation())
     if kind.startswith("mlp"):
         mlp = cast(nn.Module, LlamaMLP(LlamaConfig(**SIZES, mlp_bias=kind == "mlp with a bias")))
         if kind == "mlp with a hook":
@@ -58,7 +61,7 @@ def bytes_kept(shared: Tensor) -> Iterator[list[int]]:
         yield total
 
 
-@pytest.mark.parametrize("kind", ["norm", "mlp", "mlp with a bias", "mlp with a hook"])
+@pytest.mark.parametrize("kind", ["quick gelu", "norm", "mlp", "mlp with a bias", "mlp with a hook"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frozen", [False, True], ids=["in full", "frozen"])
 def test_lean_layers_compute_what_theirs_do(kind: str, dtype: torch.dtype, frozen: bool) -> None:
@@ -95,12 +98,12 @@ def test_gradients_of_a_lean_norm_are_those_of_differences() -> None:
         assert torch.autograd.gradcheck(lambda x: forward(norm, x), (inputs,))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("norm", 0.1), ("mlp", 2.01), ("mlp with a bias", 2.01)])
+@pytest.mark.parametrize(("kind", "most"), [("quick gelu", 0.0), ("norm", 0.1), ("mlp", 2.01), ("mlp with a bias", 2.01)])
 def test_lean_layers_keep_less(kind: str, most: float) -> None:
-    """A norm keeps less than its output; an MLP what its gate and up give, and neither silu nor the product."""
+    """CLIP's activation keeps its input, a norm little more; an MLP what gate and up give, and neither silu nor product."""
     module = layer(kind)
     inputs = torch.randn(1, 200, 24, requires_grad=True)
-    result = 200 * (24 if kind == "norm" else 40) * 4
+    result = 200 * (40 if kind.startswith("mlp") else 24) * 4
     weights = sum(one.nbytes for one in module.parameters())
     kept = []
     for lean in (False, True):

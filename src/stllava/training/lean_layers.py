@@ -1,9 +1,9 @@
 """Layers of stock models that keep less for their gradients while they learn, for the same numbers.
 
-Autograd keeps every intermediate result of a gated MLP and of an RMSNorm. Here only what their products were made of is kept,
-and elementwise passes are done again or not at all, as Liger Kernel does on GPUs (Hsu et al., arXiv 2410.10989); rotary
-positions are two passes instead of five. What is replaced is known by its code: whoever's forward is not Llama's, statement
-for statement, is left as it is.
+Autograd keeps every intermediate result of a gated MLP, of an RMSNorm and of CLIP's activation. Here only what their
+products were made of is kept, and elementwise passes are done again or not at all, as Liger Kernel does on GPUs (Hsu et al.,
+arXiv 2410.10989); rotary positions are two passes instead of five. What is replaced is known by its code: whoever's forward
+is not transformers' own, statement for statement, is left as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, QuickGELUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb, rotate_half
 
 from stllava.config import TrainingOptions
@@ -24,6 +24,8 @@ from stllava.tree.forward import activation_checkpointing
 
 ROTATE, HALF = "apply_rotary_pos_emb", "rotate_half"
 """What transformers' attention layers call, from their own file."""
+QUICK = 1.702
+"""The factor of CLIP's activation."""
 
 
 def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> AbstractContextManager[None]:
@@ -33,7 +35,7 @@ def layers_that_learn(model: PreTrainedModel, options: TrainingOptions) -> Abstr
 
 @contextmanager
 def lean_layers(model: nn.Module) -> Iterator[None]:
-    """Let the model's gated MLPs, RMSNorms and rotary positions cost less for their gradients, while this lasts."""
+    """Let gated MLPs, RMSNorms, CLIP's activations and rotary positions cost less for their gradients, while this lasts."""
     with ExitStack() as undo:
         for module in model.modules():
             forward = lean_forward(module)
@@ -51,6 +53,8 @@ def lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     """What computes the same as this module's forward and keeps less; None where there is nothing of that kind."""
     if _says(module, LlamaRMSNorm):
         return _normed
+    if _says(module, QuickGELUActivation):
+        return _quick_gelu
     if _says(module, LlamaMLP) and isinstance(module.act_fn, type(ACT2FN["silu"])):
         return _gated
     return None
@@ -83,6 +87,10 @@ def _statements(function: FunctionType) -> tuple[object, ...]:
 
 def _normed(norm: Any, hidden_states: Tensor) -> Tensor:
     return cast(Tensor, LeanRMSNorm.apply(hidden_states, norm.weight, norm.variance_epsilon))  # type: ignore[no-untyped-call]
+
+
+def _quick_gelu(_: Any, input: Tensor) -> Tensor:  # noqa: A002 - its name in transformers
+    return cast(Tensor, LeanQuickGELU.apply(input))  # type: ignore[no-untyped-call]
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:
@@ -126,22 +134,22 @@ class LeanRotation(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
         first, second = sin.chunk(2, dim=-1)
-        return _turned(x, cos, -first, second)
+        return _turned(x, cos, first, second, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of x: what comes in, turned back."""
         cos, sin = ctx.saved_tensors
         first, second = sin.chunk(2, dim=-1)
-        return _turned(gradients[0], cos, second, -first).to(ctx.dtype), None, None
+        return _turned(gradients[0], cos, second, first, -1).to(ctx.dtype), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, of_second: Tensor, of_first: Tensor) -> Tensor:
-    """x · cos, and to its first half the second added so many times, and the other way round."""
+def _turned(x: Tensor, cos: Tensor, of_second: Tensor, of_first: Tensor, way: int) -> Tensor:
+    """x · cos, and of its halves so many times the second taken from the first, and the first added to the second; or back."""
     turned = x * cos
     (first, second), into = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
-    into[0].addcmul_(second, of_second)
-    into[1].addcmul_(first, of_first)
+    into[0].addcmul_(second, of_second, value=-way)
+    into[1].addcmul_(first, of_first, value=way)
     return turned
 
 
@@ -162,13 +170,32 @@ class LeanRMSNorm(torch.autograd.Function):
         """The gradients of x and of the weight, where they are asked for."""
         x, weight, scale = ctx.saved_tensors
         gradient, whole, width = gradients[0].float(), x.float(), x.shape[-1]
-        product = (gradient * whole).reshape(-1, width)
-        of_weight = (product.t() @ scale.reshape(-1)).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, of_weight, None
-        along = (product @ weight.float()).view_as(scale).mul_(scale * scale).div_(width)
-        of_x = torch.mul(gradient, weight, out=product.view_as(gradient)).addcmul_(whole, along, value=-1).mul_(scale)
-        return of_x.to(x.dtype), of_weight, None
+        # As a LayerNorm's whose means are zero, but for what it takes off so that its own gradients have none.
+        asked = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, whole, [width], torch.zeros_like(scale), scale, weight.float(), None, asked
+        )
+        if of_x is not None:
+            taken = (gradient.reshape(-1, width) @ weight.float()).view_as(scale).mul_(scale).div_(width)
+            of_x = of_x.add_(taken).to(x.dtype)
+        return of_x, of_weight.to(weight.dtype) if of_weight is not None else None, None
+
+
+class LeanQuickGELU(torch.autograd.Function):
+    """x · sigmoid(1.702 x), as OpenAI's CLIP has it, which is silu(1.702 x) / 1.702; keeps x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The activation, element by element."""
+        ctx.save_for_backward(x)
+        return silu(QUICK * x, inplace=True).div_(QUICK)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient of x."""
+        (x,) = ctx.saved_tensors
+        scaled = QUICK * x
+        return cast(Tensor, torch.ops.aten.silu_backward.grad_input(gradients[0], scaled, grad_input=scaled))
 
 
 class LeanMLP(torch.autograd.Function):

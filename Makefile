@@ -77,7 +77,7 @@ check: setup ## lint, strict types and the walls between rooms only
 
 # LMMS_EVAL is a Python with lmms-eval and stllava in it: lmms-eval wants torchvision, which has no place in this environment.
 bench: setup ## race the peers, measure limits, kill and resume runs (some hours); write the tables of docs/results.md
-	$(BIN)/python bench/dpo.py --shape llava --images 16 --batch 2 --trl-batch 2 --repeats 3
+	$(BIN)/python bench/dpo.py --shape llava --images 48 --batch 2 --trl-batch 2 --repeats 1
 	$(BIN)/python bench/dpo.py --shape one-question --images 4 --batch 4 --trl-batch 2 4
 	$(BIN)/python bench/dpo.py --shape wide --images 1 --batch 1 --trl-batch 4 --repeats 1
 	$(BIN)/python bench/dpo.py --shape small-image --images 6 --trl-batch 2 10

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import JsonValue
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from shared.llava import ANSWER_TOKENS, MODELS, PATCH, QUESTION_TOKENS, SHAPES, build, noise, preferences
 from shared.measure import (
@@ -139,7 +139,7 @@ def options(setting: Setting) -> "DpoOptions":
 
 
 def counted() -> FlopCounterMode:
-    """Counts the operations of products, convolutions and attention; torch itself knows no attention of a CPU."""
+    """Counts the operations of products, convolutions and attention; torch knows no attention of a CPU, nor sums in place."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -149,7 +149,11 @@ def counted() -> FlopCounterMode:
     def backwards(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
         return int(sdpa_backward_flop_count(gradient, query, key, value))
 
-    return FlopCounterMode(display=False, custom_mapping={attention: forwards, backward: backwards})
+    def sums(_: torch.Size, one: torch.Size, other: torch.Size, **__: object) -> int:
+        return int(mm_flop(one, other))
+
+    own = {attention: forwards, backward: backwards, torch.ops.aten.addmm_: sums}
+    return FlopCounterMode(display=False, custom_mapping=own)
 
 
 def ours(work: Path, policy: "Policy", pairs: "list[Preference]", setting: Setting, name: str, counts: Counts) -> Figures:

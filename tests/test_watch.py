@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import re
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -151,6 +152,11 @@ def test_the_shards_of_a_stage_are_told_with_those_that_have_not_begun(
         shard(number).finish(counts_in=5, counts_out=5)
     status(tmp_path)
     assert f"are done: stllava gather {tmp_path}" in capsys.readouterr().out
+    shutil.copytree(tmp_path / SHARDS / "2-of-3", tmp_path / SHARDS / "copy")
+    status(tmp_path)
+    told = capsys.readouterr().out
+    assert "3 of 3 shards" in told
+    assert "There twice, where gather takes one: 2/3" in told
 
 
 def test_a_folder_among_shards_that_is_none_is_named(tmp_path: Path) -> None:

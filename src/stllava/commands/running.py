@@ -93,11 +93,14 @@ def _told_of_shards(stage: Path) -> list[str]:
     begun = {view.name for view in shards}
     count = max((Shard.parse(name).count for name in begun), default=0)
     missing = [name for number in range(1, count + 1) if (name := str(Shard(number, count))) not in begun]
-    done = sum(view.status == "done" for view in shards)
+    done = len({view.name for view in shards if view.status == "done"})
     lines = [*_stage_rows("shard", shards), ""]
-    if count and done == count:
+    if count and done == count == len(shards):
         return [*lines, f"All {count} shards of {stage} are done: stllava gather {stage}"]
     lines.append(f"{done} of {count or '?'} shards of {stage} are done. A command that was stopped goes on where it was.")
+    twice = [name for name in sorted(begun) if sum(view.name == name for view in shards) > 1]
+    if twice:
+        lines.append(f"There twice, where gather takes one: {', '.join(twice)}")
     return [*lines, f"Not begun: {', '.join(missing)}"] if missing else lines
 
 

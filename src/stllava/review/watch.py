@@ -323,15 +323,18 @@ def _shown(answers: Answers, judgment: Judgment | None) -> ShownVerdict:
 
 
 def shards_of(stage: Path) -> list[StageView]:
-    """The shards of a stage that have begun, as far as they are, in the order of their numbers; each is named i/n."""
+    """The shards of a stage that have begun, as far as they are, in the order of their numbers; each is named i/n.
+
+    Of a shard that is there twice both are told of.
+    """
     locked = locked_inodes()
-    found: dict[int, StageView] = {}
+    found: list[tuple[int, StageView]] = []
     for folder in (stage / SHARDS).iterdir():
         if (folder / PLAN).is_file():
             shard = planned_shard(folder, read_record(folder / PLAN, Plan).inputs)
             manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-            found[shard.number] = _stage_view(str(shard), folder, manifest, locked)
-    return [found[number] for number in sorted(found)]
+            found.append((shard.number, _stage_view(str(shard), folder, manifest, locked)))
+    return [view for _, view in sorted(found, key=lambda one: one[0])]
 
 
 def _stage_view(name: str, folder: Path, manifest: Manifest | None, locked: frozenset[int] | None) -> StageView:

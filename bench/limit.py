@@ -130,6 +130,7 @@ def main() -> None:
         with Operations(policy.model) as operations:
             step()
         linear = operations.count
+        step()
         batches = steps.collate([steps.example(index, 0) for index in range(len(dataset))])
         needed = linear + sum(attended(policy, batch) for batch in batches)
         rates, seconds = [], []

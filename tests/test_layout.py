@@ -89,7 +89,8 @@ def test_spans_of_questions_behind_an_image_are_as_small_as_allowed() -> None:
     assert [span.own for span in spans(nodes, least=8, most=99)] == [(0, 10), (10, 24), (24, 38)]
     assert [(span.root, span.own) for span in spans(nodes, least=99, most=4)] == [
         ((0, 0), (0, 4)),
-        ((0, 4), (4, 10)),
+        ((0, 4), (4, 8)),
+        ((0, 8), (8, 10)),
         ((0, 10), (10, 38)),
     ]
     assert all(span.sees_root for span in spans(nodes, least=1, most=4))

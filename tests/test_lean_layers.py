@@ -122,6 +122,46 @@ def test_an_mlp_of_which_the_last_layer_learns_alone_keeps_the_product() -> None
     assert total[0] == 200 * 40 * 4
 
 
+def test_a_frozen_mlp_keeps_nothing_of_its_input() -> None:
+    module = layer("mlp").requires_grad_(False)
+    inputs = torch.randn(1, 200, 24, requires_grad=True)
+    kept: list[int] = []
+
+    def pack(saved: Tensor) -> Tensor:
+        kept.append(saved.untyped_storage().data_ptr())
+        return saved
+
+    with lean_layers(module), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        output = module(inputs)
+    assert kept
+    assert inputs.untyped_storage().data_ptr() not in kept
+    output.sum().backward()
+    assert inputs.grad is not None
+
+
+def test_a_layer_that_was_given_a_forward_of_its_own_is_called() -> None:
+    """As accelerate does it, which moves weights to where they are needed there."""
+    module = layer("mlp")
+    up = cast(nn.Linear, module.get_submodule("up_proj"))
+    inputs = torch.randn(2, 7, 24)
+    up.forward = lambda input: 2 * nn.functional.linear(input, up.weight)  # type: ignore[method-assign]  # noqa: A006
+    theirs = learned(module, inputs)
+    with lean_layers(module):
+        ours = learned(module, inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["quick gelu", "norm", "mlp", "mlp with a bias"])
+def test_gradients_of_gradients_are_refused(kind: str) -> None:
+    module = layer(kind)
+    inputs = torch.randn(2, 7, 24, requires_grad=True)
+    with lean_layers(module):
+        (first,) = torch.autograd.grad(module(inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 class Wrapped(nn.Module):
     """A module whose forward is no function of Python's."""
 

@@ -14,7 +14,7 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of malloc.h."""
 LARGEST_KEPT = 32 << 20
-"""Bytes of the largest block that may be kept when it is freed; glibc's own bound to what it chooses by itself."""
+"""Bytes from which a block is returned as soon as it is freed; the most that glibc chooses by itself."""
 MOST_KEPT = 256 << 20
 """Bytes that may lie free at the end before they are returned."""
 
@@ -23,7 +23,8 @@ MOST_KEPT = 256 << 20
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """Let glibc keep up to `MOST_KEPT` bytes of what is freed, while a model learns on a CPU; then return it all.
 
-    Other C libraries, and a training on another device, are left as they are.
+    Afterwards it keeps as little as it does by itself at the end of such a training. Other C libraries, and a training on
+    another device, are left as they are.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" else None
     if libc is None or not hasattr(libc, "mallopt"):
@@ -34,4 +35,5 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)
         libc.malloc_trim(0)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN, QuickGELUActivation
@@ -113,6 +114,7 @@ def _is_plain(layer: nn.Module, x: Tensor) -> bool:
         and cast("Tensor | None", layer.bias) is None
         and layer.weight.dtype == x.dtype
         and not torch.is_autocast_enabled(x.device.type)
+        and "forward" not in vars(layer)
         and not (layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
     )
 
@@ -137,6 +139,7 @@ class LeanRotation(torch.autograd.Function):
         return _turned(x, cos, first, second, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of x: what comes in, turned back."""
         cos, sin = ctx.saved_tensors
@@ -166,6 +169,7 @@ class LeanRMSNorm(torch.autograd.Function):
         return made.mul_(weight) if made.dtype == weight.dtype else made * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """The gradients of x and of the weight, where they are asked for."""
         x, weight, scale = ctx.saved_tensors
@@ -182,7 +186,10 @@ class LeanRMSNorm(torch.autograd.Function):
 
 
 class LeanQuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x), as OpenAI's CLIP has it, which is silu(1.702 x) / 1.702; keeps x."""
+    """x · sigmoid(1.702 x), as OpenAI's CLIP has it, which is silu(1.702 x) / 1.702; keeps x.
+
+    Of x beyond a 1.702th of the largest number of its precision it makes what is no number.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -191,6 +198,7 @@ class LeanQuickGELU(torch.autograd.Function):
         return silu(QUICK * x, inplace=True).div_(QUICK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The gradient of x."""
         (x,) = ctx.saved_tensors
@@ -199,8 +207,9 @@ class LeanQuickGELU(torch.autograd.Function):
 
 
 class LeanMLP(torch.autograd.Function):
-    """down(silu(gate(x)) · up(x)) of three weights; keeps x and what gate and up give, and computes silu and product again.
+    """down(silu(gate(x)) · up(x)) of three weights; keeps what gate and up give, and x where they learn.
 
+    Silu and product are computed again.
     Each of the wide results on the way back is written over what was needed for it last.
     """
 
@@ -208,14 +217,16 @@ class LeanMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
         """What a gated MLP gives of x [..., H]."""
         gate, up = x @ gate_weight.t(), x @ up_weight.t()
-        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
+        learns = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(x if learns else None, gate, up, gate_weight, up_weight, down_weight)
         return silu(gate).mul_(up) @ down_weight.t()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x and of the weights, where they are asked for."""
-        whole, *wide, gate_weight, up_weight, down_weight = ctx.saved_tensors
-        x, gate, up, gradient = (one.reshape(-1, one.shape[-1]) for one in (whole, *wide, gradients[0]))
+        x, *wide, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        gate, up, gradient = (one.reshape(-1, one.shape[-1]) for one in (*wide, gradients[0]))
         asked_x, asked_gate, asked_up, asked_down = ctx.needs_input_grad
         opened = silu(gate)
         product = opened * up
@@ -224,8 +235,10 @@ class LeanMLP(torch.autograd.Function):
         of_up = opened.mul_(of_product)
         of_opened = of_product.mul_(up)
         of_gate = torch.ops.aten.silu_backward.grad_input(of_opened, gate, grad_input=of_opened)
-        of_x = (of_gate @ gate_weight).addmm_(of_up, up_weight).view_as(whole) if asked_x else None
-        return of_x, of_gate.t() @ x if asked_gate else None, of_up.t() @ x if asked_up else None, of_down
+        of_x = (of_gate @ gate_weight).addmm_(of_up, up_weight).view(gradients[0].shape) if asked_x else None
+        of_gate_weight = of_gate.t() @ x.reshape(-1, x.shape[-1]) if asked_gate else None
+        of_up_weight = of_up.t() @ x.reshape(-1, x.shape[-1]) if asked_up else None
+        return of_x, of_gate_weight, of_up_weight, of_down
 
 
 class SharedSilu:
@@ -258,6 +271,7 @@ class LeanGate(torch.autograd.Function):
         return silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """The gradients of gate and up."""
         gate, up = ctx.saved_tensors

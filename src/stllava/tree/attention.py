@@ -22,7 +22,7 @@ NAME, COPYING = "stllava_tree", "stllava_tree_copying"
 LEAST, MOST = 96, 192
 """Fewest tokens of questions that attend together, and about how many of an image: fewer save scores and cost calls.
 
-Those of an image are a multiple of 64, the blocks that PyTorch's kernel for CPUs works in."""
+Those of an image, but for the last, are a multiple of 64, the blocks that PyTorch's kernel for CPUs works in."""
 
 
 @dataclass(frozen=True)

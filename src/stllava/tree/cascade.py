@@ -55,6 +55,7 @@ def plan_calls(spans: Tensor, mask: Tensor) -> list[RowCalls]:
         # A span on several roots sees some of what stands before it, which is the whole row up to itself.
         keys = queries if sees_root else (root_start, end)
         # Keys behind the span, which the mask hides, fill the last of the kernel's blocks, where a part costs more than all.
+        # What stands there must be numbers, as with a mask over the whole row.
         keys = keys[0], min(keys[0] + KEYS * -(-(end - keys[0]) // KEYS), mask.shape[-1])
         own[row].append(Call(queries, keys, mask[row : row + 1, :, start:end, keys[0] : keys[1]]))
         if sees_root and root_end > root_start:

@@ -195,8 +195,7 @@ def logits_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator
     shape: torch.Size | None = None
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        whole = inputs[0]
-        return (whole.flatten(0, 1).index_select(0, rows * whole.shape[1] + columns)[None],)
+        return (inputs[0][rows, columns][None],)
 
     def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal places, shape

@@ -108,7 +108,7 @@ def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
     """A packed row cut into spans, in order: the roots, and of what stands on them at least `least` tokens together.
 
     A row is cut only where nothing behind the cut sees what stands between its root and the cut; a root that is one node
-    is cut into spans of `most` tokens that see those before, and the last of them takes a rest of up to half as many.
+    is cut into spans of `most` tokens that see those before, and the last of them takes a rest of fewer than half as many.
     """
     starts = [0]
     units: list[int] = []
@@ -129,7 +129,7 @@ def spans(nodes: Sequence[Node], *, least: int, most: int) -> list[Span]:
         own = (starts[first], starts[end])
         if nodes[first].parent == ROOT:
             step = most if end - first == 1 else own[1] - own[0]
-            blocks = [*range(own[0], max(own[0] + 1, own[1] - step // 2), step), own[1]]
+            blocks = [*range(own[0], max(own[0] + 1, own[1] - (step - 1) // 2), step), own[1]]
             made += [Span((own[0], start), (start, stop), True) for start, stop in pairwise(blocks)]
             continue
         root = roots[first]

@@ -108,7 +108,10 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
 
 
 def _is_plain(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer is a product with its weight and nothing else, in one precision: no adapter, no hook, no autocast."""
+    """Whether a layer is a product with its weight and nothing else, in one precision.
+
+    That is, no adapter, bias, hook or forward of its own, and no autocast.
+    """
     return (
         type(layer) is nn.Linear
         and cast("Tensor | None", layer.bias) is None
@@ -209,8 +212,7 @@ class LeanQuickGELU(torch.autograd.Function):
 class LeanMLP(torch.autograd.Function):
     """down(silu(gate(x)) · up(x)) of three weights; keeps what gate and up give, and x where they learn.
 
-    Silu and product are computed again.
-    Each of the wide results on the way back is written over what was needed for it last.
+    Silu and product are computed again, and on the way back each wide result is written over what was needed for it last.
     """
 
     @staticmethod
